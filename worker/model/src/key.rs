@@ -1,0 +1,166 @@
+//! The key space: key groups, shards, and the keys of a shard's state.
+//!
+//! key group = xxh3_64(tenant, 0x00, type, 0x00, value) mod 4,096; shard = group × shards / 4,096. The hash is part of
+//! the format: it never changes, and `tests::vectors` pins it. No id and no stored key contains a shard number, and every state
+//! key starts with (group, tenant, kind), so that a shard's state is a contiguous range however many shards there are.
+
+use crate::proto::Identifier;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Number of key groups; fixed for ever.
+pub const GROUPS: u16 = 4096;
+
+/// The key group of a tenant's identifier, 0..[`GROUPS`].
+pub fn group_of(tenant: &str, identifier: &Identifier) -> u16 {
+    group_of_parts(tenant, &identifier.r#type, &identifier.value)
+}
+
+/// [`group_of`] for an identifier that is not in one piece.
+pub fn group_of_parts(tenant: &str, kind: &str, value: &str) -> u16 {
+    let mut hash = Xxh3::new();
+    for part in [tenant, kind] {
+        hash.update(part.as_bytes());
+        hash.update(&[0]);
+    }
+    hash.update(value.as_bytes());
+    (hash.digest() % u64::from(GROUPS)) as u16
+}
+
+/// The shard that owns `group` when a stage has `shards` shards (1..=[`GROUPS`]).
+pub fn shard_of(group: u16, shards: u32) -> u32 {
+    u32::from(group) * shards / u32::from(GROUPS)
+}
+
+/// The key groups that `shard` of `shards` owns.
+pub fn groups_of(shard: u32, shards: u32) -> std::ops::Range<u16> {
+    let first = |shard: u32| (shard * u32::from(GROUPS)).div_ceil(shards) as u16;
+    first(shard)..first(shard + 1)
+}
+
+/// What a state key's value is; the byte after the tenant in a [`StateKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Unify: a message id that was seen.
+    Seen = 1,
+    /// Action: which user an identifier names.
+    Node = 2,
+    /// Action: a user.
+    User = 3,
+    /// Action: a device.
+    Device = 4,
+    /// Sums of a tenant ([`crate::proto::Usage`]).
+    Usage = 5,
+}
+
+impl Kind {
+    /// The kind of this byte, if it is one.
+    pub fn from_byte(byte: u8) -> Option<Kind> {
+        [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage].into_iter().find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// A key in a shard's state: group (2 bytes, big endian), tenant, 0x00, kind, rest.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StateKey(Box<[u8]>);
+
+impl StateKey {
+    /// The key of `rest` of a kind, for a tenant (which never contains a zero byte).
+    pub fn new(group: u16, tenant: &str, kind: Kind, rest: &[u8]) -> StateKey {
+        let mut key = Vec::with_capacity(4 + tenant.len() + rest.len());
+        key.extend_from_slice(&group.to_be_bytes());
+        key.extend_from_slice(tenant.as_bytes());
+        key.extend_from_slice(&[0, kind as u8]);
+        key.extend_from_slice(rest);
+        StateKey(key.into())
+    }
+
+    /// The key of an identifier of `kind` in its own key group.
+    pub fn of_identifier(tenant: &str, kind: Kind, identifier: &Identifier) -> StateKey {
+        let mut rest = Vec::with_capacity(identifier.r#type.len() + identifier.value.len() + 1);
+        rest.extend_from_slice(identifier.r#type.as_bytes());
+        rest.push(0);
+        rest.extend_from_slice(identifier.value.as_bytes());
+        StateKey::new(group_of(tenant, identifier), tenant, kind, &rest)
+    }
+
+    /// A key read back from the log or the state store.
+    pub fn from_bytes(bytes: &[u8]) -> StateKey {
+        StateKey(bytes.into())
+    }
+
+    /// The key's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The key group, when the key is well formed.
+    pub fn group(&self) -> Option<u16> {
+        self.0.first_chunk::<2>().map(|group| u16::from_be_bytes(*group))
+    }
+
+    /// Tenant, kind and rest, when the key is well formed.
+    pub fn parts(&self) -> Option<(&str, Kind, &[u8])> {
+        let after_group = self.0.get(2..)?;
+        let end = after_group.iter().position(|byte| *byte == 0)?;
+        let tenant = std::str::from_utf8(after_group.get(..end)?).ok()?;
+        let kind = Kind::from_byte(*after_group.get(end + 1)?)?;
+        Some((tenant, kind, after_group.get(end + 2..)?))
+    }
+}
+
+impl std::fmt::Debug for StateKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.parts() {
+            Some((tenant, kind, rest)) => {
+                write!(f, "{:?}/{tenant}/{kind:?}/{}", self.group(), rest.escape_ascii())
+            }
+            None => write!(f, "malformed {}", self.0.escape_ascii()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors() {
+        // docs/src/reference/frames.md prints the same numbers.
+        let group = |tenant, kind, value| group_of_parts(tenant, kind, value);
+        assert_eq!(
+            [
+                group("acme", "user_id", "42"),
+                group("acme", "anonymous_id", "7f1c"),
+                group("globex", "user_id", "42"),
+                group("acme", "email", "zoë@example.com"),
+            ],
+            VECTORS
+        );
+    }
+
+    const VECTORS: [u16; 4] = [969, 422, 1488, 2855];
+
+    #[test]
+    fn every_group_has_exactly_one_shard() {
+        for shards in [1, 2, 3, 7, 8, 100, 4096] {
+            let mut next = 0;
+            for shard in 0..shards {
+                let range = groups_of(shard, shards);
+                assert_eq!(range.start, next, "{shard} of {shards}");
+                assert!(range.clone().all(|group| shard_of(group, shards) == shard));
+                next = range.end;
+            }
+            assert_eq!(next, GROUPS);
+        }
+    }
+
+    #[test]
+    fn a_key_gives_back_its_parts() {
+        let key = StateKey::new(513, "acme", Kind::User, &[0, 1, 2]);
+        assert_eq!(key.group(), Some(513));
+        assert_eq!(key.parts(), Some(("acme", Kind::User, &[0u8, 1, 2][..])));
+        assert_eq!(StateKey::from_bytes(key.as_bytes()), key);
+        assert_eq!(StateKey::from_bytes(&[1]).parts(), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! The partitioned log: what Millstream needs of Kafka, as a trait.
+//!
+//! Contract, checked by one conformance suite on every implementation:
+//! - A partition is a sequence of messages with ascending offsets (gaps are allowed: control records, aborted data).
+//! - **Transactions.** What a transactional producer sends becomes visible to readers all at once when it commits, in all partitions, or
+//!   never. Readers are read-committed: they never see aborted data, nor anything at or behind the first open transaction of a partition.
+//! - **Fencing.** [`Log::transactional`] with an id ends the open transaction of the id's former producer (it is aborted, unless its commit
+//!   already took hold) before it returns; the former producer can commit nothing any more. This is the only lock there is (I4).
+//! - **Durability.** A commit, or a send that was acknowledged, survives `kill -9` of any process of ours.
+//! - **No silent jumps.** Reading from an offset below the log's start or above its end is [`LogError::OutOfRange`], never a reset (I6).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A topic's partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition number.
+    pub partition: u32,
+}
+
+impl TopicPartition {
+    /// A partition of a topic.
+    pub fn new(topic: impl Into<Arc<str>>, partition: u32) -> TopicPartition {
+        TopicPartition { topic: topic.into(), partition }
+    }
+}
+
+impl std::fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}[{}]", self.topic, self.partition)
+    }
+}
+
+/// Where to start reading a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The oldest message there is.
+    Earliest,
+    /// What comes after everything that is visible now.
+    Latest,
+    /// Exactly this offset.
+    At(u64),
+}
+
+/// A message as it is read; borrowed from the reader's buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// Index of its partition in the list that the consumer was made with.
+    pub assignment: usize,
+    /// Its offset.
+    pub offset: u64,
+    /// Milliseconds since 1970: the log's append time where the topic says so, else the sender's.
+    pub timestamp_ms: u64,
+    /// Key, or empty.
+    pub key: &'a [u8],
+    /// Payload.
+    pub payload: &'a [u8],
+}
+
+/// A message to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Topic; must exist.
+    pub topic: &'a str,
+    /// Partition.
+    pub partition: u32,
+    /// Key, or empty.
+    pub key: &'a [u8],
+    /// Payload.
+    pub payload: &'a [u8],
+    /// Headers.
+    pub headers: &'a [(&'a str, &'a str)],
+}
+
+/// Errors, by what the caller must do.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The log cannot be reached or answers late: try again.
+    #[error("log unavailable: {0}")]
+    Unavailable(String),
+    /// The offset is not in the log: an operator must decide (I6).
+    #[error("{at} is not at offset {offset}: the log holds {start}..{end}")]
+    OutOfRange {
+        /// The partition.
+        at: TopicPartition,
+        /// Offset asked for.
+        offset: u64,
+        /// First offset in the log.
+        start: u64,
+        /// One after the last.
+        end: u64,
+    },
+    /// The topic or the partition does not exist, or differs from what was asked for.
+    #[error("topic {topic}: {message}")]
+    Topic {
+        /// Its name.
+        topic: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The message is larger than the log takes.
+    #[error("message for {topic} of {size} bytes is larger than the log takes")]
+    TooLarge {
+        /// Its topic.
+        topic: String,
+        /// Bytes.
+        size: usize,
+    },
+    /// The configuration is wrong.
+    #[error("log configuration: {0}")]
+    Configuration(String),
+    /// A transactional client has failed, in whatever way: what its last transaction came to is unknown. Discard the client, then find out by
+    /// taking over (DESIGN 4, rules 4 and 6).
+    #[error("transaction outcome unknown: {0}")]
+    Unknown(String),
+}
+
+/// How a topic is to be created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// Name.
+    pub name: String,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// True: messages carry the time at which the log took them (I7).
+    pub append_time: bool,
+    /// True: keep the last message per key only.
+    pub compacted: bool,
+}
+
+/// A partitioned log.
+pub trait Log: Send + Sync {
+    /// Creates the topics that are missing.
+    ///
+    /// # Errors
+    /// [`LogError::Topic`] when one exists with another number of partitions or another time stamp type.
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError>;
+
+    /// What identifies a topic across deletion and re-creation under one name.
+    ///
+    /// # Errors
+    /// [`LogError::Topic`] when it does not exist.
+    fn topic_id(&self, topic: &str) -> Result<String, LogError>;
+
+    /// First offset of a partition, and the offset after the last one that read-committed readers can see *now*, asked of the
+    /// partition's leader.
+    ///
+    /// # Errors
+    /// [`LogError::Topic`], [`LogError::Unavailable`].
+    fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError>;
+
+    /// A read-committed reader of some partitions.
+    ///
+    /// # Errors
+    /// [`LogError::OutOfRange`] here or at the first poll.
+    fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError>;
+
+    /// A producer without transactions: idempotent, acknowledged by all in-sync replicas.
+    ///
+    /// # Errors
+    /// [`LogError::Configuration`].
+    fn producer(&self) -> Result<Box<dyn Producer>, LogError>;
+
+    /// The producer of a transactional id. Returns when every former producer of the id is fenced and its open transaction is decided.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] when that could not be had in time: nothing is known then.
+    fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError>;
+}
+
+/// A reader.
+pub trait Consumer: Send {
+    /// Waits up to `timeout` for messages and hands over at most `max` of them; those of one partition come in order. Returns how many.
+    ///
+    /// # Errors
+    /// [`LogError::OutOfRange`], [`LogError::Topic`]; transient trouble is retried inside and shows as 0 messages.
+    fn poll(&mut self, max: usize, timeout: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError>;
+
+    /// For each assigned partition the offset up to which everything visible was handed over: like the next offset to read, but it also
+    /// moves past control records and aborted data once the end is reached, so that it can be compared with [`Log::bounds`].
+    fn positions(&self) -> Vec<u64>;
+}
+
+/// Called once when a send is decided: its offset, or why it failed.
+pub type Acknowledge = Box<dyn FnOnce(Result<u64, LogError>) + Send>;
+
+/// A producer without transactions. Sends of one producer to one partition keep their order.
+pub trait Producer: Send + Sync {
+    /// Takes a message (copies it) and reports its fate to `acknowledge`, from any thread, later or at once. A fate of
+    /// [`LogError::Unknown`] means that it may or may not be in the log.
+    fn send(&self, message: Outgoing<'_>, acknowledge: Acknowledge);
+}
+
+/// The producer of a transactional id. After any error it must be dropped: it may not be used again.
+pub trait Transactional: Send {
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`LogError::Unknown`].
+    fn begin(&mut self) -> Result<(), LogError>;
+
+    /// Adds a message to the transaction (copies it).
+    ///
+    /// # Errors
+    /// [`LogError::TooLarge`], [`LogError::Topic`], [`LogError::Unknown`].
+    fn send(&mut self, message: Outgoing<'_>) -> Result<(), LogError>;
+
+    /// Commits; returns when the log has decided to.
+    ///
+    /// # Errors
+    /// [`LogError::Unknown`]: it may have been committed or not.
+    fn commit(&mut self) -> Result<(), LogError>;
+
+    /// Gives the transaction up.
+    ///
+    /// # Errors
+    /// [`LogError::Unknown`].
+    fn abort(&mut self) -> Result<(), LogError>;
+}

@@ -1,0 +1,204 @@
+//! The stages: pure functions of (record, state view, batch time, configuration).
+//!
+//! A stage does no I/O and knows no clock; the shard runtime (`worker/shard`) feeds it records in log order and carries its
+//! outputs out in one transaction, so that each stage is tested without a log, and the simulation runs the real code.
+//! [`source`] turns what a source sends into envelopes (the gateway's part); [`unify`] turns envelopes into actions;
+//! [`action`] resolves and applies them; [`reaction`] folds mutations into document writes.
+
+pub mod action;
+pub mod reaction;
+pub mod source;
+pub mod unify;
+
+use millstream_model::key::StateKey;
+use millstream_model::proto::{Action, Exchange, Mutation, Stamp, TraceContext, Usage};
+use std::collections::BTreeMap;
+
+/// Which of a shard's input topics a record came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Input {
+    /// `ingress`: envelopes.
+    Ingress,
+    /// `actions`: actions.
+    Actions,
+    /// `exchange.action`: messages of other action shards.
+    Exchange,
+}
+
+/// Where a record stands, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// The record's topic.
+    pub input: Input,
+    /// Partition of that topic; the shard's own number.
+    pub partition: u32,
+    /// Offset and index of the record, with time = max(previous stamp of the partition, append time) (I7).
+    pub stamp: Stamp,
+    /// Batch time, milliseconds since 1970; never goes back.
+    pub batch_ms: u64,
+    /// Generation of the pipeline.
+    pub generation: u16,
+    /// How many shards the stage has.
+    pub shards: u32,
+}
+
+/// Reading the shard's state failed; the batch must be given up. It says nothing about the record.
+#[derive(Debug, thiserror::Error)]
+#[error("reading state failed: {0}")]
+pub struct StateError(pub String);
+
+/// What a value of a shard's state can do.
+pub trait StateValue: Clone + Send + Sync + 'static {
+    /// Appends the stored form.
+    fn encode(&self, bytes: &mut Vec<u8>);
+
+    /// Reads the stored form of the value under `key`.
+    ///
+    /// # Errors
+    /// When the bytes are not such a value.
+    fn decode(key: &StateKey, bytes: &[u8]) -> Result<Self, StateError>;
+}
+
+/// A stage's view of its shard's state: what is committed, and the changes of the running batch over it.
+pub trait State<V> {
+    /// The value under a key.
+    ///
+    /// # Errors
+    /// [`StateError`] ends the batch.
+    fn get(&mut self, key: &StateKey) -> Result<Option<&V>, StateError>;
+
+    /// The value under a key, to be changed in place.
+    ///
+    /// # Errors
+    /// [`StateError`] ends the batch.
+    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut V>, StateError>;
+
+    /// Sets the value under a key.
+    fn put(&mut self, key: StateKey, value: V);
+
+    /// Removes the value under a key.
+    fn remove(&mut self, key: StateKey);
+}
+
+/// A public message, one log message each (not framed).
+#[derive(Clone, Debug, PartialEq)]
+pub struct PublicMessage {
+    /// The log's message key: orders and compacts per user or tenant.
+    pub key: Vec<u8>,
+    /// CloudEvents attributes and trace context.
+    pub headers: Vec<(&'static str, String)>,
+    /// JSON.
+    pub payload: Vec<u8>,
+    /// Key group that chooses the partition.
+    pub group: u16,
+}
+
+/// A span of a sampled record in a stage: exported after the batch is committed, with the batch's begin and end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageSpan {
+    /// The context that came with the record: trace and parent.
+    pub parent: TraceContext,
+    /// This span's id (8 bytes), which went out with the record's outputs.
+    pub span_id: [u8; 8],
+    /// What was done: `unify segment identify`.
+    pub name: String,
+    /// Tenant of the record.
+    pub tenant: String,
+}
+
+/// What a record leads to. The runtime empties it after each record (buffers are kept).
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// To `actions`, partition of `group`.
+    pub actions: Vec<Action>,
+    /// To `exchange.action`, partition of `group`.
+    pub exchange: Vec<Exchange>,
+    /// To `mutations`, partition of `group`.
+    pub mutations: Vec<Mutation>,
+    /// To `events`.
+    pub events: Vec<PublicMessage>,
+    /// To `rejects`.
+    pub rejects: Vec<PublicMessage>,
+    /// For the trace exporter.
+    pub spans: Vec<StageSpan>,
+    /// What to add to each tenant's sums.
+    pub usage: BTreeMap<String, Usage>,
+    /// Rejects by (tenant, reason code), for metrics.
+    pub reasons: Vec<(String, millstream_model::reject::Reason)>,
+}
+
+impl Outbox {
+    /// The tenant's sums of this batch, to be added to.
+    pub fn usage(&mut self, tenant: &str) -> &mut Usage {
+        if !self.usage.contains_key(tenant) {
+            self.usage.insert(tenant.to_owned(), Usage::default());
+        }
+        self.usage.entry(tenant.to_owned()).or_default()
+    }
+
+    /// Opens the span of a stage for a sampled record: returns the context that its outputs carry. The span id is a function of the
+    /// parent, the stage and the record, so that a batch that is processed again names the same span.
+    pub fn span(
+        &mut self,
+        parent: Option<&TraceContext>,
+        stage: &str,
+        kind: &str,
+        tenant: &str,
+        record_id: &[u8],
+    ) -> Option<TraceContext> {
+        let parent = parent.filter(|context| millstream_model::trace::is_sampled(context))?;
+        let mut seed = parent.span_id.clone();
+        seed.extend_from_slice(stage.as_bytes());
+        seed.extend_from_slice(record_id);
+        let span_id = millstream_model::id::content_hash(&seed).to_be_bytes();
+        self.spans.push(StageSpan {
+            parent: parent.clone(),
+            span_id,
+            name: format!("{stage} {kind}"),
+            tenant: tenant.to_owned(),
+        });
+        Some(TraceContext { span_id: span_id.to_vec(), ..parent.clone() })
+    }
+}
+
+/// Bytes of an internal topic that this version cannot read. The shard stops: going on would lose them (I6).
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read a record of {input:?}: {message}")]
+pub struct DecodeError {
+    /// The topic.
+    pub input: Input,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// A stage of the pipeline with state.
+pub trait Stage: Send {
+    /// Its state's values.
+    type Value: StateValue;
+    /// A decoded input record: each record is parsed once.
+    type Record: Send;
+
+    /// `unify` or `action`.
+    fn name(&self) -> &'static str;
+
+    /// Decodes one record of a frame.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the bytes are not such a record.
+    fn decode(&self, input: Input, bytes: &[u8]) -> Result<Self::Record, DecodeError>;
+
+    /// The state keys that processing will surely read, for one `multi_get` per batch.
+    fn keys(&self, record: &Self::Record, keys: &mut Vec<StateKey>);
+
+    /// Processes one record.
+    ///
+    /// # Errors
+    /// [`StateError`] when state could not be read: the batch is given up and nothing of it is kept.
+    fn process(
+        &self,
+        record: Self::Record,
+        at: &At,
+        state: &mut dyn State<Self::Value>,
+        out: &mut Outbox,
+    ) -> Result<(), StateError>;
+}
