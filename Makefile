@@ -1,0 +1,86 @@
+# Everything a person or a machine does with this repository. `make help` lists it.
+#
+# One build profile (dev) and one target folder serve the demo, the tests and lint, because the C++ dependencies are what a build
+# costs. The folder lies in a cache outside the checkout, so that a second clone on this machine reuses it; nothing needs it to
+# be there. CARGO_TARGET_DIR, when set, wins.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+export MILLSTREAM_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/millstream
+export CARGO_TARGET_DIR ?= $(MILLSTREAM_CACHE)/target
+export CARGO_TERM_COLOR ?= $(if $(CI),never,auto)
+
+MILLSTREAM := $(CARGO_TARGET_DIR)/debug/millstream
+TIMED := tools/timed
+
+.PHONY: help
+help: ## this list
+	@echo "Millstream. Targets:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@echo
+	@echo "Built code:   $(CARGO_TARGET_DIR)   (CARGO_TARGET_DIR)"
+	@echo "Test servers: $(MILLSTREAM_CACHE)   (MILLSTREAM_CACHE)"
+
+.PHONY: demo
+demo: build ## build, then run the whole pipeline in one process and check what comes out
+	@"$(MILLSTREAM)" demo
+
+.PHONY: build
+build: setup-build ## build the program `millstream`
+	@cargo build --locked --workspace --bin millstream
+
+.PHONY: test
+test: ## everything that must pass: lint, docs, test servers, all tests
+	@$(TIMED) setup $(MAKE) --no-print-directory setup-test
+	@$(TIMED) lint $(MAKE) --no-print-directory lint
+	@$(TIMED) docs $(MAKE) --no-print-directory docs
+	@$(TIMED) servers $(MAKE) --no-print-directory servers
+	@$(TIMED) build cargo test --locked --workspace --no-run --quiet
+	@$(TIMED) tests cargo test --locked --workspace
+
+.PHONY: unit
+unit: setup-build ## only the tests that need no server: model, stages, shard
+	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-shard
+
+.PHONY: servers
+servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatible) into the cache
+	@cargo run --locked --quiet -p millstream-tests --bin servers -- install
+
+.PHONY: lint
+lint: setup-build ## formatting, clippy, rustdoc, licences and bans, unsafe rule, generated files, documents
+	@tools/check-unsafe
+	@tools/check-docs
+	@cargo fmt --all --check || { echo "run: make fmt" >&2; exit 1; }
+	@cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --workspace --no-deps
+	@deny=$$(tools/tool cargo-deny) && "$$deny" --log-level error --offline --locked check bans licenses sources
+	@tools/generate --check
+
+.PHONY: fmt
+fmt: ## format the code
+	@cargo fmt --all
+
+.PHONY: generate
+generate: setup-build ## write anew what is generated from the code (OpenAPI)
+	@tools/generate
+
+.PHONY: docs
+docs: ## check the documents and build the book: docs/book/index.html
+	@tools/check-docs
+	@mdbook=$$(tools/tool mdbook) && "$$mdbook" build docs
+
+.PHONY: clean
+clean: ## remove what was built from this checkout, here and in the cache; test servers stay
+	@cargo clean --quiet --workspace || true
+	@rm -rf docs/book
+
+.PHONY: setup-build setup-test
+setup-build:
+	@tools/setup build
+	@tools/fetch
+setup-test:
+	@tools/setup test
+	@tools/fetch
