@@ -147,6 +147,11 @@ pub fn record_id(tenant: &str, message_id: &str, partition: u32, stamp: &Stamp, 
     hash.digest128().to_be_bytes()
 }
 
+/// What unify remembers of a message id. Part of the stored format: it never changes.
+pub fn message_hash(message_id: &str) -> [u8; 16] {
+    xxh3_128(message_id.as_bytes()).to_be_bytes()
+}
+
 /// A hash of stored bytes, for the changelog's before-images; 0 is kept for "absent".
 pub fn content_hash(bytes: &[u8]) -> u64 {
     xxh3_64(bytes).max(1)
