@@ -18,7 +18,7 @@ const FORMAT: u8 = 1;
 const HEADER: usize = 7;
 
 /// What kind of record a frame carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Content {
     /// [`crate::proto::Envelope`]

@@ -62,7 +62,7 @@ impl Kind {
 
 /// A key in a shard's state: group (2 bytes, big endian), tenant, 0x00, kind, rest.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StateKey(Box<[u8]>);
+pub struct StateKey(std::sync::Arc<[u8]>);
 
 impl StateKey {
     /// The key of `rest` of a kind, for a tenant (which never contains a zero byte).

@@ -4,9 +4,16 @@
 //! transactions, the [`documents`] store, and the local [`state`] store. I/O happens through these traits only; time comes
 //! from a [`Clock`], background work goes to an [`Executor`].
 
+pub mod cache;
+pub mod changelog;
 pub mod documents;
+pub mod follower;
 pub mod log;
+pub mod output;
+pub mod ownership;
+pub mod runtime;
 pub mod state;
+pub mod topics;
 
 /// Where time comes from.
 pub trait Clock: Send + Sync {
@@ -18,4 +25,45 @@ pub trait Clock: Send + Sync {
 pub trait Executor: Send + Sync {
     /// Runs `work` some time, elsewhere.
     fn run(&self, work: Box<dyn FnOnce() + Send>);
+}
+
+/// Why a shard cannot go on, by what its caller must do.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// Drop the shard and open it again, after a moment: the log, the store or a rival stood in the way.
+    #[error("must be opened again: {0}")]
+    Reopen(String),
+    /// A person must decide: going on would lose or double something (I6).
+    #[error("stopped: {0}")]
+    Stopped(String),
+}
+
+impl From<log::LogError> for ShardError {
+    fn from(error: log::LogError) -> ShardError {
+        use log::LogError as E;
+        match error {
+            E::Unavailable(_) | E::Unknown(_) => ShardError::Reopen(error.to_string()),
+            E::OutOfRange { .. } | E::Topic { .. } | E::TooLarge { .. } | E::Configuration(_) => {
+                ShardError::Stopped(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<state::StoreError> for ShardError {
+    fn from(error: state::StoreError) -> ShardError {
+        ShardError::Reopen(error.to_string())
+    }
+}
+
+impl From<millstream_stages::StateError> for ShardError {
+    fn from(error: millstream_stages::StateError) -> ShardError {
+        ShardError::Reopen(error.to_string())
+    }
+}
+
+impl From<millstream_stages::DecodeError> for ShardError {
+    fn from(error: millstream_stages::DecodeError) -> ShardError {
+        ShardError::Stopped(error.to_string())
+    }
 }

@@ -187,6 +187,15 @@ pub trait Stage: Send {
     /// [`DecodeError`] when the bytes are not such a record.
     fn decode(&self, input: Input, bytes: &[u8]) -> Result<Self::Record, DecodeError>;
 
+    /// Deals with bytes of an input that cannot be decoded. A topic that others may write to rejects them; an internal one must not be
+    /// read past them (I6).
+    ///
+    /// # Errors
+    /// The error itself: the shard stops.
+    fn unreadable(&self, error: DecodeError, _bytes: &[u8], _at: &At, _out: &mut Outbox) -> Result<(), DecodeError> {
+        Err(error)
+    }
+
     /// The state keys that processing will surely read, for one `multi_get` per batch.
     fn keys(&self, record: &Self::Record, keys: &mut Vec<StateKey>);
 

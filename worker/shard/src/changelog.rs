@@ -1,0 +1,253 @@
+//! The changelog: one record per batch, in parts when it is larger than a message, chained by digests.
+//!
+//! A part's digest covers the digest of the part before it, the batch's number, its inputs and its entries, so that a follower notices when
+//! something is missing, repeated or changed (I6). Followers apply the parts of a batch as one: [`Assembler`] hands over a batch only
+//! when its last part has come.
+
+use crate::cache::Change;
+use millstream_model::frame::{self, Content, FrameError};
+use millstream_model::proto::{Batch, Changelog, Entry, Genesis, Ownership, Position, changelog::Record};
+use prost::Message as _;
+use xxhash_rust::xxh3::Xxh3;
+
+/// A part holds at most about this many bytes of entries: below the log's usual limit of 1 MB for a message.
+const PART_BYTES: usize = 800_000;
+
+/// Why a changelog cannot be followed. The shard stops (I6).
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ChangelogError {
+    /// Not readable by this version.
+    #[error("changelog at offset {offset}: {message}")]
+    Unreadable {
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        message: String,
+    },
+    /// The digest chain is broken: something is missing or was changed.
+    #[error("changelog at offset {offset}: digest chain broken, expected {expected:016x}, found {found:016x}")]
+    Broken {
+        /// Where.
+        offset: u64,
+        /// Digest of what was read so far.
+        expected: u64,
+        /// Digest that the record builds on.
+        found: u64,
+    },
+}
+
+/// What a batch's changelog record says besides its entries.
+#[derive(Clone, Debug, Default)]
+pub struct BatchHeader {
+    /// Number of the batch, counting up by one.
+    pub number: u64,
+    /// Batch time, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Epoch of the owner.
+    pub epoch: u64,
+    /// Newest stamp given.
+    pub stamp_time_ms: u64,
+    /// Where the next batch reads on.
+    pub inputs: Vec<Position>,
+}
+
+/// The records of a batch and the digest after them.
+pub fn records(header: &BatchHeader, changes: Vec<Change>, previous: u64) -> (Vec<Changelog>, u64) {
+    let mut groups: Vec<Vec<Entry>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for change in changes {
+        let size = change.key.as_bytes().len() + change.value.as_ref().map_or(0, Vec::len) + 24;
+        if bytes > 0 && bytes + size > PART_BYTES {
+            groups.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(group) = groups.last_mut() {
+            group.push(Entry { key: change.key.as_bytes().to_vec(), value: change.value, before: change.before });
+        }
+    }
+    let parts = groups.len() as u32;
+    let mut digest = previous;
+    let records = groups
+        .into_iter()
+        .zip(1..)
+        .map(|(entries, part)| {
+            let mut batch = Batch {
+                number: header.number,
+                time_ms: header.time_ms,
+                epoch: header.epoch,
+                inputs: if part == parts { header.inputs.clone() } else { Vec::new() },
+                entries,
+                part,
+                parts,
+                previous_digest: digest,
+                digest: 0,
+                stamp_time_ms: header.stamp_time_ms,
+            };
+            batch.digest = digest_of(&batch);
+            digest = batch.digest;
+            Changelog { record: Some(Record::Batch(batch)) }
+        })
+        .collect();
+    (records, digest)
+}
+
+/// The digest of a part: over everything in it, the previous digest included.
+fn digest_of(batch: &Batch) -> u64 {
+    let mut hash = Xxh3::new();
+    for number in [batch.previous_digest, batch.number, batch.time_ms, batch.epoch, batch.stamp_time_ms] {
+        hash.update(&number.to_le_bytes());
+    }
+    hash.update(&batch.part.to_le_bytes());
+    for input in &batch.inputs {
+        hash.update(input.topic.as_bytes());
+        hash.update(&input.partition.to_le_bytes());
+        hash.update(&input.offset.to_le_bytes());
+    }
+    for entry in &batch.entries {
+        hash.update(&(entry.key.len() as u32).to_le_bytes());
+        hash.update(&entry.key);
+        hash.update(&entry.before.to_le_bytes());
+        if let Some(value) = &entry.value {
+            hash.update(value);
+        }
+    }
+    hash.digest().max(1)
+}
+
+/// The frame of one changelog record.
+pub fn encode(record: &Changelog) -> Vec<u8> {
+    frame::single(Content::Changelog, record)
+}
+
+/// Something complete that a follower read.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// The first record of a changelog.
+    Genesis(Genesis),
+    /// Who may write from here on.
+    Ownership(Ownership),
+    /// A batch, all its parts in one.
+    Batch(Batch),
+}
+
+/// Puts the parts of batches together and checks the chain.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    /// Digest after the last part read.
+    digest: u64,
+    /// Batches up to this number are known already and skipped.
+    known: u64,
+    open: Option<Batch>,
+}
+
+impl Assembler {
+    /// Reads on after the batch `number` with `digest` (0, 0: from the start). Earlier batches may come again.
+    pub fn after(number: u64, digest: u64) -> Assembler {
+        Assembler { digest, known: number, open: None }
+    }
+
+    /// Reads the message at `offset`; gives what is complete with it.
+    ///
+    /// # Errors
+    /// [`ChangelogError`].
+    pub fn read(&mut self, offset: u64, payload: &[u8]) -> Result<Vec<Step>, ChangelogError> {
+        let unreadable = |message: String| ChangelogError::Unreadable { offset, message };
+        let framed = |error: FrameError| unreadable(error.to_string());
+        let mut steps = Vec::new();
+        for record in frame::read(payload, Content::Changelog).map_err(framed)? {
+            let record = Changelog::decode(record.map_err(framed)?).map_err(|error| unreadable(error.to_string()))?;
+            match record.record {
+                Some(Record::Genesis(genesis)) => steps.push(Step::Genesis(genesis)),
+                Some(Record::Ownership(ownership)) => steps.push(Step::Ownership(ownership)),
+                Some(Record::Batch(batch)) => steps.extend(self.part(offset, batch)?.map(Step::Batch)),
+                None => return Err(unreadable("a kind of record that this version does not know; upgrade it".into())),
+            }
+        }
+        Ok(steps)
+    }
+
+    fn part(&mut self, offset: u64, batch: Batch) -> Result<Option<Batch>, ChangelogError> {
+        if batch.number <= self.known {
+            return Ok(None);
+        }
+        let broken = |expected, found| Err(ChangelogError::Broken { offset, expected, found });
+        if batch.previous_digest != self.digest {
+            return broken(self.digest, batch.previous_digest);
+        }
+        let computed = digest_of(&batch);
+        if computed != batch.digest {
+            return broken(computed, batch.digest);
+        }
+        self.digest = batch.digest;
+        let (part, parts) = (batch.part, batch.parts);
+        let whole = match self.open.take() {
+            None => batch,
+            Some(mut open) => {
+                open.entries.extend(batch.entries);
+                Batch { entries: open.entries, ..batch }
+            }
+        };
+        if part == parts {
+            return Ok(Some(whole));
+        }
+        self.open = Some(whole);
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_model::key::{Kind, StateKey};
+
+    fn change(name: &str, size: usize) -> Change {
+        let key = StateKey::new(7, "acme", Kind::User, name.as_bytes());
+        Change { key, value: Some(vec![b'x'; size]), before: 0 }
+    }
+
+    fn header(number: u64) -> BatchHeader {
+        let inputs = vec![Position { topic: "in".into(), partition: 0, offset: number * 10 }];
+        BatchHeader { number, time_ms: number, epoch: 1, stamp_time_ms: 0, inputs }
+    }
+
+    fn follow(records: &[Changelog], assembler: &mut Assembler) -> Result<Vec<Step>, ChangelogError> {
+        let mut steps = Vec::new();
+        for (offset, record) in (0..).zip(records) {
+            steps.extend(assembler.read(offset, &encode(record))?);
+        }
+        Ok(steps)
+    }
+
+    #[test]
+    fn a_batch_larger_than_a_message_comes_back_as_one() {
+        let changes = || (0..5).map(|n| change(&n.to_string(), 300_000)).collect::<Vec<_>>();
+        let (records, digest) = records(&header(1), changes(), 0);
+        assert_eq!(records.len(), 3);
+        assert!(records.iter().all(|record| encode(record).len() < 1_000_000));
+        let mut assembler = Assembler::default();
+        let first_two = follow(&records[..2], &mut assembler).unwrap();
+        assert!(first_two.is_empty(), "half a batch is nothing");
+        let steps = follow(&records[2..], &mut assembler).unwrap();
+        let [Step::Batch(batch)] = &steps[..] else { panic!("{steps:?}") };
+        assert_eq!((batch.entries.len(), batch.digest), (5, digest));
+        assert_eq!(batch.inputs, header(1).inputs);
+    }
+
+    #[test]
+    fn what_is_missing_repeated_or_changed_breaks_the_chain() {
+        let (first, digest) = records(&header(1), vec![change("a", 10)], 0);
+        let (second, _) = records(&header(2), vec![change("b", 10)], digest);
+        let all = [first.clone(), second.clone()].concat();
+        assert_eq!(follow(&all, &mut Assembler::default()).unwrap().len(), 2);
+        let broken = |records: &[Changelog]| {
+            matches!(follow(records, &mut Assembler::default()), Err(ChangelogError::Broken { .. }))
+        };
+        assert!(broken(&second), "missing");
+        assert!(broken(&[first.clone(), first.clone()].concat()), "repeated");
+        let mut changed = first;
+        let Some(Record::Batch(batch)) = &mut changed[0].record else { panic!() };
+        batch.entries[0].value = Some(b"other".to_vec());
+        assert!(broken(&changed), "changed");
+    }
+}

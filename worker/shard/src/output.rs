@@ -1,0 +1,117 @@
+//! What a batch sends: frames per partition, filled while records are processed.
+//!
+//! A frame goes out when it is full; what is left goes out when the batch ends. All of it is in the batch's transaction.
+
+use crate::log::{LogError, Outgoing, Transactional};
+use crate::topics::Topics;
+use millstream_model::frame::{Content, FrameWriter};
+use millstream_model::key::shard_of;
+use millstream_stages::{Outbox, PublicMessage};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Open frames of a batch.
+#[derive(Debug)]
+pub struct Output {
+    topics: Topics,
+    frames: BTreeMap<(Content, u32), FrameWriter>,
+    /// Messages sent.
+    pub messages: u64,
+}
+
+impl Output {
+    /// Nothing yet.
+    pub fn new(topics: Topics) -> Output {
+        Output { topics, frames: BTreeMap::new(), messages: 0 }
+    }
+
+    /// Takes what a record led to.
+    ///
+    /// # Errors
+    /// [`LogError`] of the transaction.
+    pub fn drain(&mut self, out: &mut Outbox, transaction: &mut dyn Transactional) -> Result<(), LogError> {
+        for action in out.actions.drain(..) {
+            self.frame(Content::Action, action.group, &action, transaction)?;
+        }
+        for message in out.exchange.drain(..) {
+            self.frame(Content::Exchange, message.group, &message, transaction)?;
+        }
+        for mutation in out.mutations.drain(..) {
+            self.frame(Content::Mutation, mutation.group, &mutation, transaction)?;
+        }
+        let (events, rejects) = (self.topics.events.clone(), self.topics.rejects.clone());
+        for message in out.events.drain(..) {
+            self.public(&events, &message, transaction)?;
+        }
+        for message in out.rejects.drain(..) {
+            self.public(&rejects, &message, transaction)?;
+        }
+        Ok(())
+    }
+
+    fn frame(
+        &mut self,
+        content: Content,
+        group: u32,
+        record: &impl prost::Message,
+        transaction: &mut dyn Transactional,
+    ) -> Result<(), LogError> {
+        let partition = self.partition(group);
+        let frame = self.frames.entry((content, partition)).or_insert_with(|| FrameWriter::new(content));
+        if frame.would_overflow(record.encoded_len()) {
+            let full = std::mem::replace(frame, FrameWriter::new(content));
+            self.send_frame(content, partition, full, transaction)?;
+        }
+        if let Some(frame) = self.frames.get_mut(&(content, partition)) {
+            frame.push(record);
+        }
+        Ok(())
+    }
+
+    fn partition(&self, group: u32) -> u32 {
+        shard_of(u16::try_from(group).unwrap_or(0), self.topics.shards)
+    }
+
+    fn public(
+        &mut self,
+        topic: &str,
+        message: &PublicMessage,
+        transaction: &mut dyn Transactional,
+    ) -> Result<(), LogError> {
+        let headers: Vec<(&str, &str)> = message.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.messages += 1;
+        let partition = self.partition(u32::from(message.group));
+        transaction.send(Outgoing { topic, partition, key: &message.key, payload: &message.payload, headers: &headers })
+    }
+
+    fn send_frame(
+        &mut self,
+        content: Content,
+        partition: u32,
+        frame: FrameWriter,
+        transaction: &mut dyn Transactional,
+    ) -> Result<(), LogError> {
+        let topic: &Arc<str> = match content {
+            Content::Envelope => &self.topics.ingress,
+            Content::Action => &self.topics.actions,
+            Content::Exchange => &self.topics.exchange,
+            Content::Mutation | Content::Changelog => &self.topics.mutations,
+        };
+        let payload = frame.finish();
+        self.messages += 1;
+        transaction.send(Outgoing { topic, partition, key: &[], payload: &payload, headers: &[] })
+    }
+
+    /// Sends what is left.
+    ///
+    /// # Errors
+    /// [`LogError`] of the transaction.
+    pub fn finish(&mut self, transaction: &mut dyn Transactional) -> Result<(), LogError> {
+        for ((content, partition), frame) in std::mem::take(&mut self.frames) {
+            if !frame.is_empty() {
+                self.send_frame(content, partition, frame, transaction)?;
+            }
+        }
+        Ok(())
+    }
+}

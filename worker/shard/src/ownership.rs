@@ -1,0 +1,132 @@
+//! Who may write for a shard (I4).
+//!
+//! Kafka's transactional ids are the only lock. A shard has two, and the newest ownership record in its changelog names the one that may write.
+//! *Takeover*, the way of every acquisition that is no handoff: read the changelog; initialise the **idle** id; then, never in parallel and
+//! never in the other order, the **named** id; then read to the end. If the log still names that id, nobody else can commit any more:
+//! continue on the other one, whose first transaction carries an ownership record with epoch + 1. If it names another one, start again.
+//! Nobody re-initialises the named id and goes on with it: a commit of its former owner could still land afterwards.
+//!
+//! Every shard begins with a *genesis* record, written once, when its pipeline is created (I6).
+
+use crate::ShardError;
+use crate::changelog;
+use crate::follower::Follower;
+use crate::log::{Log, Outgoing, TopicPartition, Transactional};
+use crate::topics::Topics;
+use millstream_model::proto::{Changelog, Genesis, Ownership, changelog::Record};
+
+/// How often a takeover starts again because somebody else took over in between, before it backs off.
+const ATTEMPTS: usize = 5;
+
+/// Who acquires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    /// Worker's name.
+    pub worker: String,
+    /// One process of that name.
+    pub incarnation: String,
+}
+
+/// The right to write.
+pub struct Lease {
+    /// Client of the id that the log names now.
+    pub producer: Box<dyn Transactional>,
+    /// Its epoch.
+    pub epoch: u64,
+}
+
+/// Takes a shard over; the follower has then read everything that any former owner committed.
+///
+/// # Errors
+/// [`ShardError::Reopen`] when it must be tried again, [`ShardError::Stopped`] without a genesis record.
+pub fn take_over(
+    log: &dyn Log,
+    topics: &Topics,
+    stage: &str,
+    shard: u32,
+    claimant: &Claimant,
+    follower: &mut Follower,
+) -> Result<Lease, ShardError> {
+    follower.read_to_end(log)?;
+    if !follower.has_genesis() {
+        return Err(ShardError::Stopped(format!(
+            "{} has no genesis record: the pipeline was not created, or its changelog was lost",
+            TopicPartition::new(topics.changelog(stage), shard)
+        )));
+    }
+    for _ in 0..ATTEMPTS {
+        let named = follower.position().slot;
+        let idle = 1 - named.min(1);
+        let mut producer = log.transactional(&topics.transactional_id(stage, shard, idle))?;
+        drop(log.transactional(&topics.transactional_id(stage, shard, named))?);
+        follower.read_to_end(log)?;
+        if follower.position().slot == named {
+            let epoch = follower.position().epoch + 1;
+            let record = Ownership {
+                epoch,
+                slot: idle,
+                worker: claimant.worker.clone(),
+                incarnation: claimant.incarnation.clone(),
+            };
+            commit_record(&mut *producer, topics, stage, shard, Record::Ownership(record))?;
+            follower.read_to_end(log)?;
+            return Ok(Lease { producer, epoch });
+        }
+    }
+    Err(ShardError::Reopen(format!("{stage}[{shard}]: others keep taking it over")))
+}
+
+fn commit_record(
+    producer: &mut dyn Transactional,
+    topics: &Topics,
+    stage: &str,
+    shard: u32,
+    record: Record,
+) -> Result<(), ShardError> {
+    let payload = changelog::encode(&Changelog { record: Some(record) });
+    producer.begin()?;
+    producer.send(Outgoing {
+        topic: &topics.changelog(stage),
+        partition: shard,
+        key: &[],
+        payload: &payload,
+        headers: &[],
+    })?;
+    Ok(producer.commit()?)
+}
+
+/// Creates a pipeline's topics where they are missing, and the genesis record of each given shard where its changelog is empty.
+///
+/// An empty changelog of a shard that has written before is a lost one, not a new one: that is refused.
+///
+/// # Errors
+/// [`ShardError`].
+pub fn create(log: &dyn Log, topics: &Topics, stage: &str, shards: &[u32]) -> Result<(), ShardError> {
+    log.create_topics(&topics.specs())?;
+    let written = if stage == "unify" { &topics.actions } else { &topics.mutations };
+    for shard in shards {
+        let changelog = TopicPartition::new(topics.changelog(stage), *shard);
+        if log.bounds(&changelog)?.1 > 0 {
+            continue;
+        }
+        let output = TopicPartition::new(written.clone(), *shard);
+        if log.bounds(&output)?.1 > 0 {
+            return Err(ShardError::Stopped(format!(
+                "{changelog} is empty, but {output} is not: the changelog was lost; restore a savepoint"
+            )));
+        }
+        let mut producer = log.transactional(&topics.transactional_id(stage, *shard, 0))?;
+        if log.bounds(&changelog)?.1 == 0 {
+            let genesis = Genesis {
+                pipeline: topics.pipeline.clone(),
+                stage: stage.to_owned(),
+                shard: *shard,
+                shards: topics.shards,
+                generation: u32::from(topics.generation),
+                format_level: 1,
+            };
+            commit_record(&mut *producer, topics, stage, *shard, Record::Genesis(genesis))?;
+        }
+    }
+    Ok(())
+}

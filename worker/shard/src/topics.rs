@@ -1,0 +1,74 @@
+//! Names of a pipeline's topics.
+//!
+//! Internal topics carry the generation, so that a restored pipeline starts with new ones; `ingress`, `events` and `rejects` do not.
+//! Every topic of a pipeline has the same number of partitions.
+
+use crate::log::TopicSpec;
+use std::sync::Arc;
+
+/// The topics of one pipeline in one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topics {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Number of partitions of each topic.
+    pub shards: u32,
+    /// Generation of the pipeline.
+    pub generation: u16,
+    /// Envelopes.
+    pub ingress: Arc<str>,
+    /// Actions.
+    pub actions: Arc<str>,
+    /// Messages between action shards.
+    pub exchange: Arc<str>,
+    /// Mutations.
+    pub mutations: Arc<str>,
+    /// Enriched events: public.
+    pub events: Arc<str>,
+    /// Rejects: public.
+    pub rejects: Arc<str>,
+}
+
+impl Topics {
+    /// The topics of a pipeline.
+    pub fn new(pipeline: &str, shards: u32, generation: u16) -> Topics {
+        let public = |name: &str| Arc::from(format!("{pipeline}.{name}"));
+        let internal = |name: &str| Arc::from(format!("{pipeline}.g{generation}.{name}"));
+        Topics {
+            pipeline: pipeline.to_owned(),
+            shards,
+            generation,
+            ingress: public("ingress"),
+            actions: internal("actions"),
+            exchange: internal("exchange.action"),
+            mutations: internal("mutations"),
+            events: public("events"),
+            rejects: public("rejects"),
+        }
+    }
+
+    /// The changelog of a stage. (The reaction stage keeps its positions in one, too.)
+    pub fn changelog(&self, stage: &str) -> Arc<str> {
+        Arc::from(format!("{}.g{}.changelog.{stage}", self.pipeline, self.generation))
+    }
+
+    /// A shard's transactional id; it has two, `slot` 0 and 1.
+    pub fn transactional_id(&self, stage: &str, shard: u32, slot: u32) -> String {
+        format!("{}.g{}.{stage}.{shard}.{slot}", self.pipeline, self.generation)
+    }
+
+    /// How each is to be created.
+    pub fn specs(&self) -> Vec<TopicSpec> {
+        let changelogs = ["unify", "action", "reaction"].map(|stage| self.changelog(stage));
+        let plain = [&self.actions, &self.exchange, &self.mutations, &self.events, &self.rejects];
+        let spec = |name: &Arc<str>, append_time| TopicSpec {
+            name: name.to_string(),
+            partitions: self.shards,
+            append_time,
+            compacted: false,
+        };
+        let mut specs = vec![spec(&self.ingress, true)];
+        specs.extend(plain.into_iter().chain(&changelogs).map(|name| spec(name, false)));
+        specs
+    }
+}
