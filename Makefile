@@ -53,7 +53,7 @@ servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatib
 lint: setup-build ## formatting, clippy, rustdoc, licences and bans, unsafe rule, generated files, documents
 	@tools/check-unsafe
 	@tools/check-docs
-	@cargo fmt --all --check || { echo "run: make fmt" >&2; exit 1; }
+	@cargo fmt --all -- --check -l || { echo "not formatted (files above); run: make fmt" >&2; exit 1; }
 	@cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --workspace --no-deps
 	@deny=$$(tools/tool cargo-deny) && "$$deny" --log-level error --offline --locked check bans licenses sources
@@ -64,7 +64,7 @@ fmt: ## format the code
 	@cargo fmt --all
 
 .PHONY: generate
-generate: setup-build ## write anew what is generated from the code (OpenAPI)
+generate: ## write anew what is generated from the code
 	@tools/generate
 
 .PHONY: docs
