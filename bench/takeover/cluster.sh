@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Three Kafka brokers (KRaft, combined) on loopback for the proof.   usage: cluster.sh start|stop FOLDER [JARS]
+# Three Kafka brokers (KRaft, combined) on loopback for the proof.
+# usage: cluster.sh start FOLDER JARS | stop FOLDER | start-node FOLDER JARS NODE | kill-node FOLDER JARS NODE
 # JARS: a folder with kafka_2.13 and what it needs, as `make servers` leaves it in the cache.
 set -euo pipefail
 command=$1 folder=$2 jars=${3:-}
@@ -32,19 +33,19 @@ num.io.threads=4
 P
 }
 
+start_node() { # start_node NODE
+    mkdir -p "$folder/$1"
+    properties "$1" >"$folder/$1/server.properties"
+    [ -f "$folder/$1/data/meta.properties" ] || java -cp "$jars/*" -Xmx256m kafka.tools.StorageTool format \
+        -t AAAAAAAAQACAAAAAAAAAAA -c "$folder/$1/server.properties" --ignore-formatted >"$folder/$1/format.log" 2>&1
+    nohup java -cp "$jars/*" -Xmx400m -Xms400m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 kafka.Kafka \
+        "$folder/$1/server.properties" >>"$folder/$1/server.log" 2>&1 &
+    echo $! >"$folder/$1/pid"
+}
+
 case $command in
-start)
-    for node in 1 2 3; do
-        mkdir -p "$folder/$node"
-        properties $node >"$folder/$node/server.properties"
-        [ -f "$folder/$node/data/meta.properties" ] || java -cp "$jars/*" -Xmx256m kafka.tools.StorageTool format \
-            -t AAAAAAAAQACAAAAAAAAAAA -c "$folder/$node/server.properties" --ignore-formatted >"$folder/$node/format.log" 2>&1
-        nohup java -cp "$jars/*" -Xmx400m -Xms400m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 kafka.Kafka \
-            "$folder/$node/server.properties" >"$folder/$node/server.log" 2>&1 &
-        echo $! >"$folder/$node/pid"
-    done
-    ;;
-stop)
-    for node in 1 2 3; do kill "$(cat "$folder/$node/pid")" 2>/dev/null || true; done
-    ;;
+start) for node in 1 2 3; do start_node $node; done ;;
+stop) for node in 1 2 3; do kill "$(cat "$folder/$node/pid")" 2>/dev/null || true; done ;;
+start-node) start_node "$4" ;;
+kill-node) kill -9 "$(cat "$folder/$4/pid")" ;;
 esac

@@ -62,7 +62,10 @@ impl Output {
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
         self.with(|seen| {
             let pairs = seen.arrivals.windows(2).rev().take_while(|pair| pair[1].at > from);
-            pairs.filter(|pair| pair[0].at < to).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default()
+            let longest =
+                pairs.filter(|pair| pair[0].at < to).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default();
+            // What has not ended yet counts, too.
+            seen.arrivals.last().map_or(longest, |last| longest.max(to.saturating_duration_since(last.at)))
         })
     }
 

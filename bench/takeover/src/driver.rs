@@ -108,6 +108,33 @@ impl Fleet {
         if status.success() { Ok(()) } else { Err(anyhow!("kill -{signal} {name}")) }
     }
 
+    /// Runs `cluster.sh` for one broker.
+    pub fn broker(&self, command: &str, node: usize) -> Result<()> {
+        let (folder, jars) = self.settings.cluster.split_once(':').context("--cluster FOLDER:JARS is needed")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster.sh");
+        let status = Command::new(script).args([command, folder, jars, &node.to_string()]).status()?;
+        if status.success() { Ok(()) } else { Err(anyhow!("{command} {node}")) }
+    }
+
+    /// Waits until every partition of the run, and of Kafka's own topics, has all three copies in sync.
+    pub fn wait_in_sync(&self) -> Result<()> {
+        let client: BaseProducer = ClientConfig::new().set("bootstrap.servers", &self.settings.brokers).create()?;
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while Instant::now() < deadline {
+            if let Ok(metadata) = client.client().fetch_metadata(None, Duration::from_secs(5))
+                && metadata
+                    .topics()
+                    .iter()
+                    .flat_map(|topic| topic.partitions())
+                    .all(|partition| partition.isr().len() == 3)
+            {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        bail!("the brokers did not get in sync again")
+    }
+
     /// kill -9, and it is dead when this returns.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         let mut child = self.children.remove(name).with_context(|| format!("no worker {name}"))?;

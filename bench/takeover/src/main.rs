@@ -4,8 +4,8 @@
 //! robbed, and watches the shard's output as any reader would. The rules are those of the design, section 4; `worker.rs` carries them out, and
 //! `audit.rs` judges by what is in the log, never by what a worker says.
 //!
-//! usage: takeover drive KIND SHARD ROUNDS [--brokers B] [--run NAME] [--break RULE] [--hold MS]
-//! KIND: quiet, handoff, stop, stop-short, kill, rivals. RULE, to see the audit find it: skip-named, read-first.
+//! usage: takeover drive KIND SHARD ROUNDS [--brokers B] [--run NAME] [--break RULE] [--hold MS] [--cluster FOLDER:JARS]
+//! KIND: quiet, handoff, stop, stop-short, kill, rivals, broker (kills brokers: needs --cluster). RULE, to see the audit find it: skip-named, read-first.
 //!        takeover worker NAME SHARD (started by `drive`; commands on stdin, events on stdout)
 
 mod audit;
@@ -33,6 +33,8 @@ pub struct Settings {
     pub broken: String,
     /// Milliseconds for which a transaction is kept open before its commit, so that a stopped owner is likely to be inside one.
     pub hold: u64,
+    /// Folder and jars of `cluster.sh`, for the rounds that kill brokers.
+    pub cluster: String,
     /// Other arguments, in order.
     pub rest: Vec<String>,
 }
@@ -48,6 +50,7 @@ impl Settings {
             shard: 0,
             broken: String::new(),
             hold: 0,
+            cluster: String::new(),
             rest: Vec::new(),
         };
         let mut args = args.iter();
@@ -61,6 +64,7 @@ impl Settings {
                 "brokers" => settings.brokers = value,
                 "run" => settings.run = value,
                 "break" => settings.broken = value,
+                "cluster" => settings.cluster = value,
                 "hold" => settings.hold = value.parse().context("--hold")?,
                 other => bail!("unknown flag --{other}"),
             }

@@ -28,7 +28,8 @@ pub fn play(kind: &str, count: usize, fleet: &mut Fleet, output: &Output) -> Res
             "stop-short" => stop(2, fleet, output),
             "kill" => kill(round, fleet, output),
             "rivals" => rivals(round, fleet, output),
-            other => bail!("unknown kind {other}: quiet, handoff, stop, stop-short, kill, rivals"),
+            "broker" => broker(round, fleet, output),
+            other => bail!("unknown kind {other}: quiet, handoff, stop, stop-short, kill, rivals, broker"),
         }?;
         println!(
             "ROUND {} gap={:?} to_output={:?} load={}",
@@ -176,6 +177,37 @@ fn rivals(round: usize, fleet: &mut Fleet, output: &Output) -> Result<Measured> 
         expect_lost(fleet, &owner, epoch)?
     }
     measured
+}
+
+/// (e) kill -9 of a broker: it leads some of the shard's partitions or coordinates its transactions, or neither. Whatever error the owner sees, it goes
+/// through takeover. Over when the output has flowed for three seconds.
+fn broker(round: usize, fleet: &mut Fleet, output: &Output) -> Result<Measured> {
+    let node = 1 + round % 3;
+    let began = Instant::now();
+    fleet.broker("kill-node", node)?;
+    let mut lost = 0;
+    let deadline = began + Duration::from_secs(90);
+    loop {
+        match fleet.wait(3, |event| event.name() == "lost") {
+            Ok(event) => {
+                lost += 1;
+                fleet.tell(&event.worker, &format!("takeover {}", fleet.epoch))?;
+            }
+            Err(_)
+                if output.longest_gap(Instant::now() - Duration::from_secs(3), Instant::now())
+                    < Duration::from_secs(1) =>
+            {
+                break;
+            }
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => {}
+        }
+    }
+    let gap = output.longest_gap(began, Instant::now());
+    fleet.broker("start-node", node)?;
+    fleet.wait_in_sync()?;
+    let variant = if lost > 0 { "broker killed, shard taken over again" } else { "broker killed, no error seen" };
+    Ok(Measured { variant: variant.into(), gap, to_output: Duration::ZERO })
 }
 
 /// A robbed owner must find out at its next transaction.
