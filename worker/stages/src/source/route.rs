@@ -65,13 +65,13 @@ fn candidates(source: Source, kind: &str, record: &impl Fields) -> Vec<Identifie
             kind.and_then(|kind| named(&kind, "identity_value")).into_iter().collect()
         }
         (Source::DataApi, _) => {
-            let others = sorted(record.members("user_identifiers"), data_api_type);
+            let others = sorted(&record.members("user_identifiers"), data_api_type);
             named("user_id", "customer_id").into_iter().chain(others).chain(named("device_id", "device_id")).collect()
         }
         (Source::Native, "merge") => {
             ["retained", "merged"].iter().filter_map(|name| typed(&record.members(name))).collect()
         }
-        (Source::Native | Source::Unspecified, _) => sorted(record.members("identifiers"), str::to_owned),
+        (Source::Native | Source::Unspecified, _) => sorted(&record.members("identifiers"), str::to_owned),
     }
 }
 
@@ -93,7 +93,7 @@ fn typed(members: &[(String, Value)]) -> Option<Identifier> {
 }
 
 /// A map of identifiers, the one to route by first: anonymous ids, then devices, then the rest by rank.
-fn sorted(members: Vec<(String, Value)>, rename: impl Fn(&str) -> String) -> Vec<Identifier> {
+fn sorted(members: &[(String, Value)], rename: impl Fn(&str) -> String) -> Vec<Identifier> {
     let identifiers = members.iter().filter_map(|(name, value)| identity::identifier(&rename(name), value));
     let mut identifiers: Vec<Identifier> =
         identifiers.filter(|identifier| identity::is_type_name(&identifier.r#type)).collect();

@@ -118,6 +118,7 @@ fn lines<'a>(text: &'a str, limits: &Limits) -> Result<Batch<'a>, Refusal> {
         }
         let checked: Result<&RawValue, _> = serde_json::from_str(line);
         records.push(checked.map(RawValue::get).map_err(|error| {
+            let error = error.to_string().replace(" at line 1 column", " at column");
             let message = format!("line {} is not valid JSON: {error}", index + 1);
             Refusal::new(Reason::MalformedJson, message)
         }));

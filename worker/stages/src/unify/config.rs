@@ -1,11 +1,11 @@
 //! Configuration of unify.
 
 use crate::source::identity;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What unify needs to know.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UnifyConfig {
     /// What a record may contain.
@@ -30,7 +30,7 @@ impl Default for UnifyConfig {
 }
 
 /// Rules of one tenant.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantRules {
     /// Identifier values that name nobody at this tenant; without case.
@@ -38,7 +38,7 @@ pub struct TenantRules {
 }
 
 /// What a record may contain. The comments say what happens beyond.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecordLimits {
     /// Bytes of a record (default 256 KiB); rejected.

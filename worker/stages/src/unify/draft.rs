@@ -77,7 +77,7 @@ impl<'a> Reading<'a> {
         importance: Importance,
     ) -> Result<(), Refusal> {
         let shown: String = identifier.value.chars().take(40).collect();
-        let message = format!("`{shown}` names nobody in particular; leave {field} out when it is not known");
+        let message = format!("`{shown}` names nobody in particular; send {field} only when it is known");
         let refusal = Refusal::field(Reason::ForbiddenIdentifier, field, message);
         match importance {
             _ if identifier == self.routing => Err(refusal),

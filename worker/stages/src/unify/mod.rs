@@ -127,7 +127,7 @@ impl Stage for Unify {
         let trace = out.span(record.trace.as_ref(), "unify", &kind, tenant, &id);
         let rejecter = Rejecter { envelope: &record, tenant, at, trace: trace.clone(), has_original: false };
         let parts = misplaced.and_then(|()| self.read(&record, at));
-        emit(parts, rejecter, trace, out);
+        emit(parts, rejecter, trace.as_ref(), out);
         Ok(())
     }
 }
@@ -269,7 +269,7 @@ fn check_group(record: &Envelope, routing: &millstream_model::proto::Identifier)
 }
 
 /// Sends on what can be, and rejects the rest.
-fn emit(parts: Parts, mut rejecter: Rejecter<'_>, trace: Option<TraceContext>, out: &mut Outbox) {
+fn emit(parts: Parts, mut rejecter: Rejecter<'_>, trace: Option<&TraceContext>, out: &mut Outbox) {
     let parts = match parts {
         Ok(parts) => parts,
         Err(refusal) => return rejecter.whole(refusal, out),
@@ -281,8 +281,8 @@ fn emit(parts: Parts, mut rejecter: Rejecter<'_>, trace: Option<TraceContext>, o
         match part {
             Ok(mut draft) => {
                 let reports = std::mem::take(&mut draft.reports);
-                out.actions.push(action(draft, number, last_good != Some(index), &rejecter, trace.clone()));
-                rejecter.reports(number, reports, out);
+                out.actions.push(action(draft, number, last_good != Some(index), &rejecter, trace.cloned()));
+                rejecter.reports(number, &reports, out);
             }
             Err(refusal) if last_good.is_none() && !std::mem::replace(&mut counted, true) => {
                 rejecter.whole(refusal, out)
@@ -298,7 +298,7 @@ fn action(draft: Draft, part: u32, uncounted: bool, of: &Rejecter<'_>, trace: Op
         tenant: envelope.tenant.clone(),
         group: envelope.group,
         stamp: Some(at.stamp),
-        record_id: record_id(&envelope.tenant, &envelope.message_id, at.partition, &at.stamp, part).to_vec().into(),
+        record_id: record_id(&envelope.tenant, &envelope.message_id, at.partition, &at.stamp, part).to_vec(),
         message_id: envelope.message_id.clone(),
         source: envelope.source,
         user_identifiers: draft.users,

@@ -45,7 +45,7 @@ impl Rejecter<'_> {
     }
 
     /// Fields of a part were dropped or cut: one message for all of them.
-    pub(super) fn reports(&mut self, part: u32, reports: Vec<Refusal>, out: &mut Outbox) {
+    pub(super) fn reports(&mut self, part: u32, reports: &[Refusal], out: &mut Outbox) {
         const NAMED: usize = 10;
         let count = reports.len();
         let Some(first) = reports.first() else { return };

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// When everything in these tests is received: 2023-11-14T22:13:20Z.
-pub const NOW: i64 = 1_700_000_000_000;
+pub(crate) const NOW: i64 = 1_700_000_000_000;
 
 #[derive(Default)]
-pub struct Memory(pub BTreeMap<StateKey, UnifyValue>);
+pub(crate) struct Memory(pub(crate) BTreeMap<StateKey, UnifyValue>);
 
 impl State<UnifyValue> for Memory {
     fn get(&mut self, key: &StateKey) -> Result<Option<&UnifyValue>, StateError> {
@@ -32,7 +32,7 @@ impl State<UnifyValue> for Memory {
     }
 }
 
-pub fn request<'a>(endpoint: Endpoint, body: &'a [u8]) -> Request<'a> {
+pub(crate) fn request<'a>(endpoint: Endpoint, body: &'a [u8]) -> Request<'a> {
     Request {
         tenant: "acme",
         endpoint,
@@ -45,7 +45,7 @@ pub fn request<'a>(endpoint: Endpoint, body: &'a [u8]) -> Request<'a> {
 }
 
 /// Splits with default limits; ids count up.
-pub fn split_default(request: &Request<'_>) -> Result<Vec<Accepted>, millstream_model::reject::Refusal> {
+pub(crate) fn split_default(request: &Request<'_>) -> Result<Vec<Accepted>, millstream_model::reject::Refusal> {
     let mut next = 0;
     split(request, &Limits::default(), &mut || {
         next += 1;
@@ -54,7 +54,7 @@ pub fn split_default(request: &Request<'_>) -> Result<Vec<Accepted>, millstream_
 }
 
 /// The position of a record that entered the log at `time_ms`.
-pub fn at(envelope: &Envelope, time_ms: i64, offset: u64, shards: u32) -> At {
+pub(crate) fn at(envelope: &Envelope, time_ms: i64, offset: u64, shards: u32) -> At {
     At {
         input: Input::Ingress,
         partition: shard_of(u16::try_from(envelope.group).unwrap_or(0), shards),
@@ -66,7 +66,7 @@ pub fn at(envelope: &Envelope, time_ms: i64, offset: u64, shards: u32) -> At {
 }
 
 /// Processes envelopes, all of them at [`NOW`], in one state.
-pub fn unify(envelopes: &[Envelope], state: &mut Memory) -> Outbox {
+pub(crate) fn unify(envelopes: &[Envelope], state: &mut Memory) -> Outbox {
     let stage = Unify::new(UnifyConfig::default());
     let mut out = Outbox::default();
     for (offset, envelope) in envelopes.iter().enumerate() {
@@ -76,7 +76,7 @@ pub fn unify(envelopes: &[Envelope], state: &mut Memory) -> Outbox {
     out
 }
 
-pub fn envelopes(accepted: &[Accepted]) -> Vec<Envelope> {
+pub(crate) fn envelopes(accepted: &[Accepted]) -> Vec<Envelope> {
     let envelope = |accepted: &Accepted| match accepted {
         Accepted::Envelope(envelope) => Some(envelope.clone()),
         Accepted::Refused { .. } => None,
@@ -84,7 +84,7 @@ pub fn envelopes(accepted: &[Accepted]) -> Vec<Envelope> {
     accepted.iter().filter_map(envelope).collect()
 }
 
-pub fn accepted_json(accepted: &Accepted) -> Value {
+pub(crate) fn accepted_json(accepted: &Accepted) -> Value {
     match accepted {
         Accepted::Refused { message_id, refusal } => json!({"refused": {
             "message_id": message_id, "reason": refusal.reason.code(), "field": refusal.field, "message": refusal.message,
@@ -104,7 +104,7 @@ pub fn accepted_json(accepted: &Accepted) -> Value {
     }
 }
 
-pub fn action_json(action: &Action) -> Value {
+pub(crate) fn action_json(action: &Action) -> Value {
     let mut shown = serde_json::Map::new();
     let mut put = |name: &str, value: Value| {
         let is_default = value == json!([]) || value == Value::Null || value == json!(false);
