@@ -1,0 +1,142 @@
+//! The cache of installed servers.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const KAFKA_VERSION: &str = "4.4.0";
+const MONGO_VERSION: &str = "0.5.3-beta.196";
+const MONGO_BINARY: &str = "secantusd-rs";
+const POM: &str = include_str!("../../servers/kafka/pom.xml");
+
+/// The folder with Kafka's jars; fetches them when they are not there yet (about 45 MB, by Maven).
+///
+/// # Errors
+/// When Java or Maven is missing, or the download fails; the message says what to do.
+pub fn install_kafka() -> Result<PathBuf> {
+    ensure!(POM.contains(&format!("<version>{KAFKA_VERSION}</version>")), "pom.xml does not pin Kafka {KAFKA_VERSION}");
+    let jars = root()?.join(format!("kafka-{KAFKA_VERSION}")).join("libs");
+    let complete = || jars.join(format!("kafka_2.13-{KAFKA_VERSION}.jar")).is_file();
+    needs("java", "-version", "apt-get install openjdk-17-jre-headless")?;
+    once(&format!("kafka-{KAFKA_VERSION}"), complete, |folder| {
+        needs("mvn", "-version", "apt-get install maven")?;
+        std::fs::write(folder.join("pom.xml"), POM)?;
+        let fetch = ["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=libs", "-DincludeScope=runtime"];
+        run(Command::new("mvn").args(fetch).current_dir(folder))
+    })?;
+    Ok(jars)
+}
+
+/// The MongoDB-compatible server's binary; builds it when it is not there yet (about 10 minutes on 2 cores).
+///
+/// # Errors
+/// When cargo is missing or the build fails.
+pub fn install_mongo() -> Result<PathBuf> {
+    let name = format!("secantus-mdb-{MONGO_VERSION}");
+    let binary = root()?.join(&name).join("bin").join(MONGO_BINARY);
+    once(
+        &name,
+        || binary.is_file(),
+        |folder| {
+            needs("cargo", "--version", "curl https://sh.rustup.rs | sh")?;
+            let build = folder.join("build");
+            let version = ["--version", MONGO_VERSION, "--locked", "--ignore-rust-version", "--root", "."];
+            let mut command = Command::new("cargo");
+            command.args(["install", "secantus-mdb"]).args(version).current_dir(folder);
+            run(command.env("CARGO_TARGET_DIR", &build).env_remove("RUSTFLAGS"))?;
+            std::fs::remove_dir_all(build).context("cannot remove the build folder")
+        },
+    )?;
+    Ok(binary)
+}
+
+/// Where everything is.
+pub(super) fn root() -> Result<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = folder("MILLSTREAM_CACHE")
+        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("millstream")))
+        .or_else(|| folder("HOME").map(|home| home.join(".cache/millstream")))
+        .context("set MILLSTREAM_CACHE to a folder for the test servers (neither it nor HOME is set)")?;
+    std::fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+    Ok(root)
+}
+
+/// Fills the folder `name` of the cache unless it is complete. One process at a time; what is half done never gets the name.
+fn once(name: &str, complete: impl Fn() -> bool, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if complete() {
+        return Ok(());
+    }
+    let root = root()?;
+    let lock = File::create(root.join(format!("{name}.lock"))).context("cannot create the lock file")?;
+    lock.lock().context("cannot lock the cache")?;
+    if complete() {
+        return Ok(());
+    }
+    eprintln!("installing {name} into {} (once)", root.display());
+    let (partial, whole) = (root.join(format!("{name}.partial")), root.join(name));
+    for left in [&partial, &whole] {
+        if left.exists() {
+            std::fs::remove_dir_all(left).with_context(|| format!("cannot remove {}", left.display()))?;
+        }
+    }
+    std::fs::create_dir_all(&partial)?;
+    fill(&partial).with_context(|| format!("cannot install {name}"))?;
+    std::fs::rename(&partial, &whole).with_context(|| format!("cannot rename to {}", whole.display()))?;
+    ensure!(complete(), "{} is not complete after the installation", whole.display());
+    Ok(())
+}
+
+fn needs(program: &str, argument: &str, remedy: &str) -> Result<()> {
+    match Command::new(program).arg(argument).output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => bail!("`{program} {argument}` fails: {}", String::from_utf8_lossy(&output.stderr)),
+        Err(error) => bail!("`{program}` is needed for the test servers ({error}): on Debian, {remedy}"),
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    bail!("{command:?} fails with {}:\n{out}\n{error}", output.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn an_installation_that_was_cut_short_is_done_again() {
+        let name = format!("test-{}", std::process::id());
+        let whole = root().unwrap().join(&name);
+        let done = || whole.join("done").is_file();
+        let cut = once(&name, done, |folder| {
+            std::fs::write(folder.join("half"), "")?;
+            bail!("cut short")
+        });
+        assert!(format!("{:#}", cut.unwrap_err()).contains("cut short"));
+        assert!(!whole.exists());
+        let runs = Cell::new(0);
+        for _ in 0..2 {
+            once(&name, done, |folder| {
+                runs.set(runs.get() + 1);
+                assert!(!folder.join("half").exists());
+                Ok(std::fs::write(folder.join("done"), "")?)
+            })
+            .unwrap();
+        }
+        assert_eq!(runs.get(), 1);
+        std::fs::remove_dir_all(&whole).unwrap();
+        std::fs::remove_file(root().unwrap().join(format!("{name}.lock"))).unwrap();
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_its_remedy() {
+        let error = needs("no-such-program", "--version", "apt-get install it").unwrap_err().to_string();
+        assert!(error.contains("no-such-program") && error.contains("apt-get install it"), "{error}");
+    }
+}

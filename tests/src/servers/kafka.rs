@@ -1,0 +1,157 @@
+//! Apache Kafka: one or more combined nodes.
+
+use super::cache::install_kafka;
+use super::process::{Server, Stop, folder, free_ports};
+use anyhow::{Context, Result, ensure};
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const PROPERTIES: &str = include_str!("../../servers/kafka/server.properties");
+const LOGGING: &str = include_str!("../../servers/kafka/log4j2.properties");
+
+/// Any valid id does: a cluster of one test is the only one there is.
+const CLUSTER_ID: &str = "AAAAAAAAQACAAAAAAAAAAA";
+
+/// A cold start takes 6 s on a quiet machine, and three nodes at once 14 s; loaded CI machines are several times slower.
+const READY_WITHIN: Duration = Duration::from_secs(180);
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Kafka {
+    bootstrap: String,
+    nodes: Vec<Server>,
+}
+
+impl Kafka {
+    /// One node.
+    ///
+    /// # Errors
+    /// When Kafka cannot be installed or started.
+    pub fn start() -> Result<Kafka> {
+        Kafka::start_cluster(1)
+    }
+
+    /// Several nodes; topics have as many copies, at most three, of which two must be in sync.
+    ///
+    /// # Errors
+    /// When Kafka cannot be installed or started.
+    pub fn start_cluster(nodes: usize) -> Result<Kafka> {
+        ensure!(nodes > 0, "a cluster has at least one node");
+        let classpath = format!("{}/*", install_kafka()?.display());
+        let ports = free_ports(nodes * 2)?;
+        let (ports, controllers) = ports.split_at(nodes);
+        let cluster = Cluster { classpath, ports, controllers };
+        let nodes: Vec<Server> = std::thread::scope(|scope| -> Result<Vec<Server>> {
+            let cluster = &cluster;
+            let starts: Vec<_> = (0..nodes).map(|index| scope.spawn(move || cluster.start(index))).collect();
+            starts.into_iter().map(|start| start.join().unwrap_or_else(|_| anyhow::bail!("a start panicked"))).collect()
+        })?;
+        let bootstrap = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+        let kafka = Kafka { bootstrap, nodes };
+        kafka.wait_until_ready()?;
+        Ok(kafka)
+    }
+
+    /// A node that all tests of a process share; use topic names of your own.
+    ///
+    /// # Errors
+    /// When it cannot be started; the same for everybody.
+    pub fn shared() -> Result<&'static Kafka> {
+        static SHARED: OnceLock<Result<Kafka, String>> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| Kafka::start().map_err(|error| format!("{error:#}")));
+        shared.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// `host:port` of each node, separated by commas.
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// The nodes, for signals.
+    pub fn nodes(&self) -> &[Server] {
+        &self.nodes
+    }
+
+    /// A configuration for this cluster.
+    pub fn config(&self) -> KafkaConfig {
+        let replication_factor = u16::try_from(self.nodes.len().min(3)).unwrap_or(3);
+        KafkaConfig { replication_factor, ..KafkaConfig::new(&self.bootstrap) }
+    }
+
+    /// Kills a node (-9) and leaves it dead.
+    pub fn kill(&mut self, node: usize) {
+        drop(self.nodes.remove(node));
+    }
+
+    fn wait_until_ready(&self) -> Result<()> {
+        let log = KafkaLog::new(self.config())?;
+        let first = self.nodes.first().context("no node")?;
+        first.wait_until(READY_WITHIN, || {
+            let brokers = log.brokers(Duration::from_secs(2))?;
+            ensure!(brokers == self.nodes.len(), "{brokers} of {} nodes are there", self.nodes.len());
+            Ok(())
+        })
+    }
+}
+
+struct Cluster<'a> {
+    classpath: String,
+    ports: &'a [u16],
+    controllers: &'a [u16],
+}
+
+impl Cluster<'_> {
+    fn start(&self, index: usize) -> Result<Server> {
+        let folder = folder("kafka")?;
+        std::fs::write(folder.join("log4j2.properties"), LOGGING)?;
+        std::fs::write(folder.join("server.properties"), self.properties(index, &folder)?)?;
+        if let Err(error) = self.format(&folder) {
+            let _ = std::fs::remove_dir_all(&folder);
+            return Err(error);
+        }
+        let properties = folder.join("server.properties").display().to_string();
+        let mut command = vec!["java".to_owned()];
+        command.extend(self.java(&folder));
+        command.extend(["-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"].map(str::to_owned));
+        command.extend(["kafka.Kafka".to_owned(), properties]);
+        Server::start(folder, Stop::Kill, &command)
+    }
+
+    fn java(&self, folder: &Path) -> [String; 3] {
+        let logging = format!("-Dlog4j2.configurationFile={}", folder.join("log4j2.properties").display());
+        ["-cp".to_owned(), self.classpath.clone(), logging]
+    }
+
+    fn format(&self, folder: &Path) -> Result<()> {
+        let properties = folder.join("server.properties");
+        let output = Command::new("java")
+            .args(self.java(folder))
+            .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "--ignore-formatted"])
+            .args(["-t", CLUSTER_ID, "-c"])
+            .arg(properties)
+            .output()
+            .context("cannot start java")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "cannot format: {said}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn properties(&self, index: usize, folder: &Path) -> Result<String> {
+        let voters: Vec<String> =
+            self.controllers.iter().enumerate().map(|(node, port)| format!("{}@127.0.0.1:{port}", node + 1)).collect();
+        let replication = self.ports.len().min(3);
+        let port = self.ports.get(index).context("no port")?;
+        let controller_port = self.controllers.get(index).context("no port")?;
+        Ok(PROPERTIES
+            .replace("{id}", &(index + 1).to_string())
+            .replace("{voters}", &voters.join(","))
+            .replace("{port}", &port.to_string())
+            .replace("{controller_port}", &controller_port.to_string())
+            .replace("{data}", &folder.join("data").display().to_string())
+            .replace("{replication}", &replication.to_string())
+            .replace("{in_sync}", if replication == 3 { "2" } else { "1" }))
+    }
+}

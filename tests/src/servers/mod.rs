@@ -1,0 +1,17 @@
+//! Real servers for tests: Apache Kafka (KRaft, from its jars) and a MongoDB-compatible server, on loopback with free ports.
+//!
+//! - **Installed once** into a cache outside the checkout (`$MILLSTREAM_CACHE`, else `~/.cache/millstream`), at pinned versions, under a lock
+//!   file, so that test processes that run at once do not disturb each other. An installation that was cut short is done again.
+//! - **Never left behind.** Each server runs below a small shell that ends it when a pipe closes which this process holds. The kernel closes
+//!   it whatever happens here, `kill -9` included; the shell then removes the server's data, too.
+//! - **Ready** means that the server answered, not that time went by.
+
+mod cache;
+mod kafka;
+mod mongo;
+mod process;
+
+pub use cache::{install_kafka, install_mongo};
+pub use kafka::Kafka;
+pub use mongo::Mongo;
+pub use process::{Server, Stop};

@@ -1,0 +1,228 @@
+//! A server process that cannot outlive this one.
+//!
+//! The shell below starts the server and waits on its standard input, a pipe whose other end only this process has. When that end closes
+//! (dropped here, or by the kernel when this process dies in whatever way) the shell ends the server and removes its folder. It has a process
+//! group of its own, so that Ctrl-C reaches it by the pipe only.
+
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const WATCHDOG: &str = r#"
+folder=$1; signal=$2; shift 2
+"$@" >"$folder/server.log" 2>&1 &
+server=$!
+echo "$server"
+read -r _
+kill -s CONT "$server" 2>/dev/null
+kill -s "$signal" "$server" 2>/dev/null
+wait "$server"
+rm -rf "$folder"
+"#;
+
+/// How a server is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGTERM: it may flush.
+    Terminate,
+    /// SIGKILL: its data is thrown away anyway.
+    Kill,
+}
+
+/// A running server; ended when dropped.
+#[derive(Debug)]
+pub struct Server {
+    watchdog: Child,
+    pid: i32,
+    folder: PathBuf,
+}
+
+/// Between two questions whether a server is ready.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+impl Server {
+    /// Starts `command` with `folder` for its data and its log. The folder is removed in the end.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn start(folder: PathBuf, stop: Stop, command: &[String]) -> Result<Server> {
+        let signal = match stop {
+            Stop::Terminate => "TERM",
+            Stop::Kill => "KILL",
+        };
+        let mut watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog"])
+            .arg(&folder)
+            .arg(signal)
+            .args(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // It would say "Killed" of each server; what the server says is in its log.
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("cannot start sh")?;
+        let output = watchdog.stdout.take().context("no output of the watchdog")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let pid = line.trim().parse().with_context(|| format!("the watchdog said {line:?}"))?;
+        Ok(Server { watchdog, pid, folder })
+    }
+
+    /// Its process id, for signals.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Does it still run? (A zombie does not.)
+    pub fn is_running(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    }
+
+    /// The end of what it wrote.
+    pub fn log(&self) -> String {
+        let log = std::fs::read(self.folder.join("server.log")).unwrap_or_default();
+        let tail = log.get(log.len().saturating_sub(4000)..).unwrap_or_default();
+        String::from_utf8_lossy(tail).into_owned()
+    }
+
+    /// Asks until it is ready.
+    ///
+    /// # Errors
+    /// When it ends or does not get ready within `limit`; with the end of its log.
+    pub fn wait_until<T, E: std::fmt::Display>(
+        &self,
+        limit: Duration,
+        mut ask: impl FnMut() -> Result<T, E>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let error = match ask() {
+                Ok(ready) => return Ok(ready),
+                Err(error) => error,
+            };
+            if !self.is_running() {
+                bail!("the server ended before it was ready; its log:\n{}", self.log());
+            }
+            if Instant::now() >= deadline {
+                bail!("the server was not ready within {limit:?} ({error:#}); its log:\n{}", self.log());
+            }
+            std::thread::sleep(ASK_EVERY);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.watchdog.stdin.take());
+        let _ = self.watchdog.wait();
+    }
+}
+
+/// A new folder for a server's data. The watchdog removes it.
+pub(super) fn folder(name: &str) -> Result<PathBuf> {
+    let folder = tempfile::Builder::new().prefix(&format!("millstream-{name}-")).tempdir()?;
+    Ok(folder.keep())
+}
+
+/// Ports that nobody listens on. Below those that the kernel gives to outgoing connections, so that none of these takes one in between.
+pub(super) fn free_ports(count: usize) -> Result<Vec<u16>> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    let mut ports = Vec::with_capacity(count);
+    for _ in 0..2000 {
+        let step = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(20_000 + step % 12_000)?;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            ports.push(port);
+        }
+        if ports.len() == count {
+            return Ok(ports);
+        }
+    }
+    bail!("no {count} free ports between 20000 and 32000")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper(stop: Stop) -> Server {
+        let command = ["sleep", "600"].map(str::to_owned);
+        Server::start(folder("test").unwrap(), stop, &command).unwrap()
+    }
+
+    fn is_gone(pid: i32, folder: &Path) -> bool {
+        !Path::new(&format!("/proc/{pid}")).exists() && !folder.exists()
+    }
+
+    #[test]
+    fn a_dropped_server_is_gone_with_its_folder() {
+        for stop in [Stop::Terminate, Stop::Kill] {
+            let server = sleeper(stop);
+            assert!(server.is_running());
+            let (pid, folder) = (server.pid(), server.folder().to_owned());
+            assert!(folder.exists());
+            drop(server);
+            assert!(is_gone(pid, &folder));
+        }
+    }
+
+    /// The test binary starts itself as the process that is killed.
+    #[test]
+    fn a_killed_owner_takes_its_server_along() {
+        if std::env::var_os("MILLSTREAM_TEST_OWNER").is_some() {
+            let server = sleeper(Stop::Terminate);
+            println!("owned {} {}", server.pid(), server.folder().display());
+            loop {
+                std::thread::park();
+            }
+        }
+        let name = "servers::process::tests::a_killed_owner_takes_its_server_along";
+        let mut owner = Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env("MILLSTREAM_TEST_OWNER", "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+        let line = lines.map(Result::unwrap).find(|line| line.contains("owned ")).unwrap();
+        let (_, rest) = line.split_once("owned ").unwrap();
+        let (pid, folder) = rest.split_once(' ').unwrap();
+        let (pid, folder) = (pid.parse().unwrap(), PathBuf::from(folder));
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_gone(pid, &folder) {
+            assert!(Instant::now() < deadline, "server {pid} outlives its owner");
+            std::thread::sleep(ASK_EVERY);
+        }
+    }
+
+    #[test]
+    fn a_server_that_ends_early_shows_its_log() {
+        let command = ["sh", "-c", "echo no such option; exit 1"].map(str::to_owned);
+        let server = Server::start(folder("test").unwrap(), Stop::Kill, &command).unwrap();
+        let error = server.wait_until(Duration::from_secs(10), || Err::<(), _>("not yet")).unwrap_err().to_string();
+        assert!(error.contains("no such option"), "{error}");
+    }
+
+    #[test]
+    fn ports_differ() {
+        let mut ports = free_ports(8).unwrap();
+        ports.extend(free_ports(8).unwrap());
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), 16);
+    }
+}

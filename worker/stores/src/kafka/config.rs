@@ -1,0 +1,265 @@
+//! Configuration of the Kafka log, and the librdkafka settings that follow from it.
+//!
+//! Settings that the contract of [`millstream_shard::log::Log`] rests on are fixed here and refused in `properties`.
+
+use millstream_shard::log::LogError;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Settings that users cannot override: without them transactions, order or I6 would break silently.
+const FIXED: [&str; 14] = [
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "debug",
+    "delivery.report.only.error",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "isolation.level",
+    "log.queue",
+    "transactional.id",
+    "transaction.timeout.ms",
+];
+
+/// How to reach Kafka and how to use it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaConfig {
+    /// Brokers to ask first: `host:port`, separated by commas.
+    pub bootstrap_servers: String,
+    /// librdkafka properties for security (`security.protocol`, `sasl.*`, `ssl.*`), passed through to every client.
+    #[serde(default)]
+    pub security: BTreeMap<String, String>,
+    /// Further librdkafka properties, passed through to every client. What exactly-once rests on is refused here.
+    #[serde(default)]
+    pub properties: BTreeMap<String, String>,
+    /// Properties of the topics that are created, over the defaults of the cluster.
+    #[serde(default)]
+    pub topic_properties: BTreeMap<String, String>,
+    /// Copies of each partition of the topics that are created. Below 3 a broken machine can lose acknowledged data: for development.
+    #[serde(default = "default_replication")]
+    pub replication_factor: u16,
+    /// The brokers abort a transaction that is open for longer, milliseconds. Much longer than any batch, because a batch that
+    /// outlives it is a takeover; short, because all readers of the batch's partitions wait for it.
+    #[serde(default = "default_transaction")]
+    pub transaction_timeout_ms: u64,
+    /// How long a producer waits for company before it sends, milliseconds. A commit cuts it short.
+    #[serde(default = "default_linger")]
+    pub linger_ms: u64,
+    /// A message that is not acknowledged after this time has an unknown fate, milliseconds. Producers without transactions only.
+    #[serde(default = "default_delivery")]
+    pub delivery_timeout_ms: u64,
+    /// Metadata, offsets and administration are given up after this time, milliseconds.
+    #[serde(default = "default_request")]
+    pub request_timeout_ms: u64,
+    /// Fencing a transactional id is given up after this time, milliseconds. It takes 0.5 to 1 s when all is well.
+    #[serde(default = "default_init")]
+    pub init_timeout_ms: u64,
+    /// Largest message, bytes before compression. Topics that are created take that much.
+    #[serde(default = "default_message")]
+    pub max_message_bytes: u32,
+    /// Compression of what is produced: `none`, `lz4`, `snappy` or `gzip`.
+    #[serde(default = "default_compression")]
+    pub compression: String,
+}
+
+fn default_replication() -> u16 {
+    3
+}
+
+fn default_transaction() -> u64 {
+    10_000
+}
+
+fn default_linger() -> u64 {
+    5
+}
+
+fn default_delivery() -> u64 {
+    30_000
+}
+
+fn default_request() -> u64 {
+    10_000
+}
+
+fn default_init() -> u64 {
+    30_000
+}
+
+fn default_message() -> u32 {
+    1_048_576
+}
+
+fn default_compression() -> String {
+    "lz4".to_owned()
+}
+
+impl KafkaConfig {
+    /// The defaults, with these brokers.
+    pub fn new(bootstrap_servers: impl Into<String>) -> KafkaConfig {
+        KafkaConfig {
+            bootstrap_servers: bootstrap_servers.into(),
+            security: BTreeMap::new(),
+            properties: BTreeMap::new(),
+            topic_properties: BTreeMap::new(),
+            replication_factor: default_replication(),
+            transaction_timeout_ms: default_transaction(),
+            linger_ms: default_linger(),
+            delivery_timeout_ms: default_delivery(),
+            request_timeout_ms: default_request(),
+            init_timeout_ms: default_init(),
+            max_message_bytes: default_message(),
+            compression: default_compression(),
+        }
+    }
+
+    /// Checks what can be checked without asking the brokers.
+    ///
+    /// # Errors
+    /// [`LogError::Configuration`] that names the field.
+    pub fn check(&self) -> Result<(), LogError> {
+        let refuse = |message: String| Err(LogError::Configuration(message));
+        if self.bootstrap_servers.trim().is_empty() {
+            return refuse("bootstrap_servers is empty: give host:port of at least one broker".to_owned());
+        }
+        if let Some(name) = FIXED.iter().find(|name| self.properties.contains_key(**name)) {
+            return refuse(format!("properties: `{name}` is fixed, because exactly-once rests on it; remove it"));
+        }
+        if self.replication_factor == 0 {
+            return refuse("replication_factor must be at least 1".to_owned());
+        }
+        if self.transaction_timeout_ms < 1000 {
+            return refuse("transaction_timeout_ms must be at least 1000".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_ms)
+    }
+
+    pub(super) fn init_timeout(&self) -> Duration {
+        Duration::from_millis(self.init_timeout_ms)
+    }
+
+    pub(super) fn transaction_timeout(&self) -> Duration {
+        Duration::from_millis(self.transaction_timeout_ms)
+    }
+
+    /// What every client has in common.
+    pub(super) fn client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        for (name, value) in self.security.iter().chain(&self.properties) {
+            client.set(name, value);
+        }
+        client
+            .set("bootstrap.servers", &self.bootstrap_servers)
+            .set("client.id", "millstream")
+            .set("socket.nagle.disable", "true")
+            // Reconnect quickly: a broker's restart is otherwise seen up to 10 s late.
+            .set("reconnect.backoff.ms", "50")
+            .set("reconnect.backoff.max.ms", "1000")
+            // Metadata of a topic that was just created must not be missing for long.
+            .set("topic.metadata.refresh.fast.interval.ms", "50")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        client
+    }
+
+    /// A reader; read-committed, so that the end of a partition that it is told is the last stable offset.
+    pub(super) fn reader(&self) -> ClientConfig {
+        let mut client = self.client();
+        client
+            .set("isolation.level", "read_committed")
+            .set("auto.offset.reset", "error")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            // Waiting for 16 kB, but at most 20 ms, halves the CPU at low rates (each produce would wake a fetch).
+            .set("fetch.min.bytes", "16384")
+            .set("fetch.wait.max.ms", "20")
+            // The default of 1 s stalls a reader whose queue was full.
+            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.error.backoff.ms", "50")
+            .set("queued.min.messages", "20000")
+            .set("queued.max.messages.kbytes", "32768")
+            // Exactly the leader: a follower may report an end that is too low (DESIGN 4, rule 1).
+            .set("client.rack", "");
+        client
+    }
+
+    fn writer(&self) -> ClientConfig {
+        let mut client = self.client();
+        client
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("linger.ms", self.linger_ms.to_string())
+            .set("compression.codec", &self.compression)
+            .set("batch.size", "1000000")
+            .set("batch.num.messages", "10000")
+            .set("message.max.bytes", self.max_message_bytes.to_string())
+            // Close what is idle before the broker does, with a reason in the log that tells it from trouble.
+            .set("connections.max.idle.ms", "180000");
+        client
+    }
+
+    pub(super) fn producer(&self) -> ClientConfig {
+        let mut client = self.writer();
+        client.set("message.timeout.ms", self.delivery_timeout_ms.to_string());
+        client
+    }
+
+    pub(super) fn transactional(&self, id: &str) -> ClientConfig {
+        let mut client = self.writer();
+        client
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", self.transaction_timeout_ms.to_string())
+            // Must be shorter than the transaction, else a message outlives it.
+            .set("message.timeout.ms", (self.transaction_timeout_ms * 4 / 5).to_string())
+            .set("delivery.report.only.error", "true")
+            // `broker` logs each lost connection, also those that raise no error event; see `transactional.rs`.
+            .set("debug", "broker")
+            .set_log_level(RDKafkaLogLevel::Debug);
+        client
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_exactly_once_rests_on_cannot_be_overridden() {
+        let mut config = KafkaConfig::new("127.0.0.1:9092");
+        config.check().unwrap();
+        config.properties.insert("isolation.level".into(), "read_uncommitted".into());
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains("isolation.level"), "{error}");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let error = serde_json::from_str::<KafkaConfig>(r#"{"bootstrap_servers":"a:1","linger":5}"#).unwrap_err();
+        assert!(error.to_string().contains("unknown field `linger`"), "{error}");
+        let config: KafkaConfig = serde_json::from_str(r#"{"bootstrap_servers":"a:1"}"#).unwrap();
+        assert_eq!(config, KafkaConfig::new("a:1"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (change, word) in [
+            ((|config| config.bootstrap_servers = " ".into()) as fn(&mut KafkaConfig), "bootstrap_servers"),
+            (|config| config.replication_factor = 0, "replication_factor"),
+            (|config| config.transaction_timeout_ms = 10, "transaction_timeout_ms"),
+        ] {
+            let mut config = KafkaConfig::new("a:1");
+            change(&mut config);
+            assert!(config.check().unwrap_err().to_string().contains(word), "{word}");
+        }
+    }
+}

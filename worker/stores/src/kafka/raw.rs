@@ -1,0 +1,230 @@
+//! The few librdkafka calls that the safe API lacks. The only unsafe code of the project.
+//!
+//! - [`flush`]: the safe flush sleeps in slices of 100 ms while something is in flight, which makes a commit of 2 ms take 100 ms.
+//! - [`topic_id`]: the safe admin client has no DescribeTopics.
+//! - [`Reader`]: the safe consumer hands over one message per call, in an allocation of its own, and reports the end of a partition
+//!   without topic and offset.
+
+#![allow(unsafe_code)]
+
+use super::client::Quiet;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka_sys as sys;
+use std::ffi::CString;
+use std::ptr::{null, null_mut};
+use std::time::Duration;
+
+fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// Waits until the producer has nothing in flight, sending at once what lingers. Failed messages count as in flight until they are polled.
+pub(super) fn flush<C: ClientContext>(client: &Client<C>, wait: Duration) -> bool {
+    // SAFETY: the client lives as long as the borrow, and rd_kafka_flush may be called from any thread.
+    let code = unsafe { sys::rd_kafka_flush(client.native_ptr(), milliseconds(wait)) };
+    code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+}
+
+/// The id that a topic got when it was created.
+pub(super) fn topic_id<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    wait: Duration,
+) -> Result<String, RDKafkaErrorCode> {
+    let name = CString::new(topic).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+    // SAFETY: `name` outlives the call that copies it; queue, collection and event are destroyed once, below, and what the
+    // event owns is not used after that. A null event means that nothing came in time.
+    unsafe {
+        let client = client.native_ptr();
+        let queue = sys::rd_kafka_queue_new(client);
+        let mut names = [name.as_ptr()];
+        let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        sys::rd_kafka_DescribeTopics(client, topics, null(), queue);
+        sys::rd_kafka_TopicCollection_destroy(topics);
+        let event = sys::rd_kafka_queue_poll(queue, milliseconds(wait));
+        let answer = if event.is_null() { Err(RDKafkaErrorCode::OperationTimedOut) } else { described(event) };
+        if !event.is_null() {
+            sys::rd_kafka_event_destroy(event);
+        }
+        sys::rd_kafka_queue_destroy(queue);
+        answer
+    }
+}
+
+/// # Safety
+/// `event` must be a live event.
+unsafe fn described(event: *mut sys::rd_kafka_event_t) -> Result<String, RDKafkaErrorCode> {
+    // SAFETY: the result and what hangs on it live as long as the event; the array has `count` elements.
+    unsafe {
+        let code = sys::rd_kafka_event_error(event);
+        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(code.into());
+        }
+        let result = sys::rd_kafka_event_DescribeTopics_result(event);
+        let mut count = 0;
+        let topics = if result.is_null() {
+            null_mut()
+        } else {
+            sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count)
+        };
+        if topics.is_null() || count == 0 {
+            return Err(RDKafkaErrorCode::UnknownTopicOrPartition);
+        }
+        let error = sys::rd_kafka_TopicDescription_error(*topics);
+        let code = sys::rd_kafka_error_code(error);
+        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(code.into());
+        }
+        let id = sys::rd_kafka_TopicDescription_topic_id(*topics);
+        let most = sys::rd_kafka_Uuid_most_significant_bits(id);
+        let least = sys::rd_kafka_Uuid_least_significant_bits(id);
+        Ok(format!("{most:016x}{least:016x}"))
+    }
+}
+
+/// What a [`Reader`] finds.
+pub(super) enum Item<'a> {
+    /// A message.
+    Message(millstream_shard::log::Message<'a>),
+    /// Everything visible below `offset` was handed over.
+    End {
+        /// Index of the partition.
+        assignment: usize,
+        /// The offset at the end.
+        offset: u64,
+    },
+    /// Something about one partition.
+    Error {
+        /// Index of the partition; `None` when it is not known.
+        assignment: Option<usize>,
+        /// What.
+        code: RDKafkaErrorCode,
+    },
+}
+
+struct Source {
+    topic: *mut sys::rd_kafka_topic_t,
+    partition: i32,
+}
+
+/// Several partitions read through one queue, in batches, without copies.
+pub(super) struct Reader {
+    queue: *mut sys::rd_kafka_queue_t,
+    sources: Vec<Source>,
+    batch: Vec<*mut sys::rd_kafka_message_t>,
+    consumer: BaseConsumer<Quiet>,
+}
+
+// SAFETY: librdkafka's handles may be used from any thread; the reader is used by one at a time, as it is not Sync.
+unsafe impl Send for Reader {}
+
+impl Reader {
+    /// A reader of nothing yet.
+    pub(super) fn new(consumer: BaseConsumer<Quiet>) -> Reader {
+        // SAFETY: the client is owned by the reader, which destroys the queue before it.
+        let queue = unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) };
+        Reader { queue, sources: Vec::new(), batch: Vec::new(), consumer }
+    }
+
+    /// Serves the client's events: logs and errors go to its context.
+    pub(super) fn serve(&self) {
+        while self.consumer.poll(Duration::ZERO).is_some() {}
+    }
+
+    /// Starts to read a partition; its index is the number of those started before.
+    pub(super) fn start(&mut self, topic: &str, partition: i32, offset: i64) -> Result<(), RDKafkaErrorCode> {
+        let name = CString::new(topic).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+        // SAFETY: client and queue are live, the name is copied. The topic handle is kept in `sources`, whose entries `drop` destroys once.
+        unsafe {
+            let topic = sys::rd_kafka_topic_new(self.consumer.client().native_ptr(), name.as_ptr(), null_mut());
+            if topic.is_null() {
+                return Err(sys::rd_kafka_last_error().into());
+            }
+            if sys::rd_kafka_consume_start_queue(topic, partition, offset, self.queue) != 0 {
+                let code = sys::rd_kafka_last_error();
+                sys::rd_kafka_topic_destroy(topic);
+                return Err(code.into());
+            }
+            self.sources.push(Source { topic, partition });
+        }
+        Ok(())
+    }
+
+    /// Waits up to `wait` for the first item, then takes what is there, at most `max` in all. Returns how many.
+    ///
+    /// (librdkafka's batch call with a time-out returns only when the batch is full or the time is over: it would add `wait` to the latency of
+    /// every batch.)
+    pub(super) fn read(&mut self, max: usize, wait: Duration, each: &mut dyn FnMut(Item<'_>)) -> usize {
+        let first = self.take(1, wait, each);
+        if first == 0 || max <= 1 { first } else { first + self.take(max - 1, Duration::ZERO, each) }
+    }
+
+    fn take(&mut self, max: usize, wait: Duration, each: &mut dyn FnMut(Item<'_>)) -> usize {
+        self.batch.resize(self.batch.len().max(max), null_mut());
+        // SAFETY: the buffer has at least `max` elements.
+        let count =
+            unsafe { sys::rd_kafka_consume_batch_queue(self.queue, milliseconds(wait), self.batch.as_mut_ptr(), max) };
+        let count = usize::try_from(count).unwrap_or(0);
+        for &message in self.batch.iter().take(count) {
+            // SAFETY: librdkafka filled the first `count` elements with messages that are ours; each is used until it is destroyed here.
+            unsafe {
+                each(self.item(&*message));
+                sys::rd_kafka_message_destroy(message);
+            }
+        }
+        count
+    }
+
+    fn item<'a>(&self, message: &'a sys::rd_kafka_message_t) -> Item<'a> {
+        let assignment =
+            self.sources.iter().position(|source| source.topic == message.rkt && source.partition == message.partition);
+        let offset = u64::try_from(message.offset).unwrap_or(0);
+        match (message.err, assignment) {
+            (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR, Some(assignment)) => {
+                Item::Message(millstream_shard::log::Message {
+                    assignment,
+                    offset,
+                    timestamp_ms: timestamp(message),
+                    key: bytes(message.key, message.key_len, message),
+                    payload: bytes(message.payload, message.len, message),
+                })
+            }
+            (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(assignment)) => {
+                Item::End { assignment, offset }
+            }
+            (code, assignment) => Item::Error { assignment, code: code.into() },
+        }
+    }
+}
+
+fn timestamp(message: &sys::rd_kafka_message_t) -> u64 {
+    let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+    // SAFETY: the message is live and `kind` is ours.
+    let ms = unsafe { sys::rd_kafka_message_timestamp(message, &raw mut kind) };
+    u64::try_from(ms).unwrap_or(0)
+}
+
+/// A part of a message, borrowed from it; empty when there is none.
+fn bytes<'a>(start: *const libc::c_void, len: usize, _message: &'a sys::rd_kafka_message_t) -> &'a [u8] {
+    if start.is_null() || len == 0 {
+        return &[];
+    }
+    // SAFETY: key and payload of a live message are `len` bytes that nobody changes; the result borrows from the message.
+    unsafe { std::slice::from_raw_parts(start.cast::<u8>(), len) }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // SAFETY: each partition was started once with a live handle; handles and queue are destroyed once, before the client,
+        // which is a field and dropped after this.
+        unsafe {
+            for source in &self.sources {
+                sys::rd_kafka_consume_stop(source.topic, source.partition);
+                sys::rd_kafka_topic_destroy(source.topic);
+            }
+            sys::rd_kafka_queue_destroy(self.queue);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What the clients of one log share: configuration, the client that asks about offsets, the admin client, known topics.
+
+use super::client::{Quiet, about, code, creation};
+use super::config::KafkaConfig;
+use super::raw;
+use millstream_shard::log::{LogError, TopicPartition, TopicSpec};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Room for the batch header around a message of the largest size.
+const BATCH_OVERHEAD: u32 = 65_536;
+
+/// How long to wait before asking again for metadata that is on its way.
+const METADATA_BACKOFF: Duration = Duration::from_millis(20);
+
+pub(super) struct Shared {
+    pub(super) config: KafkaConfig,
+    queries: BaseConsumer<Quiet>,
+    admin: AdminClient<Quiet>,
+    topics: Mutex<HashMap<String, u32>>,
+}
+
+impl Shared {
+    pub(super) fn new(config: KafkaConfig) -> Result<Shared, LogError> {
+        config.check()?;
+        let queries = BaseConsumer::from_config_and_context(&config.reader(), Quiet).map_err(|e| creation(&e))?;
+        let admin = AdminClient::from_config_and_context(&config.client(), Quiet).map_err(|e| creation(&e))?;
+        Ok(Shared { config, queries, admin, topics: Mutex::new(HashMap::new()) })
+    }
+
+    /// A client to read with.
+    pub(super) fn reader(&self) -> Result<BaseConsumer<Quiet>, LogError> {
+        BaseConsumer::from_config_and_context(&self.config.reader(), Quiet).map_err(|e| creation(&e))
+    }
+
+    /// The number of brokers that are there.
+    pub(super) fn brokers(&self, wait: Duration) -> Result<usize, LogError> {
+        let metadata = self.queries.fetch_metadata(Some("__millstream_probe"), wait).map_err(|error| {
+            LogError::Unavailable(format!("cannot reach {}: {error}", self.config.bootstrap_servers))
+        })?;
+        Ok(metadata.brokers().len())
+    }
+
+    /// The number of partitions of a topic.
+    pub(super) fn partitions(&self, topic: &str, wait: Duration) -> Result<u32, LogError> {
+        if let Some(&count) = self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(topic) {
+            return Ok(count);
+        }
+        let metadata = self
+            .queries
+            .fetch_metadata(Some(topic), wait)
+            .map_err(|error| about(topic, code(&error), "cannot get the metadata of topic"))?;
+        let found = metadata.topics().first();
+        if let Some(error) = found.and_then(|found| found.error()) {
+            return Err(about(topic, error.into(), "cannot get the metadata of topic"));
+        }
+        let count = found.map_or(0, |found| found.partitions().len());
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        if count == 0 {
+            return Err(about(topic, RDKafkaErrorCode::UnknownTopicOrPartition, "cannot read topic"));
+        }
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned(), count);
+        Ok(count)
+    }
+
+    /// A partition's number as librdkafka takes it, when it exists.
+    pub(super) fn partition(&self, at: &TopicPartition) -> Result<i32, LogError> {
+        self.partition_of(&at.topic, at.partition, self.config.request_timeout())
+    }
+
+    /// The same, waiting no longer than `wait` for the metadata.
+    pub(super) fn partition_of(&self, topic: &str, partition: u32, wait: Duration) -> Result<i32, LogError> {
+        let count = self.partitions(topic, wait)?;
+        if partition >= count {
+            let message = format!("partition {partition} does not exist, it has {count}");
+            return Err(LogError::Topic { topic: topic.to_owned(), message });
+        }
+        i32::try_from(partition)
+            .map_err(|_| LogError::Topic { topic: topic.to_owned(), message: format!("no partition {partition}") })
+    }
+
+    /// First offset and last stable offset, asked of the leader: a read-committed client's ListOffsets carries its isolation level.
+    pub(super) fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
+        self.watermarks(&self.queries, at)
+    }
+
+    /// One after the last message, open transactions included.
+    pub(super) fn high_watermark(&self, at: &TopicPartition) -> Result<u64, LogError> {
+        let mut config = self.config.reader();
+        config.set("isolation.level", "read_uncommitted");
+        let client = BaseConsumer::from_config_and_context(&config, Quiet).map_err(|e| creation(&e))?;
+        Ok(self.watermarks(&client, at)?.1)
+    }
+
+    fn watermarks(&self, client: &BaseConsumer<Quiet>, at: &TopicPartition) -> Result<(u64, u64), LogError> {
+        let partition = self.partition(at)?;
+        let found = client.fetch_watermarks(&at.topic, partition, self.config.request_timeout());
+        while client.poll(Duration::ZERO).is_some() {}
+        let (low, high) = found.map_err(|error| about(&at.topic, code(&error), "cannot get the offsets of topic"))?;
+        Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
+    }
+
+    pub(super) fn topic_id(&self, topic: &str) -> Result<String, LogError> {
+        raw::topic_id(self.admin.inner(), topic, self.config.request_timeout())
+            .map_err(|code| about(topic, code, "cannot describe topic"))
+    }
+
+    pub(super) fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+        let properties: Vec<Vec<(&str, String)>> = topics.iter().map(|topic| self.properties(topic)).collect();
+        let mut wanted = Vec::with_capacity(topics.len());
+        for (topic, properties) in topics.iter().zip(&properties) {
+            let replication = TopicReplication::Fixed(i32::from(self.config.replication_factor));
+            let partitions = i32::try_from(topic.partitions).unwrap_or(i32::MAX);
+            let new = NewTopic::new(&topic.name, partitions, replication);
+            wanted.push(properties.iter().fold(new, |new, (name, value)| new.set(name, value)));
+        }
+        let options = self.options().operation_timeout(Some(self.config.request_timeout()));
+        let results = futures::executor::block_on(self.admin.create_topics(&wanted, &options))
+            .map_err(|error| about("(all)", code(&error), "cannot create topics"))?;
+        for (result, topic) in results.into_iter().zip(topics) {
+            match result {
+                Ok(_) => {}
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => self.check_topic(topic)?,
+                Err((name, code)) => return Err(creation_error(name, code)),
+            }
+        }
+        topics.iter().try_for_each(|topic| self.wait_for(topic))
+    }
+
+    pub(super) fn delete_topic(&self, topic: &str) -> Result<(), LogError> {
+        let options = self.options().operation_timeout(Some(self.config.request_timeout()));
+        let results = futures::executor::block_on(self.admin.delete_topics(&[topic], &options))
+            .map_err(|error| about(topic, code(&error), "cannot delete topic"))?;
+        if let Some(Err((name, code))) = results.into_iter().next() {
+            return Err(about(&name, code, "cannot delete topic"));
+        }
+        let deadline = Instant::now() + self.config.request_timeout();
+        loop {
+            self.forget(topic);
+            match self.partitions(topic, self.config.request_timeout()) {
+                Err(LogError::Topic { .. }) => return Ok(()),
+                _ if Instant::now() >= deadline => {
+                    return Err(LogError::Unavailable(format!("topic {topic} is still there after its deletion")));
+                }
+                _ => std::thread::sleep(METADATA_BACKOFF),
+            }
+        }
+    }
+
+    pub(super) fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
+        let failed = |error: &KafkaError| about(&at.topic, code(error), "cannot trim topic");
+        let mut offsets = TopicPartitionList::new();
+        let offset = Offset::Offset(i64::try_from(before).unwrap_or(i64::MAX));
+        offsets.add_partition_offset(&at.topic, self.partition(at)?, offset).map_err(|error| failed(&error))?;
+        let trimmed = futures::executor::block_on(self.admin.delete_records(&offsets, &self.options()));
+        let trimmed = trimmed.map_err(|error| failed(&error))?;
+        trimmed.elements().iter().try_for_each(|element| element.error().map_err(|error| failed(&error)))
+    }
+
+    fn forget(&self, topic: &str) {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
+    }
+
+    fn properties(&self, topic: &TopicSpec) -> Vec<(&str, String)> {
+        let in_sync = if self.config.replication_factor >= 3 { 2 } else { 1 };
+        let mut properties = vec![
+            ("message.timestamp.type", timestamp_type(topic).to_owned()),
+            ("cleanup.policy", if topic.compacted { "compact" } else { "delete" }.to_owned()),
+            ("max.message.bytes", self.config.max_message_bytes.saturating_add(BATCH_OVERHEAD).to_string()),
+            ("min.insync.replicas", in_sync.to_string()),
+            ("unclean.leader.election.enable", "false".to_owned()),
+        ];
+        properties.extend(self.config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        properties
+    }
+
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new().request_timeout(Some(self.config.request_timeout()))
+    }
+
+    /// A topic that exists already must be like the one that was asked for.
+    fn check_topic(&self, topic: &TopicSpec) -> Result<(), LogError> {
+        let differs = |message: String| LogError::Topic { topic: topic.name.clone(), message };
+        self.forget(&topic.name);
+        let partitions = self.partitions(&topic.name, self.config.request_timeout())?;
+        if partitions != topic.partitions {
+            return Err(differs(format!("it exists with {partitions} partitions, not {}", topic.partitions)));
+        }
+        let asked = [ResourceSpecifier::Topic(&topic.name)];
+        let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
+            .map_err(|error| about(&topic.name, code(&error), "cannot describe topic"))?;
+        let Some(Ok(found)) = answer.into_iter().next() else {
+            return Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name)));
+        };
+        for (name, wanted) in [("message.timestamp.type", timestamp_type(topic))] {
+            let value = found.get(name).and_then(|entry| entry.value.as_deref());
+            if value != Some(wanted) {
+                return Err(differs(format!("it exists with {name} {}, not {wanted}", value.unwrap_or("unknown"))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every partition of a topic has a leader that answers.
+    fn wait_for(&self, topic: &TopicSpec) -> Result<(), LogError> {
+        let deadline = Instant::now() + self.config.request_timeout();
+        (0..topic.partitions).try_for_each(|partition| {
+            let at = TopicPartition::new(topic.name.as_str(), partition);
+            loop {
+                match self.bounds(&at) {
+                    Ok(_) => return Ok(()),
+                    Err(error) if Instant::now() >= deadline => return Err(error),
+                    Err(_) => std::thread::sleep(METADATA_BACKOFF),
+                }
+            }
+        })
+    }
+}
+
+fn timestamp_type(topic: &TopicSpec) -> &'static str {
+    if topic.append_time { "LogAppendTime" } else { "CreateTime" }
+}
+
+fn creation_error(topic: String, code: RDKafkaErrorCode) -> LogError {
+    use RDKafkaErrorCode as C;
+    match code {
+        C::InvalidReplicationFactor => LogError::Configuration(format!(
+            "topic {topic}: the cluster has fewer brokers than replication_factor ({code}); add brokers or lower it"
+        )),
+        C::InvalidConfig | C::PolicyViolation => LogError::Configuration(format!("topic {topic}: {code}")),
+        C::InvalidPartitions | C::InvalidTopic => {
+            LogError::Topic { topic, message: format!("cannot be created: {code}") }
+        }
+        other => about(&topic, other, "cannot create topic"),
+    }
+}

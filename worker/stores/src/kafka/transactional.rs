@@ -1,0 +1,217 @@
+//! The producer of a transactional id: the only lock that there is (I4).
+//!
+//! Protocol (DESIGN 4, rules 4 and 6):
+//! - Making one fences the id's former producer and decides its open transaction.
+//! - **Any** error makes the client useless and the outcome unknown: librdkafka can revive a fenced client, and a timed-out and a stolen
+//!   transaction look the same.
+//! - A commit during which the client saw a lost connection, a time-out or an error is unknown, even if it reports success: the request
+//!   that was lost may arrive later, in the next transaction of the same epoch (librdkafka has no KIP-890). Lost connections raise no error
+//!   event when little is in flight, and repeated ones are suppressed; only the debug lines of `broker` name each, so those are counted.
+//! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
+//!   nobody polls.
+
+use super::client::{creation, report};
+use super::producer::{fate, headers};
+use super::raw;
+use super::shared::Shared;
+use millstream_shard::log::{LogError, Outgoing, Transactional};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Remembers the first sign of trouble.
+#[derive(Default)]
+struct Watch {
+    trouble: Mutex<Option<String>>,
+}
+
+impl Watch {
+    fn note(&self, what: String) {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+    }
+
+    fn clear(&self) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Watch {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        report(level, facility, message);
+        // The client closes what is idle by itself; nothing was in flight then.
+        let lost = facility == "FAIL" && !message.contains("max idle time exceeded");
+        if lost || facility == "REQTMOUT" {
+            self.note(message.to_owned());
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.note(format!("{error}: {reason}"));
+    }
+}
+
+impl ProducerContext for Watch {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.note(format!("message not delivered: {error}"));
+        }
+    }
+}
+
+/// The producer of a transactional id.
+pub(super) struct KafkaTransactional {
+    shared: Arc<Shared>,
+    id: String,
+    client: BaseProducer<Watch>,
+    dead: Option<String>,
+}
+
+/// How long one flush waits before failures are looked at.
+const FLUSH_SLICE: Duration = Duration::from_millis(20);
+
+impl KafkaTransactional {
+    /// Fences the former producer of the id.
+    pub(super) fn new(shared: Arc<Shared>, id: &str) -> Result<KafkaTransactional, LogError> {
+        let config = shared.config.transactional(id);
+        let client: BaseProducer<Watch> =
+            BaseProducer::from_config_and_context(&config, Watch::default()).map_err(|error| creation(&error))?;
+        let unavailable =
+            |error: KafkaError| LogError::Unavailable(format!("cannot fence transactional id {id}: {error}"));
+        // With metadata at hand, init often takes 10 ms in place of the 500 ms timer of librdkafka.
+        client
+            .client()
+            .fetch_metadata(Some("__millstream_probe"), shared.config.init_timeout())
+            .map_err(unavailable)?;
+        client.init_transactions(shared.config.init_timeout()).map_err(unavailable)?;
+        Ok(KafkaTransactional { shared, id: id.to_owned(), client, dead: None })
+    }
+
+    fn alive(&self) -> Result<(), LogError> {
+        match &self.dead {
+            Some(why) => Err(LogError::Unknown(format!("{}: used after an error: {why}", self.id))),
+            None => Ok(()),
+        }
+    }
+
+    fn die(&mut self, what: &str, why: String) -> LogError {
+        let message = format!("{}: {what}: {why}", self.id);
+        self.dead = Some(why);
+        LogError::Unknown(message)
+    }
+
+    /// Hands what the client has to say to its context. Log lines queue like errors, so the loop is bounded.
+    fn drain(&self) {
+        for _ in 0..10_000 {
+            if self.client.in_flight_count() == 0 {
+                break;
+            }
+            self.client.poll(Duration::ZERO);
+        }
+    }
+
+    /// Waits until everything that was sent is acknowledged.
+    fn flush(&self) -> Result<(), String> {
+        let deadline = Instant::now() + self.shared.config.transaction_timeout();
+        while !raw::flush(self.client.client(), FLUSH_SLICE) {
+            self.client.poll(Duration::ZERO);
+            if let Some(trouble) = self.client.context().trouble() {
+                return Err(trouble);
+            }
+            if Instant::now() >= deadline {
+                return Err("messages were not acknowledged in time".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing suspicious since the transaction began?
+    fn undisturbed(&self) -> Result<(), String> {
+        self.drain();
+        self.client.context().trouble().map_or(Ok(()), Err)
+    }
+
+    fn try_commit(&self) -> Result<(), String> {
+        self.flush()?;
+        self.undisturbed()?;
+        self.client.commit_transaction(None).map_err(|error| error.to_string())?;
+        self.undisturbed()
+    }
+
+    /// Everything is sent first. Purging it in place would be quicker, but breaks the client: purged messages leave a gap in the sequence
+    /// numbers, so that the next transaction is never acknowledged; and where nothing was sent, the brokers know of no transaction to end.
+    fn try_abort(&self) -> Result<(), String> {
+        self.flush()?;
+        self.undisturbed()?;
+        self.client.abort_transaction(None).map_err(|error| error.to_string())?;
+        self.undisturbed()
+    }
+
+    /// Makes room in the local queue.
+    fn wait_for_room(&self, deadline: Instant) -> Result<(), String> {
+        self.client.poll(Duration::from_millis(1));
+        match self.client.context().trouble() {
+            Some(trouble) => Err(trouble),
+            None if Instant::now() >= deadline => Err("the local queue stays full".to_owned()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Transactional for KafkaTransactional {
+    fn begin(&mut self) -> Result<(), LogError> {
+        self.alive()?;
+        self.drain();
+        self.client.context().clear();
+        self.client.begin_transaction().map_err(|error| self.die("begin", error.to_string()))
+    }
+
+    fn send(&mut self, message: Outgoing<'_>) -> Result<(), LogError> {
+        self.alive()?;
+        let wait = self.shared.config.request_timeout();
+        let partition = match self.shared.partition_of(message.topic, message.partition, wait) {
+            Ok(partition) => partition,
+            Err(LogError::Topic { topic, message }) => {
+                self.dead = Some(format!("topic {topic}: {message}"));
+                return Err(LogError::Topic { topic, message });
+            }
+            Err(error) => return Err(self.die("send", error.to_string())),
+        };
+        let mut record = BaseRecord::<[u8], [u8]>::to(message.topic).partition(partition).payload(message.payload);
+        record.key = (!message.key.is_empty()).then_some(message.key);
+        record.headers = headers(&message);
+        let deadline = Instant::now() + wait;
+        while let Err((error, same)) = self.client.send(record) {
+            let code = super::client::code(&error);
+            if code != RDKafkaErrorCode::QueueFull {
+                self.dead = Some(error.to_string());
+                return Err(match fate(code, message.topic, message.payload.len()) {
+                    known @ (LogError::TooLarge { .. } | LogError::Topic { .. }) => known,
+                    _ => LogError::Unknown(format!("{}: send: {error}", self.id)),
+                });
+            }
+            record = same;
+            self.wait_for_room(deadline).map_err(|why| self.die("send", why))?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), LogError> {
+        self.alive()?;
+        self.try_commit().map_err(|why| self.die("commit", why))
+    }
+
+    fn abort(&mut self) -> Result<(), LogError> {
+        self.alive()?;
+        self.try_abort().map_err(|why| self.die("abort", why))
+    }
+}
