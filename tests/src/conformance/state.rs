@@ -1,0 +1,188 @@
+//! The suite of [`StateStore`]: atomic writes, order, opening again (I5).
+
+use millstream_model::key::{Kind, StateKey};
+use millstream_model::proto::{Position, StatePosition};
+use millstream_shard::state::StateStore;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A state store under test; each subject is one store of its own.
+pub trait Subject: Send + Sync {
+    /// Opens the store. A case that opens it again has dropped the former one before.
+    fn open(&self) -> Arc<dyn StateStore>;
+}
+
+crate::suite!($ state_conformance, dyn Subject, [
+    state::a_new_store_is_empty,
+    state::multi_get_answers_in_the_order_of_the_keys,
+    state::a_write_replaces_and_deletes,
+    state::scan_gives_a_prefix_in_order,
+    state::the_position_is_no_entry,
+    state::entries_and_position_change_at_once,
+    state::clear_leaves_nothing,
+    state::everything_is_there_after_closing_and_opening,
+]);
+
+/// A key of the suite.
+pub fn key(group: u16, rest: &str) -> StateKey {
+    StateKey::new(group, "acme", Kind::User, rest.as_bytes())
+}
+
+/// A position that differs from others in every part.
+pub fn position(number: u64) -> StatePosition {
+    StatePosition {
+        changelog_offset: number * 3,
+        digest: u64::MAX - number,
+        batch_number: number,
+        time_ms: 1_700_000_000_000 + number,
+        stamp_time_ms: 1_600_000_000_000 + number,
+        inputs: vec![Position { topic: "actions".into(), partition: 3, offset: number * 7 }],
+        epoch: 9,
+        topic_id: "changelog-id".into(),
+        ..StatePosition::default()
+    }
+}
+
+/// Writes entries, `None` deletes.
+pub fn write(store: &dyn StateStore, entries: &[(&StateKey, Option<&[u8]>)], number: u64) {
+    store.write(&mut entries.iter().copied(), &position(number)).unwrap();
+}
+
+/// All entries with a prefix.
+pub fn scan(store: &dyn StateStore, prefix: &[u8]) -> Vec<(StateKey, Vec<u8>)> {
+    let mut entries = Vec::new();
+    store.scan(prefix, &mut |key, value| entries.push((key.clone(), value.to_vec()))).unwrap();
+    entries
+}
+
+/// No position, no entries.
+pub fn a_new_store_is_empty(subject: &dyn Subject) {
+    let store = subject.open();
+    assert_eq!(store.position().unwrap(), None);
+    assert_eq!(scan(&*store, b""), []);
+    assert_eq!(store.multi_get(&[&key(1, "a")]).unwrap(), [None]);
+    assert_eq!(store.multi_get(&[]).unwrap(), []);
+}
+
+/// Missing keys, repeated keys, empty and large values.
+pub fn multi_get_answers_in_the_order_of_the_keys(subject: &dyn Subject) {
+    let store = subject.open();
+    let (a, b, c, missing) = (key(1, "a"), key(4095, "b"), key(0, ""), key(1, "aa"));
+    let large = super::noise(3_000_000);
+    write(&*store, &[(&a, Some(b"A")), (&b, Some(b"")), (&c, Some(&large))], 1);
+    let values = store.multi_get(&[&c, &missing, &b, &a, &c, &a]).unwrap();
+    let expected = [Some(large.clone()), None, Some(vec![]), Some(b"A".to_vec()), Some(large), Some(b"A".to_vec())];
+    assert!(values == expected);
+}
+
+/// The later of two entries of one key in a write counts.
+pub fn a_write_replaces_and_deletes(subject: &dyn Subject) {
+    let store = subject.open();
+    let (a, b, c) = (key(1, "a"), key(1, "b"), key(1, "c"));
+    write(&*store, &[(&a, Some(b"1")), (&b, Some(b"1"))], 1);
+    write(&*store, &[(&a, Some(b"2")), (&b, None), (&c, None)], 2);
+    assert_eq!(store.multi_get(&[&a, &b, &c]).unwrap(), [Some(b"2".to_vec()), None, None]);
+    write(&*store, &[(&a, None), (&a, Some(b"3")), (&c, Some(b"3")), (&c, None)], 3);
+    assert_eq!(scan(&*store, b""), [(a, b"3".to_vec())]);
+    write(&*store, &[], 4);
+    assert_eq!(store.position().unwrap(), Some(position(4)), "a batch may change nothing but the position");
+}
+
+/// Only what starts with the prefix; groups in order, bytes as bytes.
+pub fn scan_gives_a_prefix_in_order(subject: &dyn Subject) {
+    let store = subject.open();
+    let mut keys: Vec<StateKey> = (0..500).map(|number| key(number % 5 * 255, &format!("{number:x}"))).collect();
+    keys.push(StateKey::new(255, "acme", Kind::User, &[0xff, 0xff]));
+    keys.push(StateKey::new(255, "acme", Kind::User, &[0xff]));
+    keys.push(StateKey::new(255, "acme2", Kind::Node, b"x"));
+    let entries: Vec<_> = keys.iter().map(|key| (key, Some(key.as_bytes()))).collect();
+    write(&*store, &entries, 1);
+    keys.sort();
+    for prefix in
+        [&b""[..], &255u16.to_be_bytes(), &[0], &[0xff], b"\x00\xffacme\0", b"\x00\xffacme\0\x03\xff", b"\x07"]
+    {
+        let expected: Vec<StateKey> = keys.iter().filter(|key| key.as_bytes().starts_with(prefix)).cloned().collect();
+        let seen: Vec<StateKey> = scan(&*store, prefix)
+            .into_iter()
+            .map(|(key, value)| {
+                assert_eq!(key.as_bytes(), value);
+                key
+            })
+            .collect();
+        assert_eq!(seen, expected, "prefix {prefix:?}");
+    }
+}
+
+/// It cannot be read, written or deleted as one.
+pub fn the_position_is_no_entry(subject: &dyn Subject) {
+    let store = subject.open();
+    write(&*store, &[], 7);
+    assert_eq!(scan(&*store, b""), []);
+    assert_eq!(scan(&*store, &[0xff]), []);
+    let edges = [
+        StateKey::from_bytes(&[0x0f, 0xff]),
+        StateKey::from_bytes(&[0, 0]),
+        StateKey::new(4095, "\u{10ffff}", Kind::Usage, &[0xff; 40]),
+    ];
+    let entries: Vec<_> = edges.iter().map(|key| (key, Some(&b"edge"[..]))).collect();
+    write(&*store, &entries, 8);
+    let deletes: Vec<_> = edges.iter().map(|key| (key, None)).collect();
+    write(&*store, &deletes, 9);
+    assert_eq!(store.position().unwrap(), Some(position(9)));
+    assert_eq!(scan(&*store, b""), []);
+}
+
+/// A reader between two writes sees neither half.
+pub fn entries_and_position_change_at_once(subject: &dyn Subject) {
+    let store = subject.open();
+    let (a, b) = (key(1, "a"), key(4000, "b"));
+    write(&*store, &[(&a, Some(&0u64.to_be_bytes())), (&b, Some(&0u64.to_be_bytes()))], 0);
+    let done = AtomicBool::new(false);
+    let number = |value: &Option<Vec<u8>>| u64::from_be_bytes(value.as_deref().unwrap().try_into().unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=2000u64 {
+                let bytes = round.to_be_bytes();
+                write(&*store, &[(&a, Some(&bytes)), (&b, Some(&bytes))], round);
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        while !done.load(Ordering::SeqCst) {
+            let before = number(&store.multi_get(&[&a]).unwrap()[0]);
+            let position = store.position().unwrap().unwrap().batch_number;
+            let after = number(&store.multi_get(&[&b]).unwrap()[0]);
+            assert!(before <= position && position <= after, "{before} <= {position} <= {after}");
+        }
+    });
+    assert_eq!(store.position().unwrap(), Some(position(2000)));
+}
+
+/// The position goes too, and the store can be used again.
+pub fn clear_leaves_nothing(subject: &dyn Subject) {
+    let store = subject.open();
+    let keys: Vec<StateKey> = (0..4096).step_by(3).map(|group| key(group, "x")).collect();
+    let entries: Vec<_> = keys.iter().map(|key| (key, Some(&b"x"[..]))).collect();
+    write(&*store, &entries, 1);
+    store.clear().unwrap();
+    assert_eq!((store.position().unwrap(), scan(&*store, b"")), (None, vec![]));
+    drop(store);
+    let store = subject.open();
+    assert_eq!((store.position().unwrap(), scan(&*store, b"")), (None, vec![]));
+    write(&*store, &[(&keys[5], Some(b"again"))], 2);
+    assert_eq!(scan(&*store, b""), [(keys[5].clone(), b"again".to_vec())]);
+}
+
+/// A clean restart keeps everything: entries, deletions, position.
+pub fn everything_is_there_after_closing_and_opening(subject: &dyn Subject) {
+    let mut store = subject.open();
+    for round in 1..=5u64 {
+        let (own, shared) = (key(round as u16, "own"), key(0, "shared"));
+        let before = key(round as u16 - 1, "own");
+        let bytes = round.to_be_bytes();
+        write(&*store, &[(&own, Some(&bytes)), (&shared, Some(&bytes)), (&before, None)], round);
+        drop(store);
+        store = subject.open();
+        assert_eq!(store.position().unwrap(), Some(position(round)));
+        assert_eq!(scan(&*store, b""), [(shared, bytes.to_vec()), (own, bytes.to_vec())]);
+    }
+}
