@@ -28,6 +28,8 @@ transaction.state.log.num.partitions=4
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 share.coordinator.state.topic.replication.factor=3
 share.coordinator.state.topic.min.isr=2
+broker.session.timeout.ms=${SESSION_MS:-9000}
+broker.heartbeat.interval.ms=500
 num.network.threads=2
 num.io.threads=4
 P

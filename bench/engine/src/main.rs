@@ -19,7 +19,7 @@ use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Shard};
 use millstream_shard::state::StateStore;
 use millstream_shard::topics::Topics;
-use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use millstream_stores::kafka::KafkaLog;
 use millstream_tests::servers::Kafka;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let kafka = Kafka::start()?;
     println!("broker {}; {} records over {} users, {} shards, frames of {}", kafka.bootstrap(), args.records, args.users, args.shards, args.frame);
-    let log: Arc<dyn Log> = Arc::new(KafkaLog::new(KafkaConfig::local(kafka.bootstrap()))?);
+    let log: Arc<dyn Log> = Arc::new(KafkaLog::new(kafka.config())?);
     let (mut ours, mut limits) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
         let topics = Topics::new(&format!("bench{round}"), args.shards, 1);
@@ -177,7 +177,7 @@ fn drain(log: &Arc<dyn Log>, topics: &Topics, args: &Args) -> Result<Cost> {
         dirty_bytes: 32 << 20,
         ..Limits::default()
     };
-    let cache = millstream_stores::rocks::BlockCache::new(64 << 20);
+    let cache = millstream_stores::rocks::Resources::new(64 << 20);
     let mut shards = Vec::new();
     for shard in 0..args.shards {
         let environment = Environment {
