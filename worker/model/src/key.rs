@@ -51,12 +51,15 @@ pub enum Kind {
     Device = 4,
     /// Sums of a tenant ([`crate::proto::Usage`]).
     Usage = 5,
+    /// Action: the newest deletion of an identifier's user; its key holds a hash of the identifier.
+    Erased = 6,
 }
 
 impl Kind {
     /// The kind of this byte, if it is one.
     pub fn from_byte(byte: u8) -> Option<Kind> {
-        [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage].into_iter().find(|kind| *kind as u8 == byte)
+        const ALL: [Kind; 6] = [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage, Kind::Erased];
+        ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

@@ -92,6 +92,8 @@ pub struct Report {
     pub spans: Vec<StageSpan>,
     /// Rejects by tenant and reason.
     pub reasons: Vec<(String, Reason)>,
+    /// The new sums of the tenants that the batch concerned.
+    pub usage: BTreeMap<String, Usage>,
 }
 
 struct Read<R> {
@@ -177,7 +179,7 @@ impl<S: Stage> Shard<S> {
         if result.is_err() {
             self.cache.discard();
         }
-        result?;
+        let usage = result?;
         self.flush_if_due()?;
         Ok(Some(Report {
             records: count,
@@ -185,6 +187,7 @@ impl<S: Stage> Shard<S> {
             committed_ms: self.environment.clock.now_ms(),
             spans: std::mem::take(&mut self.out.spans),
             reasons: std::mem::take(&mut self.out.reasons),
+            usage,
         }))
     }
 
@@ -212,7 +215,13 @@ impl<S: Stage> Shard<S> {
         }
     }
 
-    fn transact(&mut self, read: Read<S::Record>, time_ms: u64, stamp_time_ms: u64) -> Result<(), ShardError> {
+    /// Gives the new sums of the tenants that the batch concerned.
+    fn transact(
+        &mut self,
+        read: Read<S::Record>,
+        time_ms: u64,
+        stamp_time_ms: u64,
+    ) -> Result<BTreeMap<String, Usage>, ShardError> {
         self.prefetch(&read.records)?;
         self.producer.begin()?;
         let mut output = Output::new(self.environment.topics.clone());
@@ -238,7 +247,7 @@ impl<S: Stage> Shard<S> {
         let digest = self.send_changelog(&header, &state_changes, usage_changes)?;
         self.producer.commit()?;
         self.cache.commit(&state_changes);
-        self.usage.extend(usage);
+        self.usage.extend(usage.iter().map(|(tenant, sums)| (tenant.clone(), *sums)));
         self.position = StatePosition {
             digest,
             batch_number: header.number,
@@ -247,7 +256,7 @@ impl<S: Stage> Shard<S> {
             inputs: header.inputs,
             ..std::mem::take(&mut self.position)
         };
-        Ok(())
+        Ok(usage)
     }
 
     fn prefetch(&mut self, records: &[(At, Result<S::Record, (DecodeError, Vec<u8>)>)]) -> Result<(), ShardError> {

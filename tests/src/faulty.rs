@@ -1,0 +1,93 @@
+//! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not.
+
+use millstream_shard::log::{
+    Consumer, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional,
+};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the next commits do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing goes wrong.
+    None,
+    /// The commit takes hold, but its client is told that it is not known.
+    CommittedUnknown,
+    /// The commit does not take hold, and its client is told that it is not known.
+    LostUnknown,
+}
+
+/// The commits to come; after the last one, nothing goes wrong.
+#[derive(Clone, Default)]
+pub struct Faults(Arc<Mutex<VecDeque<Fault>>>);
+
+impl Faults {
+    /// Adds what the next commits do.
+    pub fn plan(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(faults);
+    }
+
+    fn next(&self) -> Fault {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or(Fault::None)
+    }
+
+    /// Faults that have not come yet.
+    pub fn left(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// A log with planned faults.
+pub struct FaultyLog {
+    /// The real one.
+    pub inner: Arc<dyn Log>,
+    /// The plan.
+    pub faults: Faults,
+}
+
+impl Log for FaultyLog {
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+        self.inner.create_topics(topics)
+    }
+    fn topic_id(&self, topic: &str) -> Result<String, LogError> {
+        self.inner.topic_id(topic)
+    }
+    fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
+        self.inner.bounds(at)
+    }
+    fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
+        self.inner.consumer(assignments)
+    }
+    fn producer(&self) -> Result<Box<dyn Producer>, LogError> {
+        self.inner.producer()
+    }
+    fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError> {
+        let inner = self.inner.transactional(id)?;
+        Ok(Box::new(FaultyTransactional { inner, faults: self.faults.clone() }))
+    }
+}
+
+struct FaultyTransactional {
+    inner: Box<dyn Transactional>,
+    faults: Faults,
+}
+
+impl Transactional for FaultyTransactional {
+    fn begin(&mut self) -> Result<(), LogError> {
+        self.inner.begin()
+    }
+    fn send(&mut self, message: Outgoing<'_>) -> Result<(), LogError> {
+        self.inner.send(message)
+    }
+    fn commit(&mut self) -> Result<(), LogError> {
+        let unknown = || Err(LogError::Unknown("planned fault".into()));
+        match self.faults.next() {
+            Fault::None => self.inner.commit(),
+            Fault::CommittedUnknown => self.inner.commit().and_then(|()| unknown()),
+            Fault::LostUnknown => unknown(),
+        }
+    }
+    fn abort(&mut self) -> Result<(), LogError> {
+        self.inner.abort()
+    }
+}

@@ -1,0 +1,136 @@
+//! Generated load through running pipelines, and the check against its truth.
+
+use crate::pipeline::{Pipeline, Settings, until};
+use anyhow::{Context, Result, bail};
+use millstream::cli::sender::{Progress, Target, send_lines};
+use millstream::cli::{Admin, snapshot, verify};
+use millstream::generate::{Load, Options, generate};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+/// A load whose records end now.
+///
+/// # Panics
+/// When the generator is wrong.
+pub fn generated(seed: u64, tenants: u32, users: u32) -> Load {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let options =
+        Options { tenants, users, seed, now_ms: now.as_millis() as i64, days: 5, bad_share: 0.03, duplicates: 0.05 };
+    match generate(&options) {
+        Ok(load) => load,
+        Err(error) => {
+            let message = error.to_string();
+            std::panic::panic_any(message)
+        }
+    }
+}
+
+/// A pipeline for a load, on embedded stores.
+pub fn settings(pipeline: &str, load: &Load) -> Settings {
+    let tenants: BTreeMap<String, String> =
+        load.streams.iter().map(|stream| (stream.tenant.clone(), stream.key.clone())).collect();
+    Settings {
+        pipeline: pipeline.to_owned(),
+        shards: 4,
+        kafka: None,
+        mongodb: None,
+        tenants: tenants.into_iter().collect(),
+        otlp: None,
+    }
+}
+
+/// A load on its way: each stream by a sender of its own, which repeats what has no answer.
+pub struct Sending {
+    progress: Arc<Progress>,
+    total: u64,
+    senders: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Sending {
+    /// Starts to send to the pipeline's public port.
+    pub fn start(pipeline: &Pipeline, load: &Load) -> Sending {
+        let to = pipeline.processes.first().map(super::pipeline::Process::url).unwrap_or_default();
+        Sending::start_to(&to, load)
+    }
+
+    /// Starts to send to a URL.
+    pub fn start_to(to: &str, load: &Load) -> Sending {
+        let progress = Arc::new(Progress::default());
+        let mut senders = Vec::new();
+        for stream in &load.streams {
+            let target = Target {
+                to: to.to_owned(),
+                key: stream.key.clone(),
+                source: stream.source,
+                batch: 50,
+                parallel: 2,
+                attempts: 200,
+                prefix: format!("{}-{}", stream.tenant, stream.source.code()),
+            };
+            let (progress, lines) = (progress.clone(), stream.lines.clone());
+            senders.push(std::thread::spawn(move || {
+                send_lines(&target, "generated", lines.iter().map(String::as_str), &progress)
+            }));
+        }
+        let total = load.streams.iter().map(|stream| stream.lines.len() as u64).sum();
+        Sending { progress, total, senders }
+    }
+
+    /// Waits until `numerator / denominator` of the records are answered.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_for_share(&self, numerator: u64, denominator: u64) -> Result<()> {
+        until("a share of the load", || {
+            let done = self.progress.accepted.load(Ordering::Relaxed) + self.progress.refused.load(Ordering::Relaxed);
+            Ok((done * denominator >= self.total * numerator).then_some(()))
+        })
+    }
+
+    /// Requests that were sent again.
+    pub fn repeated(&self) -> u64 {
+        self.progress.repeated.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end of sending.
+    ///
+    /// # Errors
+    /// What a sender could not send.
+    pub fn finish(mut self) -> Result<()> {
+        self.join()
+    }
+
+    /// [`Sending::finish`], and look at it afterwards.
+    ///
+    /// # Errors
+    /// What a sender could not send.
+    pub fn join(&mut self) -> Result<()> {
+        for sender in self.senders.drain(..) {
+            match sender.join() {
+                Ok(result) => result?,
+                Err(_) => bail!("a sender panicked"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until everything that came out is as the truth says, and looks twice.
+///
+/// # Errors
+/// What is not as it must be, when the time is up.
+pub fn check(pipeline: &Pipeline, load: &Load) -> Result<()> {
+    let admins: Result<Vec<Admin>, _> = pipeline.admins().iter().map(|url| Admin::new(url)).collect();
+    let admins = admins?;
+    let look = || -> Result<Option<()>> {
+        let seen = snapshot::fetch(&admins, load.truth.tenants.keys().map(String::as_str))?;
+        let mismatches = verify::verify(&load.truth, &seen);
+        let Some(first) = mismatches.first() else { return Ok(Some(())) };
+        let shown: Vec<String> = mismatches.iter().take(10).map(ToString::to_string).collect();
+        bail!("{} mismatches, the first {first}:\n{}", mismatches.len(), shown.join("\n"))
+    };
+    until("the truth", look)?;
+    look()?.context("it did not stay so")
+}

@@ -1,0 +1,280 @@
+//! Millstream's processes, run as a user runs them: `millstream local`, or one process per role on real servers.
+//!
+//! Children are started with a configuration file in the pipeline's folder, log to files there, and are ended on drop. A test that fails keeps
+//! the folder when `MILLSTREAM_KEEP` is set.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything that should happen may take before a test fails.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The program under test, built with the tests.
+///
+/// # Errors
+/// When it was not built.
+pub fn binary() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test.parent().and_then(Path::parent).context("tests run from target/<profile>/deps")?;
+    let binary = folder.join("millstream");
+    ensure!(binary.exists(), "{} is missing: run `cargo build --workspace` first", binary.display());
+    Ok(binary)
+}
+
+/// Waits until `check` gives something; fails with what it said last.
+///
+/// # Errors
+/// After [`DEADLINE`].
+pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + DEADLINE;
+    let mut last = "not yet".to_owned();
+    while Instant::now() < end {
+        match check() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => {}
+            Err(error) => last = format!("{error:#}"),
+        }
+        // Conditions outside this process cannot be waited for otherwise.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("{what} did not happen within {DEADLINE:?}: {last}")
+}
+
+/// A port that is free now.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// What the processes of a pipeline share.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Prefix of the topics.
+    pub pipeline: String,
+    /// Shards per stage.
+    pub shards: u32,
+    /// Kafka's bootstrap servers; `None`: embedded.
+    pub kafka: Option<String>,
+    /// MongoDB's URI; `None`: embedded.
+    pub mongodb: Option<String>,
+    /// (tenant, key).
+    pub tenants: Vec<(String, String)>,
+    /// OTLP endpoint, when traces are wanted: every record is sampled then.
+    pub otlp: Option<String>,
+}
+
+/// One process.
+pub struct Process {
+    /// `local`, `gateway`, `unify`, `action`, `reaction`.
+    pub role: &'static str,
+    /// Public port.
+    pub port: u16,
+    /// Admin port.
+    pub admin: u16,
+    folder: PathBuf,
+    starts: u32,
+    child: Option<Child>,
+}
+
+impl Process {
+    /// Configures a process; it is not started yet.
+    ///
+    /// # Errors
+    /// When its files cannot be written.
+    pub fn new(role: &'static str, settings: &Settings, folder: &Path) -> Result<Process> {
+        let folder = folder.join(role);
+        std::fs::create_dir_all(&folder)?;
+        let (port, admin) = (free_port()?, free_port()?);
+        let yaml = yaml(settings, port, admin, &folder);
+        std::fs::write(folder.join("config.yaml"), yaml)?;
+        Ok(Process { role, port, admin, folder, starts: 0, child: None })
+    }
+
+    /// Starts it, or starts it again; returns when it is ready.
+    ///
+    /// # Errors
+    /// When it ends or does not become ready.
+    pub fn start(&mut self) -> Result<()> {
+        self.launch()?;
+        self.ready()
+    }
+
+    /// Starts it without waiting.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        self.starts += 1;
+        let log = File::create(self.folder.join(format!("{}.log", self.starts)))?;
+        let mut command = Command::new(binary()?);
+        if self.role == "local" {
+            command.arg("local");
+        } else {
+            command.args(["worker", "--role", self.role]);
+        }
+        command.arg("--config").arg(self.folder.join("config.yaml"));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn().context("starting millstream")?);
+        Ok(())
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// With the end of its log, when it ended or is not ready in time.
+    pub fn ready(&mut self) -> Result<()> {
+        let client = reqwest::blocking::Client::new();
+        let url = format!("http://127.0.0.1:{}/readyz", self.admin);
+        let result = until(&format!("{} ready", self.role), || {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().transpose()) {
+                bail!("{} ended: {}", self.role, status?);
+            }
+            let answer = client.get(&url).timeout(Duration::from_secs(2)).send()?;
+            if answer.status().is_success() { Ok(Some(())) } else { bail!("{}", answer.text()?) }
+        });
+        result.with_context(|| format!("its log ends with:\n{}", self.log_end()))
+    }
+
+    /// The end of its log.
+    pub fn log_end(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.join(format!("{}.log", self.starts))).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM; returns when it has ended, and fails unless it ended well.
+    ///
+    /// # Errors
+    /// When it did not end in time, or not with 0.
+    pub fn terminate(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("it does not run")?;
+        let signalled = Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+        ensure!(signalled.success(), "cannot signal {}", self.role);
+        let status = until(&format!("the end of {}", self.role), || Ok(child.try_wait()?))?;
+        ensure!(status.success(), "{} ended with {status}:\n{}", self.role, self.log_end());
+        Ok(())
+    }
+
+    /// URL of the admin port.
+    pub fn admin_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.admin)
+    }
+
+    /// URL of the public port.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn yaml(settings: &Settings, port: u16, admin: u16, folder: &Path) -> String {
+    let mut yaml = format!(
+        "pipeline: {}\nshards: {}\nlisten: 127.0.0.1:{port}\nadmin_listen: 127.0.0.1:{admin}\ndata_dir: {}\n",
+        settings.pipeline,
+        settings.shards,
+        folder.join("data").display()
+    );
+    if let Some(kafka) = &settings.kafka {
+        yaml.push_str(&format!("log:\n  kafka:\n    brokers: [\"{kafka}\"]\n    replication: 1\n"));
+    }
+    if let Some(uri) = &settings.mongodb {
+        let database = settings.pipeline.replace('.', "_");
+        yaml.push_str(&format!("documents:\n  mongodb:\n    uri: \"{uri}\"\n    database: {database}\n"));
+    }
+    if let Some(otlp) = &settings.otlp {
+        yaml.push_str(&format!("telemetry:\n  otlp_endpoint: {otlp}\n  sample_ratio: 1.0\n"));
+    }
+    yaml.push_str("tenants:\n");
+    for (tenant, key) in &settings.tenants {
+        yaml.push_str(&format!("  - name: {tenant}\n    api_keys:\n      - plain: {key}\n"));
+    }
+    yaml
+}
+
+/// A running pipeline in a folder of its own.
+pub struct Pipeline {
+    /// Its processes; the first has the public port.
+    pub processes: Vec<Process>,
+    folder: Option<tempfile::TempDir>,
+}
+
+impl Pipeline {
+    /// One process on embedded stores.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn local(settings: &Settings) -> Result<Pipeline> {
+        Pipeline::start(settings, &["local"])
+    }
+
+    /// Four processes, one per role.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub fn roles(settings: &Settings) -> Result<Pipeline> {
+        Pipeline::start(settings, &["gateway", "unify", "action", "reaction"])
+    }
+
+    fn start(settings: &Settings, roles: &[&'static str]) -> Result<Pipeline> {
+        let folder = tempfile::tempdir()?;
+        let mut processes = Vec::new();
+        for role in roles {
+            processes.push(Process::new(role, settings, folder.path())?);
+        }
+        let mut pipeline = Pipeline { processes, folder: Some(folder) };
+        for process in &mut pipeline.processes {
+            process.launch()?;
+        }
+        for process in &mut pipeline.processes {
+            process.ready()?;
+        }
+        Ok(pipeline)
+    }
+
+    /// The process with the public port.
+    ///
+    /// # Errors
+    /// Never, in practice.
+    pub fn gateway(&self) -> Result<&Process> {
+        self.processes.first().context("no process")
+    }
+
+    /// Admin URLs of all processes.
+    pub fn admins(&self) -> Vec<String> {
+        self.processes.iter().map(Process::admin_url).collect()
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        if std::env::var_os("MILLSTREAM_KEEP").is_some()
+            && let Some(folder) = self.folder.take()
+        {
+            eprintln!("kept {}", folder.keep().display());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Whole pipelines as processes: the same records through `local` and through four roles on real Kafka and a MongoDB-compatible server, killed and
+//! started again in the middle, come to exactly what the generator's truth says (I1, I2, I8, I9).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream::cli::{Admin, usage};
+use millstream::generate::Load;
+use millstream_tests::conformance::unique;
+use millstream_tests::load::{Sending, check, generated, settings};
+use millstream_tests::pipeline::{Pipeline, until};
+use millstream_tests::proxy::CuttingProxy;
+use millstream_tests::servers::{Kafka, Mongo};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+#[test]
+fn local_comes_to_the_truth() {
+    let load = generated(11, 3, 60);
+    let pipeline = Pipeline::local(&settings(&unique("local"), &load)).unwrap();
+    Sending::start(&pipeline, &load).finish().unwrap();
+    check(&pipeline, &load).unwrap();
+}
+
+#[test]
+fn local_survives_kill_9_in_mid_load() {
+    let load = generated(12, 2, 150);
+    let mut pipeline = Pipeline::local(&settings(&unique("local-kill"), &load)).unwrap();
+    let sending = Sending::start(&pipeline, &load);
+    for quarter in 1..=3 {
+        sending.wait_for_share(quarter, 4).unwrap();
+        pipeline.processes[0].kill().unwrap();
+        pipeline.processes[0].start().unwrap();
+    }
+    sending.finish().unwrap();
+    check(&pipeline, &load).unwrap();
+    pipeline.processes[0].terminate().unwrap();
+    pipeline.processes[0].start().unwrap();
+    check(&pipeline, &load).unwrap();
+}
+
+#[test]
+fn four_roles_on_real_servers_come_to_the_truth() {
+    let load = generated(11, 3, 60);
+    let mut settings = settings(&unique("roles"), &load);
+    settings.kafka = Some(Kafka::shared().unwrap().bootstrap().to_owned());
+    settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
+    let mut pipeline = Pipeline::roles(&settings).unwrap();
+    Sending::start(&pipeline, &load).finish().unwrap();
+    check(&pipeline, &load).unwrap();
+    for process in &mut pipeline.processes {
+        process.terminate().unwrap();
+    }
+}
+
+#[test]
+fn each_role_survives_kill_9_in_mid_load() {
+    let load = generated(13, 2, 200);
+    let mut settings = settings(&unique("roles-kill"), &load);
+    settings.kafka = Some(Kafka::shared().unwrap().bootstrap().to_owned());
+    settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
+    let mut pipeline = Pipeline::roles(&settings).unwrap();
+    let sending = Sending::start(&pipeline, &load);
+    for role in 0..pipeline.processes.len() {
+        sending.wait_for_share(role as u64 + 1, 6).unwrap();
+        pipeline.processes[role].kill().unwrap();
+        pipeline.processes[role].start().unwrap();
+    }
+    sending.finish().unwrap();
+    check(&pipeline, &load).unwrap();
+}
+
+#[test]
+fn an_answer_that_is_lost_on_its_way_doubles_nothing() {
+    let load = generated(14, 1, 60);
+    let pipeline = Pipeline::local(&settings(&unique("lost-answer"), &load)).unwrap();
+    let proxy = CuttingProxy::start(pipeline.gateway().unwrap().port).unwrap();
+    let mut sending = Sending::start_to(&format!("http://127.0.0.1:{}", proxy.port), &load);
+    sending.join().unwrap();
+    assert!(proxy.cuts.load(Ordering::Relaxed) > 0, "no answer was cut");
+    assert!(sending.repeated() > 0, "nothing was sent again");
+    let mut load = load;
+    // Whatever was sent again is a duplicate, and nothing else: those sums are the only ones that may rise.
+    let again = wait_for_duplicates(&pipeline, &load);
+    for (tenant, truth) in &mut load.truth.tenants {
+        let extra = again.get(tenant).copied().unwrap_or(0);
+        truth.accepted += extra;
+        truth.duplicates += extra;
+    }
+    check(&pipeline, &load).unwrap();
+}
+
+/// Per tenant, how many more duplicates there are than the truth says, once nothing is under way any more.
+fn wait_for_duplicates(pipeline: &Pipeline, load: &Load) -> BTreeMap<String, u64> {
+    let admins: Vec<Admin> = pipeline.admins().iter().map(|url| Admin::new(url).unwrap()).collect();
+    until("the end of the flow", || {
+        let sums = usage::sums(&usage::collect(&admins)?);
+        let done = load.truth.tenants.iter().all(|(tenant, truth)| {
+            sums.get(tenant).is_some_and(|sums| sums.in_progress == 0 && sums.effects >= truth.effects)
+        });
+        let extra = load.truth.tenants.iter().map(|(tenant, truth)| {
+            let found = sums.get(tenant).map_or(0, |sums| sums.duplicates);
+            (tenant.clone(), found.saturating_sub(truth.duplicates))
+        });
+        Ok(done.then(|| extra.collect()))
+    })
+    .unwrap()
+}

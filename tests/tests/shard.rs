@@ -1,0 +1,321 @@
+//! The shard runtime on the embedded log and RocksDB: restart, unknown outcomes, fencing, and refusing to start silently.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream_model::frame::{self, Content};
+use millstream_model::key::{Kind, StateKey};
+use millstream_model::proto::{Envelope, Usage};
+use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
+use millstream_shard::ownership::{self, Claimant};
+use millstream_shard::runtime::{Environment, Limits, Shard};
+use millstream_shard::topics::Topics;
+use millstream_shard::{Clock, Executor, ShardError};
+use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
+use millstream_stores::embedded::SystemClock;
+use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
+use millstream_stores::rocks::{Resources, RocksState};
+use millstream_tests::faulty::{Fault, Faults, FaultyLog};
+use prost::Message as _;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+/// Counts records per message id in state, and puts the count out: any record lost or doubled shows.
+struct Counting;
+
+#[derive(Clone)]
+struct Count(u64, usize);
+
+impl StateValue for Count {
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.0.to_le_bytes());
+        bytes.resize(8 + self.1, b'x');
+    }
+    fn decode(_: &StateKey, bytes: &[u8]) -> Result<Count, StateError> {
+        Ok(Count(u64::from_le_bytes(bytes[..8].try_into().unwrap()), bytes.len() - 8))
+    }
+}
+
+impl Stage for Counting {
+    type Value = Count;
+    type Record = Envelope;
+
+    fn name(&self) -> &'static str {
+        "unify"
+    }
+    fn decode(&self, input: Input, bytes: &[u8]) -> Result<Envelope, DecodeError> {
+        Envelope::decode(bytes).map_err(|error| DecodeError { input, message: error.to_string() })
+    }
+    fn keys(&self, record: &Envelope, keys: &mut Vec<StateKey>) {
+        keys.push(key(&record.message_id));
+    }
+    fn process(
+        &self,
+        record: Envelope,
+        _: &At,
+        state: &mut dyn State<Count>,
+        out: &mut Outbox,
+    ) -> Result<(), StateError> {
+        let filler = record.received_ms as usize;
+        let count = state.get(&key(&record.message_id))?.map_or(0, |count| count.0) + 1;
+        state.put(key(&record.message_id), Count(count, filler));
+        out.usage("acme").accepted += 1;
+        let payload = format!("{}={count}", record.message_id).into_bytes();
+        out.events.push(PublicMessage { key: Vec::new(), headers: Vec::new(), payload, group: 0 });
+        Ok(())
+    }
+}
+
+fn key(id: &str) -> StateKey {
+    StateKey::new(0, "acme", Kind::Seen, id.as_bytes())
+}
+
+/// A clock that only tests move.
+#[derive(Default)]
+struct ManualClock(AtomicU64);
+
+impl Clock for ManualClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Background work, done at once.
+struct AtOnce;
+
+impl Executor for AtOnce {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) {
+        work();
+    }
+}
+
+struct Fixture {
+    folder: tempfile::TempDir,
+    log: Arc<EmbeddedLog>,
+    faults: Faults,
+    topics: Topics,
+    limits: Limits,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Arc::new(EmbeddedLog::open(&folder.path().join("log"), LogOptions::default(), Arc::new(SystemClock)).unwrap());
+        let topics = Topics::new("test", 1, 1);
+        ownership::create(&*log, &topics, "unify", &[0]).unwrap();
+        let limits = Limits { dirty_bytes: usize::MAX, ..Limits::default() };
+        Fixture { folder, log, faults: Faults::default(), topics, limits }
+    }
+
+    fn open_at(&self, store: &str) -> Result<Shard<Counting>, ShardError> {
+        let log = FaultyLog { inner: self.log.clone(), faults: self.faults.clone() };
+        let environment = Environment {
+            log: Arc::new(log),
+            clock: Arc::new(ManualClock::default()),
+            executor: Arc::new(AtOnce),
+            topics: self.topics.clone(),
+            claimant: Claimant { worker: "w".into(), incarnation: "1".into() },
+        };
+        let store = RocksState::open(&self.folder.path().join(store), &Resources::new(1 << 20)).unwrap();
+        Shard::open(Counting, 0, environment, self.limits.clone(), Arc::new(store))
+    }
+
+    fn open(&self) -> Shard<Counting> {
+        self.open_at("state").unwrap()
+    }
+
+    fn send(&self, ids: &[&str], filler: usize) {
+        let mut frame = frame::FrameWriter::new(Content::Envelope);
+        for id in ids {
+            let envelope =
+                Envelope { message_id: (*id).into(), received_ms: filler as i64, ..Envelope::default() };
+            frame.push(&envelope);
+        }
+        self.send_bytes(&frame.finish());
+    }
+
+    fn send_bytes(&self, payload: &[u8]) {
+        let (done, waiting) = channel();
+        let topic = &self.topics.ingress;
+        let message = Outgoing { topic, partition: 0, key: &[], payload, headers: &[] };
+        self.log.producer().unwrap().send(message, Box::new(move |result| done.send(result).unwrap()));
+        waiting.recv().unwrap().unwrap();
+    }
+
+    /// Everything visible in `events`, sorted.
+    fn events(&self) -> Vec<String> {
+        let at = TopicPartition::new(self.topics.events.clone(), 0);
+        let (_, end) = self.log.bounds(&at).unwrap();
+        let mut consumer = self.log.consumer(&[(at, Start::Earliest)]).unwrap();
+        let mut events = Vec::new();
+        while consumer.positions()[0] < end {
+            let poll = consumer.poll(100, Duration::from_millis(100), &mut |message| {
+                events.push(String::from_utf8(message.payload.to_vec()).unwrap());
+            });
+            poll.unwrap();
+        }
+        events.sort();
+        events
+    }
+}
+
+fn accepted(usage: &BTreeMap<String, Usage>) -> u64 {
+    usage.get("acme").map_or(0, |usage| usage.accepted)
+}
+
+/// Runs batches until `records` are processed.
+fn run(shard: &mut Shard<Counting>, records: usize) {
+    let mut done = 0;
+    while done < records {
+        done += shard.run_batch().unwrap().map_or(0, |report| report.records);
+    }
+    assert_eq!(done, records);
+}
+
+#[test]
+fn a_restart_goes_on_from_local_state_or_from_the_whole_changelog() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    for _ in 0..3 {
+        fixture.send(&["a", "b"], 0);
+        run(&mut shard, 2);
+    }
+    shard.close().unwrap();
+    drop(shard);
+    for store in ["state", "another disk"] {
+        let mut shard = fixture.open_at(store).unwrap();
+        assert_eq!(accepted(shard.usage()) % 2, 0);
+        fixture.send(&["a", "c"], 0);
+        run(&mut shard, 2);
+    }
+    let events = fixture.events();
+    assert_eq!(events, ["a=1", "a=2", "a=3", "a=4", "a=5", "b=1", "b=2", "b=3", "c=1", "c=2"]);
+    assert_eq!(accepted(fixture.open_at("a third").unwrap().usage()), 10);
+}
+
+#[test]
+fn an_unknown_outcome_is_found_out_and_never_doubles_or_loses() {
+    for fault in [Fault::CommittedUnknown, Fault::LostUnknown] {
+        let fixture = Fixture::new();
+        let mut shard = fixture.open();
+        fixture.send(&["a"], 0);
+        run(&mut shard, 1);
+        for round in 0..3 {
+            fixture.send(&["a", "b"], 0);
+            fixture.faults.plan([fault]);
+            let failed = shard.run_batch().unwrap_err();
+            assert!(matches!(failed, ShardError::Reopen(_)), "{failed}");
+            assert_eq!(fixture.faults.left(), 0);
+            drop(shard);
+            shard = fixture.open();
+            if fault == Fault::LostUnknown {
+                run(&mut shard, 2);
+            } else {
+                assert!(shard.run_batch().unwrap().is_none(), "round {round}: it was committed");
+            }
+        }
+        assert_eq!(fixture.events(), ["a=1", "a=2", "a=3", "a=4", "b=1", "b=2", "b=3"], "{fault:?}");
+        assert_eq!(accepted(shard.usage()), 7);
+    }
+}
+
+#[test]
+fn an_opening_that_fails_at_its_ownership_record_can_be_repeated() {
+    let fixture = Fixture::new();
+    fixture.send(&["a"], 0);
+    for fault in [Fault::CommittedUnknown, Fault::LostUnknown] {
+        fixture.faults.plan([fault]);
+        assert!(matches!(fixture.open_at("state"), Err(ShardError::Reopen(_))));
+    }
+    run(&mut fixture.open(), 1);
+    assert_eq!(fixture.events(), ["a=1"]);
+}
+
+#[test]
+fn who_was_taken_over_commits_nothing_any_more() {
+    let fixture = Fixture::new();
+    let mut first = fixture.open_at("first").unwrap();
+    fixture.send(&["a"], 0);
+    run(&mut first, 1);
+    let mut second = fixture.open_at("second").unwrap();
+    assert!(second.progress().1 > first.progress().1, "epochs rise");
+    fixture.send(&["a"], 0);
+    assert!(matches!(first.run_batch(), Err(ShardError::Reopen(_))));
+    run(&mut second, 1);
+    let mut third = fixture.open_at("first copy").unwrap();
+    fixture.send(&["a"], 0);
+    assert!(matches!(second.run_batch(), Err(ShardError::Reopen(_))));
+    run(&mut third, 1);
+    assert_eq!(fixture.events(), ["a=1", "a=2", "a=3"]);
+}
+
+#[test]
+fn a_batch_larger_than_a_message_is_whole_or_not_there() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    let ids: Vec<String> = (0..30).map(|number| format!("id{number:02}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    fixture.send(&ids, 100_000);
+    run(&mut shard, 30);
+    fixture.send(&ids, 100_000);
+    fixture.faults.plan([Fault::LostUnknown]);
+    shard.run_batch().unwrap_err();
+    drop(shard);
+    let mut shard = fixture.open_at("another disk").unwrap();
+    assert_eq!(shard.state().get(&key("id07")).unwrap().unwrap().0, 1);
+    run(&mut shard, 30);
+    assert_eq!(shard.state().get(&key("id29")).unwrap().unwrap().0, 2);
+}
+
+#[test]
+fn flushes_while_running_leave_a_state_that_a_crash_can_start_from() {
+    let mut fixture = Fixture::new();
+    fixture.limits.dirty_bytes = 1;
+    fixture.limits.cache_bytes = 1;
+    let mut shard = fixture.open();
+    for _ in 0..20 {
+        fixture.send(&["a", "b", "c"], 1000);
+        run(&mut shard, 3);
+    }
+    drop(shard);
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    assert_eq!(shard.state().get(&key("a")).unwrap().unwrap().0, 21);
+    assert_eq!(shard.state().get(&key("b")).unwrap().unwrap().0, 20);
+    assert_eq!(accepted(shard.usage()), 61);
+}
+
+#[test]
+fn a_lost_changelog_and_an_input_below_its_start_stop_the_shard() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    shard.close().unwrap();
+    drop(shard);
+    for _ in 0..3 {
+        fixture.send(&["a"], 0);
+    }
+    let ingress = TopicPartition::new(fixture.topics.ingress.clone(), 0);
+    let (_, end) = fixture.log.bounds(&ingress).unwrap();
+    fixture.log.delete_records(&ingress, end - 1).unwrap();
+    let opened = fixture.open_at("state").and_then(|mut shard| shard.run_batch().map(|_| ()));
+    assert!(matches!(opened, Err(ShardError::Stopped(_))), "{opened:?}");
+
+    let changelog = TopicPartition::new(fixture.topics.changelog("unify"), 0);
+    let (_, end) = fixture.log.bounds(&changelog).unwrap();
+    fixture.log.delete_records(&changelog, end).unwrap();
+    let opened = fixture.open_at("empty disk").map(|_| ());
+    let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
+    assert!(message.contains("restore a savepoint"), "{message}");
+}
+
+#[test]
+fn what_an_internal_reader_cannot_read_stops_it() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.send_bytes(b"no frame");
+    assert!(matches!(shard.run_batch(), Err(ShardError::Stopped(_))), "this stage rejects nothing");
+}

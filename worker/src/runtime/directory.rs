@@ -1,0 +1,167 @@
+//! What the admin port sees of this process's shards: their condition, their sums, and what they know of a user or device.
+
+use super::stage::{Condition, Query, ShardStatus};
+use crate::admin::{Check, Inspect, Subject, TenantUsage};
+use millstream_model::key::shard_of;
+use millstream_model::proto::Identifier;
+use millstream_shard::log::{Log, TopicPartition};
+use millstream_shard::topics::Topics;
+use millstream_stages::action::{ActionStage, Answer, Inspect as Question, inspect};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A shard answers between two batches; one that does not within this time is being opened.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A chain of users that became part of others is followed this far.
+const MAX_HOPS: usize = 64;
+
+/// The shards of this process.
+pub struct Directory {
+    shards: u32,
+    statuses: Vec<Arc<ShardStatus>>,
+    actions: Mutex<BTreeMap<u32, Sender<Query<ActionStage>>>>,
+}
+
+impl Directory {
+    /// Of a pipeline with so many shards per stage; none of them is here yet.
+    pub fn new(shards: u32) -> Directory {
+        Directory { shards, statuses: Vec::new(), actions: Mutex::default() }
+    }
+
+    /// Adds a shard.
+    pub fn add(&mut self, status: Arc<ShardStatus>) {
+        self.statuses.push(status);
+    }
+
+    /// Adds the way to ask an action shard.
+    pub fn add_action(&mut self, shard: u32, queries: Sender<Query<ActionStage>>) {
+        self.actions.lock().unwrap_or_else(PoisonError::into_inner).insert(shard, queries);
+    }
+
+    /// All shards.
+    pub fn statuses(&self) -> &[Arc<ShardStatus>] {
+        &self.statuses
+    }
+}
+
+impl Directory {
+    /// Asks the shard that knows; shards of other processes cannot be asked from here.
+    fn ask(&self, tenant: &str, what: Question) -> Result<Answer, String> {
+        let shard = shard_of(what.group(tenant), self.shards);
+        let queries = self.actions.lock().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned();
+        let Some(queries) = queries else {
+            return Err(format!("action shard {shard} of {} is not in this process; ask the one that owns it", self.shards));
+        };
+        let (answer, answered) = channel();
+        let tenant = tenant.to_owned();
+        let query: Query<ActionStage> = Box::new(move |shard| {
+            let found = inspect(shard.state(), &tenant, &what);
+            // Whoever asked may have lost patience.
+            let _ = answer.send(found.map_err(|error| error.to_string()));
+        });
+        let waiting = || format!("action shard {shard} is being opened; try again");
+        queries.send(query).map_err(|_| waiting())?;
+        answered.recv_timeout(PATIENCE).map_err(|_| waiting())?
+    }
+}
+
+impl Inspect for Directory {
+    fn usage(&self) -> Vec<TenantUsage> {
+        let mut sums: BTreeMap<(String, &'static str), TenantUsage> = BTreeMap::new();
+        for status in &self.statuses {
+            for (tenant, usage) in status.usage() {
+                let row = sums.entry((tenant.clone(), status.stage)).or_insert_with(|| TenantUsage {
+                    tenant,
+                    stage: status.stage.to_owned(),
+                    ..TenantUsage::default()
+                });
+                row.accepted += usage.accepted;
+                row.duplicates += usage.duplicates;
+                row.rejects += usage.rejects;
+                row.effects += usage.effects;
+                row.mutations += usage.mutations;
+                row.events += usage.events;
+            }
+        }
+        sums.into_values().collect()
+    }
+
+    fn inspect(&self, subject: Subject, tenant: &str, identifier: &Identifier) -> Result<Option<Value>, String> {
+        let mut question = match subject {
+            Subject::User => Question::User(identifier.clone()),
+            Subject::Device => Question::Device(identifier.clone()),
+        };
+        for _ in 0..MAX_HOPS {
+            match self.ask(tenant, question)? {
+                Answer::Ask(next) => question = next,
+                Answer::User(user) => return json(&user),
+                Answer::Device(device) => return json(&device),
+                Answer::Deleted(when) => return Ok(Some(serde_json::json!({ "deleted": when }))),
+                Answer::Unknown => return Ok(None),
+            }
+        }
+        Err(format!("{identifier} leads through more than {MAX_HOPS} merges"))
+    }
+}
+
+fn json(view: &impl serde::Serialize) -> Result<Option<Value>, String> {
+    serde_json::to_value(view).map(Some).map_err(|error| error.to_string())
+}
+
+/// A shard is ready when it works.
+pub struct ShardCheck(pub Arc<ShardStatus>);
+
+impl Check for ShardCheck {
+    fn name(&self) -> String {
+        format!("shard {} {}", self.0.stage, self.0.shard)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self.0.condition() {
+            Condition::Running => Ok(()),
+            Condition::Opening => Err("is being opened".into()),
+            Condition::Retrying(message) => Err(format!("is opened again: {message}")),
+            Condition::Stopped(message) => Err(format!("stopped: {message}")),
+        }
+    }
+}
+
+/// The log is ready when it answers for a partition of `ingress`. It is asked in the background, because a check must answer at once.
+pub struct LogCheck(Arc<Mutex<Result<(), String>>>);
+
+/// How often the log is asked.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+impl LogCheck {
+    /// Starts to ask; ends when the check is dropped.
+    pub fn new(log: Arc<dyn Log>, topics: &Topics) -> LogCheck {
+        let outcome = Arc::new(Mutex::new(Err("was not asked yet".to_owned())));
+        let (weak, at) = (Arc::downgrade(&outcome), TopicPartition::new(topics.ingress.clone(), 0));
+        let asking = std::thread::Builder::new().name("log-check".into()).spawn(move || {
+            while let Some(outcome) = weak.upgrade() {
+                let answer = log.bounds(&at).map(|_| ()).map_err(|error| error.to_string());
+                let ready = answer.is_ok();
+                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+                drop(outcome);
+                std::thread::park_timeout(if ready { ASK_EVERY } else { ASK_EVERY / 10 });
+            }
+        });
+        if let Err(error) = asking {
+            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error.to_string());
+        }
+        LogCheck(outcome)
+    }
+}
+
+impl Check for LogCheck {
+    fn name(&self) -> String {
+        "log".to_owned()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,310 @@
+//! Wiring of the stages into processes: `millstream local` and `millstream worker`.
+//!
+//! A process has the roles that it was started with, one thread per owned shard and stage, and two ports: the public one (role gateway) and the admin
+//! one. On SIGTERM or Ctrl-C the gateway finishes what is in flight, then the shards store their state and end; after `kill -9` the
+//! next start finds everything that was acknowledged in the log.
+
+mod directory;
+pub mod observe;
+pub mod reaction;
+pub mod stage;
+mod stores;
+pub mod system;
+
+use crate::admin::{self, AdminState, Check};
+use crate::config::{self, ApiKey, Config, ConfigArgs, Tenant};
+use crate::gateway::{self, GatewayState};
+use crate::telemetry::{self, Metrics, SpanExporter};
+use anyhow::{Context, Result};
+use directory::{Directory, LogCheck, ShardCheck};
+use millstream_shard::documents::DocumentStore;
+use millstream_shard::log::Log;
+use millstream_shard::ownership::Claimant;
+use millstream_shard::runtime::{Environment, Limits};
+use millstream_shard::topics::Topics;
+use millstream_stages::Stage;
+use millstream_stages::action::ActionStage;
+use millstream_stages::unify::Unify;
+use observe::{Exports, Observer};
+use reaction::{ReactionLimits, ReactionThread};
+use stage::{ShardStatus, StageHandle, StageThread};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use stores::StateFolder;
+use system::{Stop, SystemClock, Threads};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// A part of the pipeline that a process can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// HTTP in, `ingress` out.
+    Gateway,
+    /// Envelopes in, actions out.
+    Unify,
+    /// Actions in, events and mutations out.
+    Action,
+    /// Mutations in, documents out.
+    Reaction,
+}
+
+/// Arguments of `millstream local`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LocalArgs {
+    /// Configuration and what overrides it.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Arguments of `millstream worker`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct WorkerArgs {
+    /// Which part of the pipeline this process is.
+    #[arg(long, value_enum)]
+    pub role: Role,
+    /// Configuration and what overrides it.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// The tenant and key of a `millstream local` whose configuration names none. Not a secret: loopback, for trying out.
+const TRIAL: (&str, &str) = ("demo", "demo-key");
+/// How long spans may take to get out at the end.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// Runs the whole pipeline in this process, until it is told to stop.
+///
+/// # Errors
+/// The configuration, a store or a port is no good; says which and what to do.
+pub fn local(args: LocalArgs) -> Result<()> {
+    let mut config = config::load(&args.config)?;
+    if config.tenants.is_empty() {
+        let name = TRIAL.0.parse().map_err(anyhow::Error::msg)?;
+        config.tenants.push(Tenant { name, api_keys: vec![ApiKey::plain(TRIAL.1)] });
+    }
+    start(&args.config, config, &[Role::Gateway, Role::Unify, Role::Action, Role::Reaction])
+}
+
+/// Runs one part of the pipeline in this process, until it is told to stop.
+///
+/// # Errors
+/// As [`local`].
+pub fn worker(args: WorkerArgs) -> Result<()> {
+    let config = config::load(&args.config)?;
+    start(&args.config, config, &[args.role])
+}
+
+fn start(args: &ConfigArgs, config: Config, roles: &[Role]) -> Result<()> {
+    if args.print_config {
+        return Ok(std::io::Write::write_all(&mut std::io::stdout(), config.to_yaml().as_bytes())?);
+    }
+    telemetry::logs::init(&config.telemetry)?;
+    let process = Process::open(config, roles)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(process.serve(roles))
+}
+
+/// A running process.
+struct Process {
+    config: Config,
+    metrics: Arc<Metrics>,
+    spans: SpanExporter,
+    log: Arc<dyn Log>,
+    documents: Arc<dyn DocumentStore>,
+    topics: Topics,
+    directory: Arc<Directory>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<Stop>,
+}
+
+impl Process {
+    fn open(config: Config, roles: &[Role]) -> Result<Process> {
+        let metrics = Metrics::new(config.tenants.iter().map(|tenant| tenant.name.as_str()));
+        let names: Vec<String> = roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();
+        let service = if roles.len() > 1 { "millstream".to_owned() } else { format!("millstream-{}", names.concat()) };
+        let endpoint = config.telemetry.otlp_endpoint.as_deref();
+        let spans = SpanExporter::start(endpoint, &service, metrics.spans.clone())?;
+        let log = stores::open_log(&config)?;
+        let documents = stores::open_documents(&config)?;
+        let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
+        let mut process = Process {
+            directory: Arc::new(Directory::new(config.shards.0)),
+            stop: Arc::new(Stop::default()),
+            threads: Vec::new(),
+            config,
+            metrics,
+            spans,
+            log,
+            documents,
+            topics,
+        };
+        process.start_shards(roles)?;
+        Ok(process)
+    }
+
+    fn start_shards(&mut self, roles: &[Role]) -> Result<()> {
+        let observer: Arc<dyn Observer> = Arc::new(Exports::new(self.metrics.clone(), self.spans.clone()));
+        let (environment, folder) = (self.environment(), StateFolder::new(&self.config));
+        let mut directory = Directory::new(self.config.shards.0);
+        for shard in self.config.owned_shards() {
+            if roles.contains(&Role::Unify) {
+                let handle = self.stage("unify", shard, Unify::default, &environment, &folder, &observer)?;
+                self.threads.push(handle.thread);
+                directory.add(handle.status);
+            }
+            if roles.contains(&Role::Action) {
+                let handle = self.stage("action", shard, ActionStage::default, &environment, &folder, &observer)?;
+                self.threads.push(handle.thread);
+                directory.add_action(shard, handle.queries);
+                directory.add(handle.status);
+            }
+            if roles.contains(&Role::Reaction) {
+                let (status, thread) = self.reaction(shard, &environment, &observer)?;
+                self.threads.push(thread);
+                directory.add(status);
+            }
+        }
+        self.directory = Arc::new(directory);
+        Ok(())
+    }
+
+    fn environment(&self) -> Environment {
+        let incarnation = format!("{:x}-{:x}", millstream_shard::Clock::now_ms(&SystemClock), std::process::id());
+        Environment {
+            log: self.log.clone(),
+            clock: Arc::new(SystemClock),
+            executor: Arc::new(Threads),
+            topics: self.topics.clone(),
+            claimant: Claimant { worker: self.config.worker.as_str().to_owned(), incarnation },
+        }
+    }
+
+    fn stage<S: Stage + 'static>(
+        &self,
+        name: &'static str,
+        shard: u32,
+        make: impl Fn() -> S + Send + 'static,
+        environment: &Environment,
+        folder: &StateFolder,
+        observer: &Arc<dyn Observer>,
+    ) -> Result<StageHandle<S>> {
+        let folder = folder.clone();
+        let thread = StageThread {
+            make,
+            open_store: move || folder.open(name, shard),
+            shard,
+            environment: environment.clone(),
+            limits: Limits {
+                batch_records: self.config.batch.max_records,
+                batch_bytes: self.config.batch.max_bytes.bytes(),
+                batch_time: self.config.batch.max_time.duration(),
+                ..Limits::default()
+            },
+            observer: observer.clone(),
+            stop: self.stop.clone(),
+            stage: PhantomData,
+        };
+        Ok(thread.spawn(name)?)
+    }
+
+    fn reaction(
+        &self,
+        shard: u32,
+        environment: &Environment,
+        observer: &Arc<dyn Observer>,
+    ) -> Result<(Arc<ShardStatus>, JoinHandle<()>)> {
+        let thread = ReactionThread {
+            shard,
+            environment: environment.clone(),
+            documents: self.documents.clone(),
+            limits: ReactionLimits::default(),
+            observer: observer.clone(),
+            stop: self.stop.clone(),
+        };
+        Ok(thread.spawn()?)
+    }
+
+    async fn serve(self, roles: &[Role]) -> Result<()> {
+        let (public_stop, admin_stop) = (CancellationToken::new(), CancellationToken::new());
+        let admin = tokio::spawn(gateway::serve(
+            bind(self.config.admin_listen, "admin_listen").await?,
+            admin::router(self.admin_state()),
+            admin_stop.clone(),
+            Duration::from_secs(1),
+        ));
+        let public = if roles.contains(&Role::Gateway) { Some(self.public(public_stop.clone()).await?) } else { None };
+        self.announce(roles);
+        signalled().await?;
+        tracing::info!("stopping");
+        public_stop.cancel();
+        if let Some(public) = public {
+            public.await??;
+        }
+        self.stop.stop();
+        let (threads, spans) = (self.threads, self.spans);
+        tokio::task::spawn_blocking(move || {
+            let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+            spans.flush(LAST_SPANS);
+            anyhow::ensure!(panicked == 0, "{panicked} threads panicked");
+            Ok(())
+        })
+        .await??;
+        admin_stop.cancel();
+        admin.await??;
+        Ok(())
+    }
+
+    async fn public(&self, stop: CancellationToken) -> Result<tokio::task::JoinHandle<std::io::Result<()>>> {
+        let (log, specs) = (self.log.clone(), self.topics.specs());
+        let producer = tokio::task::spawn_blocking(move || {
+            log.create_topics(&specs)?;
+            log.producer()
+        });
+        let producer = producer.await?.context("preparing the log")?;
+        let state = GatewayState::new(&self.config, producer, self.metrics.clone(), self.spans.clone());
+        let listener = bind(self.config.listen, "listen").await?;
+        let drain = self.config.gateway.drain_timeout.duration();
+        Ok(tokio::spawn(gateway::serve(listener, gateway::router(state), stop, drain)))
+    }
+
+    fn admin_state(&self) -> AdminState {
+        let mut checks: Vec<Box<dyn Check>> = vec![Box::new(LogCheck::new(self.log.clone(), &self.topics))];
+        let shards = self.directory.statuses().iter();
+        checks.extend(shards.map(|status| Box::new(ShardCheck(status.clone())) as Box<dyn Check>));
+        AdminState::new(
+            checks,
+            self.metrics.clone(),
+            Some(self.directory.clone()),
+            Some(self.log.clone()),
+            Some(self.documents.clone()),
+            self.topics.clone(),
+        )
+    }
+
+    fn announce(&self, roles: &[Role]) {
+        if roles.len() > 1 {
+            let trial = self.config.tenants.iter().any(|tenant| tenant.name.as_str() == TRIAL.0);
+            let key = if trial { format!("; API key of tenant {}: {}", TRIAL.0, TRIAL.1) } else { String::new() };
+            tracing::info!("send to http://{}, look inside at http://{}{key}", self.config.listen, self.config.admin_listen);
+        } else {
+            tracing::info!(?roles, admin = %self.config.admin_listen, "started");
+        }
+    }
+}
+
+async fn bind(address: std::net::SocketAddr, field: &str) -> Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    bound.with_context(|| format!("cannot listen on {address}; choose another address by `{field}`"))
+}
+
+/// Returns at SIGTERM or Ctrl-C.
+async fn signalled() -> Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! What the threads of this process tell about their work: metrics and spans, behind one trait, so that the threads know nothing of exporters.
+
+use crate::telemetry::{Metrics, Span, SpanExporter};
+use millstream_model::proto::Usage;
+use millstream_model::reject::Reason;
+use millstream_shard::runtime::Report;
+use millstream_stages::StageSpan;
+use millstream_stages::reaction::Written;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Takes what happened. Never blocks.
+pub trait Observer: Send + Sync {
+    /// A batch was committed.
+    fn batch(&self, stage: &'static str, shard: u32, report: &Report);
+
+    /// The new sums of some tenants in a shard, as committed.
+    fn usage(&self, stage: &'static str, shard: u32, usage: &BTreeMap<String, Usage>);
+
+    /// A record was rejected.
+    fn rejected(&self, stage: &'static str, tenant: &str, reason: Reason);
+
+    /// A document write came back.
+    fn written(&self, written: &Written);
+
+    /// A mutation is readable in its document, so long after its record was accepted.
+    fn fresh(&self, milliseconds: u64);
+
+    /// Mutations of a partition that are read and not decided.
+    fn backlog(&self, shard: u32, mutations: usize);
+
+    /// A span of a sampled record in a stage; times are milliseconds since 1970.
+    fn span(&self, stage: &'static str, shard: u32, span: &StageSpan, began_ms: u64, ended_ms: u64);
+}
+
+/// Tells metrics and the trace exporter.
+pub struct Exports {
+    metrics: Arc<Metrics>,
+    spans: SpanExporter,
+    /// Sums per stage, shard and tenant: a process has several shards of a stage, the metric has one value.
+    sums: Mutex<BTreeMap<(&'static str, String), BTreeMap<u32, Usage>>>,
+}
+
+impl Exports {
+    /// To these metrics and this exporter.
+    pub fn new(metrics: Arc<Metrics>, spans: SpanExporter) -> Exports {
+        Exports { metrics, spans, sums: Mutex::default() }
+    }
+}
+
+impl Observer for Exports {
+    fn batch(&self, stage: &'static str, _: u32, report: &Report) {
+        let took = Duration::from_millis(report.committed_ms.saturating_sub(report.began_ms));
+        self.metrics.stages.batch(stage, report.records, took);
+    }
+
+    fn usage(&self, stage: &'static str, shard: u32, usage: &BTreeMap<String, Usage>) {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        for (tenant, changed) in usage {
+            let shards = sums.entry((stage, tenant.clone())).or_default();
+            shards.insert(shard, *changed);
+            let total = shards.values().fold(Usage::default(), |sum, one| Usage {
+                accepted: sum.accepted + one.accepted,
+                duplicates: sum.duplicates + one.duplicates,
+                rejects: sum.rejects + one.rejects,
+                effects: sum.effects + one.effects,
+                mutations: sum.mutations + one.mutations,
+                events: sum.events + one.events,
+            });
+            self.metrics.stages.usage(stage, tenant, &total);
+        }
+    }
+
+    fn rejected(&self, stage: &'static str, tenant: &str, reason: Reason) {
+        self.metrics.stages.reject(stage, tenant, reason);
+    }
+
+    fn written(&self, written: &Written) {
+        let outcome = match written {
+            Written::Done => "written",
+            Written::Refused(_) => "refused",
+            Written::Retry(_) => "retried",
+        };
+        self.metrics.stages.writes(outcome, 1);
+    }
+
+    fn fresh(&self, milliseconds: u64) {
+        self.metrics.stages.freshness(Duration::from_millis(milliseconds));
+    }
+
+    fn backlog(&self, shard: u32, mutations: usize) {
+        self.metrics.stages.lag("reaction", shard, mutations as u64);
+    }
+
+    fn span(&self, stage: &'static str, shard: u32, span: &StageSpan, began_ms: u64, ended_ms: u64) {
+        let Ok(trace_id) = <[u8; 16]>::try_from(&span.parent.trace_id[..]) else { return };
+        self.spans.export(Span {
+            trace_id,
+            parent: <[u8; 8]>::try_from(&span.parent.span_id[..]).ok(),
+            span_id: span.span_id,
+            name: span.name.clone(),
+            start_ns: began_ms.saturating_mul(1_000_000),
+            end_ns: ended_ms.saturating_mul(1_000_000),
+            attributes: vec![
+                ("millstream.tenant", span.tenant.clone()),
+                ("millstream.stage", stage.to_owned()),
+                ("millstream.shard", shard.to_string()),
+            ],
+            error: false,
+        });
+    }
+}

@@ -1,0 +1,344 @@
+//! The reaction role: a thread per partition that reads mutations, and a few that write documents.
+//!
+//! The logic is `stages::reaction`; this only moves values: frames in, bulks out, outcomes back, and the position into the stage's changelog
+//! once a second and at the end. After a crash some mutations are written again, which their guard makes harmless (I8).
+
+use super::observe::Observer;
+use super::stage::{Condition, ShardStatus};
+use super::system::Stop;
+use millstream_model::event::cloud_event_headers;
+use millstream_model::frame::{self, Content};
+use millstream_model::proto::{Batch, Changelog, Mutation, Position, changelog::Record};
+use millstream_model::reject::{CLOUD_EVENT_TYPE, Reason, Reject};
+use millstream_model::{id::hex, trace, value::format_time};
+use millstream_shard::ShardError;
+use millstream_shard::changelog;
+use millstream_shard::documents::{DocumentStore, Outcome};
+use millstream_shard::log::{Consumer, Log, LogError, Outgoing, Producer, Start, TopicPartition};
+use millstream_shard::runtime::Environment;
+use millstream_stages::StageSpan;
+use millstream_stages::reaction::{Decided, DocumentKey, Reaction, Written};
+use prost::Message as _;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Bounds of the reaction stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReactionLimits {
+    /// Documents per bulk write.
+    pub bulk: usize,
+    /// Bulk writes in flight per partition.
+    pub in_flight: usize,
+    /// Undecided mutations per partition; reading pauses above.
+    pub backlog: usize,
+}
+
+impl Default for ReactionLimits {
+    fn default() -> ReactionLimits {
+        ReactionLimits { bulk: 500, in_flight: 2, backlog: 50_000 }
+    }
+}
+
+/// How long a poll waits when nothing is in flight, and when something is.
+const IDLE: Duration = Duration::from_millis(100);
+const BUSY: Duration = Duration::from_millis(2);
+/// How often the position is recorded: what is repeated after a crash.
+const RECORD_EVERY_MS: u64 = 1000;
+
+/// Everything a partition's thread needs.
+pub struct ReactionThread {
+    /// Which partition.
+    pub shard: u32,
+    /// What it stands on.
+    pub environment: Environment,
+    /// Where documents go.
+    pub documents: Arc<dyn DocumentStore>,
+    /// Bounds.
+    pub limits: ReactionLimits,
+    /// Whom to tell.
+    pub observer: Arc<dyn Observer>,
+    /// When to end.
+    pub stop: Arc<Stop>,
+}
+
+type Bulk = Vec<(DocumentKey, Mutation)>;
+type Outcomes = Vec<(DocumentKey, Written)>;
+
+impl ReactionThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn spawn(self) -> std::io::Result<(Arc<ShardStatus>, JoinHandle<()>)> {
+        let status = Arc::new(ShardStatus::new("reaction", self.shard));
+        let seen = status.clone();
+        let name = format!("reaction-{}", self.shard);
+        let thread = std::thread::Builder::new().name(name).spawn(move || self.run(&seen))?;
+        Ok((status, thread))
+    }
+
+    fn run(&self, status: &ShardStatus) {
+        while !self.stop.is_stopped() {
+            let Err(error) = self.run_once(status) else { return };
+            tracing::warn!(stage = "reaction", shard = self.shard, %error, "partition is opened again");
+            status.set(match error {
+                ShardError::Reopen(message) => Condition::Retrying(message),
+                ShardError::Stopped(message) => Condition::Stopped(message),
+            });
+            self.stop.wait(Duration::from_secs(1));
+        }
+    }
+
+    fn run_once(&self, status: &ShardStatus) -> Result<(), ShardError> {
+        let (log, topics) = (&*self.environment.log, &self.environment.topics);
+        log.create_topics(&topics.specs())?;
+        self.documents.prepare(&["users", "devices"]).map_err(|error| ShardError::Reopen(error.to_string()))?;
+        let start = recorded_position(log, &self.record_partition())?;
+        let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
+        let consumer = log.consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
+        let writers = Writers::start(self.limits.in_flight, &self.documents)?;
+        status.set(Condition::Running);
+        let mut turn = Turn {
+            reaction: Reaction::starting_at(start.unwrap_or(0)),
+            producer: log.producer()?,
+            recorded: start,
+            recorded_at_ms: 0,
+            in_flight: 0,
+        };
+        let result = self.work(consumer, &writers, &mut turn);
+        self.record(&mut turn);
+        result
+    }
+
+    fn work(&self, mut consumer: Box<dyn Consumer>, writers: &Writers, turn: &mut Turn) -> Result<(), ShardError> {
+        loop {
+            let stopping = self.stop.is_stopped();
+            if stopping && turn.in_flight == 0 {
+                return Ok(());
+            }
+            if !stopping && turn.reaction.backlog() < self.limits.backlog {
+                self.poll(&mut *consumer, turn)?;
+            } else if turn.in_flight > 0
+                && let Ok(outcomes) = writers.outcomes().recv_timeout(IDLE)
+            {
+                self.decide(outcomes, turn)?;
+            }
+            for outcomes in writers.outcomes().try_iter() {
+                self.decide(outcomes, turn)?;
+            }
+            while !stopping && turn.in_flight < self.limits.in_flight {
+                let bulk = turn.reaction.take(self.limits.bulk, self.environment.clock.now_ms());
+                if bulk.is_empty() {
+                    break;
+                }
+                turn.in_flight += 1;
+                writers.submit(bulk)?;
+            }
+            self.observer.backlog(self.shard, turn.reaction.backlog());
+            if self.environment.clock.now_ms() >= turn.recorded_at_ms + RECORD_EVERY_MS {
+                self.record(turn);
+            }
+        }
+    }
+
+    fn poll(&self, consumer: &mut dyn Consumer, turn: &mut Turn) -> Result<(), ShardError> {
+        let wait = if turn.reaction.backlog() > 0 { BUSY } else { IDLE };
+        let mut failed = None;
+        consumer.poll(64, wait, &mut |message| {
+            let mutations = frame::read(message.payload, Content::Mutation).and_then(|records| {
+                records
+                    .map(|record| Ok(Mutation::decode(record?).map_err(|error| error.to_string())))
+                    .collect::<Result<Result<Vec<Mutation>, String>, _>>()
+            });
+            match mutations {
+                Ok(Ok(mutations)) => turn.reaction.offer(message.offset, mutations),
+                Ok(Err(error)) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
+                Err(error) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
+            }
+        })?;
+        failed.map_or(Ok(()), |message| Err(ShardError::Stopped(message)))
+    }
+
+    fn decide(&self, outcomes: Outcomes, turn: &mut Turn) -> Result<(), ShardError> {
+        turn.in_flight -= 1;
+        let now_ms = self.environment.clock.now_ms();
+        for (key, written) in outcomes {
+            self.observer.written(&written);
+            for decided in turn.reaction.complete(&key, written, now_ms) {
+                match decided {
+                    Decided::Stored(mutation) => self.stored(&mutation, now_ms),
+                    Decided::Rejected(mutation, message) => self.reject(&mutation, message, &*turn.producer)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stored(&self, mutation: &Mutation, now_ms: u64) {
+        self.observer.fresh(now_ms.saturating_sub(mutation.accepted_ms));
+        if let Some(parent) = mutation.trace.as_ref().filter(|context| trace::is_sampled(context)) {
+            let mut seed = parent.span_id.clone();
+            seed.extend_from_slice(mutation.id.as_bytes());
+            let span = StageSpan {
+                parent: parent.clone(),
+                span_id: millstream_model::id::content_hash(&seed).to_be_bytes(),
+                name: format!("reaction write {}", mutation.collection),
+                tenant: mutation.tenant.clone(),
+            };
+            self.observer.span("reaction", self.shard, &span, mutation.accepted_ms, now_ms);
+        }
+    }
+
+    /// The reject's id is the mutation's own, so that one that is written again after a crash is recognised.
+    fn reject(&self, mutation: &Mutation, message: String, producer: &dyn Producer) -> Result<(), ShardError> {
+        tracing::warn!(tenant = mutation.tenant, document = mutation.id, message, "document store refuses a mutation");
+        let reject = Reject {
+            id: format!("{}-{}", hex(&mutation.record_id), mutation.revision),
+            tenant: mutation.tenant.clone(),
+            source: "mutation".into(),
+            kind: mutation.collection.clone(),
+            stage: "reaction".into(),
+            reason: Reason::DocumentRefused,
+            field: Some(mutation.id.clone()),
+            message,
+            message_id: hex(&mutation.record_id),
+            time: format_time(mutation.accepted_ms as i64),
+            original: None,
+            original_hex: None,
+        };
+        let reject = reject.with_original(&mutation.encode_to_vec());
+        let payload = serde_json::to_vec(&reject).map_err(|error| ShardError::Stopped(error.to_string()))?;
+        let headers = cloud_event_headers(CLOUD_EVENT_TYPE, &reject.id, &reject.tenant, &reject.source, &reject.time);
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let rejects = &self.environment.topics.rejects;
+        send_and_wait(
+            producer,
+            Outgoing {
+                topic: rejects,
+                partition: self.shard,
+                key: reject.tenant.as_bytes(),
+                payload: &payload,
+                headers: &headers,
+            },
+        )?;
+        self.observer.rejected("reaction", &mutation.tenant, Reason::DocumentRefused);
+        Ok(())
+    }
+
+    fn record_partition(&self) -> TopicPartition {
+        TopicPartition::new(self.environment.topics.changelog("reaction"), self.shard)
+    }
+
+    fn record(&self, turn: &mut Turn) {
+        turn.recorded_at_ms = self.environment.clock.now_ms();
+        let position = turn.reaction.position();
+        if turn.recorded == Some(position) {
+            return;
+        }
+        let topics = &self.environment.topics;
+        let input = Position { topic: topics.mutations.to_string(), partition: self.shard, offset: position };
+        let batch = Batch { inputs: vec![input], part: 1, parts: 1, ..Batch::default() };
+        let payload = changelog::encode(&Changelog { record: Some(Record::Batch(batch)) });
+        let topic = topics.changelog("reaction");
+        let message = Outgoing { topic: &topic, partition: self.shard, key: b"position", payload: &payload, headers: &[] };
+        match send_and_wait(&*turn.producer, message) {
+            Ok(()) => turn.recorded = Some(position),
+            Err(error) => tracing::warn!(shard = self.shard, %error, "position not recorded; some writes may be repeated"),
+        }
+    }
+}
+
+struct Turn {
+    reaction: Reaction,
+    producer: Box<dyn Producer>,
+    recorded: Option<u64>,
+    recorded_at_ms: u64,
+    in_flight: usize,
+}
+
+fn send_and_wait(producer: &dyn Producer, message: Outgoing<'_>) -> Result<(), ShardError> {
+    let (done, waiting) = channel();
+    producer.send(message, Box::new(move |result: Result<u64, LogError>| drop(done.send(result))));
+    waiting.recv().map_err(|_| ShardError::Reopen("the log's producer is gone".into()))??;
+    Ok(())
+}
+
+/// The position recorded last; `None` when there is none.
+fn recorded_position(log: &dyn Log, at: &TopicPartition) -> Result<Option<u64>, ShardError> {
+    let (start, end) = log.bounds(at)?;
+    let mut newest = None;
+    let mut consumer = log.consumer(&[(at.clone(), Start::At(start.max(end.saturating_sub(100))))])?;
+    while consumer.positions().first().is_none_or(|position| *position < end) {
+        consumer.poll(64, IDLE, &mut |message| {
+            let records = frame::read(message.payload, Content::Changelog).into_iter().flatten().flatten();
+            for record in records.filter_map(|bytes| Changelog::decode(bytes).ok()) {
+                if let Some(Record::Batch(batch)) = record.record {
+                    newest = batch.inputs.first().map(|input| input.offset).or(newest);
+                }
+            }
+        })?;
+    }
+    Ok(newest)
+}
+
+/// Threads that write bulks.
+struct Writers {
+    bulks: Option<SyncSender<Bulk>>,
+    outcomes: Mutex<Receiver<Outcomes>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Writers {
+    fn start(count: usize, documents: &Arc<dyn DocumentStore>) -> Result<Writers, ShardError> {
+        let (bulks, waiting) = sync_channel::<Bulk>(count);
+        let (decided, outcomes) = channel();
+        let waiting = Arc::new(Mutex::new(waiting));
+        let spawn = |_| {
+            let (documents, waiting, decided) = (documents.clone(), waiting.clone(), decided.clone());
+            std::thread::Builder::new().name("documents".into()).spawn(move || {
+                loop {
+                    let bulk = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(bulk) = bulk else { return };
+                    if decided.send(write(&*documents, bulk)).is_err() {
+                        return;
+                    }
+                }
+            })
+        };
+        let threads: Result<Vec<_>, _> = (0..count).map(spawn).collect();
+        let threads = threads.map_err(|error| ShardError::Reopen(format!("no thread for writes: {error}")))?;
+        Ok(Writers { bulks: Some(bulks), outcomes: Mutex::new(outcomes), threads })
+    }
+
+    fn outcomes(&self) -> std::sync::MutexGuard<'_, Receiver<Outcomes>> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn submit(&self, bulk: Bulk) -> Result<(), ShardError> {
+        let sent = self.bulks.as_ref().is_some_and(|bulks| bulks.send(bulk).is_ok());
+        if sent { Ok(()) } else { Err(ShardError::Reopen("the threads that write documents are gone".into())) }
+    }
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        self.bulks = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write(documents: &dyn DocumentStore, bulk: Bulk) -> Outcomes {
+    let (keys, mutations): (Vec<DocumentKey>, Vec<Mutation>) = bulk.into_iter().unzip();
+    let mut outcomes = documents.write(&mutations).into_iter();
+    let written = |outcome| match outcome {
+        Some(Outcome::Applied | Outcome::Stale) => Written::Done,
+        Some(Outcome::Refused(message)) => Written::Refused(message),
+        Some(Outcome::Retry(message)) => Written::Retry(message),
+        None => Written::Retry("the store gave no outcome".into()),
+    };
+    keys.into_iter().map(|key| (key, written(outcomes.next()))).collect()
+}

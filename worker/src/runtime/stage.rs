@@ -1,0 +1,183 @@
+//! A thread per shard of a stage: opens the shard, runs its batches, opens it again when it must, answers look-ups between batches.
+
+use super::observe::Observer;
+use super::system::Stop;
+use millstream_model::proto::Usage;
+use millstream_shard::ShardError;
+use millstream_shard::ownership;
+use millstream_shard::runtime::{Environment, Limits, Report, Shard};
+use millstream_shard::state::{StateStore, StoreError};
+use millstream_stages::Stage;
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Pause before a shard is opened again: doubles from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How a shard fares, for readiness and look-ups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Follows its changelog and takes over.
+    Opening,
+    /// Works.
+    Running,
+    /// Tries again soon; says why.
+    Retrying(String),
+    /// Needs a person; says why.
+    Stopped(String),
+}
+
+/// What others can see of a shard.
+#[derive(Debug)]
+pub struct ShardStatus {
+    /// Stage's name.
+    pub stage: &'static str,
+    /// Its number.
+    pub shard: u32,
+    condition: Mutex<Condition>,
+    usage: Mutex<BTreeMap<String, Usage>>,
+}
+
+impl ShardStatus {
+    /// A shard that is being opened.
+    pub fn new(stage: &'static str, shard: u32) -> ShardStatus {
+        let (condition, usage) = (Mutex::new(Condition::Opening), Mutex::default());
+        ShardStatus { stage, shard, condition, usage }
+    }
+
+    /// How it fares.
+    pub fn condition(&self) -> Condition {
+        self.condition.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets how it fares.
+    pub fn set(&self, condition: Condition) {
+        *self.condition.lock().unwrap_or_else(PoisonError::into_inner) = condition;
+    }
+
+    /// Sums per tenant as of the last batch.
+    pub fn usage(&self) -> BTreeMap<String, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Work that needs a shard's state, done by its thread between two batches.
+pub type Query<S> = Box<dyn FnOnce(&mut Shard<S>) + Send>;
+
+/// A shard's thread, seen from outside.
+pub struct StageHandle<S: Stage> {
+    /// What others can see.
+    pub status: Arc<ShardStatus>,
+    /// Where queries go.
+    pub queries: Sender<Query<S>>,
+    /// The thread.
+    pub thread: JoinHandle<()>,
+}
+
+/// Everything a shard's thread needs.
+pub struct StageThread<S, M, O> {
+    /// Makes the stage, at each opening.
+    pub make: M,
+    /// Opens the local store.
+    pub open_store: O,
+    /// Which shard.
+    pub shard: u32,
+    /// What it stands on.
+    pub environment: Environment,
+    /// Bounds.
+    pub limits: Limits,
+    /// Whom to tell.
+    pub observer: Arc<dyn Observer>,
+    /// When to end.
+    pub stop: Arc<Stop>,
+    /// The stage.
+    pub stage: std::marker::PhantomData<S>,
+}
+
+impl<S, M, O> StageThread<S, M, O>
+where
+    S: Stage + 'static,
+    M: Fn() -> S + Send + 'static,
+    O: Fn() -> Result<Arc<dyn StateStore>, StoreError> + Send + 'static,
+{
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn spawn(self, name: &'static str) -> std::io::Result<StageHandle<S>> {
+        let status = Arc::new(ShardStatus::new(name, self.shard));
+        let (queries, waiting) = channel();
+        let seen = status.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("{name}-{}", self.shard))
+            .spawn(move || self.run(name, &seen, &waiting))?;
+        Ok(StageHandle { status, queries, thread })
+    }
+
+    fn run(&self, name: &'static str, status: &ShardStatus, queries: &Receiver<Query<S>>) {
+        let mut pause = FIRST_PAUSE;
+        while !self.stop.is_stopped() {
+            match self.run_once(name, status, queries, &mut pause) {
+                Ok(()) => return,
+                Err(ShardError::Reopen(message)) => {
+                    tracing::warn!(stage = name, shard = self.shard, message, "shard is opened again");
+                    status.set(Condition::Retrying(message));
+                }
+                Err(ShardError::Stopped(message)) => {
+                    tracing::error!(stage = name, shard = self.shard, message, "shard stopped");
+                    status.set(Condition::Stopped(message));
+                    pause = LAST_PAUSE;
+                }
+            }
+            self.stop.wait(pause);
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    fn run_once(
+        &self,
+        name: &'static str,
+        status: &ShardStatus,
+        queries: &Receiver<Query<S>>,
+        pause: &mut Duration,
+    ) -> Result<(), ShardError> {
+        let environment = self.environment.clone();
+        ownership::create(&*environment.log, &environment.topics, name, &[self.shard])?;
+        let store = (self.open_store)()?;
+        let mut shard = Shard::open((self.make)(), self.shard, environment, self.limits.clone(), store)?;
+        tracing::info!(stage = name, shard = self.shard, epoch = shard.progress().1, "shard is open");
+        self.publish(name, status, shard.usage());
+        status.set(Condition::Running);
+        while !self.stop.is_stopped() {
+            if let Some(report) = shard.run_batch()? {
+                *pause = FIRST_PAUSE;
+                self.publish(name, status, &report.usage);
+                self.report(name, &report);
+            }
+            for query in queries.try_iter() {
+                query(&mut shard);
+            }
+        }
+        shard.close()
+    }
+
+    fn publish(&self, name: &'static str, status: &ShardStatus, changed: &BTreeMap<String, Usage>) {
+        self.observer.usage(name, self.shard, changed);
+        let mut usage = status.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        usage.extend(changed.iter().map(|(tenant, sums)| (tenant.clone(), *sums)));
+    }
+
+    fn report(&self, name: &'static str, report: &Report) {
+        self.observer.batch(name, self.shard, report);
+        for span in &report.spans {
+            self.observer.span(name, self.shard, span, report.began_ms, report.committed_ms);
+        }
+        for (tenant, reason) in &report.reasons {
+            self.observer.rejected(name, tenant, *reason);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The stores that a configuration names.
+
+use crate::config::{Config, Documents, Log as LogConfig};
+use anyhow::{Context, Result};
+use millstream_shard::documents::DocumentStore;
+use millstream_shard::log::Log;
+use millstream_shard::state::{StateStore, StoreError};
+use millstream_stores::embedded::SystemClock;
+use millstream_stores::embedded::documents::EmbeddedDocuments;
+use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
+use millstream_stores::kafka::KafkaLog;
+use millstream_stores::mongo::MongoDocuments;
+use millstream_stores::rocks::{Resources, RocksState};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Memory for blocks read from the local state of all shards of a process.
+const BLOCK_CACHE_BYTES: usize = 128 << 20;
+
+/// The log.
+///
+/// # Errors
+/// When it cannot be opened; says what to do.
+pub fn open_log(config: &Config) -> Result<Arc<dyn Log>> {
+    match &config.log {
+        LogConfig::Embedded => {
+            let path = config.data_dir.join("log");
+            let log = EmbeddedLog::open(&path, LogOptions::default(), Arc::new(SystemClock));
+            Ok(Arc::new(log.with_context(|| format!("opening the embedded log in {}", path.display()))?))
+        }
+        LogConfig::Kafka(kafka) => Ok(Arc::new(KafkaLog::new(kafka.store())?)),
+    }
+}
+
+/// The document store.
+///
+/// # Errors
+/// When it cannot be opened; says what to do.
+pub fn open_documents(config: &Config) -> Result<Arc<dyn DocumentStore>> {
+    match &config.documents {
+        Documents::Embedded => {
+            let path = config.data_dir.join("documents");
+            let documents = EmbeddedDocuments::open(&path);
+            let opened = documents.with_context(|| format!("opening the embedded document store in {}", path.display()))?;
+            Ok(Arc::new(opened))
+        }
+        Documents::Mongodb(mongodb) => Ok(Arc::new(MongoDocuments::connect(mongodb.store())?)),
+    }
+}
+
+/// Opens the local state of this process's shards, below one block cache.
+#[derive(Clone)]
+pub struct StateFolder {
+    folder: PathBuf,
+    resources: Resources,
+}
+
+impl StateFolder {
+    /// The folder `state` of the configuration's data folder.
+    pub fn new(config: &Config) -> StateFolder {
+        StateFolder { folder: config.data_dir.join("state"), resources: Resources::new(BLOCK_CACHE_BYTES) }
+    }
+
+    /// The state of one shard.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(&self, stage: &str, shard: u32) -> Result<Arc<dyn StateStore>, StoreError> {
+        let path = self.folder.join(format!("{stage}-{shard}"));
+        std::fs::create_dir_all(&path).map_err(|error| StoreError(format!("{}: {error}", path.display())))?;
+        Ok(Arc::new(RocksState::open(&path, &self.resources)?))
+    }
+}
