@@ -158,7 +158,7 @@ fn add_up(out: &Outbox, records: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn arbitrary_bytes_do_no_harm(endpoint in select(ENDPOINTS.to_vec()), body in vec(any::<u8>(), 0..200), ndjson: bool) {

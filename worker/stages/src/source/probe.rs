@@ -201,3 +201,28 @@ pub(crate) fn depth(json: &str) -> usize {
 pub(crate) fn malformed(error: &serde_json::Error) -> Refusal {
     Refusal::new(Reason::MalformedJson, format!("not valid JSON: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_in_strings_are_no_nesting() {
+        assert_eq!(depth(r#"{"a":"[[[","b\\":[{"c":"\"[[["}]}"#), 3);
+        assert_eq!(depth(r#"{"a\\\"[":"}}","b":[]}"#), 2);
+        assert_eq!(depth("5"), 0);
+    }
+
+    #[test]
+    fn a_probe_and_the_parsed_object_show_the_same_members() {
+        let json = r#"{"userId":42,"customer_id":-0,"identifiers":{"a":"x","b":1.5,"c":null,"d":{"e":1}},"device_id":true,"\u0061nonymousId":"a"}"#;
+        let (probe, parsed) = (Probe::read(json).unwrap(), serde_json::from_str::<Value>(json).unwrap());
+        let object = parsed.as_object().unwrap();
+        for name in ["userId", "customer_id", "identifiers", "device_id", "anonymousId", "absent"] {
+            assert_eq!(probe.scalar(name), object.scalar(name), "{name}");
+            assert_eq!(probe.members(name), object.members(name), "{name}");
+        }
+        assert_eq!(probe.members("identifiers").len(), 2);
+        assert_eq!(probe.scalar("anonymousId"), Some(Value::string("a")));
+    }
+}

@@ -54,9 +54,10 @@ fn good(message_id: &str) -> Envelope {
     envelope(message_id, r#"{"userId":"u1","event":"e"}"#)
 }
 
+/// A place in the log; all batches run at one moment 90 days later, as after a long outage.
 fn at(time_ms: u64) -> At {
     let stamp = Stamp { time_ms, offset: 7, index: 3 };
-    At { input: Input::Ingress, partition: 0, stamp, batch_ms: time_ms + 90 * 24 * HOUR, generation: 1, shards: 1 }
+    At { input: Input::Ingress, partition: 0, stamp, batch_ms: NOW + 90 * 24 * HOUR, generation: 1, shards: 1 }
 }
 
 fn process(records: &[(Envelope, At)], state: &mut Memory) -> Outbox {
@@ -143,7 +144,6 @@ fn bytes_that_are_no_envelope_are_rejected_with_the_bytes() {
 
 #[test]
 fn age_is_judged_by_reception_and_never_by_processing() {
-    // `at` says that the batch runs 90 days later.
     let month_old = format!(r#"{{"userId":"u1","event":"e","timestamp":{}}}"#, NOW - 30 * 24 * HOUR);
     let older = format!(r#"{{"userId":"u1","event":"e","timestamp":{}}}"#, NOW - 31 * 24 * HOUR);
     let records = [(envelope("a", &month_old), at(NOW)), (envelope("b", &older), at(NOW))];

@@ -1,0 +1,337 @@
+//! What must hold when a history has run.
+
+use crate::cluster::Cluster;
+use crate::history::{History, TENANT, identifier};
+use millstream_model::document::Document;
+use millstream_model::id::{DeviceId, UserId};
+use millstream_model::proto::{Identifier, Mutation, Object, User, Value as Attribute};
+use millstream_stages::action::{Value, render_device, render_user};
+use std::collections::{BTreeMap, BTreeSet};
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            return Err(format!($($message)*));
+        }
+    };
+}
+
+type Checked = Result<(), String>;
+
+/// What is known about one person, without ids.
+#[derive(Clone, Debug, PartialEq)]
+struct Person {
+    attributes: BTreeMap<String, Attribute>,
+    events: u64,
+    first_seen: i64,
+    last_seen: i64,
+    devices: BTreeSet<Vec<u8>>,
+    retained: Option<Identifier>,
+}
+
+type People = BTreeMap<BTreeSet<Identifier>, Person>;
+
+fn run(history: &History, shards: u32, seed: u64) -> Result<Cluster, String> {
+    let mut cluster = Cluster::new(shards, seed);
+    for index in 0..history.records.len() {
+        cluster.send(&history.action(index));
+    }
+    cluster.run()?;
+    Ok(cluster)
+}
+
+pub fn check_links(history: &History, shards: u32, seed: u64) -> Checked {
+    let cluster = run(history, shards, seed)?;
+    ensure!(cluster.effects == history.records.len() as u64, "{} effects", cluster.effects);
+    ensure!(cluster.rejected == 0, "{} rejects", cluster.rejected);
+    consistent(&cluster)?;
+    let (found, expected) = (people(&cluster)?, reference(history));
+    ensure!(found == expected, "found {found:#?}\nexpected {expected:#?}");
+    events(&cluster, history, true)?;
+    let alone = run(history, 1, seed.wrapping_add(1))?;
+    ensure!(people(&alone)? == found, "1 shard gives another result than {shards}");
+    Ok(())
+}
+
+pub fn check_deletions(history: &History, shards: u32, seed: u64) -> Checked {
+    let mut cluster = run(history, shards, seed)?;
+    let count = history.records.len() as u64;
+    ensure!(cluster.effects + cluster.rejected == count, "{} effects, {} rejects", cluster.effects, cluster.rejected);
+    consistent(&cluster)?;
+    events(&cluster, history, false)?;
+    nothing_came_back(&cluster, history)?;
+    nothing_is_left_after_deleting_all(&mut cluster, history)
+}
+
+/// Nodes, users, documents and devices agree.
+fn consistent(cluster: &Cluster) -> Checked {
+    for (key, value) in cluster.values()? {
+        let (_, _, rest) = key.parts().unwrap();
+        match value {
+            Value::Node(node) => {
+                ensure!(node.closing.is_none(), "{key:?} is still closing");
+                let (id, user) = cluster.last(node.user)?;
+                let text = std::str::from_utf8(rest).unwrap();
+                let (kind, value) = text.split_once('\0').unwrap();
+                let named = Identifier::new(kind, value);
+                ensure!(user.fate.is_none(), "{named} leads to {id}, which is deleted");
+                let is_member = user.identifiers.iter().any(|member| member.identifier.as_ref() == Some(&named));
+                ensure!(is_member, "{named} leads to {id}, of which it is no member");
+            }
+            Value::User(user) if user.fate.is_none() => {
+                let id = UserId::from_bytes(&user.id).unwrap();
+                ensure!(!user.identifiers.is_empty(), "{id} is live and nothing names it");
+                for member in &user.identifiers {
+                    let identifier = member.identifier.as_ref().unwrap();
+                    let node = cluster.node(identifier).ok_or_else(|| format!("{identifier} of {id} has no node"))?;
+                    let (last, _) = cluster.last(node.user)?;
+                    ensure!(last == id, "{identifier} of {id} leads to {last}");
+                }
+            }
+            _ => {}
+        }
+    }
+    documents(cluster)
+}
+
+/// The fold of each entity's mutations is the document of its state, and each mutation builds on the one before (I8).
+fn documents(cluster: &Cluster) -> Checked {
+    let mut folds: BTreeMap<&str, Document> = BTreeMap::new();
+    for mutation in &cluster.mutations {
+        let document = folds.entry(&mutation.id).or_insert_with(Document::empty);
+        let Mutation { id, revision, base, .. } = mutation;
+        ensure!(*base == document.revision && *revision == base + 1, "{id}: {revision} builds on {base}");
+        document.apply(mutation);
+    }
+    for (_, value) in cluster.values()? {
+        let (id, fields, revision) = match value {
+            Value::User(user) => {
+                (UserId::from_bytes(&user.id).unwrap().to_string(), render_user(TENANT, user), user.revision)
+            }
+            Value::Device(device) => {
+                let id = DeviceId::from_bytes(&device.id).unwrap().to_string();
+                (id, Some(render_device(TENANT, device)), device.revision)
+            }
+            _ => continue,
+        };
+        let document = folds.get(id.as_str()).ok_or_else(|| format!("{id} has no document"))?;
+        ensure!(document.revision == revision, "{id}: revision {revision}, document {}", document.revision);
+        ensure!(document.deleted == fields.is_none(), "{id}: the document is deleted or not, the user otherwise");
+        let (folded, rendered) = (as_sets(&document.fields), fields.as_ref().map(as_sets).unwrap_or_default());
+        ensure!(folded == rendered, "{id}: folded {folded:?}\nrendered {rendered:?}");
+    }
+    Ok(())
+}
+
+/// The document with the lists of attributes in one order: elements of a set have none.
+fn as_sets(fields: &Object) -> Object {
+    let mut fields = fields.clone();
+    for member in fields.members.iter_mut().filter(|member| member.name == "attributes") {
+        let attributes = member.value.as_ref().and_then(Attribute::as_object).cloned().unwrap_or_default();
+        let sorted = attributes.into_pairs().map(|(name, value)| (name, sorted(value)));
+        member.value = Some(Attribute::object(sorted));
+    }
+    fields
+}
+
+fn sorted(value: Attribute) -> Attribute {
+    let Some(items) = value.as_list() else { return value };
+    let mut items = items.to_vec();
+    items.sort_by_key(|item| item.as_str().map(str::to_owned));
+    Attribute::list(items)
+}
+
+fn people(cluster: &Cluster) -> Result<People, String> {
+    let mut people = People::new();
+    for (_, value) in cluster.values()? {
+        if let Value::User(user) = value
+            && let Some(fields) = render_user(TENANT, user)
+        {
+            let identifiers = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
+            people.insert(identifiers, person(user, &fields));
+        }
+    }
+    Ok(people)
+}
+
+fn person(user: &User, fields: &Object) -> Person {
+    let attributes = fields.get("attributes").and_then(Attribute::as_object).cloned().unwrap_or_default();
+    Person {
+        attributes: attributes.into_pairs().map(|(name, value)| (name, sorted(value))).collect(),
+        events: user.events,
+        first_seen: user.first_seen_ms,
+        last_seen: user.last_seen_ms,
+        devices: user.devices.iter().map(|device| device.device.clone()).collect(),
+        retained: user.retained.as_ref().and_then(|retained| retained.identifier.clone()),
+    }
+}
+
+/// Union-find over the identifiers of each record, and what its records say about each set, in the order of their stamps.
+fn reference(history: &History) -> People {
+    let mut parent: BTreeMap<Identifier, Identifier> = BTreeMap::new();
+    fn root(parent: &BTreeMap<Identifier, Identifier>, identifier: &Identifier) -> Identifier {
+        match parent.get(identifier) {
+            Some(above) if above != identifier => root(parent, above),
+            _ => identifier.clone(),
+        }
+    }
+    let actions: Vec<_> = (0..history.records.len()).map(|index| history.action(index)).collect();
+    for action in &actions {
+        for identifier in &action.user_identifiers {
+            parent.entry(identifier.clone()).or_insert_with(|| identifier.clone());
+            let (one, other) = (root(&parent, &action.user_identifiers[0]), root(&parent, identifier));
+            parent.insert(one, other);
+        }
+    }
+    let mut sets: BTreeMap<Identifier, BTreeSet<Identifier>> = BTreeMap::new();
+    for identifier in parent.keys() {
+        sets.entry(root(&parent, identifier)).or_default().insert(identifier.clone());
+    }
+    sets.into_values().map(|set| (set.clone(), described(&set, &actions))).collect()
+}
+
+fn described(set: &BTreeSet<Identifier>, actions: &[millstream_model::proto::Action]) -> Person {
+    let mine: Vec<_> = actions.iter().filter(|action| set.contains(&action.user_identifiers[0])).collect();
+    let merges = mine.iter().filter_map(|action| Some((action.stamp, action.merge.as_ref()?.retained.clone())));
+    let devices = mine.iter().filter_map(|action| action.device_identifiers.first());
+    Person {
+        attributes: attributes(&mine),
+        events: mine.iter().filter(|action| action.event.is_some()).count() as u64,
+        first_seen: mine.iter().map(|action| action.time_ms).min().unwrap(),
+        last_seen: mine.iter().map(|action| action.time_ms).max().unwrap(),
+        devices: devices.map(|primary| DeviceId::of(TENANT, primary).as_bytes().to_vec()).collect(),
+        retained: merges.max().and_then(|(_, retained)| retained),
+    }
+}
+
+/// Each attribute by replaying its changes in the order of (stamp, bytes of a base): another way to the same meaning.
+fn attributes(mine: &[&millstream_model::proto::Action]) -> BTreeMap<String, Attribute> {
+    use millstream_model::proto::change::Op;
+    use prost::Message;
+    let mut all: BTreeMap<String, Attribute> = BTreeMap::new();
+    let names: BTreeSet<&str> =
+        mine.iter().flat_map(|action| &action.user_changes).map(|it| it.name.as_str()).collect();
+    for name in names {
+        let changes = mine.iter().flat_map(|action| action.user_changes.iter().map(|change| (action.stamp, change)));
+        let changes: Vec<_> = changes.filter(|(_, change)| change.name == name).collect();
+        let base = changes.iter().filter_map(|(stamp, change)| match &change.op {
+            Some(Op::Set(value)) => Some((*stamp, value.encode_to_vec(), Some(value.clone()))),
+            Some(Op::Unset(_)) => Some((*stamp, Vec::new(), None)),
+            _ => None,
+        });
+        let base = base.max_by(|left, right| (left.0, &left.1).cmp(&(right.0, &right.1)));
+        let (since, mut value) = base.map_or((None, None), |(stamp, _, value)| (stamp, value));
+        let mut elements: Vec<(_, bool, Attribute)> = Vec::new();
+        for (stamp, change) in changes.iter().filter(|(stamp, _)| *stamp > since) {
+            let (added, list) = match &change.op {
+                Some(Op::Add(list)) => (true, list),
+                Some(Op::Remove(list)) => (false, list),
+                _ => continue,
+            };
+            elements.extend(list.items.iter().map(|item| (*stamp, added, item.clone())));
+        }
+        elements.sort_by_key(|(stamp, added, _)| (*stamp, *added));
+        let is_list = value.as_ref().is_some_and(|value| value.as_list().is_some());
+        let mut items = value.as_ref().and_then(Attribute::as_list).unwrap_or_default().to_vec();
+        for (_, added, item) in elements {
+            items.retain(|other| *other != item);
+            if added {
+                items.push(item);
+            }
+        }
+        if is_list || !items.is_empty() {
+            value = Some(sorted(Attribute::list(items)));
+        }
+        if let Some(value) = value {
+            all.insert(millstream_model::document::escape(name), value);
+        }
+    }
+    all
+}
+
+/// Each event once, for the user it ends with, and in order per routing key (I1, I3).
+fn events(cluster: &Cluster, history: &History, all: bool) -> Checked {
+    let mut newest: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for event in &cluster.events {
+        let json: serde_json::Value = serde_json::from_slice(&event.payload).unwrap();
+        let index = usize::from_str_radix(json["id"].as_str().unwrap(), 16).unwrap();
+        ensure!(seen.insert(index), "event {index} came twice");
+        let routing = history.records[index].identifiers[0];
+        let before = newest.insert(routing, index);
+        ensure!(before < Some(index), "record {index} took effect after {before:?}, both routed by {routing}");
+        let id = UserId::parse(json["user"]["id"].as_str().unwrap()).unwrap();
+        ensure!(event.key == id.to_string().as_bytes(), "event {index} is keyed otherwise than by its user");
+        if all {
+            let (last, _) = cluster.last(id)?;
+            let node = cluster.node(&identifier(routing)).ok_or("no node")?;
+            ensure!(cluster.last(node.user)?.0 == last, "event {index} went to another user");
+        }
+    }
+    let expected = (0..history.records.len()).filter(|index| history.action(*index).event.is_some()).count();
+    ensure!(!all || seen.len() == expected, "{} of {expected} events", seen.len());
+    Ok(())
+}
+
+/// No attribute is from a record that its own identifier's deletion covers.
+fn nothing_came_back(cluster: &Cluster, history: &History) -> Checked {
+    let deletions: Vec<_> = (0..history.records.len()).filter(|index| history.records[*index].delete).collect();
+    for (key, value) in cluster.values()? {
+        let Value::User(user) = value else { continue };
+        ensure!(user.fate.is_none() || user.attributes.is_empty(), "{key:?} is gone and has data");
+        for register in user.attributes.iter().filter(|register| register.stamp.is_some()) {
+            let index = u128::from_be_bytes(register.record_id.as_slice().try_into().unwrap()) as usize;
+            let covers = |deletion: &&usize| {
+                history.records[**deletion].identifiers[0] == history.records[index].identifiers[0]
+                    && history.stamp(index) <= history.stamp(**deletion)
+            };
+            let deletion = deletions.iter().find(covers);
+            ensure!(deletion.is_none(), "attribute {} of record {index} outlived {deletion:?}", register.name);
+        }
+    }
+    Ok(())
+}
+
+/// Deleting every user leaves nothing but the memory of it, and repeating the history is refused.
+fn nothing_is_left_after_deleting_all(cluster: &mut Cluster, history: &History) -> Checked {
+    let live = people(cluster)?;
+    let count = history.records.len();
+    for (index, identifiers) in live.keys().enumerate() {
+        let via = identifiers.first().unwrap().clone();
+        let mut delete = history.action(0);
+        delete.group = u32::from(millstream_model::key::group_of(TENANT, &via));
+        delete.stamp = Some(millstream_model::proto::Stamp { time_ms: 10_000 + index as u64, offset: 0, index: 0 });
+        delete.record_id = ((count + index) as u128).to_be_bytes().to_vec();
+        (delete.user_identifiers, delete.delete, delete.merge, delete.event) = (vec![via], true, None, None);
+        (delete.device_identifiers, delete.user_changes) = (Vec::new(), Vec::new());
+        cluster.send(&delete);
+    }
+    let (effects, events) = (cluster.effects, cluster.events.len());
+    cluster.run()?;
+    ensure!(cluster.effects - effects == live.len() as u64, "a deletion had no effect");
+    nobody(cluster)?;
+    let repeated: Vec<usize> = (0..count).filter(|index| !history.records[*index].delete).collect();
+    let rejected = cluster.rejected;
+    for index in &repeated {
+        cluster.send(&history.action(*index));
+    }
+    cluster.run()?;
+    ensure!(cluster.rejected - rejected == repeated.len() as u64, "a record older than the deletion was taken");
+    ensure!(cluster.events.len() == events, "an event of a deleted user");
+    nobody(cluster)
+}
+
+fn nobody(cluster: &Cluster) -> Checked {
+    for (key, value) in cluster.values()? {
+        match value {
+            Value::Node(_) => return Err(format!("{key:?} is left")),
+            Value::User(user) => {
+                ensure!(user.fate.is_some(), "{key:?} lives");
+                ensure!(user.identifiers.is_empty() && user.attributes.is_empty(), "{key:?} has data");
+            }
+            Value::Device(device) => ensure!(device.user.is_none(), "{key:?} names a deleted user"),
+            Value::Erased(_) => {}
+        }
+    }
+    documents(cluster)
+}

@@ -1,0 +1,184 @@
+//! Action shards with state in memory, and an exchange that keeps the order of each channel and no other.
+
+use crate::history::{Rng, TENANT};
+use millstream_model::id::UserId;
+use millstream_model::key::Kind;
+use millstream_model::key::{StateKey, shard_of};
+use millstream_model::proto::User;
+use millstream_model::proto::user::Fate;
+use millstream_model::proto::{Action, Mutation, Stamp};
+use millstream_stages::action::{ActionStage, Node, Record, Value};
+use millstream_stages::{At, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
+use prost::Message;
+use std::collections::{BTreeMap, VecDeque};
+
+#[derive(Default)]
+pub struct Memory(pub BTreeMap<StateKey, Value>);
+
+impl State<Value> for Memory {
+    fn get(&mut self, key: &StateKey) -> Result<Option<&Value>, StateError> {
+        Ok(self.0.get(key))
+    }
+
+    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut Value>, StateError> {
+        Ok(self.0.get_mut(key))
+    }
+
+    fn put(&mut self, key: StateKey, value: Value) {
+        self.0.insert(key, value);
+    }
+
+    fn remove(&mut self, key: StateKey) {
+        self.0.remove(&key);
+    }
+}
+
+/// Where a record or message waits: actions per key group, exchange messages per (from, to).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Channel {
+    Actions(u32),
+    Exchange(u32, u32),
+}
+
+pub struct Cluster {
+    shards: u32,
+    pub states: Vec<Memory>,
+    channels: BTreeMap<Channel, VecDeque<Vec<u8>>>,
+    rng: Rng,
+    /// One with a bias to some channels lets others fall far behind.
+    bias: usize,
+    pub mutations: Vec<Mutation>,
+    pub events: Vec<PublicMessage>,
+    pub rejects: Vec<PublicMessage>,
+    pub effects: u64,
+    pub rejected: u64,
+    pub steps: u64,
+}
+
+impl Cluster {
+    pub fn new(shards: u32, seed: u64) -> Cluster {
+        let mut rng = Rng(seed ^ 0x5eed);
+        let bias = rng.below(3);
+        Cluster {
+            shards,
+            states: (0..shards).map(|_| Memory::default()).collect(),
+            channels: BTreeMap::new(),
+            rng,
+            bias,
+            mutations: Vec::new(),
+            events: Vec::new(),
+            rejects: Vec::new(),
+            effects: 0,
+            rejected: 0,
+            steps: 0,
+        }
+    }
+
+    pub fn send(&mut self, action: &Action) {
+        self.channels.entry(Channel::Actions(action.group)).or_default().push_back(action.encode_to_vec());
+    }
+
+    /// Delivers everything, one record at a time, from a channel chosen at random.
+    pub fn run(&mut self) -> Result<(), String> {
+        while !self.channels.is_empty() {
+            self.steps += 1;
+            if self.steps > 100_000 {
+                return Err("does not come to rest".into());
+            }
+            let channel = self.choose();
+            let queue = self.channels.get_mut(&channel).unwrap();
+            let bytes = queue.pop_front().unwrap();
+            if queue.is_empty() {
+                self.channels.remove(&channel);
+            }
+            self.process(channel, &bytes).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Mostly uniform; with a bias, actions come before messages, or the last channels before the first.
+    fn choose(&mut self) -> Channel {
+        let count = self.channels.len();
+        let at_random = self.rng.below(count);
+        let index = match self.bias {
+            1 if !self.rng.one_in(4) => self.rng.below(1 + count / 3),
+            2 if !self.rng.one_in(4) => count - 1 - self.rng.below(1 + count / 3),
+            _ => at_random,
+        };
+        *self.channels.keys().nth(index).unwrap()
+    }
+
+    fn process(&mut self, channel: Channel, bytes: &[u8]) -> Result<(), StateError> {
+        let (input, partition) = match channel {
+            Channel::Actions(group) => (Input::Actions, shard_of(group as u16, self.shards)),
+            Channel::Exchange(_, to) => (Input::Exchange, to),
+        };
+        let stamp = Stamp { time_ms: 1, offset: self.steps, index: 0 };
+        let at = At { input, partition, stamp, batch_ms: 1, generation: 1, shards: self.shards };
+        let record: Record = ActionStage.decode(input, bytes).unwrap();
+        let mut out = Outbox::default();
+        ActionStage.process(record, &at, &mut self.states[partition as usize], &mut out)?;
+        for message in std::mem::take(&mut out.exchange) {
+            let to = shard_of(message.group as u16, self.shards);
+            self.channels.entry(Channel::Exchange(partition, to)).or_default().push_back(message.encode_to_vec());
+        }
+        let usage = *out.usage(TENANT);
+        assert_eq!(usage.rejects as usize, out.rejects.len());
+        assert_eq!(usage.mutations as usize, out.mutations.len());
+        assert_eq!(usage.events as usize, out.events.len());
+        self.effects += usage.effects;
+        self.rejected += usage.rejects;
+        self.mutations.append(&mut out.mutations);
+        self.events.append(&mut out.events);
+        self.rejects.append(&mut out.rejects);
+        Ok(())
+    }
+
+    /// All values, each in the shard of its group and equal to its stored form.
+    pub fn values(&self) -> Result<Vec<(&StateKey, &Value)>, String> {
+        let mut all = Vec::new();
+        for (shard, state) in self.states.iter().enumerate() {
+            for (key, value) in &state.0 {
+                if shard_of(key.group().unwrap(), self.shards) != shard as u32 {
+                    return Err(format!("{key:?} is in shard {shard}"));
+                }
+                let mut bytes = Vec::new();
+                value.encode(&mut bytes);
+                if Value::decode(key, &bytes).unwrap() != *value {
+                    return Err(format!("{key:?} does not come back from its stored form"));
+                }
+                all.push((key, value));
+            }
+        }
+        Ok(all)
+    }
+
+    pub fn user(&self, id: &UserId) -> Option<&User> {
+        let key = StateKey::new(id.home(), TENANT, Kind::User, id.as_bytes());
+        match self.states[shard_of(id.home(), self.shards) as usize].0.get(&key) {
+            Some(Value::User(user)) => Some(user),
+            _ => None,
+        }
+    }
+
+    pub fn node(&self, identifier: &millstream_model::proto::Identifier) -> Option<&Node> {
+        let key = StateKey::of_identifier(TENANT, Kind::Node, identifier);
+        match self.states[shard_of(key.group().unwrap(), self.shards) as usize].0.get(&key) {
+            Some(Value::Node(node)) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The end of a user's chain of forwards.
+    pub fn last(&self, id: UserId) -> Result<(UserId, &User), String> {
+        let mut id = id;
+        for _ in 0..1_000 {
+            let user = self.user(&id).ok_or_else(|| format!("{id} is named and not there"))?;
+            match &user.fate {
+                Some(Fate::Forward(to)) => id = UserId::from_bytes(to).unwrap(),
+                _ => return Ok((id, user)),
+            }
+        }
+        Err(format!("{id} is forwarded in a circle"))
+    }
+}

@@ -1,0 +1,81 @@
+//! Identity (I9, I3, I2): random histories through 1 to 8 action shards, against a reference union-find.
+//!
+//! `IDENTITY_CASES` sets how many histories each of the long tests runs, `IDENTITY_SEED` the first seed. A failing seed is printed;
+//! the property tests below shrink small histories.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod checks;
+mod cluster;
+mod history;
+mod scenarios;
+
+use checks::{check_deletions, check_links};
+use history::{History, Record, Rng};
+use proptest::prelude::*;
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn many(what: &str, deletes: bool, check: fn(&History, u32, u64) -> Result<(), String>) {
+    let (first, cases) = (number("IDENTITY_SEED", 1), number("IDENTITY_CASES", 1_500));
+    let mut records = 0;
+    for seed in first..first + cases {
+        let mut rng = Rng(seed);
+        let history = History::random(&mut rng, deletes);
+        let shards = 1 + rng.below(8) as u32;
+        records += history.records.len();
+        if let Err(error) = check(&history, shards, seed) {
+            panic!("{what}: seed {seed}, {shards} shards: {error}\n{history:#?}");
+        }
+    }
+    println!("{what}: {cases} histories, {records} records");
+}
+
+#[test]
+fn links_and_merges_equal_the_reference_whatever_the_interleaving_and_shard_count() {
+    many("links", false, check_links);
+}
+
+#[test]
+fn deletions_lose_no_outcome_and_bring_nothing_back() {
+    many("deletions", true, check_deletions);
+}
+
+fn record(deletes: bool) -> impl Strategy<Value = Record> {
+    let delete = if deletes { prop_oneof![4 => Just(false), 1 => Just(true)].boxed() } else { Just(false).boxed() };
+    let identifiers = proptest::collection::vec(0..5usize, 1..4);
+    let attribute = proptest::option::of((0..2u8, 0..3u8));
+    let device = proptest::option::of(0..2usize);
+    (identifiers, attribute, device, any::<bool>(), 0..50i64, delete).prop_map(
+        |(identifiers, attribute, device, event, time_ms, delete)| Record {
+            identifiers,
+            attribute,
+            device,
+            event,
+            time_ms,
+            merge: false,
+            delete,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn small_histories_of_links(
+        records in proptest::collection::vec(record(false), 1..10), shards in 1..9u32, seed in any::<u64>(),
+    ) {
+        let history = History { records };
+        prop_assert_eq!(check_links(&history, shards, seed), Ok(()));
+    }
+
+    #[test]
+    fn small_histories_with_deletions(
+        records in proptest::collection::vec(record(true), 1..12), shards in 1..9u32, seed in any::<u64>(),
+    ) {
+        let history = History { records };
+        prop_assert_eq!(check_deletions(&history, shards, seed), Ok(()));
+    }
+}

@@ -1,0 +1,238 @@
+//! Single cases by hand: what a record leads to, one by one.
+
+use crate::cluster::Cluster;
+use crate::history::TENANT;
+use millstream_model::id::DeviceId;
+use millstream_model::key::{Kind, StateKey, group_of, shard_of};
+use millstream_model::proto::change::Op;
+use millstream_model::proto::{
+    Action, Change, Event, Identifier, Merge, Stamp, TraceContext, User, Value as Attribute,
+};
+use millstream_stages::action::{Answer, Inspect, UserView, Value, inspect};
+
+fn id(text: &str) -> Identifier {
+    millstream_model::identifier::parse(text).unwrap()
+}
+
+fn action(time_ms: u64, users: &[&str], devices: &[&str]) -> Action {
+    let ids = |texts: &[&str]| texts.iter().map(|text| id(text)).collect::<Vec<_>>();
+    let (user_identifiers, device_identifiers) = (ids(users), ids(devices));
+    let routing = device_identifiers.first().or(user_identifiers.first()).unwrap();
+    Action {
+        tenant: TENANT.into(),
+        group: u32::from(group_of(TENANT, routing)),
+        stamp: Some(Stamp { time_ms, ..Stamp::default() }),
+        record_id: u128::from(time_ms).to_be_bytes().to_vec(),
+        message_id: format!("m{time_ms}"),
+        user_identifiers,
+        device_identifiers,
+        time_ms: time_ms as i64,
+        kind: "event".into(),
+        ..Action::default()
+    }
+}
+
+fn event(mut action: Action, name: &str) -> Action {
+    action.event = Some(Event { name: name.into(), properties: Vec::new() });
+    action
+}
+
+fn set(mut action: Action, name: &str, value: i64) -> Action {
+    action.user_changes.push(Change { name: name.into(), op: Some(Op::Set(Attribute::integer(value))) });
+    action
+}
+
+const SHARDS: u32 = 4;
+
+fn after(actions: &[Action]) -> Cluster {
+    let mut cluster = Cluster::new(SHARDS, 7);
+    run(&mut cluster, actions);
+    cluster
+}
+
+/// One after the other.
+fn run(cluster: &mut Cluster, actions: &[Action]) {
+    for action in actions {
+        cluster.send(action);
+        cluster.run().unwrap();
+    }
+}
+
+fn look(cluster: &mut Cluster, what: Inspect) -> Answer {
+    let mut what = what;
+    loop {
+        let shard = shard_of(what.group(TENANT), SHARDS) as usize;
+        match inspect(&mut cluster.states[shard], TENANT, &what).unwrap() {
+            Answer::Ask(next) => what = next,
+            answer => return answer,
+        }
+    }
+}
+
+fn user(cluster: &mut Cluster, text: &str) -> UserView {
+    match look(cluster, Inspect::User(id(text))) {
+        Answer::User(view) => *view,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+fn reasons(cluster: &Cluster) -> Vec<String> {
+    let json =
+        cluster.rejects.iter().map(|reject| serde_json::from_slice::<serde_json::Value>(&reject.payload).unwrap());
+    json.map(|json| format!("{} {}", json["message_id"].as_str().unwrap(), json["reason"].as_str().unwrap())).collect()
+}
+
+#[test]
+fn the_older_user_survives_and_explains_itself() {
+    let mut cluster = after(&[
+        set(action(10, &["user_id=1"], &[]), "plan", 1),
+        set(action(20, &["email=a@x"], &[]), "plan", 2),
+        action(30, &["email=a@x", "user_id=1"], &[]),
+    ]);
+    let view = user(&mut cluster, "email=a@x");
+    assert_eq!(
+        view.identifiers.iter().map(|it| it.identifier.as_str()).collect::<Vec<_>>(),
+        ["email=a@x", "user_id=1"]
+    );
+    assert_eq!(view.attributes[0].value, Some(Attribute::integer(2)));
+    assert!(view.attributes[0].record.ends_with("14"), "record 20 set it: {:?}", view.attributes[0]);
+    assert_eq!((view.merged.len(), view.forwarded_from.len()), (1, 1));
+    assert_eq!(view.merged[0].user, view.forwarded_from[0]);
+    assert!(view.merged[0].record.ends_with("1e"), "record 30 linked them: {:?}", view.merged);
+    assert!(user(&mut cluster, "user_id=1").forwarded_from.is_empty());
+}
+
+#[test]
+fn a_device_is_its_last_users() {
+    let mut cluster = after(&[
+        event(action(10, &["user_id=1"], &["device_id=d", "push_id=p"]), "first"),
+        event(action(20, &[], &["device_id=d"]), "second"),
+        event(action(30, &["user_id=2"], &["device_id=d"]), "third"),
+        event(action(25, &["user_id=1"], &["device_id=d"]), "late"),
+        event(action(40, &[], &["device_id=d"]), "fourth"),
+    ]);
+    let (one, two) = (user(&mut cluster, "user_id=1"), user(&mut cluster, "user_id=2"));
+    assert_eq!((one.events, two.events, one.devices.len()), (3, 2, 1));
+    let Answer::Device(device) = look(&mut cluster, Inspect::Device(id("device_id=d"))) else { panic!("no device") };
+    assert_eq!(device.user.as_deref(), Some("user_id=2"));
+    assert_eq!(device.identifiers.len(), 2);
+    assert_eq!(device.id, DeviceId::of(TENANT, &id("device_id=d")).to_string());
+    let first: serde_json::Value = serde_json::from_slice(&cluster.events[0].payload).unwrap();
+    assert_eq!(
+        (&first["user"]["first_event"], &first["device"]["identifiers"]["push_id"]),
+        (&true.into(), &"p".into())
+    );
+}
+
+#[test]
+fn a_device_without_a_user_names_one_itself() {
+    let mut cluster =
+        after(&[event(action(10, &[], &["device_id=d"]), "a"), event(action(20, &[], &["device_id=d"]), "b")]);
+    assert_eq!(user(&mut cluster, "device_id=d").events, 2);
+    assert_eq!(cluster.effects, 2);
+}
+
+#[test]
+fn a_deleted_users_device_forgets_it() {
+    let mut delete = action(20, &["user_id=1"], &[]);
+    delete.delete = true;
+    let mut cluster = after(&[action(10, &["user_id=1", "email=a@x"], &["device_id=d"]), delete]);
+    assert!(matches!(look(&mut cluster, Inspect::User(id("email=a@x"))), Answer::Deleted(_)));
+    let Answer::Device(device) = look(&mut cluster, Inspect::Device(id("device_id=d"))) else { panic!("no device") };
+    assert_eq!(device.user, None);
+    run(&mut cluster, &[action(15, &["email=a@x"], &[]), action(30, &["email=a@x"], &[])]);
+    assert_eq!(reasons(&cluster), ["m15 user_deleted"]);
+    assert_eq!(user(&mut cluster, "email=a@x").identifiers.len(), 1);
+}
+
+/// A deletion takes what is older than it and leaves what is newer, also when it comes last.
+#[test]
+fn a_late_deletion_leaves_what_is_newer() {
+    let mut delete = action(20, &["user_id=1"], &[]);
+    delete.delete = true;
+    let mut cluster = after(&[
+        set(action(10, &["user_id=1", "email=a@x"], &[]), "old", 1),
+        set(action(30, &["email=a@x"], &[]), "new", 1),
+        delete,
+    ]);
+    let view = user(&mut cluster, "email=a@x");
+    assert_eq!(view.attributes.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["new"]);
+    assert_eq!(view.identifiers.len(), 1);
+    assert!(matches!(look(&mut cluster, Inspect::User(id("user_id=1"))), Answer::Deleted(_)));
+    run(&mut cluster, &[set(action(15, &["email=a@x"], &[]), "old", 2)]);
+    assert_eq!(reasons(&cluster), ["m15 user_deleted"]);
+}
+
+/// A record from before the deletion says that somebody else was the same person: the deletion is theirs too.
+#[test]
+fn a_late_link_carries_the_deletion_along() {
+    let mut delete = action(20, &["user_id=1"], &[]);
+    delete.delete = true;
+    let mut cluster =
+        after(&[action(5, &["user_id=1"], &[]), delete, set(action(10, &["email=a@x", "user_id=1"], &[]), "old", 1)]);
+    assert!(matches!(look(&mut cluster, Inspect::User(id("email=a@x"))), Answer::Deleted(_)));
+    assert_eq!((cluster.effects, cluster.rejected), (3, 0));
+}
+
+#[test]
+fn what_is_refused_says_why() {
+    let mut unknown = action(10, &["user_id=9"], &[]);
+    unknown.update_existing_only = true;
+    let mut itself = action(20, &["user_id=1"], &[]);
+    itself.merge = Some(Merge { retained: Some(id("user_id=1")), merged: Some(id("user_id=1")) });
+    let mut nobody = action(30, &["user_id=1"], &[]);
+    nobody.user_identifiers.clear();
+    let mut part = unknown.clone();
+    (part.message_id, part.uncounted) = ("part".into(), true);
+    let mut cluster = after(&[unknown, itself, nobody]);
+    assert_eq!(reasons(&cluster), ["m10 user_unknown", "m20 invalid_merge", "m30 missing_identifier"]);
+    assert_eq!((cluster.effects, cluster.rejected), (0, 3));
+    assert_eq!(look(&mut cluster, Inspect::User(id("user_id=9"))), Answer::Unknown);
+}
+
+#[test]
+fn a_merge_keeps_what_it_retains_visible() {
+    let mut merge = action(30, &["user_id=2"], &[]);
+    merge.merge = Some(Merge { retained: Some(id("user_id=2")), merged: Some(id("user_id=1")) });
+    let mut cluster = after(&[action(10, &["user_id=1"], &[]), action(20, &["user_id=2"], &[]), merge]);
+    let view = user(&mut cluster, "user_id=1");
+    assert_eq!(view.retained.unwrap().identifier, "user_id=2");
+    assert_eq!(view.identifiers.len(), 2);
+}
+
+#[test]
+fn an_uncounted_part_counts_nowhere() {
+    let mut part = event(action(10, &["user_id=1"], &["device_id=d"]), "a");
+    part.uncounted = true;
+    let cluster = after(&[part, event(action(11, &["user_id=1"], &[]), "b")]);
+    assert_eq!((cluster.effects, cluster.events.len()), (1, 2));
+}
+
+#[test]
+fn a_sampled_record_is_traced_to_its_mutations_and_events() {
+    let mut sampled = event(action(10, &["user_id=1"], &["device_id=d"]), "a");
+    sampled.trace = Some(TraceContext { trace_id: vec![7; 16], span_id: vec![1; 8], flags: 1 });
+    let cluster = after(&[sampled]);
+    assert_eq!(cluster.mutations.len(), 2);
+    for mutation in &cluster.mutations {
+        let trace = mutation.trace.as_ref().unwrap();
+        assert_eq!(trace.trace_id, [7; 16]);
+        assert_ne!(trace.span_id, [1; 8], "the parent is the action's span, not what came with the record");
+    }
+    assert!(
+        cluster.events[0].headers.iter().any(|(name, value)| *name == "traceparent" && value.starts_with("00-0707"))
+    );
+}
+
+#[test]
+fn a_circle_of_forwards_ends_as_a_reject() {
+    let mut cluster = after(&[action(10, &["user_id=1"], &[])]);
+    let node = cluster.node(&id("user_id=1")).unwrap().user;
+    let key = StateKey::new(node.home(), TENANT, Kind::User, node.as_bytes());
+    let forward = millstream_model::proto::user::Fate::Forward(node.as_bytes().to_vec());
+    let user = User { id: node.as_bytes().to_vec(), fate: Some(forward), ..User::default() };
+    let shard = shard_of(node.home(), SHARDS) as usize;
+    cluster.states[shard].0.insert(key, Value::User(Box::new(user)));
+    run(&mut cluster, &[action(20, &["user_id=1"], &[])]);
+    assert_eq!(reasons(&cluster), ["m20 unresolved"]);
+}
