@@ -1,0 +1,80 @@
+//! The home of a device: what it is, when it was seen, and whose it was last.
+//!
+//! A device is named by its primary identifier alone and devices are never merged: further device identifiers of a record are members
+//! of that device. `user` is the identifier by which the newest record named its user; a record without any user identifier is
+//! about that user, or, when the device never had one, about the user whom the device's primary identifier itself names.
+
+use super::attributes::{self, Writer};
+use super::document::{Cause, publish_device, set_device_user, set_identifiers};
+use super::state::{self, Value, device_id, device_key, required};
+use super::work::{Header, Work};
+use super::{outcome, user};
+use crate::StateError;
+use millstream_model::proto::{Action, Device, DeviceState, Forget, Identifier, Operation};
+use millstream_model::reject::Reason;
+
+impl Work<'_> {
+    pub(super) fn device(&mut self, header: &Header, message: Device) -> Result<(), StateError> {
+        let mut action = required(message.action, "action")?;
+        let id = device_id(&message.device)?;
+        let key = device_key(&header.tenant, &id);
+        if state::device_mut(self.state, &key)?.is_none() {
+            let (first_seen_ms, last_seen_ms) = (action.time_ms, action.time_ms);
+            let device = DeviceState { id: message.device, first_seen_ms, last_seen_ms, ..DeviceState::default() };
+            self.state.put(key.clone(), Value::Device(Box::new(device)));
+        }
+        let Some(device) = state::device_mut(self.state, &key)? else { return Ok(()) };
+        let operations = apply(device, &mut action)?;
+        let stamp = required(action.stamp, "stamp")?;
+        let trace = action.trace.as_ref();
+        let cause = Cause { tenant: &header.tenant, stamp, record_id: &action.record_id, trace };
+        publish_device(device, operations, cause, self.at, self.out);
+        if !message.resolve_user {
+            return Ok(());
+        }
+        match device.user.clone().or_else(|| action.device_identifiers.first().cloned()) {
+            Some(via) => self.resolve_by(header.hops + 1, via, action, false),
+            None => outcome::reject(&action, Reason::MissingIdentifier, "the record names no device", self.out),
+        }
+        Ok(())
+    }
+
+    /// The device's last user was deleted: the device does not name it any longer.
+    pub(super) fn forget(&mut self, header: &Header, message: &Forget) -> Result<(), StateError> {
+        let deletion = required(message.stamp, "stamp")?;
+        let key = device_key(&header.tenant, &device_id(&message.device)?);
+        let Some(device) = state::device_mut(self.state, &key)? else { return Ok(()) };
+        let is_gone = |user: &Identifier| message.identifiers.contains(user);
+        if device.user.as_ref().is_some_and(is_gone) && device.user_stamp <= Some(deletion) {
+            device.user = None;
+            device.user_stamp = Some(deletion);
+            let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
+            publish_device(device, vec![set_device_user(None)], cause, self.at, self.out);
+        }
+        Ok(())
+    }
+}
+
+fn apply(device: &mut DeviceState, action: &mut Action) -> Result<Vec<Operation>, StateError> {
+    let stamp = required(action.stamp, "stamp")?;
+    let writer = Writer { stamp, record_id: &action.record_id };
+    let mut new = Vec::new();
+    for identifier in &action.device_identifiers {
+        if user::name(&mut device.identifiers, identifier, writer) {
+            new.push(identifier.clone());
+        }
+    }
+    let mut operations = set_identifiers(&device.identifiers, &new);
+    attributes::apply(&mut device.attributes, std::mem::take(&mut action.device_changes), writer, &mut operations);
+    user::see(&mut device.first_seen_ms, &mut device.last_seen_ms, action.time_ms, &mut operations);
+    if let Some(user) = action.user_identifiers.first()
+        && (Some(stamp), Some(user)) > (device.user_stamp, device.user.as_ref())
+    {
+        if device.user.as_ref() != Some(user) {
+            operations.push(set_device_user(Some(user)));
+            device.user = Some(user.clone());
+        }
+        device.user_stamp = Some(stamp);
+    }
+    Ok(operations)
+}

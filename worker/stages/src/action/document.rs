@@ -1,0 +1,213 @@
+//! The documents of users and devices, and the mutations that lead there (I8).
+//!
+//! An entity's first mutation replaces the whole document; each further one holds only the difference. The layout is in
+//! `docs/src/design/identity.md`. Names of attributes and types of identifiers are escaped, as they are segments of paths.
+
+use super::attributes;
+use crate::{At, Outbox};
+use millstream_model::document::escape;
+use millstream_model::id::{DeviceId, UserId};
+use millstream_model::proto::operation::Op;
+use millstream_model::proto::{
+    DeviceState, Identifier, Membership, Mutation, Object, Operation, Register, Stamp, TraceContext, User, Value,
+};
+use millstream_model::value;
+use std::collections::BTreeMap;
+
+/// Collection of users' documents.
+pub const USERS: &str = "users";
+/// Collection of devices' documents.
+pub const DEVICES: &str = "devices";
+
+/// The record that a change is due to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cause<'a> {
+    pub(super) tenant: &'a str,
+    pub(super) stamp: Stamp,
+    pub(super) record_id: &'a [u8],
+    pub(super) trace: Option<&'a TraceContext>,
+}
+
+/// The document that an entity's mutations add up to; `None` when it has none (any more).
+pub fn render_user(tenant: &str, user: &User) -> Option<Object> {
+    (user.fate.is_none() && user.revision > 0).then(|| user_fields(tenant, user))
+}
+
+/// [`render_user`] for a device.
+pub fn render_device(tenant: &str, device: &DeviceState) -> Object {
+    device_fields(tenant, device)
+}
+
+pub(super) fn user_fields(tenant: &str, user: &User) -> Object {
+    let mut fields =
+        entity_fields(tenant, &user.identifiers, &user.attributes, (user.first_seen_ms, user.last_seen_ms));
+    fields.push(("devices", devices(user)));
+    fields.push(("merged_users", merged_users(user)));
+    if let Some(identifier) = user.retained.as_ref().and_then(|retained| retained.identifier.as_ref()) {
+        fields.push(("retained", pair(identifier)));
+    }
+    value::object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)))
+}
+
+pub(super) fn device_fields(tenant: &str, device: &DeviceState) -> Object {
+    let seen = (device.first_seen_ms, device.last_seen_ms);
+    let mut fields = entity_fields(tenant, &device.identifiers, &device.attributes, seen);
+    fields.extend(device.user.as_ref().map(|user| ("user", pair(user))));
+    value::object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)))
+}
+
+fn entity_fields(
+    tenant: &str,
+    identifiers: &[Membership],
+    registers: &[Register],
+    (first_seen, last_seen): (i64, i64),
+) -> Vec<(&'static str, Value)> {
+    let mut types: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for identifier in identifiers.iter().filter_map(|member| member.identifier.as_ref()) {
+        types.entry(escape(&identifier.r#type)).or_default().push(Value::string(&identifier.value));
+    }
+    let seen = registers.iter().filter_map(|register| Some((escape(&register.name), attributes::seen(register)?)));
+    vec![
+        ("tenant", Value::string(tenant)),
+        ("identifiers", Value::object(types.into_iter().map(|(kind, values)| (kind, Value::list(values))))),
+        ("attributes", Value::object(seen)),
+        ("first_seen", Value::timestamp(first_seen)),
+        ("last_seen", Value::timestamp(last_seen)),
+    ]
+}
+
+fn pair(identifier: &Identifier) -> Value {
+    let text = |text: &str| Value::string(text);
+    Value::object([("type".to_owned(), text(&identifier.r#type)), ("value".to_owned(), text(&identifier.value))])
+}
+
+pub(super) fn devices(user: &User) -> Value {
+    let ids = user.devices.iter().filter_map(|device| DeviceId::from_bytes(&device.device));
+    Value::list(ids.map(|id| Value::string(id.to_string())).collect())
+}
+
+fn merged_users(user: &User) -> Value {
+    let ids = user.merged.iter().filter_map(|merged| UserId::from_bytes(&merged.user));
+    Value::list(ids.map(|id| Value::string(id.to_string())).collect())
+}
+
+/// Sets a field.
+pub(super) fn set(path: impl Into<String>, value: Value) -> Operation {
+    Operation { path: path.into(), op: Some(Op::Set(value)) }
+}
+
+/// Sets the whole list of identifiers of each of these types.
+pub(super) fn set_identifiers(members: &[Membership], new: &[Identifier]) -> Vec<Operation> {
+    let mut types: Vec<&str> = new.iter().map(|identifier| identifier.r#type.as_str()).collect();
+    types.sort_unstable();
+    types.dedup();
+    let of_type = |kind: &str| {
+        let identifiers = members.iter().filter_map(|member| member.identifier.as_ref());
+        let values = identifiers.filter(|identifier| identifier.r#type == kind);
+        Value::list(values.map(|identifier| Value::string(&identifier.value)).collect())
+    };
+    types.into_iter().map(|kind| set(format!("identifiers.{}", escape(kind)), of_type(kind))).collect()
+}
+
+/// Sets what only a device has: the identifier by which its last user was named.
+pub(super) fn set_device_user(user: Option<&Identifier>) -> Operation {
+    Operation { path: "user".into(), op: Some(user.map_or(Op::Unset(true), |user| Op::Set(pair(user)))) }
+}
+
+/// Sets what a merge asked to keep visible.
+pub(super) fn set_retained(identifier: &Identifier) -> Operation {
+    set("retained", pair(identifier))
+}
+
+/// No document any more.
+pub(super) fn tombstone() -> Vec<Operation> {
+    vec![Operation { path: String::new(), op: Some(Op::Tombstone(true)) }]
+}
+
+/// The whole document.
+pub(super) fn replace(fields: Object) -> Vec<Operation> {
+    vec![Operation { path: String::new(), op: Some(Op::Replace(fields)) }]
+}
+
+/// What leads from one form of a document to another.
+pub(super) fn difference(before: &Object, after: &Object) -> Vec<Operation> {
+    let mut operations = Vec::new();
+    differ("", before, after, &mut operations);
+    operations
+}
+
+fn differ(prefix: &str, before: &Object, after: &Object, operations: &mut Vec<Operation>) {
+    for (name, new) in after.pairs() {
+        let (path, old) = (format!("{prefix}{name}"), before.get(name));
+        match (old.and_then(Value::as_object), new.as_object()) {
+            (Some(old), Some(new)) if prefix.is_empty() && ["attributes", "identifiers"].contains(&name) => {
+                differ(&format!("{path}."), old, new, operations);
+            }
+            _ if old != Some(new) => operations.push(set(path, new.clone())),
+            _ => {}
+        }
+    }
+    for (name, _) in before.pairs().filter(|(name, _)| after.get(name).is_none()) {
+        operations.push(Operation { path: format!("{prefix}{name}"), op: Some(Op::Unset(true)) });
+    }
+}
+
+/// Sends a user's operations as its next mutation; the first one carries the whole document.
+pub(super) fn publish_user(
+    user: &mut User,
+    mut operations: Vec<Operation>,
+    cause: Cause<'_>,
+    at: &At,
+    out: &mut Outbox,
+) {
+    let Some(id) = UserId::from_bytes(&user.id) else { return };
+    if user.revision == 0 && user.fate.is_none() {
+        operations = replace(user_fields(cause.tenant, user));
+    }
+    let target = Target { collection: USERS, id: id.to_string(), home: id.home() };
+    publish(target, &mut user.revision, operations, cause, at, out);
+}
+
+/// [`publish_user`] for a device.
+pub(super) fn publish_device(
+    device: &mut DeviceState,
+    mut operations: Vec<Operation>,
+    cause: Cause<'_>,
+    at: &At,
+    out: &mut Outbox,
+) {
+    let Some(id) = DeviceId::from_bytes(&device.id) else { return };
+    if device.revision == 0 {
+        operations = replace(device_fields(cause.tenant, device));
+    }
+    let target = Target { collection: DEVICES, id: id.to_string(), home: id.home() };
+    publish(target, &mut device.revision, operations, cause, at, out);
+}
+
+struct Target {
+    collection: &'static str,
+    id: String,
+    home: u16,
+}
+
+fn publish(to: Target, revision: &mut u64, operations: Vec<Operation>, cause: Cause<'_>, at: &At, out: &mut Outbox) {
+    if operations.is_empty() {
+        return;
+    }
+    let base = *revision;
+    *revision += 1;
+    out.usage(cause.tenant).mutations += 1;
+    out.mutations.push(Mutation {
+        tenant: cause.tenant.to_owned(),
+        collection: to.collection.to_owned(),
+        id: to.id,
+        generation: u32::from(at.generation),
+        revision: *revision,
+        base,
+        operations,
+        accepted_ms: cause.stamp.time_ms,
+        trace: cause.trace.cloned(),
+        group: u32::from(to.home),
+        record_id: cause.record_id.to_vec(),
+    });
+}

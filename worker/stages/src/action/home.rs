@@ -1,0 +1,293 @@
+//! The home of a user: actions, merges and deletions take effect here, and nowhere else (each merge is decided at one place, I9).
+
+use super::document::{self, Cause, publish_user, tombstone, user_fields};
+use super::outcome;
+use super::state::{self, required, user_id, user_key};
+use super::user::{self, Purged};
+use super::work::{Header, Work};
+use crate::StateError;
+use millstream_model::id::{DeviceId, UserId};
+use millstream_model::key::group_of;
+use millstream_model::proto::exchange::Body;
+use millstream_model::proto::user::Fate;
+use millstream_model::proto::{
+    Absorb, Action, Apply, Drain, Drained, Erase, Forget, Identifier, Link, MergeUsers, Merged, Stamp, Unlink, User,
+};
+
+/// Where a user stands, for an action by some identifier.
+enum Standing {
+    Forward(UserId),
+    Deleted(Stamp),
+    /// Live, and the identifier is no member: a deletion took it.
+    Left,
+    /// Live; the newest deletion that the identifier's membership outlived.
+    Member(Option<Stamp>),
+}
+
+fn standing(user: &User, via: &Identifier) -> Result<Standing, StateError> {
+    Ok(match &user.fate {
+        Some(Fate::Forward(to)) => Standing::Forward(user_id(to)?),
+        Some(Fate::Deleted(deletion)) => Standing::Deleted(*deletion),
+        None => user::member(user, via).map_or(Standing::Left, |member| Standing::Member(member.erased)),
+    })
+}
+
+pub(super) fn apply_message(user: &UserId, via: Identifier, action: Action) -> Body {
+    Body::Apply(Box::new(Apply { user: user.as_bytes().to_vec(), via: Some(via), action: Some(action) }))
+}
+
+impl Work<'_> {
+    pub(super) fn apply(&mut self, header: &Header, message: Apply) -> Result<(), StateError> {
+        let id = user_id(&message.user)?;
+        let via = required(message.via, "via")?;
+        let action = required(message.action, "action")?;
+        let stamp = required(action.stamp, "stamp")?;
+        let key = user_key(&header.tenant, &id);
+        match standing(state::user(self.state, &key)?, &via)? {
+            Standing::Forward(to) => {
+                self.send(&header.tenant, header.hops + 1, to.home(), apply_message(&to, via, action));
+            }
+            Standing::Deleted(erased) | Standing::Member(Some(erased)) if stamp <= erased => {
+                if action.delete {
+                    outcome::effect(&action, self.out);
+                } else {
+                    self.refuse_deleted(&action, &via);
+                }
+            }
+            Standing::Deleted(_) | Standing::Left => self.send_back(header, &id, via, action)?,
+            Standing::Member(_) if action.delete => self.delete(&header.tenant, &id, action)?,
+            Standing::Member(_) => self.apply_live(&header.tenant, &id, &via, action)?,
+        }
+        Ok(())
+    }
+
+    /// The identifier does not name this user any more: it is to be resolved again. The unlink before it makes sure that its node knows.
+    fn send_back(&mut self, header: &Header, id: &UserId, via: Identifier, action: Action) -> Result<(), StateError> {
+        self.unlink_again(header, id, &via)?;
+        self.resolve_by(header.hops + 1, via, action, true);
+        Ok(())
+    }
+
+    fn unlink_again(&mut self, header: &Header, id: &UserId, via: &Identifier) -> Result<(), StateError> {
+        let users = user::ids(state::user(self.state, &user_key(&header.tenant, id))?);
+        let unlink = Unlink { identifier: Some(via.clone()), users, erased: None };
+        self.send(&header.tenant, header.hops + 1, group_of(&header.tenant, via), Body::Unlink(unlink));
+        Ok(())
+    }
+
+    /// Applies an action to a live user: its state, document, event and links.
+    pub(super) fn apply_live(
+        &mut self,
+        tenant: &str,
+        id: &UserId,
+        via: &Identifier,
+        mut action: Action,
+    ) -> Result<(), StateError> {
+        let stamp = required(action.stamp, "stamp")?;
+        let user = state::user_mut(self.state, &user_key(tenant, id))?;
+        let applied = user::apply(user, via, &mut action)?;
+        let cause = Cause { tenant, stamp, record_id: &action.record_id, trace: action.trace.as_ref() };
+        publish_user(user, applied.operations, cause, self.at, self.out);
+        if let Some(event) = action.event.take() {
+            outcome::enriched_event(&action, event, user, id, self.at, self.out);
+        }
+        outcome::effect(&action, self.out);
+        for identifier in applied.links {
+            self.send_link(tenant, id, identifier, Some(stamp), action.record_id.clone());
+        }
+        Ok(())
+    }
+
+    fn send_link(&mut self, tenant: &str, id: &UserId, to: Identifier, stamp: Option<Stamp>, record_id: Vec<u8>) {
+        let group = group_of(tenant, &to);
+        let link = Link { identifier: Some(to), user: id.as_bytes().to_vec(), stamp, record_id };
+        self.send(tenant, 0, group, Body::Link(link));
+    }
+
+    fn delete(&mut self, tenant: &str, id: &UserId, action: Action) -> Result<(), StateError> {
+        let stamp = required(action.stamp, "stamp")?;
+        let cause = Cause { tenant, stamp, record_id: &action.record_id, trace: action.trace.as_ref() };
+        self.erase_live(id, stamp, cause)?;
+        outcome::effect(&action, self.out);
+        Ok(())
+    }
+
+    /// Takes what is not newer than the deletion from a live user; when nothing is left, the user is deleted.
+    fn erase_live(&mut self, id: &UserId, deletion: Stamp, cause: Cause<'_>) -> Result<(), StateError> {
+        let user = state::user_mut(self.state, &user_key(cause.tenant, id))?;
+        let before = user_fields(cause.tenant, user);
+        let purged = user::purge(user, deletion);
+        let ids = user::ids(user);
+        if user.identifiers.is_empty() {
+            user::bury(user, deletion);
+            publish_user(user, tombstone(), cause, self.at, self.out);
+        } else {
+            let operations = document::difference(&before, &user_fields(cause.tenant, user));
+            publish_user(user, operations, cause, self.at, self.out);
+        }
+        self.let_go(cause.tenant, purged, &ids, deletion);
+        Ok(())
+    }
+
+    /// Tells identifiers and devices of what a deletion took.
+    fn let_go(&mut self, tenant: &str, purged: Purged, users: &[Vec<u8>], deletion: Stamp) {
+        for device in purged.devices {
+            let Some(home) = DeviceId::from_bytes(&device).map(|id| id.home()) else { continue };
+            let forget = Forget { device, identifiers: purged.identifiers.clone(), stamp: Some(deletion) };
+            self.send(tenant, 0, home, Body::Forget(forget));
+        }
+        for identifier in purged.identifiers {
+            let group = group_of(tenant, &identifier);
+            let unlink = Unlink { identifier: Some(identifier), users: users.to_vec(), erased: Some(deletion) };
+            self.send(tenant, 0, group, Body::Unlink(unlink));
+        }
+    }
+
+    /// A record that is older than a deletion linked this user with a deleted one: the deletion is this user's too.
+    pub(super) fn erase(&mut self, header: &Header, message: Erase) -> Result<(), StateError> {
+        let id = user_id(&message.user)?;
+        let via = required(message.via.clone(), "via")?;
+        let deletion = required(message.stamp, "stamp")?;
+        let key = user_key(&header.tenant, &id);
+        let user = state::user_mut(self.state, &key)?;
+        if let Some(Fate::Forward(to)) = &user.fate {
+            let to = user_id(to)?;
+            user.erased = user.erased.max(Some(deletion));
+            let erase = Erase { user: to.as_bytes().to_vec(), ..message };
+            self.send(&header.tenant, header.hops + 1, to.home(), Body::Erase(erase));
+        } else if user.fate.is_none() {
+            let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
+            self.erase_live(&id, deletion, cause)?;
+            self.relink(&header.tenant, &id, &[via])?;
+        }
+        Ok(())
+    }
+
+    /// Sends links of the members among these identifiers: their nodes may be gone.
+    fn relink(&mut self, tenant: &str, id: &UserId, identifiers: &[Identifier]) -> Result<(), StateError> {
+        let user = state::user(self.state, &user_key(tenant, id))?;
+        let members = identifiers.iter().filter_map(|identifier| user::member(user, identifier));
+        let links: Vec<_> =
+            members.map(|member| (member.identifier.clone(), member.last, member.record_id.clone())).collect();
+        for (identifier, last, record_id) in links {
+            self.send_link(tenant, id, required(identifier, "identifier")?, last, record_id);
+        }
+        Ok(())
+    }
+
+    /// At the home of the larger of two users: it becomes part of the smaller, or whoever it has become part of does.
+    pub(super) fn merge(&mut self, header: &Header, message: MergeUsers) -> Result<(), StateError> {
+        let (smaller, larger) = (user_id(&message.smaller)?, user_id(&message.larger)?);
+        let via = required(message.via, "via")?;
+        let stamp = required(message.stamp, "stamp")?;
+        let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
+        match standing(state::user(self.state, &user_key(&header.tenant, &larger))?, &via)? {
+            Standing::Forward(to) if to == smaller => Ok(()),
+            Standing::Forward(to) => {
+                self.merge_users(header.hops, to, smaller, via, cause);
+                Ok(())
+            }
+            Standing::Deleted(_) | Standing::Left => {
+                self.unlink_again(header, &larger, &via)?;
+                self.send_link(&header.tenant, &smaller, via, Some(stamp), message.record_id);
+                Ok(())
+            }
+            Standing::Member(_) => self.give_up(header, &larger, &smaller, cause),
+        }
+    }
+
+    /// A live user becomes part of another one: from now on it forwards.
+    fn give_up(&mut self, header: &Header, id: &UserId, to: &UserId, cause: Cause<'_>) -> Result<(), StateError> {
+        let user = state::user_mut(self.state, &user_key(&header.tenant, id))?;
+        let forwarding = User {
+            id: user.id.clone(),
+            revision: user.revision,
+            erased: user.erased,
+            fate: Some(Fate::Forward(to.as_bytes().to_vec())),
+            ..User::default()
+        };
+        let state = std::mem::replace(user, forwarding);
+        publish_user(user, tombstone(), cause, self.at, self.out);
+        let absorb = Absorb {
+            survivor: to.as_bytes().to_vec(),
+            loser: id.as_bytes().to_vec(),
+            relink: state.erased.is_some(),
+            state: Some(state),
+            stamp: Some(cause.stamp),
+            record_id: cause.record_id.to_vec(),
+        };
+        self.send(&header.tenant, header.hops + 1, to.home(), Body::Absorb(Box::new(absorb)));
+        Ok(())
+    }
+
+    /// At the home of the survivor, or of a user on the way to it: the whole state of one that became part of it.
+    pub(super) fn absorb(&mut self, header: &Header, mut message: Absorb) -> Result<(), StateError> {
+        let id = user_id(&message.survivor)?;
+        let mut state = required(message.state.take(), "state")?;
+        let stamp = required(message.stamp, "stamp")?;
+        let key = user_key(&header.tenant, &id);
+        let user = state::user(self.state, &key)?;
+        let deletion = if let Some(Fate::Deleted(deletion)) = user.fate { Some(deletion) } else { user.erased };
+        message.relink |= deletion.is_some();
+        if let Some(deletion) = deletion.filter(|deletion| stamp <= *deletion) {
+            let ids = [user::ids(user), user::ids(&state)].concat();
+            let purged = user::purge(&mut state, deletion);
+            self.let_go(&header.tenant, purged, &ids, deletion);
+        }
+        let user = state::user_mut(self.state, &key)?;
+        if let Some(Fate::Forward(to)) = &user.fate {
+            let to = user_id(to)?;
+            let absorb = Absorb { survivor: to.as_bytes().to_vec(), state: Some(state), ..message };
+            self.send(&header.tenant, header.hops + 1, to.home(), Body::Absorb(Box::new(absorb)));
+            return Ok(());
+        }
+        let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
+        let members = state.identifiers.iter().filter_map(|member| member.identifier.clone()).collect::<Vec<_>>();
+        let operations = united(user, state, cause);
+        publish_user(user, operations, cause, self.at, self.out);
+        if message.relink {
+            self.relink(&header.tenant, &id, &members)?;
+        }
+        Ok(())
+    }
+
+    /// What an identifier sent to this user before it asked has been dealt with, or sent on before this.
+    pub(super) fn drain(&mut self, header: &Header, message: Drain) -> Result<(), StateError> {
+        let id = user_id(&message.user)?;
+        let identifier = required(message.identifier, "identifier")?;
+        let next = match &state::user(self.state, &user_key(&header.tenant, &id))?.fate {
+            Some(Fate::Forward(to)) => Some(user_id(to)?),
+            _ => None,
+        };
+        if let Some(to) = next {
+            let drain =
+                Drain { user: to.as_bytes().to_vec(), identifier: Some(identifier.clone()), hop: message.hop + 1 };
+            self.send(&header.tenant, header.hops + 1, to.home(), Body::Drain(drain));
+        }
+        let group = group_of(&header.tenant, &identifier);
+        let drained = Drained { identifier: Some(identifier), hop: message.hop, last: next.is_none() };
+        self.send(&header.tenant, header.hops + 1, group, Body::Drained(drained));
+        Ok(())
+    }
+}
+
+/// Unites a state with a live user, or with a deleted one that lives again by it; gives what changes in the document.
+fn united(user: &mut User, state: User, cause: Cause<'_>) -> Vec<millstream_model::proto::Operation> {
+    let record_id = cause.record_id.to_vec();
+    let before = user_fields(cause.tenant, user);
+    if state.identifiers.is_empty() {
+        // A deletion took all of it; only that its id led here is worth knowing.
+        user::add_merged(user, Merged { user: state.id, stamp: Some(cause.stamp), record_id }, state.merged);
+        let is_live = user.fate.is_none();
+        return if is_live { document::difference(&before, &user_fields(cause.tenant, user)) } else { Vec::new() };
+    }
+    if let Some(Fate::Deleted(deletion)) = user.fate {
+        user.fate = None;
+        user.erased = Some(deletion);
+        (user.first_seen_ms, user.last_seen_ms) = (state.first_seen_ms, state.last_seen_ms);
+        user::unite(user, state, Some(cause.stamp), record_id);
+        return document::replace(user_fields(cause.tenant, user));
+    }
+    user::unite(user, state, Some(cause.stamp), record_id);
+    document::difference(&before, &user_fields(cause.tenant, user))
+}

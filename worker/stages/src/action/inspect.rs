@@ -1,0 +1,239 @@
+//! What the command line shows of a user or device: each fact with when and by which record it came.
+//!
+//! One shard knows only its part; an answer either is the view or says in which key group to ask what next.
+
+use super::attributes;
+use super::state::{self, Value, device_key, erased_key, node_key, user_id, user_key};
+use crate::{State, StateError};
+use millstream_model::id::{DeviceId, UserId, hex};
+use millstream_model::key::group_of;
+use millstream_model::proto::user::Fate;
+use millstream_model::proto::{DeviceState, Identifier, Membership, Register, Stamp, User};
+use millstream_model::value::format_time;
+use serde::Serialize;
+
+/// What to look up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inspect {
+    /// The user that an identifier names.
+    User(Identifier),
+    /// A user by its id; `path` are the ids that led here, from merge to merge.
+    UserId {
+        /// The id.
+        id: UserId,
+        /// Ids of users that became part of it, from where the search began.
+        path: Vec<UserId>,
+    },
+    /// The device whose primary identifier this is.
+    Device(Identifier),
+}
+
+impl Inspect {
+    /// The key group whose shard knows.
+    pub fn group(&self, tenant: &str) -> u16 {
+        match self {
+            Inspect::User(identifier) | Inspect::Device(identifier) => group_of(tenant, identifier),
+            Inspect::UserId { id, .. } => id.home(),
+        }
+    }
+}
+
+/// What a shard knows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// A live user.
+    User(Box<UserView>),
+    /// A device.
+    Device(Box<DeviceView>),
+    /// Ask this in its key group.
+    Ask(Inspect),
+    /// Deleted, by a record received at this time (RFC 3339).
+    Deleted(String),
+    /// Nobody.
+    Unknown,
+}
+
+/// A user.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UserView {
+    /// Internal id.
+    pub id: String,
+    /// Its document's revision.
+    pub revision: u64,
+    /// RFC 3339.
+    pub first_seen: String,
+    /// RFC 3339.
+    pub last_seen: String,
+    /// Events applied.
+    pub events: u64,
+    /// All that name it.
+    pub identifiers: Vec<IdentifierView>,
+    /// All that are or were set.
+    pub attributes: Vec<AttributeView>,
+    /// Internal ids of its devices.
+    pub devices: Vec<String>,
+    /// Users that became part of it.
+    pub merged: Vec<MergeView>,
+    /// The identifier that a merge asked to keep visible.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retained: Option<IdentifierView>,
+    /// Ids by which the search came here, from merge to merge.
+    pub forwarded_from: Vec<String>,
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeviceView {
+    /// Internal id.
+    pub id: String,
+    /// Its document's revision.
+    pub revision: u64,
+    /// RFC 3339.
+    pub first_seen: String,
+    /// RFC 3339.
+    pub last_seen: String,
+    /// All that name it; the first found by is the primary one.
+    pub identifiers: Vec<IdentifierView>,
+    /// All that are or were set.
+    pub attributes: Vec<AttributeView>,
+    /// By what its last user was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+/// An identifier.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct IdentifierView {
+    /// `type=value`.
+    pub identifier: String,
+    /// Received time of the record that brought it, RFC 3339.
+    pub since: String,
+    /// That record's id, hexadecimal.
+    pub record: String,
+    /// Received time of the newest record that named it, RFC 3339.
+    pub last: String,
+}
+
+/// An attribute.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttributeView {
+    /// Its name.
+    pub name: String,
+    /// What readers see; null when it is unset.
+    pub value: Option<millstream_model::proto::Value>,
+    /// Received time of the record that set or unset it, RFC 3339; none when elements were only added or removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
+    /// That record's id, hexadecimal.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub record: String,
+}
+
+/// A user that became part of another one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MergeView {
+    /// Its internal id.
+    pub user: String,
+    /// Received time of the record that linked them, RFC 3339.
+    pub at: String,
+    /// That record's id, hexadecimal.
+    pub record: String,
+}
+
+/// Looks something up in a shard; ask the one of [`Inspect::group`].
+///
+/// # Errors
+/// The state could not be read.
+pub fn inspect(state: &mut dyn State<Value>, tenant: &str, what: &Inspect) -> Result<Answer, StateError> {
+    match what {
+        Inspect::User(identifier) => {
+            if let Some(node) = state::node(state, &node_key(tenant, identifier))? {
+                return Ok(Answer::Ask(Inspect::UserId { id: node.user, path: Vec::new() }));
+            }
+            let erased = state::erased(state, &erased_key(tenant, identifier))?;
+            Ok(erased.map_or(Answer::Unknown, |stamp| Answer::Deleted(when(Some(stamp)))))
+        }
+        Inspect::UserId { id, path } => match state.get(&user_key(tenant, id))? {
+            Some(Value::User(user)) => of_user(id, user, path),
+            _ => Ok(Answer::Unknown),
+        },
+        Inspect::Device(identifier) => {
+            let id = DeviceId::of(tenant, identifier);
+            match state.get(&device_key(tenant, &id))? {
+                Some(Value::Device(device)) => Ok(Answer::Device(Box::new(device_view(&id, device)))),
+                _ => Ok(Answer::Unknown),
+            }
+        }
+    }
+}
+
+fn of_user(id: &UserId, user: &User, path: &[UserId]) -> Result<Answer, StateError> {
+    match &user.fate {
+        Some(Fate::Forward(to)) => {
+            let path = path.iter().copied().chain([*id]).collect();
+            Ok(Answer::Ask(Inspect::UserId { id: user_id(to)?, path }))
+        }
+        Some(Fate::Deleted(stamp)) => Ok(Answer::Deleted(when(Some(*stamp)))),
+        None => Ok(Answer::User(Box::new(user_view(id, user, path)))),
+    }
+}
+
+fn user_view(id: &UserId, user: &User, path: &[UserId]) -> UserView {
+    let merged = user.merged.iter().filter_map(|merged| {
+        let user = UserId::from_bytes(&merged.user)?.to_string();
+        Some(MergeView { user, at: when(merged.stamp), record: hex(&merged.record_id) })
+    });
+    let devices = user.devices.iter().filter_map(|device| DeviceId::from_bytes(&device.device));
+    UserView {
+        id: id.to_string(),
+        revision: user.revision,
+        first_seen: format_time(user.first_seen_ms),
+        last_seen: format_time(user.last_seen_ms),
+        events: user.events,
+        identifiers: identifiers(&user.identifiers),
+        attributes: user.attributes.iter().map(attribute).collect(),
+        devices: devices.map(|id| id.to_string()).collect(),
+        merged: merged.collect(),
+        retained: user.retained.as_ref().and_then(identifier),
+        forwarded_from: path.iter().map(UserId::to_string).collect(),
+    }
+}
+
+fn device_view(id: &DeviceId, device: &DeviceState) -> DeviceView {
+    DeviceView {
+        id: id.to_string(),
+        revision: device.revision,
+        first_seen: format_time(device.first_seen_ms),
+        last_seen: format_time(device.last_seen_ms),
+        identifiers: identifiers(&device.identifiers),
+        attributes: device.attributes.iter().map(attribute).collect(),
+        user: device.user.as_ref().map(Identifier::to_string),
+    }
+}
+
+fn identifiers(members: &[Membership]) -> Vec<IdentifierView> {
+    members.iter().filter_map(identifier).collect()
+}
+
+fn identifier(member: &Membership) -> Option<IdentifierView> {
+    Some(IdentifierView {
+        identifier: member.identifier.as_ref()?.to_string(),
+        since: when(member.stamp),
+        record: hex(&member.record_id),
+        last: when(member.last),
+    })
+}
+
+fn attribute(register: &Register) -> AttributeView {
+    AttributeView {
+        name: register.name.clone(),
+        value: attributes::seen(register),
+        set: register.stamp.map(|stamp| when(Some(stamp))),
+        record: hex(&register.record_id),
+    }
+}
+
+fn when(stamp: Option<Stamp>) -> String {
+    let time_ms = stamp.map_or(0, |stamp| stamp.time_ms);
+    format_time(i64::try_from(time_ms).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,144 @@
+//! Action: which user and which device a record is about, and what it does to them.
+//!
+//! Keeps **identity converges** (I9): which identifiers form one user depends only on the links between them; **order** (I3): records
+//! with one routing key take effect in their order, through merges and deletions; **one outcome** (I2): each action is counted exactly
+//! once, as an effect or a reject, where it ends.
+//!
+//! # Who is where
+//! An identifier's *node* lives in the shard of the identifier's key group and names one user. A user lives at its *home*, the key group in its
+//! id; a device likewise. Everything that one shard has to tell another is a message on `exchange.action`, in the transaction of the
+//! batch that caused it; between two shards messages keep their order, between others nothing is assumed.
+//!
+//! # Protocol
+//! - *Resolve* by the action's first identifier: no node, and the user is created there; else *Apply* at the user's home.
+//! - *Apply*: each identifier of the action that is new to the user becomes a member, and its node is told (*Link*). A node that names
+//!   another user asks the home of the larger (younger) of both to *merge*: it becomes a *forward* to the smaller and sends its whole
+//!   state there (*Absorb*). Forwards lead to ever older users, so there are no cycles; nobody waits for anybody.
+//! - A node is never pointed anew and chains of forwards are never shortened: an action that took a shorter way would overtake those
+//!   that are on the longer one. An action that follows a merge is behind the state that was sent ahead of it.
+//! - *Delete* takes everything up to its stamp from the user. Nodes of members that go are *unlinked*; what is on the way from them to the
+//!   user comes back, and what comes later waits in the node until a *drain* along the same way has returned.
+//!
+//! The reasons, the races and the numbers of the proof are in `docs/src/design/identity.md`.
+
+mod attributes;
+mod device;
+mod document;
+mod home;
+mod inspect;
+mod outcome;
+mod resolve;
+mod state;
+mod user;
+mod work;
+
+pub use document::{DEVICES, USERS, render_device, render_user};
+pub use inspect::{Answer, AttributeView, DeviceView, IdentifierView, Inspect, MergeView, UserView, inspect};
+pub use state::{Node, Value};
+
+use crate::{At, DecodeError, Input, Outbox, Stage, State, StateError};
+use millstream_model::id::DeviceId;
+use millstream_model::key::StateKey;
+use millstream_model::proto::exchange::Body;
+use millstream_model::proto::{Action, Exchange};
+use prost::Message;
+use state::{device_id, device_key, node_key, user_id, user_key};
+use work::Work;
+
+/// A decoded record of an input of this stage.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// Of `actions`.
+    Action(Box<Action>),
+    /// Of `exchange.action`.
+    Exchange(Box<Exchange>),
+}
+
+/// The action stage. It has no configuration: limits and rules of identity come later.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ActionStage;
+
+impl Stage for ActionStage {
+    type Value = Value;
+    type Record = Record;
+
+    fn name(&self) -> &'static str {
+        "action"
+    }
+
+    fn decode(&self, input: Input, bytes: &[u8]) -> Result<Record, DecodeError> {
+        let record = match input {
+            Input::Actions => Action::decode(bytes).map(|action| Record::Action(Box::new(action))),
+            Input::Exchange => Exchange::decode(bytes).map(|message| Record::Exchange(Box::new(message))),
+            Input::Ingress => {
+                return Err(DecodeError { input, message: "the action stage does not read it".to_owned() });
+            }
+        };
+        record.map_err(|error| DecodeError { input, message: error.to_string() })
+    }
+
+    fn keys(&self, record: &Record, keys: &mut Vec<StateKey>) {
+        match record {
+            Record::Action(action) => action_keys(action, keys),
+            Record::Exchange(message) => message_keys(message, keys),
+        }
+    }
+
+    fn process(
+        &self,
+        record: Record,
+        at: &At,
+        state: &mut dyn State<Value>,
+        out: &mut Outbox,
+    ) -> Result<(), StateError> {
+        match record {
+            Record::Action(mut action) => {
+                trace(&mut action, out);
+                let mut work = Work::new(at, state, out);
+                work.start(*action);
+                work.run()
+            }
+            Record::Exchange(mut message) => {
+                if let Some(action) = message.body.as_mut().and_then(work::action_mut) {
+                    trace(action, out);
+                }
+                let mut work = Work::new(at, state, out);
+                work.step(*message)?;
+                work.run()
+            }
+        }
+    }
+}
+
+/// Opens the span of this shard's part in a sampled record; what the record leads to carries it.
+fn trace(action: &mut Action, out: &mut Outbox) {
+    let span = out.span(action.trace.as_ref(), "action", &action.kind, &action.tenant, &action.record_id);
+    action.trace = span.or(action.trace.take());
+}
+
+/// The node and the device that an action names; which user that is, only the node knows.
+fn action_keys(action: &Action, keys: &mut Vec<StateKey>) {
+    let devices = action.device_identifiers.first();
+    keys.extend(action.user_identifiers.first().map(|via| node_key(&action.tenant, via)));
+    keys.extend(devices.map(|primary| device_key(&action.tenant, &DeviceId::of(&action.tenant, primary))));
+}
+
+fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
+    let tenant = &message.tenant;
+    let user = |bytes: &[u8]| user_id(bytes).ok().map(|id| user_key(tenant, &id));
+    let node = |identifier: &Option<_>| identifier.as_ref().map(|identifier| node_key(tenant, identifier));
+    keys.extend(match &message.body {
+        Some(Body::Resolve(message)) => node(&message.via),
+        Some(Body::Link(message)) => node(&message.identifier),
+        Some(Body::Unlink(message)) => node(&message.identifier),
+        Some(Body::Drained(message)) => node(&message.identifier),
+        Some(Body::Apply(message)) => user(&message.user),
+        Some(Body::Merge(message)) => user(&message.larger),
+        Some(Body::Absorb(message)) => user(&message.survivor),
+        Some(Body::Erase(message)) => user(&message.user),
+        Some(Body::Drain(message)) => user(&message.user),
+        Some(Body::Device(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
+        Some(Body::Forget(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
+        None => None,
+    });
+}

@@ -1,0 +1,243 @@
+//! The shard of an identifier: which user it names.
+//!
+//! A node names one user for as long as it is there: it is never pointed to a survivor of a merge, since an action that took the shorter way
+//! would overtake those that are on the longer one (I3). Only a deletion removes it, after everything that it sent has passed
+//! ([`Work::unlink`], [`Work::drained`]); what comes in the meantime waits in the node.
+
+use super::document::Cause;
+use super::state::{self, Node, Value, node_key, required, user_id};
+use super::work::{Header, Work};
+use super::{outcome, user};
+use crate::StateError;
+use millstream_model::id::{DeviceId, UserId};
+use millstream_model::key::group_of;
+use millstream_model::proto::exchange::Body;
+use millstream_model::proto::{
+    Action, Device, Drain, Drained, Erase, Exchange, Identifier, Link, MergeUsers, Resolve, Stamp, Unlink,
+};
+use millstream_model::reject::Reason;
+
+impl Work<'_> {
+    /// Begins with an action at the shard of its routing key: its device part goes to the device, the rest to who is meant.
+    pub(super) fn start(&mut self, mut action: Action) {
+        if let Err(message) = join_merge(&mut action) {
+            return outcome::reject(&action, Reason::InvalidMerge, message, self.out);
+        }
+        let primary = action.device_identifiers.first();
+        let device = primary.map(|primary| DeviceId::of(&action.tenant, primary));
+        let tenant = action.tenant.clone();
+        if let Some(device) = device.filter(|_| !action.delete && action.merge.is_none()) {
+            let resolve_user = action.user_identifiers.is_empty();
+            let part = if resolve_user { std::mem::take(&mut action) } else { device_part(&mut action) };
+            let body = Device { device: device.as_bytes().to_vec(), action: Some(part), resolve_user };
+            self.send(&tenant, 0, device.home(), Body::Device(body));
+            if resolve_user {
+                return;
+            }
+        }
+        match action.user_identifiers.first().or(action.device_identifiers.first()).cloned() {
+            Some(via) => self.resolve_by(0, via, action, false),
+            None => {
+                let message = "the record names neither a user nor a device: send at least one identifier";
+                outcome::reject(&action, Reason::MissingIdentifier, message, self.out);
+            }
+        }
+    }
+
+    /// Sends an action to the shard of the identifier that names its user.
+    pub(super) fn resolve_by(&mut self, hops: u32, via: Identifier, action: Action, returned: bool) {
+        let (tenant, group) = (action.tenant.clone(), group_of(&action.tenant, &via));
+        self.send(&tenant, hops, group, Body::Resolve(Resolve { via: Some(via), action: Some(action), returned }));
+    }
+
+    pub(super) fn resolve(&mut self, header: Header, message: Resolve) -> Result<(), StateError> {
+        let via = required(message.via.clone(), "via")?;
+        let key = node_key(&header.tenant, &via);
+        match state::node(self.state, &key)? {
+            Some(Node { closing: Some(_), .. }) => {
+                let returned = message.returned;
+                self.wait(header, &via, Body::Resolve(message), returned)
+            }
+            Some(node) => {
+                let (user, erased) = (node.user, node.erased);
+                let action = required(message.action, "action")?;
+                if !action.delete && erased.is_some() && action.stamp <= erased {
+                    self.refuse_deleted(&action, &via);
+                    return Ok(());
+                }
+                let body = super::home::apply_message(&user, via, action);
+                self.send(&header.tenant, header.hops + 1, user.home(), body);
+                Ok(())
+            }
+            None => self.resolve_unknown(&header, via, required(message.action, "action")?),
+        }
+    }
+
+    fn resolve_unknown(&mut self, header: &Header, via: Identifier, action: Action) -> Result<(), StateError> {
+        let stamp = required(action.stamp, "stamp")?;
+        let erased_key = state::erased_key(&header.tenant, &via);
+        let erased = state::erased(self.state, &erased_key)?;
+        if action.delete {
+            // Nobody to delete; but what is older and still to come must not make one.
+            self.state.put(erased_key, Value::Erased(erased.map_or(stamp, |erased| erased.max(stamp))));
+            outcome::effect(&action, self.out);
+        } else if erased.is_some_and(|erased| stamp <= erased) {
+            self.refuse_deleted(&action, &via);
+        } else if action.update_existing_only {
+            let message = format!("no user has {via}; the record asked not to create one");
+            outcome::reject(&action, Reason::UserUnknown, message, self.out);
+        } else {
+            let id = UserId::create(&header.tenant, &via, &stamp, self.at.generation);
+            let node = Node { user: id, erased, closing: None };
+            self.state.put(node_key(&header.tenant, &via), Value::Node(node));
+            let user = user::created(id.as_bytes(), via.clone(), erased, &action, stamp);
+            self.state.put(state::user_key(&header.tenant, &id), Value::User(Box::new(user)));
+            self.apply_live(&header.tenant, &id, &via, action)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse_deleted(&mut self, action: &Action, via: &Identifier) {
+        let message = format!("the user that {via} named was deleted after this record was received");
+        outcome::reject(action, Reason::UserDeleted, message, self.out);
+    }
+
+    /// Keeps a message in a closing node until it is closed.
+    fn wait(&mut self, header: Header, identifier: &Identifier, body: Body, returned: bool) -> Result<(), StateError> {
+        let key = node_key(&header.tenant, identifier);
+        if let Some(Node { closing: Some(closing), .. }) = state::node_mut(self.state, &key)? {
+            let group = u32::from(header.group);
+            let message = Exchange { tenant: header.tenant, group, hops: header.hops, body: Some(body) };
+            if returned { closing.returned.push(message) } else { closing.waiting.push(message) }
+        }
+        Ok(())
+    }
+
+    /// A user has this identifier as a member now. When it names another user already, the two become one.
+    pub(super) fn link(&mut self, header: Header, message: Link) -> Result<(), StateError> {
+        let identifier = required(message.identifier.clone(), "identifier")?;
+        let stamp = required(message.stamp, "stamp")?;
+        let id = user_id(&message.user)?;
+        let key = node_key(&header.tenant, &identifier);
+        let node = state::node(self.state, &key)?.map(|node| (node.user, node.erased, node.closing.is_some()));
+        let erased = match node {
+            Some((_, _, true)) => return self.wait(header, &identifier, Body::Link(message), false),
+            Some((_, erased, _)) => erased,
+            None => state::erased(self.state, &state::erased_key(&header.tenant, &identifier))?,
+        };
+        if let Some(erased) = erased.filter(|erased| stamp <= *erased) {
+            let erase = Erase { user: message.user, via: Some(identifier), stamp: Some(erased) };
+            self.send(&header.tenant, header.hops, id.home(), Body::Erase(erase));
+            return Ok(());
+        }
+        match node {
+            None => self.state.put(key, Value::Node(Node { user: id, erased, closing: None })),
+            Some((other, ..)) if other != id => {
+                let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
+                self.merge_users(header.hops, other, id, identifier, cause);
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Asks the home of the larger of two users to make it part of the smaller.
+    pub(super) fn merge_users(&mut self, hops: u32, one: UserId, other: UserId, via: Identifier, cause: Cause<'_>) {
+        let (smaller, larger) = if one.age() < other.age() { (one, other) } else { (other, one) };
+        let merge = MergeUsers {
+            smaller: smaller.as_bytes().to_vec(),
+            larger: larger.as_bytes().to_vec(),
+            via: Some(via),
+            stamp: Some(cause.stamp),
+            record_id: cause.record_id.to_vec(),
+        };
+        self.send(cause.tenant, hops + 1, larger.home(), Body::Merge(merge));
+    }
+
+    /// The identifier's user was deleted. Actions that it sent there before are still on the way and will come back; later ones wait, so
+    /// that they do not overtake them.
+    pub(super) fn unlink(&mut self, header: &Header, message: &Unlink) -> Result<(), StateError> {
+        let identifier = required(message.identifier.clone(), "identifier")?;
+        let tenant = &header.tenant;
+        let Some(node) = state::node_mut(self.state, &node_key(tenant, &identifier))? else {
+            if let Some(deletion) = message.erased {
+                self.remember_erased(tenant, &identifier, deletion)?;
+            }
+            return Ok(());
+        };
+        node.erased = node.erased.max(message.erased);
+        let names_it = message.users.iter().any(|user| user == node.user.as_bytes());
+        if names_it && node.closing.is_none() {
+            node.closing = Some(Box::default());
+            let user = node.user;
+            let drain = Drain { user: user.as_bytes().to_vec(), identifier: Some(identifier), hop: 0 };
+            self.send(tenant, header.hops + 1, user.home(), Body::Drain(drain));
+        }
+        Ok(())
+    }
+
+    fn remember_erased(&mut self, tenant: &str, identifier: &Identifier, deletion: Stamp) -> Result<(), StateError> {
+        let key = state::erased_key(tenant, identifier);
+        let erased = state::erased(self.state, &key)?.map_or(deletion, |erased| erased.max(deletion));
+        self.state.put(key, Value::Erased(erased));
+        Ok(())
+    }
+
+    /// A user on the way answered. When all have, nothing is on the way any more: the node goes, and what waited begins anew, first
+    /// what came back, then what came later.
+    pub(super) fn drained(&mut self, header: &Header, message: &Drained) -> Result<(), StateError> {
+        let identifier = required(message.identifier.clone(), "identifier")?;
+        let key = node_key(&header.tenant, &identifier);
+        let Some(Node { closing: Some(closing), erased, .. }) = state::node_mut(self.state, &key)? else {
+            return Ok(());
+        };
+        closing.arrived += 1;
+        if message.last {
+            closing.expected = message.hop + 1;
+        }
+        if closing.arrived != closing.expected {
+            return Ok(());
+        }
+        let (closing, erased) = (std::mem::take(closing), *erased);
+        self.state.remove(key);
+        if let Some(deletion) = erased {
+            self.remember_erased(&header.tenant, &identifier, deletion)?;
+        }
+        self.first(closing.returned.into_iter().chain(closing.waiting));
+        Ok(())
+    }
+}
+
+/// Both identifiers of a merge are identifiers of its user.
+fn join_merge(action: &mut Action) -> Result<(), &'static str> {
+    let Some(merge) = &action.merge else { return Ok(()) };
+    let (Some(retained), Some(merged)) = (&merge.retained, &merge.merged) else {
+        return Err("a merge needs `retained` and `merged`");
+    };
+    if retained == merged {
+        return Err("`retained` and `merged` are the same identifier; send two different ones");
+    }
+    for identifier in [retained, merged] {
+        if !action.user_identifiers.contains(identifier) {
+            action.user_identifiers.push(identifier.clone());
+        }
+    }
+    Ok(())
+}
+
+/// What the device of an action has to know. The rest goes to the user.
+fn device_part(action: &mut Action) -> Action {
+    Action {
+        tenant: action.tenant.clone(),
+        group: action.group,
+        stamp: action.stamp,
+        record_id: action.record_id.clone(),
+        user_identifiers: action.user_identifiers.first().cloned().into_iter().collect(),
+        device_identifiers: action.device_identifiers.clone(),
+        time_ms: action.time_ms,
+        device_changes: std::mem::take(&mut action.device_changes),
+        trace: action.trace.clone(),
+        uncounted: true,
+        ..Action::default()
+    }
+}

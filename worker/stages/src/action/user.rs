@@ -1,0 +1,210 @@
+//! What happens to a user's state: an action applied, another user united with it, a deletion. Pure: no messages, no mutations.
+
+use super::attributes::{self, Writer};
+use super::document;
+use super::state::required;
+use crate::StateError;
+use millstream_model::id::DeviceId;
+use millstream_model::proto::user::Fate;
+use millstream_model::proto::{Action, DeviceUse, Identifier, Membership, Merged, Operation, Stamp, User, Value};
+
+/// What an action did to a user.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    pub(super) operations: Vec<Operation>,
+    /// Identifiers that are members now and were not.
+    pub(super) links: Vec<Identifier>,
+}
+
+/// A user that a record just made, known by one identifier.
+pub(super) fn created(id: &[u8], via: Identifier, erased: Option<Stamp>, action: &Action, stamp: Stamp) -> User {
+    let member = Membership { erased, ..membership(via, stamp, &action.record_id) };
+    User {
+        id: id.to_vec(),
+        first_seen_ms: action.time_ms,
+        last_seen_ms: action.time_ms,
+        identifiers: vec![member],
+        ..User::default()
+    }
+}
+
+fn membership(identifier: Identifier, stamp: Stamp, record_id: &[u8]) -> Membership {
+    let (stamp, last) = (Some(stamp), Some(stamp));
+    Membership { identifier: Some(identifier), stamp, record_id: record_id.to_vec(), last, erased: None }
+}
+
+/// The membership of an identifier, or where it would be.
+pub(super) fn find(members: &[Membership], identifier: &Identifier) -> Result<usize, usize> {
+    members.binary_search_by(|member| member.identifier.as_ref().cmp(&Some(identifier)))
+}
+
+/// The membership of an identifier.
+pub(super) fn member<'u>(user: &'u User, identifier: &Identifier) -> Option<&'u Membership> {
+    user.identifiers.get(find(&user.identifiers, identifier).ok()?)
+}
+
+/// Notes that a record names this identifier; tells whether it is new here.
+pub(super) fn name(members: &mut Vec<Membership>, identifier: &Identifier, writer: Writer<'_>) -> bool {
+    match find(members, identifier) {
+        Ok(index) => {
+            if let Some(member) = members.get_mut(index) {
+                member.last = member.last.max(Some(writer.stamp));
+            }
+            false
+        }
+        Err(index) => {
+            members.insert(index, membership(identifier.clone(), writer.stamp, writer.record_id));
+            true
+        }
+    }
+}
+
+/// Applies an action to a live user.
+pub(super) fn apply(user: &mut User, via: &Identifier, action: &mut Action) -> Result<Applied, StateError> {
+    let stamp = required(action.stamp, "stamp")?;
+    let record_id = std::mem::take(&mut action.record_id);
+    let writer = Writer { stamp, record_id: &record_id };
+    let mut applied = Applied::default();
+    name(&mut user.identifiers, via, writer);
+    for identifier in &action.user_identifiers {
+        if name(&mut user.identifiers, identifier, writer) {
+            applied.links.push(identifier.clone());
+        }
+    }
+    applied.operations = document::set_identifiers(&user.identifiers, &applied.links);
+    attributes::apply(&mut user.attributes, std::mem::take(&mut action.user_changes), writer, &mut applied.operations);
+    retain(user, action, writer, &mut applied.operations);
+    use_device(user, action, stamp, &mut applied.operations);
+    see(&mut user.first_seen_ms, &mut user.last_seen_ms, action.time_ms, &mut applied.operations);
+    user.events += u64::from(action.event.is_some());
+    action.record_id = record_id;
+    Ok(applied)
+}
+
+/// A merge remembers what it asked to keep visible; the newest wins.
+fn retain(user: &mut User, action: &Action, writer: Writer<'_>, operations: &mut Vec<Operation>) {
+    let Some(retained) = action.merge.as_ref().and_then(|merge| merge.retained.as_ref()) else { return };
+    let new = membership(retained.clone(), writer.stamp, writer.record_id);
+    if user.retained.as_ref().is_none_or(|old| retain_order(&new) > retain_order(old)) {
+        operations.push(document::set_retained(retained));
+        user.retained = Some(new);
+    }
+}
+
+fn retain_order(member: &Membership) -> (Option<Stamp>, &Option<Identifier>) {
+    (member.stamp, &member.identifier)
+}
+
+fn use_device(user: &mut User, action: &Action, stamp: Stamp, operations: &mut Vec<Operation>) {
+    let Some(primary) = action.device_identifiers.first() else { return };
+    let id = DeviceId::of(&action.tenant, primary);
+    if add_device(&mut user.devices, DeviceUse { device: id.as_bytes().to_vec(), last: Some(stamp) }) {
+        operations.push(document::set("devices", document::devices(user)));
+    }
+}
+
+fn add_device(devices: &mut Vec<DeviceUse>, new: DeviceUse) -> bool {
+    let found = devices.binary_search_by(|device| device.device.cmp(&new.device));
+    match found {
+        Ok(index) => {
+            if let Some(device) = devices.get_mut(index) {
+                device.last = device.last.max(new.last);
+            }
+        }
+        Err(index) => devices.insert(index, new),
+    }
+    found.is_err()
+}
+
+/// First seen is the least time of all records, last seen the greatest.
+pub(super) fn see(first_ms: &mut i64, last_ms: &mut i64, time_ms: i64, operations: &mut Vec<Operation>) {
+    if time_ms < *first_ms {
+        *first_ms = time_ms;
+        operations.push(document::set("first_seen", Value::timestamp(time_ms)));
+    }
+    if time_ms > *last_ms {
+        *last_ms = time_ms;
+        operations.push(document::set("last_seen", Value::timestamp(time_ms)));
+    }
+}
+
+/// All user ids that ended in this user, itself first: what its identifiers' nodes may name.
+pub(super) fn ids(user: &User) -> Vec<Vec<u8>> {
+    std::iter::once(&user.id).chain(user.merged.iter().map(|merged| &merged.user)).cloned().collect()
+}
+
+/// Unites another user's state with a live one. The result does not depend on the order of several.
+pub(super) fn unite(user: &mut User, other: User, stamp: Option<Stamp>, record_id: Vec<u8>) {
+    for member in other.identifiers {
+        unite_member(&mut user.identifiers, member);
+    }
+    attributes::unite(&mut user.attributes, other.attributes);
+    for device in other.devices {
+        add_device(&mut user.devices, device);
+    }
+    user.first_seen_ms = user.first_seen_ms.min(other.first_seen_ms);
+    user.last_seen_ms = user.last_seen_ms.max(other.last_seen_ms);
+    user.events += other.events;
+    if other.retained.as_ref().map(retain_order) > user.retained.as_ref().map(retain_order) {
+        user.retained = other.retained;
+    }
+    add_merged(user, Merged { user: other.id, stamp, record_id }, other.merged);
+}
+
+/// Records who became part of this user, in the order of their ids.
+pub(super) fn add_merged(user: &mut User, loser: Merged, before: Vec<Merged>) {
+    user.merged.push(loser);
+    user.merged.extend(before);
+    user.merged.sort_by(|left, right| left.user.cmp(&right.user));
+    user.merged.dedup_by(|left, right| left.user == right.user);
+}
+
+fn unite_member(members: &mut Vec<Membership>, new: Membership) {
+    let Some(identifier) = &new.identifier else { return };
+    match find(members, identifier) {
+        Ok(index) => {
+            let Some(old) = members.get_mut(index) else { return };
+            old.last = old.last.max(new.last);
+            old.erased = old.erased.max(new.erased);
+            if (new.stamp, &new.record_id) < (old.stamp, &old.record_id) {
+                old.stamp = new.stamp;
+                old.record_id = new.record_id;
+            }
+        }
+        Err(index) => members.insert(index, new),
+    }
+}
+
+/// What a deletion took from a user.
+#[derive(Debug, Default)]
+pub(super) struct Purged {
+    pub(super) identifiers: Vec<Identifier>,
+    pub(super) devices: Vec<Vec<u8>>,
+}
+
+/// Takes out everything that is not newer than the deletion. What is left belongs to records that came after it.
+pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
+    let outlives = |last: Option<Stamp>| last > Some(deletion);
+    let gone = user.identifiers.extract_if(.., |member| !outlives(member.last));
+    let identifiers: Vec<Identifier> = gone.filter_map(|member| member.identifier).collect();
+    for member in &mut user.identifiers {
+        member.erased = member.erased.max(Some(deletion));
+    }
+    let all = user.identifiers.is_empty();
+    let devices = user.devices.extract_if(.., |device| all || !outlives(device.last));
+    let devices = devices.map(|device| device.device).collect();
+    attributes::purge(&mut user.attributes, deletion);
+    if user.retained.as_ref().is_some_and(|retained| !outlives(retained.stamp)) {
+        user.retained = None;
+    }
+    let deleted_ms = i64::try_from(deletion.time_ms).unwrap_or(i64::MAX);
+    user.first_seen_ms = user.first_seen_ms.max(deleted_ms.min(user.last_seen_ms));
+    user.erased = user.erased.max(Some(deletion));
+    Purged { identifiers, devices }
+}
+
+/// What is left of a user of whom a deletion left nothing: who it was, for messages that still come.
+pub(super) fn bury(user: &mut User, deletion: Stamp) {
+    let User { id, revision, merged, .. } = std::mem::take(user);
+    *user = User { id, revision, merged, fate: Some(Fate::Deleted(deletion)), ..User::default() };
+}

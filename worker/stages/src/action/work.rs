@@ -1,0 +1,121 @@
+//! The work list of one input record.
+//!
+//! A step addressed to a key group of this shard is done at once, in the order in which steps were sent; any other becomes a message on
+//! `exchange.action`. Both keep the order between one sender and one receiver, which is all that the protocol relies on, so the result is
+//! the same for any number of shards.
+
+use super::outcome;
+use super::state::Value;
+use crate::{At, Outbox, State, StateError};
+use millstream_model::key::{GROUPS, shard_of};
+use millstream_model::proto::exchange::Body;
+use millstream_model::proto::{Action, Exchange};
+use millstream_model::reject::Reason;
+use std::collections::VecDeque;
+
+/// How often an action may be sent on. A user's chain of forwards is as long as merges that each found an older user; beyond this the
+/// record is rejected. Messages about merges and deletions end by themselves (each step leads to an older user) and are never dropped.
+pub(super) const MAX_HOPS: u32 = 64;
+
+/// What every message has.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) tenant: String,
+    pub(super) group: u16,
+    pub(super) hops: u32,
+}
+
+/// A record being processed.
+pub(super) struct Work<'a> {
+    pub(super) at: &'a At,
+    pub(super) state: &'a mut dyn State<Value>,
+    pub(super) out: &'a mut Outbox,
+    queue: VecDeque<Exchange>,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(at: &'a At, state: &'a mut dyn State<Value>, out: &'a mut Outbox) -> Work<'a> {
+        Work { at, state, out, queue: VecDeque::new() }
+    }
+
+    /// Sends a step to a key group.
+    pub(super) fn send(&mut self, tenant: &str, hops: u32, group: u16, body: Body) {
+        let message = Exchange { tenant: tenant.to_owned(), group: u32::from(group), hops, body: Some(body) };
+        if shard_of(group, self.at.shards) == self.at.partition {
+            self.queue.push_back(message);
+        } else {
+            self.out.exchange.push(message);
+        }
+    }
+
+    /// Does these steps of this shard before all others.
+    pub(super) fn first(&mut self, messages: impl DoubleEndedIterator<Item = Exchange>) {
+        for message in messages.rev() {
+            self.queue.push_front(message);
+        }
+    }
+
+    /// Does all steps that are this shard's.
+    pub(super) fn run(mut self) -> Result<(), StateError> {
+        while let Some(message) = self.queue.pop_front() {
+            self.step(message)?;
+        }
+        Ok(())
+    }
+
+    /// Does one step.
+    pub(super) fn step(&mut self, message: Exchange) -> Result<(), StateError> {
+        let group = u16::try_from(message.group).ok().filter(|group| *group < GROUPS);
+        let Some(group) = group.filter(|group| shard_of(*group, self.at.shards) == self.at.partition) else {
+            return Err(StateError(format!("an exchange message for key group {} came here", message.group)));
+        };
+        let header = Header { tenant: message.tenant, group, hops: message.hops };
+        let Some(body) = message.body else {
+            return Err(StateError("an exchange message of a kind that this version does not know".to_owned()));
+        };
+        if header.hops > MAX_HOPS
+            && let Some(action) = action_of(&body)
+        {
+            let message = format!("its user was not found within {MAX_HOPS} hops; send it again");
+            outcome::reject(action, Reason::Unresolved, message, self.out);
+            return Ok(());
+        }
+        self.dispatch(header, body)
+    }
+
+    fn dispatch(&mut self, header: Header, body: Body) -> Result<(), StateError> {
+        match body {
+            Body::Resolve(message) => self.resolve(header, message),
+            Body::Apply(message) => self.apply(&header, *message),
+            Body::Link(message) => self.link(header, message),
+            Body::Unlink(message) => self.unlink(&header, &message),
+            Body::Merge(message) => self.merge(&header, message),
+            Body::Absorb(message) => self.absorb(&header, *message),
+            Body::Device(message) => self.device(&header, message),
+            Body::Erase(message) => self.erase(&header, message),
+            Body::Drain(message) => self.drain(&header, message),
+            Body::Drained(message) => self.drained(&header, &message),
+            Body::Forget(message) => self.forget(&header, &message),
+        }
+    }
+}
+
+/// The action that a message carries.
+fn action_of(body: &Body) -> Option<&Action> {
+    match body {
+        Body::Resolve(message) => message.action.as_ref(),
+        Body::Apply(message) => message.action.as_ref(),
+        Body::Device(message) => message.action.as_ref(),
+        _ => None,
+    }
+}
+
+/// [`action_of`], to be changed.
+pub(super) fn action_mut(body: &mut Body) -> Option<&mut Action> {
+    match body {
+        Body::Resolve(message) => message.action.as_mut(),
+        Body::Apply(message) => message.action.as_mut(),
+        Body::Device(message) => message.action.as_mut(),
+        _ => None,
+    }
+}
