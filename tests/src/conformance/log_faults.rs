@@ -7,7 +7,7 @@ use millstream_shard::log::{LogError, Start, TopicPartition};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
-fn assert_unknown(result: Result<(), LogError>) {
+fn assert_unknown(result: &Result<(), LogError>) {
     assert!(matches!(result, Err(LogError::Unknown(_))), "{result:?}");
 }
 
@@ -23,7 +23,7 @@ pub fn a_new_producer_of_an_id_fences_the_former(subject: &dyn Subject) {
     former.send(message(&topic, 1, b"lost")).unwrap();
     let mut next = log.transactional(&id).unwrap();
     transact(&mut *next, &topic, &[(0, "next")]).unwrap();
-    assert_unknown(former.commit());
+    assert_unknown(&former.commit());
     transact(&mut *next, &topic, &[(1, "next")]).unwrap();
     assert_eq!(contents(&log, &topic, 2), [["kept", "next"], ["kept", "next"]]);
     drop(former);
@@ -39,7 +39,7 @@ pub fn a_fenced_producer_between_transactions_cannot_begin_anew(subject: &dyn Su
     let mut former = log.transactional(&id).unwrap();
     transact(&mut *former, &topic, &[(0, "kept")]).unwrap();
     let mut next = log.transactional(&id).unwrap();
-    assert_unknown(transact(&mut *former, &topic, &[(0, "lost")]));
+    assert_unknown(&transact(&mut *former, &topic, &[(0, "lost")]));
     transact(&mut *next, &topic, &[(0, "next")]).unwrap();
     assert_eq!(contents(&log, &topic, 1), [["kept", "next"]]);
 }

@@ -3,8 +3,9 @@
 //! Invariant: a reader never passes an offset that may still become visible, and never jumps over one that was removed (I6): the snapshot that it reads
 //! from is taken under the same lock under which its position was compared with the partition's start.
 
-use super::log::{Handle, Shared, unavailable};
+use super::log::{Handle, Shared};
 use super::log_format::{self as format, PartitionId};
+use super::log_open::unavailable;
 use super::log_state::{State, out_of_range};
 use millstream_shard::log::{Consumer, LogError, Message, Start, TopicPartition};
 use rocksdb::DBRawIterator;
@@ -15,6 +16,12 @@ struct Assignment {
     at: TopicPartition,
     id: PartitionId,
     position: u64,
+}
+
+/// Which assignments have something, with their visible ends, and a snapshot in which it is.
+struct Ready<'a> {
+    places: Vec<(usize, u64)>,
+    iterator: DBRawIterator<'a>,
 }
 
 /// A reader.
@@ -51,28 +58,28 @@ fn assign(state: &State, at: &TopicPartition, start: Start) -> Result<Assignment
     Ok(Assignment { at: at.clone(), id, position })
 }
 
-/// The partitions that have something, with their visible ends, in turn; waits for that until the deadline.
+/// What can be read now, beginning with the assignment whose turn it is; waits for something until the deadline.
 fn ready<'a>(
     shared: &'a Shared,
     assignments: &[Assignment],
     turn: usize,
     deadline: Instant,
-) -> Result<Option<(Vec<(usize, u64)>, DBRawIterator<'a>)>, LogError> {
+) -> Result<Option<Ready<'a>>, LogError> {
     let mut state = shared.lock();
     loop {
-        let mut found = Vec::new();
+        let mut places = Vec::new();
         for (index, assignment) in assignments.iter().enumerate() {
             let partition = state.partition(assignment.id, &assignment.at.topic)?;
             if assignment.position < partition.start {
                 return Err(out_of_range(&assignment.at, assignment.position, partition));
             }
             if assignment.position < partition.visible_end() {
-                found.push((index, partition.visible_end()));
+                places.push((index, partition.visible_end()));
             }
         }
-        if !found.is_empty() {
-            found.sort_by_key(|(index, _)| (*index < turn, *index));
-            return Ok(Some((found, shared.db.raw_iterator_cf(shared.messages()?))));
+        if !places.is_empty() {
+            places.sort_by_key(|(index, _)| (*index < turn, *index));
+            return Ok(Some(Ready { places, iterator: shared.db.raw_iterator_cf(shared.messages()?) }));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -117,14 +124,16 @@ impl Assignment {
 
 impl Consumer for EmbeddedConsumer {
     fn poll(&mut self, max: usize, timeout: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
-        let deadline = Instant::now() + timeout;
+        // A year stands for "for ever", which an instant cannot hold.
+        let deadline = Instant::now() + timeout.min(Duration::from_secs(365 * 86_400));
         let mut count = 0;
         while count == 0 && max > 0 {
-            let Some((found, mut iterator)) = ready(&self.handle.shared, &self.assignments, self.turn, deadline)?
+            let Some(Ready { places, mut iterator }) =
+                ready(&self.handle.shared, &self.assignments, self.turn, deadline)?
             else {
                 break;
             };
-            for place in found {
+            for place in places {
                 let Some(assignment) = self.assignments.get_mut(place.0) else { continue };
                 count += assignment.read(&mut iterator, place, max - count, each)?;
                 if count >= max {

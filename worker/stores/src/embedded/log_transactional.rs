@@ -3,8 +3,9 @@
 //! Invariant (I4): who commits has the newest epoch of its id, checked under the lock in which the commit is announced; a new producer raises the
 //! epoch only when no commit of the id is under way. So a commit either took hold before the next producer exists, or never does.
 
-use super::log::{Handle, Shared, unavailable};
+use super::log::{Handle, Shared};
 use super::log_format::{self as format, PartitionId};
+use super::log_open::unavailable;
 use super::log_state::{Owner, State};
 use super::log_writer::admit;
 use millstream_shard::log::{LogError, Outgoing, Transactional};
@@ -22,7 +23,6 @@ pub(super) struct EmbeddedTransactional {
     spent: bool,
 }
 
-// The offsets and the folder are shared by all; only the batch is the client's own.
 impl EmbeddedTransactional {
     /// Fences every former producer of the id.
     pub(super) fn new(handle: Arc<Handle>, id: &str) -> Result<EmbeddedTransactional, LogError> {

@@ -3,8 +3,9 @@
 //! What waits while one group is being written is the next group: a group is as small as the load allows, and as large as it
 //! asks for. A group holds readers back at its first offset in each partition until it is written; then it is acknowledged.
 
-use super::log::{Handle, Shared, unavailable};
+use super::log::{Handle, Shared};
 use super::log_format::{self as format, PartitionId};
+use super::log_open::unavailable;
 use super::log_state::deleted;
 use millstream_shard::log::{Acknowledge, LogError, Outgoing, Producer};
 use rocksdb::WriteBatch;

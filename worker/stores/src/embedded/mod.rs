@@ -8,7 +8,10 @@ pub mod documents;
 pub mod log;
 mod log_consumer;
 mod log_format;
+mod log_open;
 mod log_state;
+#[cfg(test)]
+mod log_tests;
 mod log_transactional;
 mod log_writer;
 
