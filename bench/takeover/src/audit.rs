@@ -48,9 +48,9 @@ impl Output {
     pub fn wait_epoch(&self, epoch: u64, deadline: Duration) -> Result<Instant> {
         let began = Instant::now();
         while began.elapsed() < deadline {
-            if let Some(found) =
-                self.with(|seen| seen.arrivals.iter().rev().take(400).filter(|a| a.epoch >= epoch).last().copied())
-            {
+            if let Some(found) = self.with(|seen| {
+                seen.arrivals[seen.arrivals.len().saturating_sub(400)..].iter().find(|a| a.epoch >= epoch).copied()
+            }) {
                 return Ok(found.at);
             }
             std::thread::sleep(Duration::from_millis(5));

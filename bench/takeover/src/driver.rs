@@ -79,7 +79,7 @@ impl Fleet {
         let (sender, worker) = (self.sender.clone(), name.to_owned());
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let body = serde_json::from_str(&line).unwrap_or_else(|_| Value::String(line));
+                let body = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 let _ = sender.send(Event { worker: worker.clone(), body });
             }
         });

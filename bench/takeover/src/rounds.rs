@@ -132,7 +132,7 @@ fn rivals(round: usize, fleet: &mut Fleet, output: &Output) -> Result<Measured> 
     let (owner, epoch) = (fleet.owner.clone(), fleet.epoch);
     let others: Vec<String> =
         ["A", "B", "C"].iter().filter(|name| **name != owner).map(|name| (*name).to_owned()).collect();
-    let dies = round % 2 == 0;
+    let dies = round.is_multiple_of(2);
     let began = Instant::now();
     if dies {
         fleet.kill(&owner)?;
