@@ -1,0 +1,222 @@
+//! The admin port: health, metrics, and looking inside. For operators and the command line; it knows no API keys, so it must not be public.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/livez` | 200 while the process can answer at all |
+//! | `/readyz` | 200, or 503 with what is not ready |
+//! | `/metrics` | Prometheus text |
+//! | `/v1/usage` | JSON list: sums per tenant and stage of this process's shards (I2) |
+//! | `/v1/inspect/{user or device}?tenant=T&id=user_id=42` | JSON: what is known, or 404 |
+//! | `/v1/documents?tenant=T&collection=users&id=ID` | NDJSON from the document store |
+//! | `/v1/tail/{events, mutations or rejects}?tenant=T&follow=true&from=latest` | NDJSON from the log |
+
+mod documents;
+mod mutation;
+mod tail;
+
+use crate::telemetry::Metrics;
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use millstream_model::identifier;
+use millstream_model::proto::Identifier;
+use millstream_shard::documents::DocumentStore;
+use millstream_shard::log::Log;
+use millstream_shard::topics::Topics;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+pub use mutation::mutation_json;
+
+/// Tails at one time; each costs a thread and a consumer.
+const MAX_TAILS: usize = 16;
+
+/// Something that must be so before the process is ready.
+pub trait Check: Send + Sync {
+    /// What it is called: `log`, `shard unify 3`.
+    fn name(&self) -> String;
+
+    /// Is it ready? Must answer at once; it is asked every few seconds.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check(&self) -> Result<(), String>;
+}
+
+/// The sums of one tenant in one stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TenantUsage {
+    /// Whose.
+    pub tenant: String,
+    /// `unify` or `action`.
+    pub stage: String,
+    /// Records read from `ingress` (unify).
+    pub accepted: u64,
+    /// Records found to be repetitions (unify).
+    pub duplicates: u64,
+    /// Records rejected.
+    pub rejects: u64,
+    /// Records applied (action).
+    pub effects: u64,
+    /// Mutations published (action).
+    pub mutations: u64,
+    /// Events published (action).
+    pub events: u64,
+}
+
+/// What an inspection is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// A user.
+    User,
+    /// A device.
+    Device,
+}
+
+/// Looking into the state of this process's shards. Its methods may block; they are called on a thread for that.
+pub trait Inspect: Send + Sync {
+    /// Sums per tenant and stage, over this process's shards.
+    fn usage(&self) -> Vec<TenantUsage>;
+
+    /// What is known of a user or device: identifiers, attributes with when and by which record they were set, merge history. `None` when
+    /// there is none by this identifier.
+    ///
+    /// # Errors
+    /// It cannot be looked up here, and where it can be.
+    fn inspect(&self, subject: Subject, tenant: &str, identifier: &Identifier) -> Result<Option<Value>, String>;
+}
+
+/// What the admin port serves. Parts that a role does not have are `None`: their paths answer 404 and say so.
+#[derive(Clone)]
+pub struct AdminState {
+    checks: Arc<Vec<Box<dyn Check>>>,
+    metrics: Arc<Metrics>,
+    inspect: Option<Arc<dyn Inspect>>,
+    log: Option<Arc<dyn Log>>,
+    documents: Option<Arc<dyn DocumentStore>>,
+    topics: Topics,
+    tails: Arc<Semaphore>,
+}
+
+impl AdminState {
+    /// The admin port of a process.
+    pub fn new(
+        checks: Vec<Box<dyn Check>>,
+        metrics: Arc<Metrics>,
+        inspect: Option<Arc<dyn Inspect>>,
+        log: Option<Arc<dyn Log>>,
+        documents: Option<Arc<dyn DocumentStore>>,
+        topics: Topics,
+    ) -> AdminState {
+        let tails = Arc::new(Semaphore::new(MAX_TAILS));
+        AdminState { checks: Arc::new(checks), metrics, inspect, log, documents, topics, tails }
+    }
+}
+
+/// The admin port.
+pub fn router(state: AdminState) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { (StatusCode::OK, "ok\n") }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/v1/usage", get(usage))
+        .route("/v1/inspect/{subject}", get(inspect))
+        .route("/v1/documents", get(documents::documents))
+        .route("/v1/tail/{topic}", get(tail::tail))
+        .fallback(unknown_path)
+        .with_state(state)
+}
+
+async fn unknown_path(request: Request) -> Response {
+    let paths = "/livez, /readyz, /metrics, /v1/usage, /v1/inspect/user, /v1/inspect/device, /v1/documents, /v1/tail/events, /v1/tail/mutations, /v1/tail/rejects";
+    problem(
+        StatusCode::NOT_FOUND,
+        format!("there is nothing at {}; there is {paths}", request.uri().path().escape_debug()),
+    )
+}
+
+async fn readyz(State(state): State<AdminState>) -> Response {
+    let outcomes = state.checks.iter().map(|check| (check.name(), check.check()));
+    let not_ready: serde_json::Map<String, Value> =
+        outcomes.filter_map(|(name, outcome)| Some((name, Value::from(outcome.err()?)))).collect();
+    if not_ready.is_empty() {
+        return answer(StatusCode::OK, &json!({"ready": true}));
+    }
+    answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"ready": false, "not_ready": not_ready}))
+}
+
+async fn metrics(State(state): State<AdminState>) -> Response {
+    let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, media)], state.metrics.render()).into_response()
+}
+
+async fn usage(State(state): State<AdminState>) -> Response {
+    let Some(inspect) = state.inspect else { return no_shards() };
+    match tokio::task::spawn_blocking(move || inspect.usage()).await {
+        Ok(mut usage) => {
+            usage.sort();
+            answer(StatusCode::OK, &json!(usage))
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+#[derive(Deserialize)]
+struct InspectQuery {
+    tenant: Option<String>,
+    id: Option<String>,
+}
+
+async fn inspect(
+    State(state): State<AdminState>,
+    Path(subject): Path<String>,
+    Query(query): Query<InspectQuery>,
+) -> Response {
+    let Some(inspect) = state.inspect else { return no_shards() };
+    let subject = match subject.as_str() {
+        "user" => Subject::User,
+        "device" => Subject::Device,
+        _ => return problem(StatusCode::NOT_FOUND, "inspect `user` or `device`"),
+    };
+    let (Some(tenant), Some(id)) = (query.tenant, query.id) else {
+        return problem(
+            StatusCode::BAD_REQUEST,
+            "send ?tenant=NAME&id=TYPE=VALUE, for example ?tenant=acme&id=user_id=42",
+        );
+    };
+    let identifier = match identifier::parse(&id) {
+        Ok(identifier) => identifier,
+        Err(message) => return problem(StatusCode::BAD_REQUEST, message),
+    };
+    let looked_for = format!("{tenant} has no {subject:?} with {identifier}").to_lowercase();
+    match tokio::task::spawn_blocking(move || inspect.inspect(subject, &tenant, &identifier)).await {
+        Ok(Ok(Some(found))) => answer(StatusCode::OK, &found),
+        Ok(Ok(None)) => problem(StatusCode::NOT_FOUND, looked_for),
+        Ok(Err(message)) => problem(StatusCode::SERVICE_UNAVAILABLE, message),
+        Err(error) => failed(&error),
+    }
+}
+
+fn no_shards() -> Response {
+    let message =
+        "this process owns no shards; ask one with the role action (or unify for its sums), or `millstream local`";
+    problem(StatusCode::NOT_FOUND, message)
+}
+
+fn failed(error: &tokio::task::JoinError) -> Response {
+    tracing::error!(%error, "an inspection failed");
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "the inspection failed; the log of this process says more")
+}
+
+fn problem(status: StatusCode, message: impl Into<String>) -> Response {
+    answer(status, &json!({"error": {"message": message.into()}}))
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
+}

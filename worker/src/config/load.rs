@@ -1,0 +1,289 @@
+//! Reading a configuration: file, then flags and environment, then what the schema cannot say.
+
+use super::{ApiKey, Config, Documents, Kafka, Log, LogFormat, Mongodb, Owned, Ratio, Shards};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Flags that every process understands, each with its environment variable. They override the file's field.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ConfigArgs {
+    /// Configuration file (YAML).
+    #[arg(long, env = "MILLSTREAM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the effective configuration, secrets redacted, and end.
+    #[arg(long)]
+    pub print_config: bool,
+    /// Overrides `shards`.
+    #[arg(long, env = "MILLSTREAM_SHARDS", value_name = "N")]
+    pub shards: Option<u32>,
+    /// Overrides `owned`: `all`, or shards with commas between them.
+    #[arg(long, env = "MILLSTREAM_OWNED", value_name = "SHARDS")]
+    pub owned: Option<Owned>,
+    /// Overrides `worker`.
+    #[arg(long, env = "MILLSTREAM_WORKER", value_name = "NAME")]
+    pub worker: Option<super::Name>,
+    /// Overrides `listen`.
+    #[arg(long, env = "MILLSTREAM_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Overrides `admin_listen`.
+    #[arg(long, env = "MILLSTREAM_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Overrides `data_dir`.
+    #[arg(long, env = "MILLSTREAM_DATA_DIR", value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// Overrides `log.kafka.brokers`, and makes the log Kafka: host:port with commas between them.
+    #[arg(long, env = "MILLSTREAM_KAFKA_BROKERS", value_name = "BROKERS", value_delimiter = ',')]
+    pub kafka_brokers: Vec<String>,
+    /// Overrides `documents.mongodb.uri`, and makes the document store MongoDB.
+    #[arg(long, env = "MILLSTREAM_MONGODB_URI", value_name = "URI", hide_env_values = true)]
+    pub mongodb_uri: Option<String>,
+    /// Overrides `telemetry.otlp_endpoint`.
+    #[arg(long, env = "MILLSTREAM_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Overrides `telemetry.sample_ratio`.
+    #[arg(long, env = "MILLSTREAM_SAMPLE_RATIO", value_name = "RATIO")]
+    pub sample_ratio: Option<Ratio>,
+    /// Overrides `telemetry.log_format`.
+    #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Overrides `telemetry.log_filter`, in the syntax of `RUST_LOG`.
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER")]
+    pub log_filter: Option<String>,
+}
+
+/// The configuration is no good; the text says where and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {error}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Not YAML, or not this schema.
+    #[error("{path}:{line}:{column}: {message}")]
+    Syntax {
+        /// The file.
+        path: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong, and what is allowed.
+        message: String,
+    },
+    /// Fields that do not fit together.
+    #[error("{path}: {field}: {message}")]
+    Invalid {
+        /// The file.
+        path: String,
+        /// The field, as a path such as `tenants[1].name`.
+        field: String,
+        /// What is wrong, and what is allowed.
+        message: String,
+    },
+}
+
+/// The configuration of a process: the file, if there is one, overridden by flags and environment.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load(args: &ConfigArgs) -> Result<Config, ConfigError> {
+    let Some(path) = &args.config else { return finish(Config::default(), args, Path::new("configuration")) };
+    let text =
+        std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.display().to_string(), error })?;
+    finish(read(&text, path)?, args, path)
+}
+
+/// A configuration from YAML text; `path` is for error messages.
+///
+/// # Errors
+/// [`ConfigError::Syntax`] and [`ConfigError::Invalid`].
+pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+    finish(read(text, path)?, &ConfigArgs::default(), path)
+}
+
+fn read(text: &str, path: &Path) -> Result<Config, ConfigError> {
+    // An empty document is YAML's null; it means all defaults.
+    let only_comments = text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
+    if only_comments {
+        return Ok(Config::default());
+    }
+    serde_yaml::from_str(text).map_err(|error| syntax(&error, path))
+}
+
+fn syntax(error: &serde_yaml::Error, path: &Path) -> ConfigError {
+    let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+    let text = error.to_string();
+    let message = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text).to_owned();
+    ConfigError::Syntax { path: path.display().to_string(), line, column, message }
+}
+
+fn finish(mut config: Config, args: &ConfigArgs, path: &Path) -> Result<Config, ConfigError> {
+    apply(args, &mut config);
+    match check(&config) {
+        Ok(()) => Ok(config),
+        Err((field, message)) => Err(ConfigError::Invalid { path: path.display().to_string(), field, message }),
+    }
+}
+
+fn apply(args: &ConfigArgs, config: &mut Config) {
+    let args = args.clone();
+    set(&mut config.shards, args.shards.map(Shards));
+    set(&mut config.owned, args.owned);
+    set(&mut config.worker, args.worker);
+    set(&mut config.listen, args.listen);
+    set(&mut config.admin_listen, args.admin_listen);
+    set(&mut config.data_dir, args.data_dir);
+    set(&mut config.telemetry.otlp_endpoint, args.otlp_endpoint.map(Some));
+    set(&mut config.telemetry.sample_ratio, args.sample_ratio);
+    set(&mut config.telemetry.log_format, args.log_format);
+    set(&mut config.telemetry.log_filter, args.log_filter);
+    if !args.kafka_brokers.is_empty() {
+        apply_brokers(args.kafka_brokers, &mut config.log);
+    }
+    if let Some(uri) = args.mongodb_uri {
+        apply_uri(uri, &mut config.documents);
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn apply_brokers(brokers: Vec<String>, log: &mut Log) {
+    match log {
+        Log::Kafka(kafka) => kafka.brokers = brokers,
+        Log::Embedded => *log = Log::Kafka(Kafka::new(brokers)),
+    }
+}
+
+fn apply_uri(uri: String, documents: &mut Documents) {
+    match documents {
+        Documents::Mongodb(mongodb) => mongodb.uri = uri,
+        Documents::Embedded => *documents = Documents::Mongodb(Mongodb::new(uri)),
+    }
+}
+
+type Complaint = (String, String);
+
+fn complaint(field: impl Into<String>, message: impl Into<String>) -> Result<(), Complaint> {
+    Err((field.into(), message.into()))
+}
+
+/// What a schema cannot say.
+fn check(config: &Config) -> Result<(), Complaint> {
+    check_shards(config)?;
+    check_stores(config)?;
+    check_tenants(config)?;
+    check_limits(config)?;
+    if config.generation == 0 {
+        return complaint("generation", "must be 1 or more");
+    }
+    match &config.telemetry.otlp_endpoint {
+        Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
+            complaint("telemetry.otlp_endpoint", format!("`{url}` must start with http:// or https://"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_shards(config: &Config) -> Result<(), Complaint> {
+    let shards = config.shards.0;
+    if !(1..=4096).contains(&shards) {
+        return complaint("shards", format!("{shards} is not a number from 1 to 4096"));
+    }
+    let Owned::Shards(owned) = &config.owned else { return Ok(()) };
+    if let Some(shard) = owned.iter().find(|shard| **shard >= shards) {
+        return complaint(
+            "owned",
+            format!("there is no shard {shard}: with shards: {shards} they are 0 to {}", shards - 1),
+        );
+    }
+    let mut sorted = owned.clone();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair.first() == pair.last()).and_then(|pair| pair.first().copied()) {
+        Some(twice) => complaint("owned", format!("shard {twice} is listed twice")),
+        None => Ok(()),
+    }
+}
+
+fn check_stores(config: &Config) -> Result<(), Complaint> {
+    if let Log::Kafka(kafka) = &config.log {
+        if kafka.brokers.is_empty() {
+            return complaint("log.kafka.brokers", "name at least one broker, host:port");
+        }
+        kafka.store().check().map_err(|error| ("log.kafka".to_owned(), error.to_string()))?;
+    }
+    let Documents::Mongodb(mongodb) = &config.documents else { return Ok(()) };
+    if !["mongodb://", "mongodb+srv://"].iter().any(|scheme| mongodb.uri.starts_with(scheme)) {
+        return complaint("documents.mongodb.uri", "must start with mongodb:// or mongodb+srv://");
+    }
+    mongodb.store().check().map_err(|error| ("documents.mongodb".to_owned(), error.to_string()))
+}
+
+fn check_tenants(config: &Config) -> Result<(), Complaint> {
+    let mut names = BTreeMap::new();
+    let mut keys = BTreeMap::new();
+    for (index, tenant) in config.tenants.iter().enumerate() {
+        if let Some(first) = names.insert(&tenant.name, index) {
+            let message = format!("`{}` is also the name of tenants[{first}]", tenant.name);
+            return complaint(format!("tenants[{index}].name"), message);
+        }
+        for (key_index, key) in tenant.api_keys.iter().enumerate() {
+            let field = format!("tenants[{index}].api_keys[{key_index}]");
+            check_key(key, &field)?;
+            let Some(hash) = key.hash() else { continue };
+            if let Some(first) = keys.insert(hash.0, field.clone()) {
+                return complaint(field, format!("is the same key as {first}; a key belongs to one tenant"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_key(key: &ApiKey, field: &str) -> Result<(), Complaint> {
+    match (&key.sha256, &key.plain) {
+        (Some(_), None) | (None, Some(_)) => Ok(()),
+        _ => complaint(field, "write either `sha256: ...` or `plain: ...`"),
+    }
+}
+
+fn check_limits(config: &Config) -> Result<(), Complaint> {
+    let (limits, gateway) = (&config.limits, &config.gateway);
+    let positive = [
+        ("limits.request_bytes", limits.request_bytes.0),
+        ("limits.compressed_bytes", limits.compressed_bytes.0),
+        ("limits.records", limits.records as u64),
+        ("limits.record_bytes", limits.record_bytes.0),
+        ("limits.depth", limits.depth as u64),
+        ("limits.id_chars", limits.id_chars as u64),
+        ("gateway.body_timeout", gateway.body_timeout.0),
+        ("gateway.acknowledge_timeout", gateway.acknowledge_timeout.0),
+        ("batch.max_time", config.batch.max_time.0),
+        ("batch.max_records", config.batch.max_records as u64),
+        ("batch.max_bytes", config.batch.max_bytes.0),
+    ];
+    if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
+        return complaint(*field, "must be more than 0");
+    }
+    // A record travels in one message of the log, whose clients take 1 MB by default.
+    if limits.record_bytes.0 + limits.context_bytes.0 > 900_000 {
+        return complaint(
+            "limits.record_bytes",
+            "together with limits.context_bytes it must not exceed 900KB, so that a record fits into one message of the log",
+        );
+    }
+    if gateway.in_flight_bytes < limits.request_bytes {
+        return complaint(
+            "gateway.in_flight_bytes",
+            format!("must hold at least one request: limits.request_bytes is {}", limits.request_bytes),
+        );
+    }
+    Ok(())
+}

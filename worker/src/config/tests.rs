@@ -1,0 +1,182 @@
+//! What a configuration file may say, and what its errors say.
+
+use super::*;
+use std::path::Path;
+
+fn read(text: &str) -> Result<Config, String> {
+    parse(text, Path::new("m.yaml")).map_err(|error| error.to_string())
+}
+
+const FULL: &str = r#"
+pipeline: shop
+shards: 4
+generation: 2
+worker: unify-0
+listen: 0.0.0.0:80
+admin_listen: "[::1]:81"
+data_dir: /var/lib/millstream
+owned: [0, 2]
+log:
+  kafka:
+    brokers: [k1:9092, k2:9092]
+    replication: 2
+    security: {security.protocol: SASL_SSL, sasl.password: hunter2}
+    properties: {client.id: shop}
+documents:
+  mongodb: {uri: "mongodb://app:hunter2@db/?authSource=admin"}
+tenants:
+  - name: acme
+    api_keys:
+      - plain: hunter2
+      - sha256: ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad
+limits: {request_bytes: 2MB, records: 100}
+gateway: {coalesce: 5ms}
+batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
+telemetry: {otlp_endpoint: "http://127.0.0.1:4318", sample_ratio: 1, log_format: json, log_filter: debug}
+"#;
+
+#[test]
+fn every_field_is_read() {
+    let config = read(FULL).unwrap();
+    assert_eq!(config.pipeline.as_str(), "shop");
+    assert_eq!((config.shards.0, config.generation), (4, 2));
+    assert_eq!(config.owned_shards(), [0, 2]);
+    assert_eq!(config.listen, "0.0.0.0:80".parse().unwrap());
+    let Log::Kafka(kafka) = &config.log else { panic!("{:?}", config.log) };
+    assert_eq!((kafka.brokers.len(), kafka.replication), (2, 2));
+    let Documents::Mongodb(mongodb) = &config.documents else { panic!("{:?}", config.documents) };
+    assert!(mongodb.uri.contains("hunter2"));
+    let keys = &config.tenants[0].api_keys;
+    assert_eq!(keys[0].hash(), Some(KeyHash::of("hunter2")));
+    assert_eq!(keys[1].hash(), Some(KeyHash::of("abc")));
+    assert_eq!(config.limits.request_bytes.bytes(), 2_000_000);
+    assert_eq!(config.limits.source().max_records, 100);
+    assert_eq!(config.batch.max_time.duration().as_millis(), 20);
+    assert_eq!(config.telemetry.sample_ratio, Ratio(1.0));
+}
+
+#[test]
+fn nothing_means_defaults() {
+    for text in ["", "# nothing\n", "{}"] {
+        assert_eq!(read(text).unwrap(), Config::default());
+    }
+    assert_eq!(Config::default().owned_shards().len(), 8);
+    assert_eq!(read("log: embedded\ndocuments: embedded\nowned: all").unwrap(), Config::default());
+}
+
+#[test]
+fn what_is_printed_can_be_read_and_tells_no_secret() {
+    let config = read(FULL).unwrap();
+    let printed = config.to_yaml();
+    assert!(!printed.contains("hunter2"), "{printed}");
+    assert!(!format!("{:?}", config.tenants).contains("hunter2"));
+    let again = read(&printed).unwrap();
+    assert_eq!(again.to_yaml(), printed);
+    assert_eq!(again.limits, config.limits);
+    let default = Config::default();
+    assert_eq!(read(&default.to_yaml()).unwrap(), default);
+}
+
+#[test]
+fn errors_name_the_place_and_what_is_allowed() {
+    let cases = [
+        ("shards: 8\nshard: 4\n", "m.yaml:2:1: ", "unknown field `shard`, expected one of `pipeline`, `shards`"),
+        ("limits:\n  request_bytes: 5 potatoes\n", "m.yaml:2:18: ", "write a whole number with B, KB, MB"),
+        ("limits:\n  request_bytes: 5000000\n", "m.yaml:2:18: ", "write a whole number with B, KB, MB"),
+        ("gateway:\n  body_timeout: soon\n", "m.yaml:2:17: ", "ms, s, m, h or d"),
+        ("gateway:\n  body_timeuot: 5s\n", "m.yaml:2:3: ", "expected one of `body_timeout`"),
+        ("shards: 0\n", "m.yaml:1:9: ", "from 1 to 4096"),
+        ("shards: 5000\n", "m.yaml:1:9: ", "from 1 to 4096"),
+        ("shards: many\n", "m.yaml:1:9: ", "from 1 to 4096"),
+        ("owned: [0, x]\n", "m.yaml:1:12: ", "expected u32"),
+        ("owned: some\n", "m.yaml:1:8: ", "neither `all` nor a list"),
+        ("listen: nowhere\n", "m.yaml:1:9: ", "invalid socket address"),
+        ("pipeline: My Shop\n", "m.yaml:1:11: ", "lower-case letters"),
+        ("tenants:\n- name: acme\n  apikeys: []\n", "m.yaml:3:3: ", "expected `name` or `api_keys`"),
+        ("tenants:\n- api_keys: []\n", "m.yaml:2:3: ", "missing field `name`"),
+        ("tenants:\n- name: acme\n  api_keys: [{sha256: abc}]\n", "m.yaml:3:22: ", "64 hexadecimal digits"),
+        ("log: pulsar\n", "m.yaml:1:6: ", "expected `embedded` or `kafka`"),
+        ("log:\n  kafka:\n    broker: [x]\n", "m.yaml:3:5: ", "expected one of `brokers`"),
+        ("telemetry: {sample_ratio: 2}\n", "m.yaml:1:27: ", "a number from 0 to 1"),
+        ("telemetry: {log_format: xml}\n", "m.yaml:1:25: ", "expected `text` or `json`"),
+        ("shards: 1\nshards: 2\n", "m.yaml:2:1: ", "duplicate field `shards`"),
+        ("shards: [\n", "m.yaml:2:1: ", "did not find expected"),
+    ];
+    let mut wrong = Vec::new();
+    for (text, place, message) in cases {
+        let error = read(text).unwrap_err();
+        if !error.starts_with(place) || !error.contains(message) {
+            wrong.push(format!("{text:?}: `{error}` is not {place}...{message}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_does_not_fit_together_is_named() {
+    let key = "api_keys: [{plain: k}]";
+    let cases = [
+        ("owned: [8]".to_owned(), "owned: there is no shard 8: with shards: 8 they are 0 to 7"),
+        ("owned: [1, 0, 1]".to_owned(), "owned: shard 1 is listed twice"),
+        ("tenants: [{name: a}, {name: a}]".to_owned(), "tenants[1].name: `a` is also the name of tenants[0]"),
+        (
+            format!("tenants: [{{name: a, {key}}}, {{name: b, {key}}}]"),
+            "tenants[1].api_keys[0]: is the same key as tenants[0]",
+        ),
+        ("tenants: [{name: a, api_keys: [{}]}]".to_owned(), "tenants[0].api_keys[0]: write either"),
+        ("log: {kafka: {brokers: []}}".to_owned(), "log.kafka.brokers: name at least one"),
+        ("log: {kafka: {brokers: [a], properties: {acks: '1'}}}".to_owned(), "`acks` is fixed"),
+        ("documents: {mongodb: {uri: 'http://x'}}".to_owned(), "documents.mongodb.uri: must start with mongodb://"),
+        ("telemetry: {otlp_endpoint: 'localhost:4318'}".to_owned(), "must start with http://"),
+        ("limits: {record_bytes: 2MB}".to_owned(), "must not exceed 900KB"),
+        ("limits: {depth: 0}".to_owned(), "limits.depth: must be more than 0"),
+        ("gateway: {in_flight_bytes: 1MB}".to_owned(), "limits.request_bytes is 5MB"),
+    ];
+    for (text, message) in cases {
+        let error = read(&text).unwrap_err();
+        assert!(error.starts_with("m.yaml: ") && error.contains(message), "{text}: {error}");
+    }
+}
+
+#[test]
+fn flags_override_single_fields() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.yaml");
+    std::fs::write(&path, FULL).unwrap();
+    let args = ConfigArgs {
+        config: Some(path.clone()),
+        listen: Some("127.0.0.1:0".parse().unwrap()),
+        owned: Some("1,3".parse().unwrap()),
+        kafka_brokers: vec!["other:9092".to_owned()],
+        mongodb_uri: Some("mongodb://other".to_owned()),
+        ..ConfigArgs::default()
+    };
+    let config = load(&args).unwrap();
+    assert_eq!((config.listen.port(), config.shards.0), (0, 4));
+    assert_eq!(config.owned_shards(), [1, 3]);
+    let Log::Kafka(kafka) = &config.log else { panic!("{:?}", config.log) };
+    assert_eq!((kafka.brokers.as_slice(), kafka.replication), (&["other:9092".to_owned()][..], 2));
+    let error = load(&ConfigArgs { shards: Some(0), ..args }).unwrap_err();
+    assert!(error.to_string().contains("shards: 0 is not a number from 1 to 4096"), "{error}");
+    let missing = ConfigArgs { config: Some(path.with_extension("none")), ..ConfigArgs::default() };
+    assert!(load(&missing).unwrap_err().to_string().contains("m.none"));
+}
+
+#[test]
+fn flags_and_environment_are_one_table() {
+    #[derive(clap::Parser)]
+    struct Program {
+        #[command(flatten)]
+        config: ConfigArgs,
+    }
+    let command = <Program as clap::CommandFactory>::command();
+    let without: Vec<_> =
+        command.get_arguments().filter(|arg| arg.get_env().is_none()).map(|arg| arg.get_id().as_str()).collect();
+    assert_eq!(without, ["print_config"]);
+    let program =
+        <Program as clap::Parser>::try_parse_from(["m", "--kafka-brokers", "a:1,b:2", "--sample-ratio", "0.5"])
+            .unwrap();
+    assert_eq!(program.config.kafka_brokers, ["a:1", "b:2"]);
+    assert_eq!(program.config.sample_ratio, Some(Ratio(0.5)));
+    assert!(<Program as clap::Parser>::try_parse_from(["m", "--sample-ratio", "7"]).is_err());
+}
