@@ -4,7 +4,7 @@
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, TopicPartition};
 use millstream_stores::kafka::KafkaLog;
-use millstream_stores::mongo::MongoDocuments;
+use millstream_stores::mongo::{MongoConfig, MongoDocuments};
 use millstream_tests::conformance::{documents, reader};
 use millstream_tests::servers::{Kafka, Mongo};
 use std::sync::Arc;
@@ -35,15 +35,20 @@ impl reader::Subject for OnKafka {
     }
 }
 
-struct OnMongo(&'static Mongo);
+struct OnMongo(MongoConfig);
 
 fn mongo() -> OnMongo {
-    OnMongo(Mongo::shared().unwrap())
+    OnMongo(Mongo::shared().unwrap().config("conformance"))
+}
+
+/// As on servers that do not know the `bulkWrite` command.
+fn old_mongo() -> OnMongo {
+    OnMongo(MongoConfig { bulk_write: false, ..mongo().0 })
 }
 
 impl documents::Subject for OnMongo {
     fn open(&self) -> Arc<dyn DocumentStore> {
-        Arc::new(MongoDocuments::connect(self.0.config("conformance")).unwrap())
+        Arc::new(MongoDocuments::connect(self.0.clone()).unwrap())
     }
 }
 
@@ -53,4 +58,199 @@ mod log_on_kafka {
 
 mod documents_on_mongo {
     millstream_tests::document_conformance!(super::mongo());
+}
+
+mod documents_on_mongo_without_bulk_write {
+    millstream_tests::document_conformance!(super::old_mongo());
+}
+
+/// What only real servers can do: stop, hang, and have indexes of other people.
+mod trouble {
+    use super::*;
+    use millstream_model::proto::operation::Op;
+    use millstream_model::proto::{Mutation, Operation, Value};
+    use millstream_shard::documents::{DocumentError, Outcome};
+    use millstream_shard::log::{LogError, Outgoing, Start, Transactional};
+    use millstream_stores::kafka::KafkaConfig;
+    use millstream_tests::conformance::reader::{contents, message, poll, send, spec, topic, transact};
+    use millstream_tests::conformance::{eventually, unique};
+    use millstream_tests::servers::Server;
+    use std::time::{Duration, Instant};
+
+    fn signal(server: &Server, name: &str) {
+        let sent = std::process::Command::new("kill").args(["-s", name, &server.pid().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Returns when every thread has stopped: the signal is on its way for a while on a busy machine.
+    fn stop(server: &Server) {
+        signal(server, "STOP");
+        eventually("every thread stops", || {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+            let mut stats =
+                threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).ok());
+            stats
+                .all(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')))
+                .then_some(())
+        });
+    }
+
+    fn set(collection: &str, id: &str, revision: u64, x: i64) -> Mutation {
+        Mutation {
+            tenant: "acme".into(),
+            collection: collection.into(),
+            id: id.into(),
+            generation: 1,
+            revision,
+            operations: vec![Operation { path: "x".into(), op: Some(Op::Set(Value::integer(x))) }],
+            ..Mutation::default()
+        }
+    }
+
+    fn open(config: &KafkaConfig) -> Arc<dyn Log> {
+        Arc::new(KafkaLog::new(config.clone()).unwrap())
+    }
+
+    fn begun(log: &Arc<dyn Log>, id: &str, message: Outgoing<'_>) -> Box<dyn Transactional> {
+        let mut client = log.transactional(id).unwrap();
+        client.begin().unwrap();
+        client.send(message).unwrap();
+        client
+    }
+
+    /// The broker hangs while the commit is on its way; librdkafka gives the request up, sends it again, and reports success. The first one
+    /// may still be around, so the outcome is unknown (DESIGN 4, rule 6); whoever takes over sees what it came to.
+    #[test]
+    fn a_commit_that_was_sent_twice_is_unknown() {
+        let kafka = Kafka::start().unwrap();
+        let mut config = kafka.config();
+        config.properties.insert("socket.timeout.ms".into(), "1000".into());
+        config.transaction_timeout_ms = 60_000;
+        let log = open(&config);
+        let (topic, id) = (topic(&log, "hang", 1), unique("hang"));
+        let mut client = begun(&log, &id, message(&topic, 0, b"in doubt"));
+        // The message itself is in the log before the broker hangs: only the commit is in doubt.
+        let visible = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < visible {
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+        let node = &kafka.nodes()[0];
+        stop(node);
+        let outcome = std::thread::scope(|scope| {
+            let commit = scope.spawn(|| client.commit());
+            let resume = Instant::now() + Duration::from_secs(3);
+            while Instant::now() < resume && !commit.is_finished() {
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+            signal(node, "CONT");
+            commit.join().unwrap()
+        });
+        assert!(matches!(outcome, Err(LogError::Unknown(_))), "{outcome:?}");
+        let again = client.begin();
+        assert!(matches!(again, Err(LogError::Unknown(_))), "a client that failed stays dead: {again:?}");
+        let mut next = log.transactional(&id).unwrap();
+        transact(&mut *next, &topic, &[(0, "next")]).unwrap();
+        let all = contents(&log, &topic, 1).concat();
+        assert!(all == ["next"] || all == ["in doubt", "next"], "{all:?}");
+    }
+
+    /// Errors come in bounded time and say what to do; nothing is invented.
+    #[test]
+    fn without_a_broker_everything_is_unavailable_or_unknown() {
+        let mut kafka = Kafka::start().unwrap();
+        let mut config = kafka.config();
+        (config.request_timeout_ms, config.init_timeout_ms, config.delivery_timeout_ms) = (2000, 2000, 2000);
+        let log = open(&config);
+        let topic = topic(&log, "down", 1);
+        let at = TopicPartition::new(topic.as_str(), 0);
+        let producer = log.producer().unwrap();
+        send(&*producer, message(&topic, 0, b"before")).unwrap();
+        let mut consumer = log.consumer(&[(at.clone(), Start::Earliest)]).unwrap();
+        kafka.kill(0);
+        assert!(matches!(log.bounds(&at), Err(LogError::Unavailable(_))));
+        assert!(matches!(send(&*producer, message(&topic, 0, b"after")), Err(LogError::Unknown(_))));
+        assert!(matches!(log.transactional("down").map(drop), Err(LogError::Unavailable(_))));
+        assert!(matches!(log.create_topics(&[spec("other", 1)]), Err(LogError::Unavailable(_))));
+        while !poll(&mut *consumer, 10, Duration::from_millis(200)).unwrap().is_empty() {}
+    }
+
+    /// Three nodes, two in sync: one may die, and neither what was committed nor the lock is lost.
+    #[test]
+    fn a_dead_node_of_three_loses_nothing() {
+        let mut kafka = Kafka::start_cluster(3).unwrap();
+        let config = KafkaConfig { request_timeout_ms: 30_000, init_timeout_ms: 60_000, ..kafka.config() };
+        let log = open(&config);
+        let (topic, id) = (topic(&log, "failover", 3), unique("failover"));
+        let mut client = log.transactional(&id).unwrap();
+        transact(&mut *client, &topic, &[(0, "before"), (1, "before"), (2, "before")]).unwrap();
+        client.begin().unwrap();
+        for partition in 0..3 {
+            client.send(message(&topic, partition, b"open")).unwrap();
+        }
+        kafka.kill(0);
+        let mut next = log.transactional(&id).unwrap();
+        transact(&mut *next, &topic, &[(0, "after"), (1, "after"), (2, "after")]).unwrap();
+        let fenced = client.commit();
+        assert!(matches!(fenced, Err(LogError::Unknown(_))), "{fenced:?}");
+        assert_eq!(contents(&log, &topic, 3), [["before", "after"], ["before", "after"], ["before", "after"]]);
+    }
+
+    /// The write is given up in time; what it came to shows when it is repeated.
+    #[test]
+    fn a_write_to_a_server_that_hangs_is_to_be_repeated() {
+        let mongo = Mongo::start().unwrap();
+        let config = MongoConfig { write_timeout_ms: 1000, read_timeout_ms: 1000, ..mongo.config("hang") };
+        let store = MongoDocuments::connect(config).unwrap();
+        store.prepare(&["users"]).unwrap();
+        let bulk = [set("users", "1", 1, 1), set("users", "2", 1, 2)];
+        stop(mongo.server());
+        let begin = Instant::now();
+        let outcomes = store.write(&bulk);
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry(_))), "{outcomes:?}");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert!(matches!(store.get("acme", "users", "1"), Err(DocumentError::Unavailable(_))));
+        signal(mongo.server(), "CONT");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut outcomes = store.write(&bulk);
+        while outcomes.iter().any(|outcome| matches!(outcome, Outcome::Retry(_))) {
+            assert!(Instant::now() < deadline, "{outcomes:?}");
+            outcomes = store.write(&bulk);
+        }
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied | Outcome::Stale)), "{outcomes:?}");
+        let document = store.get("acme", "users", "2").unwrap().unwrap();
+        assert_eq!((document.revision, document.fields.get("x")), (1, Some(&Value::integer(2))));
+    }
+
+    /// A write that a unique index refuses would be repeated for ever, so such an index is refused first; one that comes later makes the write a
+    /// reject, and never a stale one.
+    #[test]
+    fn unique_indexes_are_refused_and_their_collisions_too() {
+        let mongo = Mongo::shared().unwrap();
+        let (database, collection) = (unique("index"), unique("users"));
+        let store = MongoDocuments::connect(mongo.config(&database)).unwrap();
+        store.prepare(&[&collection]).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let client = mongodb::Client::with_uri_str(mongo.uri()).await.unwrap();
+            let options = mongodb::options::IndexOptions::builder().unique(true).build();
+            let index = mongodb::IndexModel::builder().keys(bson::doc! { "x": 1 }).options(options).build();
+            client.database(&database).collection::<bson::Document>(&collection).create_index(index).await.unwrap();
+        });
+        let error = store.prepare(&[&collection]).unwrap_err();
+        assert!(matches!(&error, DocumentError::Configuration(why) if why.contains(&collection)), "{error:?}");
+        assert_eq!(store.write(&[set(&collection, "1", 1, 7)]), [Outcome::Applied]);
+        let outcomes = store.write(&[set(&collection, "2", 1, 7), set(&collection, "3", 1, 8)]);
+        assert!(
+            matches!(&outcomes[..], [Outcome::Refused(why), Outcome::Applied] if why.contains("dup")),
+            "{outcomes:?}"
+        );
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_an_error_in_time() {
+        let config = MongoConfig { write_timeout_ms: 500, ..MongoConfig::new("mongodb://127.0.0.1:9/", "none") };
+        assert!(matches!(MongoDocuments::connect(config).map(drop), Err(DocumentError::Unavailable(_))));
+        let config = MongoConfig::new("http://127.0.0.1/", "none");
+        assert!(matches!(MongoDocuments::connect(config).map(drop), Err(DocumentError::Configuration(_))));
+    }
 }

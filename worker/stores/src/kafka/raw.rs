@@ -207,7 +207,7 @@ fn timestamp(message: &sys::rd_kafka_message_t) -> u64 {
 }
 
 /// A part of a message, borrowed from it; empty when there is none.
-fn bytes<'a>(start: *const libc::c_void, len: usize, _message: &'a sys::rd_kafka_message_t) -> &'a [u8] {
+fn bytes(start: *const libc::c_void, len: usize, _message: &sys::rd_kafka_message_t) -> &[u8] {
     if start.is_null() || len == 0 {
         return &[];
     }

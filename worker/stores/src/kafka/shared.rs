@@ -98,12 +98,22 @@ impl Shared {
         Ok(self.watermarks(&client, at)?.1)
     }
 
+    /// Asks until the leader answers or the time is over: while leadership moves, a single question fails at once.
     fn watermarks(&self, client: &BaseConsumer<Quiet>, at: &TopicPartition) -> Result<(u64, u64), LogError> {
         let partition = self.partition(at)?;
-        let found = client.fetch_watermarks(&at.topic, partition, self.config.request_timeout());
-        while client.poll(Duration::ZERO).is_some() {}
-        let (low, high) = found.map_err(|error| about(&at.topic, code(&error), "cannot get the offsets of topic"))?;
-        Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
+        let deadline = Instant::now() + self.config.request_timeout();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let found = client.fetch_watermarks(&at.topic, partition, left);
+            while client.poll(Duration::ZERO).is_some() {}
+            match found.map_err(|error| about(&at.topic, code(&error), "cannot get the offsets of topic")) {
+                Ok((low, high)) => return Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0))),
+                Err(LogError::Unavailable(_)) if Instant::now() + METADATA_BACKOFF < deadline => {
+                    std::thread::sleep(METADATA_BACKOFF);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     pub(super) fn topic_id(&self, topic: &str) -> Result<String, LogError> {
@@ -198,13 +208,11 @@ impl Shared {
         let Some(Ok(found)) = answer.into_iter().next() else {
             return Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name)));
         };
-        for (name, wanted) in [("message.timestamp.type", timestamp_type(topic))] {
-            let value = found.get(name).and_then(|entry| entry.value.as_deref());
-            if value != Some(wanted) {
-                return Err(differs(format!("it exists with {name} {}, not {wanted}", value.unwrap_or("unknown"))));
-            }
+        let (name, wanted) = ("message.timestamp.type", timestamp_type(topic));
+        match found.get(name).and_then(|entry| entry.value.as_deref()) {
+            Some(value) if value == wanted => Ok(()),
+            other => Err(differs(format!("it exists with {name} {}, not {wanted}", other.unwrap_or("unknown")))),
         }
-        Ok(())
     }
 
     /// Waits until every partition of a topic has a leader that answers.

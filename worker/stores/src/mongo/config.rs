@@ -22,6 +22,10 @@ pub struct MongoConfig {
     /// Largest number of writes in one command.
     #[serde(default = "default_batch")]
     pub max_batch: usize,
+    /// Write with the `bulkWrite` command where the server knows it (8.0 and later), else with one `update` command for each collection.
+    /// `false`: always the latter, for compatible servers that claim more than they can.
+    #[serde(default = "default_bulk")]
+    pub bulk_write: bool,
     /// Further options of the connection string (`maxPoolSize`, `tls`, `appName`, …).
     #[serde(default)]
     pub options: BTreeMap<String, String>,
@@ -29,6 +33,10 @@ pub struct MongoConfig {
 
 fn default_timeout() -> u64 {
     10_000
+}
+
+fn default_bulk() -> bool {
+    true
 }
 
 fn default_batch() -> usize {
@@ -44,6 +52,7 @@ impl MongoConfig {
             write_timeout_ms: default_timeout(),
             read_timeout_ms: default_timeout(),
             max_batch: default_batch(),
+            bulk_write: default_bulk(),
             options: BTreeMap::new(),
         }
     }

@@ -109,9 +109,10 @@ async fn open(config: MongoConfig) -> Result<Server, DocumentError> {
     options.server_selection_timeout = Some(config.write_timeout());
     options.app_name.get_or_insert_with(|| "millstream".to_owned());
     let client = Client::with_options(options).map_err(wrong)?;
-    let bulk = command::knows_bulk_write(&client)
+    let known = command::knows_bulk_write(&client)
         .await
         .map_err(|error| DocumentError::Unavailable(format!("cannot reach MongoDB: {error}")))?;
+    let bulk = known && config.bulk_write;
     Ok(Server { client, config, bulk })
 }
 
