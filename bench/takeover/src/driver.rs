@@ -221,6 +221,7 @@ fn verdict(settings: &Settings, output: &Output, sent: u64) -> Result<()> {
 fn create_topics(settings: &Settings) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", &settings.brokers).create()?;
+    wait_for_brokers(&admin)?;
     let names = [settings.topic("input"), settings.topic("output"), settings.topic("changelog")];
     let topics: Vec<NewTopic<'_>> = names
         .iter()
@@ -235,4 +236,20 @@ fn create_topics(settings: &Settings) -> Result<()> {
     let record = BaseRecord::<(), str>::to(&names[2]).partition(settings.shard).payload(&genesis);
     producer.send(record).map_err(|(error, _)| error)?;
     Ok(producer.flush(Duration::from_secs(30))?)
+}
+
+/// Brokers that were just started take some seconds until all three are known.
+fn wait_for_brokers(admin: &AdminClient<DefaultClientContext>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < deadline {
+        if admin
+            .inner()
+            .fetch_metadata(None, Duration::from_secs(5))
+            .is_ok_and(|metadata| metadata.brokers().len() == 3)
+        {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    bail!("three brokers did not appear within two minutes")
 }
