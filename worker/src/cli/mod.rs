@@ -1,0 +1,114 @@
+//! The command line: `millstream <command>`.
+//!
+//! Exit codes are the same for all commands: 0 everything is as asked; 1 the command ran, and something in the data is not (records
+//! refused, sums that do not add up); 2 it could not run (wrong usage, no connection, no such file).
+
+mod admin;
+mod answer;
+mod demo;
+mod generate;
+mod input;
+mod inspect;
+mod request;
+mod send;
+pub mod sender;
+pub mod snapshot;
+mod tail;
+pub mod usage;
+pub mod verify;
+
+use crate::runtime::{self, LocalArgs, WorkerArgs};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+pub use admin::{Admin, AdminError};
+
+/// What a command comes to, when it could run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Good,
+    /// Exit code 1: the command has said what is not good.
+    Bad,
+}
+
+/// Ingestion of customer data: records in; users, devices, events and documents out.
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the whole pipeline in this process, on embedded stores
+    Local(LocalArgs),
+    /// Run one stage, on Kafka and MongoDB
+    Worker(WorkerArgs),
+    /// Send records from files
+    Send(send::SendArgs),
+    /// Print events, mutations or rejects as NDJSON
+    Tail(tail::TailArgs),
+    /// Show what is known of one user or device
+    Inspect(inspect::InspectArgs),
+    /// Print each tenant's sums, and check that they add up
+    Usage(usage::UsageArgs),
+    /// Write realistic records into files, and what must come of them
+    Generate(generate::GenerateArgs),
+    /// Start a pipeline, send records through it, and check everything that comes out
+    Demo(demo::DemoArgs),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Local(args) => runtime::local(args).map(|()| Outcome::Good),
+        Command::Worker(args) => runtime::worker(args).map(|()| Outcome::Good),
+        Command::Send(args) => send::run(args),
+        Command::Tail(args) => tail::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Usage(args) => usage::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match outcome {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Bad) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing can be done when even that cannot be written.
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("millstream: {error:#}\n"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `millstream tail … | head` ends well: the reader has what it wanted.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.into_iter().any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Writes to standard output; a closed pipe is an error that [`main`] takes for the end.
+fn print(text: std::fmt::Arguments<'_>) -> std::io::Result<()> {
+    std::io::Write::write_fmt(&mut std::io::stdout().lock(), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_from_other_errors() {
+        let of = |kind: std::io::ErrorKind| anyhow::Error::from(std::io::Error::from(kind)).context("writing");
+        assert!(is_broken_pipe(&of(std::io::ErrorKind::BrokenPipe)));
+        assert!(!is_broken_pipe(&of(std::io::ErrorKind::NotFound)));
+    }
+}
