@@ -91,13 +91,11 @@ impl Server {
 
     /// Step 2, for one write; `Refused` without a reason means that a newer one is there.
     async fn settle(&self, write: &Write<'_>, found: Option<(u32, u64)>, message: String) -> Reply {
-        match found {
-            Some(guard) if guard >= (write.mutation.generation, write.mutation.revision) => {
-                Reply::Refused(String::new())
-            }
-            Some(_) => self.repeat(write).await,
-            None if message.contains(ID_INDEX) => Reply::Retry(message),
-            None => Reply::Duplicate(message),
+        match verdict((write.mutation.generation, write.mutation.revision), found, &message) {
+            Verdict::Stale => Reply::Refused(String::new()),
+            Verdict::Repeat => self.repeat(write).await,
+            Verdict::Later => Reply::Retry(message),
+            Verdict::Never => Reply::Duplicate(message),
         }
     }
 
@@ -191,6 +189,28 @@ impl Server {
     }
 }
 
+/// What E11000 means, once the stored guard is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Ours is there already, or a newer one.
+    Stale,
+    /// An older one is there: two upserts collided. Once more, without upsert.
+    Repeat,
+    /// The document was there, and is not any more.
+    Later,
+    /// Another unique index is in the way.
+    Never,
+}
+
+fn verdict(ours: (u32, u64), found: Option<(u32, u64)>, message: &str) -> Verdict {
+    match found {
+        Some(stored) if stored >= ours => Verdict::Stale,
+        Some(_) => Verdict::Repeat,
+        None if message.contains(ID_INDEX) => Verdict::Later,
+        None => Verdict::Never,
+    }
+}
+
 /// Matches a document while its guard is the one that was read; also one that another program wrote, without a guard.
 fn exactly(key: &str, stored: &BsonDocument) -> BsonDocument {
     let mut filter = doc! { ID: key };
@@ -231,5 +251,37 @@ fn outcome(reply: Reply) -> Outcome {
         Reply::Duplicate(message) | Reply::Refused(message) => Outcome::Refused(message),
         Reply::Shape => Outcome::Refused("the document has a field of another type in the way".to_owned()),
         Reply::Retry(message) => Outcome::Retry(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The servers of the tests do not let two upserts collide, MongoDB does.
+    #[test]
+    fn a_collision_proves_nothing_until_the_stored_guard_is_known() {
+        let (by_id, by_other) = ("E11000 dup key: index: _id_ dup key", "E11000 dup key: index: email_1 dup key");
+        for (found, message, expected) in [
+            (Some((1, 4)), by_id, Verdict::Repeat),
+            (Some((0, 9)), by_id, Verdict::Repeat),
+            (Some((1, 5)), by_id, Verdict::Stale),
+            (Some((2, 0)), by_id, Verdict::Stale),
+            (Some((1, 4)), by_other, Verdict::Repeat),
+            (None, by_id, Verdict::Later),
+            (None, by_other, Verdict::Never),
+        ] {
+            assert_eq!(verdict((1, 5), found, message), expected, "{found:?} {message}");
+        }
+    }
+
+    #[test]
+    fn a_fold_that_matched_nothing_is_done_again() {
+        let lost = doc! { "ok": 1.0, "n": 0 };
+        let collided = doc! { "ok": 1.0, "n": 0, "writeErrors": [
+            { "index": 0, "code": 11000, "errmsg": "E11000: index: _id_ dup key" },
+        ]};
+        assert_eq!((folded(&lost), folded(&collided)), (None, None));
+        assert_eq!(folded(&doc! { "ok": 1.0, "n": 1 }), Some(Outcome::Applied));
     }
 }
