@@ -186,7 +186,9 @@ fn unify_links_what_the_truth_links() {
                 let names: Vec<_> = names.collect();
                 let people: std::collections::BTreeSet<_> = names.iter().map(|name| owners[name]).collect();
                 assert_eq!(people.len(), 1, "{line}");
-                names.iter().for_each(|name| drop(unseen.remove(name)));
+                for name in &names {
+                    unseen.remove(name);
+                }
             }
         }
     }

@@ -123,8 +123,8 @@ mod tests {
 
     #[test]
     fn a_refused_request_refuses_its_records() {
-        let body =
-            r#"{"status":"fail","error":{"attribute":"elements","message":"missing","type":"MissingAttributeError"}}"#;
+        let body = r#"{"status":"fail","error":{"reason":"missing_field","attribute":"elements","message":"missing",
+            "type":"MissingAttributeError","request_id":"r"}}"#;
         let Verdict::Records(records) = read(400, None, body, 2) else { panic!() };
         assert_eq!(records.len(), 2);
         let problem = records[0].as_ref().unwrap_err();

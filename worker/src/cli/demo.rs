@@ -59,7 +59,8 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     report::print_sums(&snapshot, &shipments, total, took)?;
     report::print_freshness(&freshness)?;
     report::print_profile(&local.admin, &truth)?;
-    let outcome = report::print_verdict(&truth, &mismatches)?;
+    let (verdict, outcome) = report::verdict(&truth, &mismatches);
+    super::print(format_args!("{verdict}"))?;
     local.stop()?;
     Ok(outcome)
 }

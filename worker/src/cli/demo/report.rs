@@ -5,7 +5,7 @@ use super::probe::percentile;
 use crate::cli::usage;
 use crate::cli::verify::{Mismatch, Snapshot};
 use crate::cli::{Admin, Outcome, inspect, print};
-use crate::generate::truth::{Truth, UserTruth};
+use crate::generate::truth::{TenantTruth, Truth, UserTruth};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -85,28 +85,26 @@ fn indent(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// Whether everything adds up.
-pub(super) fn print_verdict(truth: &Truth, mismatches: &[Mismatch]) -> anyhow::Result<Outcome> {
-    let sum = |of: fn(&crate::generate::truth::TenantTruth) -> u64| truth.tenants.values().map(of).sum::<u64>();
-    let users = sum(|tenant| tenant.users.len() as u64);
-    if mismatches.is_empty() {
-        print(format_args!(
-            "everything adds up: {} effects, {} events each exactly once, {users} users with the right identifiers and attributes, \
-             {} deleted\n",
-            sum(|tenant| tenant.effects),
-            sum(|tenant| tenant.events),
-            sum(|tenant| tenant.deleted.len() as u64)
-        ))?;
-        return Ok(Outcome::Good);
+/// Whether everything adds up, in words.
+pub(super) fn verdict(truth: &Truth, mismatches: &[Mismatch]) -> (String, Outcome) {
+    if !mismatches.is_empty() {
+        let mut text = format!("{} things are not as they must be:\n", mismatches.len());
+        mismatches.iter().take(SHOWN).for_each(|mismatch| text.push_str(&format!("  {mismatch}\n")));
+        if mismatches.len() > SHOWN {
+            text.push_str(&format!("  … and {} more\n", mismatches.len() - SHOWN));
+        }
+        return (text, Outcome::Bad);
     }
-    print(format_args!("{} things are not as they must be:\n", mismatches.len()))?;
-    for mismatch in mismatches.iter().take(SHOWN) {
-        print(format_args!("  {mismatch}\n"))?;
-    }
-    if mismatches.len() > SHOWN {
-        print(format_args!("  … and {} more\n", mismatches.len() - SHOWN))?;
-    }
-    Ok(Outcome::Bad)
+    let sum = |of: fn(&TenantTruth) -> u64| truth.tenants.values().map(of).sum::<u64>();
+    let text = format!(
+        "everything adds up: {} effects, {} events each exactly once, {} users with the right identifiers, attributes and \
+         devices, {} deleted\n",
+        sum(|tenant| tenant.effects),
+        sum(|tenant| tenant.events),
+        sum(|tenant| tenant.users.len() as u64),
+        sum(|tenant| tenant.deleted.len() as u64)
+    );
+    (text, Outcome::Good)
 }
 
 #[cfg(test)]
@@ -131,7 +129,9 @@ mod tests {
             found: "not at all".into(),
         };
         let many: Vec<Mismatch> = (0..30).map(mismatch).collect();
-        assert_eq!(print_verdict(&Truth::default(), &many).unwrap(), Outcome::Bad);
-        assert_eq!(print_verdict(&Truth::default(), &[]).unwrap(), Outcome::Good);
+        let (text, outcome) = verdict(&Truth::default(), &many);
+        assert_eq!(outcome, Outcome::Bad);
+        assert!(text.contains("event 19:") && !text.contains("event 20:") && text.contains("10 more"), "{text}");
+        assert_eq!(verdict(&Truth::default(), &[]).1, Outcome::Good);
     }
 }
