@@ -2,15 +2,19 @@
 //!
 //! A device is named by its primary identifier alone and devices are never merged: further device identifiers of a record are members
 //! of that device. `user` is the identifier by which the newest record named its user; a record without any user identifier is
-//! about that user, or, when the device never had one, about the user whom the device's primary identifier itself names.
+//! about that user, or, when the device has none, about the user whom the device's primary identifier itself names.
+//!
+//! The device's part of a record and the user's part go different ways. So a deletion can come here before a record that it covers; the
+//! device remembers (by a hash) which identifiers it must not take from records up to which stamp.
 
 use super::attributes::{self, Writer};
 use super::document::{Cause, publish_device, set_device_user, set_identifiers};
-use super::state::{self, Value, device_id, device_key, required};
+use super::state::{self, Value, device_id, device_key, identifier_hash, required};
 use super::work::{Header, Work};
 use super::{outcome, user};
-use crate::StateError;
-use millstream_model::proto::{Action, Device, DeviceState, Forget, Identifier, Operation};
+use crate::{State, StateError};
+use millstream_model::key::StateKey;
+use millstream_model::proto::{Action, Device, DeviceState, Forget, Forgotten, Identifier, Operation, Stamp};
 use millstream_model::reject::Reason;
 
 impl Work<'_> {
@@ -18,12 +22,10 @@ impl Work<'_> {
         let mut action = required(message.action, "action")?;
         let id = device_id(&message.device)?;
         let key = device_key(&header.tenant, &id);
-        if state::device_mut(self.state, &key)?.is_none() {
-            let (first_seen_ms, last_seen_ms) = (action.time_ms, action.time_ms);
-            let device = DeviceState { id: message.device, first_seen_ms, last_seen_ms, ..DeviceState::default() };
-            self.state.put(key.clone(), Value::Device(Box::new(device)));
+        let device = device_state(self.state, &key, message.device)?;
+        if device.revision == 0 {
+            (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
         }
-        let Some(device) = state::device_mut(self.state, &key)? else { return Ok(()) };
         let operations = apply(device, &mut action)?;
         let stamp = required(action.stamp, "stamp")?;
         let trace = action.trace.as_ref();
@@ -39,20 +41,50 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The device's last user was deleted: the device does not name it any longer.
-    pub(super) fn forget(&mut self, header: &Header, message: &Forget) -> Result<(), StateError> {
+    /// Whoever these identifiers named was deleted: the device does not name them any longer, nor again by an older record.
+    pub(super) fn forget(&mut self, header: &Header, message: Forget) -> Result<(), StateError> {
         let deletion = required(message.stamp, "stamp")?;
         let key = device_key(&header.tenant, &device_id(&message.device)?);
-        let Some(device) = state::device_mut(self.state, &key)? else { return Ok(()) };
+        let device = device_state(self.state, &key, message.device)?;
+        for identifier in &message.identifiers {
+            remember(&mut device.forgotten, identifier_hash(identifier), deletion);
+        }
         let is_gone = |user: &Identifier| message.identifiers.contains(user);
         if device.user.as_ref().is_some_and(is_gone) && device.user_stamp <= Some(deletion) {
             device.user = None;
-            device.user_stamp = Some(deletion);
             let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
             publish_device(device, vec![set_device_user(None)], cause, self.at, self.out);
         }
         Ok(())
     }
+}
+
+fn device_state<'s>(
+    state: &'s mut dyn State<Value>,
+    key: &StateKey,
+    id: Vec<u8>,
+) -> Result<&'s mut DeviceState, StateError> {
+    if state::device_mut(state, key)?.is_none() {
+        let device = DeviceState { id, ..DeviceState::default() };
+        state.put(key.clone(), Value::Device(Box::new(device)));
+    }
+    required(state::device_mut(state, key)?, "device")
+}
+
+fn remember(forgotten: &mut Vec<Forgotten>, identifier: Vec<u8>, deletion: Stamp) {
+    match forgotten.binary_search_by(|entry| entry.identifier.cmp(&identifier)) {
+        Ok(index) => {
+            if let Some(entry) = forgotten.get_mut(index) {
+                entry.stamp = entry.stamp.max(Some(deletion));
+            }
+        }
+        Err(index) => forgotten.insert(index, Forgotten { identifier, stamp: Some(deletion) }),
+    }
+}
+
+fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {
+    let hash = identifier_hash(user);
+    device.forgotten.iter().any(|entry| entry.identifier == hash && Some(stamp) <= entry.stamp)
 }
 
 fn apply(device: &mut DeviceState, action: &mut Action) -> Result<Vec<Operation>, StateError> {
@@ -69,6 +101,7 @@ fn apply(device: &mut DeviceState, action: &mut Action) -> Result<Vec<Operation>
     user::see(&mut device.first_seen_ms, &mut device.last_seen_ms, action.time_ms, &mut operations);
     if let Some(user) = action.user_identifiers.first()
         && (Some(stamp), Some(user)) > (device.user_stamp, device.user.as_ref())
+        && !is_forgotten(device, user, stamp)
     {
         if device.user.as_ref() != Some(user) {
             operations.push(set_device_user(Some(user)));

@@ -17,8 +17,7 @@ use millstream_model::proto::{
 /// Where a user stands, for an action by some identifier.
 enum Standing {
     Forward(UserId),
-    Deleted(Stamp),
-    /// Live, and the identifier is no member: a deletion took it.
+    /// Deleted, or live and the identifier is no member: a deletion took it. Which records that covers, only the identifier's node knows.
     Left,
     /// Live; the newest deletion that the identifier's membership outlived.
     Member(Option<Stamp>),
@@ -27,7 +26,7 @@ enum Standing {
 fn standing(user: &User, via: &Identifier) -> Result<Standing, StateError> {
     Ok(match &user.fate {
         Some(Fate::Forward(to)) => Standing::Forward(user_id(to)?),
-        Some(Fate::Deleted(deletion)) => Standing::Deleted(*deletion),
+        Some(Fate::Deleted(_)) => Standing::Left,
         None => user::member(user, via).map_or(Standing::Left, |member| Standing::Member(member.erased)),
     })
 }
@@ -47,14 +46,14 @@ impl Work<'_> {
             Standing::Forward(to) => {
                 self.send(&header.tenant, header.hops + 1, to.home(), apply_message(&to, via, action));
             }
-            Standing::Deleted(erased) | Standing::Member(Some(erased)) if stamp <= erased => {
+            Standing::Member(Some(erased)) if stamp <= erased => {
                 if action.delete {
                     outcome::effect(&action, self.out);
                 } else {
                     self.refuse_deleted(&action, &via);
                 }
             }
-            Standing::Deleted(_) | Standing::Left => self.send_back(header, &id, via, action)?,
+            Standing::Left => self.send_back(header, &id, via, action)?,
             Standing::Member(_) if action.delete => self.delete(&header.tenant, &id, action)?,
             Standing::Member(_) => self.apply_live(&header.tenant, &id, &via, action)?,
         }
@@ -133,7 +132,7 @@ impl Work<'_> {
     fn let_go(&mut self, tenant: &str, purged: Purged, users: &[Vec<u8>], deletion: Stamp) {
         for device in purged.devices {
             let Some(home) = DeviceId::from_bytes(&device).map(|id| id.home()) else { continue };
-            let forget = Forget { device, identifiers: purged.identifiers.clone(), stamp: Some(deletion) };
+            let forget = Forget { device, identifiers: purged.names.clone(), stamp: Some(deletion) };
             self.send(tenant, 0, home, Body::Forget(forget));
         }
         for identifier in purged.identifiers {
@@ -158,19 +157,21 @@ impl Work<'_> {
         } else if user.fate.is_none() {
             let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
             self.erase_live(&id, deletion, cause)?;
-            self.relink(&header.tenant, &id, &[via])?;
+            self.relink(header, &id, &[via])?;
         }
         Ok(())
     }
 
-    /// Sends links of the members among these identifiers: their nodes may be gone.
-    fn relink(&mut self, tenant: &str, id: &UserId, identifiers: &[Identifier]) -> Result<(), StateError> {
-        let user = state::user(self.state, &user_key(tenant, id))?;
+    /// Links the members among these identifiers anew: a deletion, perhaps of a user that became part of this one, may have taken their nodes,
+    /// or be on its way to. Unlinking them first makes their nodes wait until it is there.
+    fn relink(&mut self, header: &Header, id: &UserId, identifiers: &[Identifier]) -> Result<(), StateError> {
+        let user = state::user(self.state, &user_key(&header.tenant, id))?;
         let members = identifiers.iter().filter_map(|identifier| user::member(user, identifier));
-        let links: Vec<_> =
-            members.map(|member| (member.identifier.clone(), member.last, member.record_id.clone())).collect();
-        for (identifier, last, record_id) in links {
-            self.send_link(tenant, id, required(identifier, "identifier")?, last, record_id);
+        let members: Vec<_> = members.cloned().collect();
+        for member in members {
+            let identifier = required(member.identifier, "identifier")?;
+            self.unlink_again(header, id, &identifier)?;
+            self.send_link(&header.tenant, id, identifier, member.last, member.record_id);
         }
         Ok(())
     }
@@ -181,18 +182,22 @@ impl Work<'_> {
         let via = required(message.via, "via")?;
         let stamp = required(message.stamp, "stamp")?;
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
-        match standing(state::user(self.state, &user_key(&header.tenant, &larger))?, &via)? {
+        let user = state::user(self.state, &user_key(&header.tenant, &larger))?;
+        // Without the identifier it has either lost it by a deletion, or the state that brings it is still on the way. In a user that a
+        // deletion touched that state is linked anew when it comes, so only there the merge may be left to a new link.
+        let is_touched = user.fate.is_some() || user.erased.is_some();
+        match standing(user, &via)? {
             Standing::Forward(to) if to == smaller => Ok(()),
             Standing::Forward(to) => {
                 self.merge_users(header.hops, to, smaller, via, cause);
                 Ok(())
             }
-            Standing::Deleted(_) | Standing::Left => {
+            Standing::Left if is_touched => {
                 self.unlink_again(header, &larger, &via)?;
                 self.send_link(&header.tenant, &smaller, via, Some(stamp), message.record_id);
                 Ok(())
             }
-            Standing::Member(_) => self.give_up(header, &larger, &smaller, cause),
+            Standing::Left | Standing::Member(_) => self.give_up(header, &larger, &smaller, cause),
         }
     }
 
@@ -212,6 +217,7 @@ impl Work<'_> {
             survivor: to.as_bytes().to_vec(),
             loser: id.as_bytes().to_vec(),
             relink: state.erased.is_some(),
+            erased: None,
             state: Some(state),
             stamp: Some(cause.stamp),
             record_id: cause.record_id.to_vec(),
@@ -229,24 +235,25 @@ impl Work<'_> {
         let user = state::user(self.state, &key)?;
         let deletion = if let Some(Fate::Deleted(deletion)) = user.fate { Some(deletion) } else { user.erased };
         message.relink |= deletion.is_some();
-        if let Some(deletion) = deletion.filter(|deletion| stamp <= *deletion) {
-            let ids = [user::ids(user), user::ids(&state)].concat();
-            let purged = user::purge(&mut state, deletion);
-            self.let_go(&header.tenant, purged, &ids, deletion);
-        }
-        let user = state::user_mut(self.state, &key)?;
+        message.erased = message.erased.max(deletion.filter(|deletion| stamp <= *deletion));
         if let Some(Fate::Forward(to)) = &user.fate {
             let to = user_id(to)?;
             let absorb = Absorb { survivor: to.as_bytes().to_vec(), state: Some(state), ..message };
             self.send(&header.tenant, header.hops + 1, to.home(), Body::Absorb(Box::new(absorb)));
             return Ok(());
         }
-        let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
+        let ids = [user::ids(user), user::ids(&state)].concat();
+        let user = state::user_mut(self.state, &key)?;
+        let purged = message.erased.map(|deletion| (deletion, user::purge_absorbed(user, &mut state, deletion)));
         let members = state.identifiers.iter().filter_map(|member| member.identifier.clone()).collect::<Vec<_>>();
-        let operations = united(user, state, cause);
+        let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
+        let operations = united(user, state, message.relink, cause);
         publish_user(user, operations, cause, self.at, self.out);
+        if let Some((deletion, purged)) = purged {
+            self.let_go(&header.tenant, purged, &ids, deletion);
+        }
         if message.relink {
-            self.relink(&header.tenant, &id, &members)?;
+            self.relink(header, &id, &members)?;
         }
         Ok(())
     }
@@ -272,9 +279,13 @@ impl Work<'_> {
 }
 
 /// Unites a state with a live user, or with a deleted one that lives again by it; gives what changes in the document.
-fn united(user: &mut User, state: User, cause: Cause<'_>) -> Vec<millstream_model::proto::Operation> {
+fn united(user: &mut User, state: User, relink: bool, cause: Cause<'_>) -> Vec<millstream_model::proto::Operation> {
     let record_id = cause.record_id.to_vec();
     let before = user_fields(cause.tenant, user);
+    if relink && user.fate.is_none() {
+        // Whoever becomes part of this user later may be linked by a node that such a deletion is still to take.
+        user.erased = user.erased.or(Some(Stamp::default()));
+    }
     if state.identifiers.is_empty() {
         // A deletion took all of it; only that its id led here is worth knowing.
         user::add_merged(user, Merged { user: state.id, stamp: Some(cause.stamp), record_id }, state.merged);

@@ -13,7 +13,7 @@ use millstream_model::id::{DeviceId, UserId};
 use millstream_model::key::group_of;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{
-    Action, Device, Drain, Drained, Erase, Exchange, Identifier, Link, MergeUsers, Resolve, Stamp, Unlink,
+    Action, Device, Drain, Drained, Erase, Exchange, Forget, Identifier, Link, MergeUsers, Resolve, Stamp, Unlink,
 };
 use millstream_model::reject::Reason;
 
@@ -100,6 +100,13 @@ impl Work<'_> {
     pub(super) fn refuse_deleted(&mut self, action: &Action, via: &Identifier) {
         let message = format!("the user that {via} named was deleted after this record was received");
         outcome::reject(action, Reason::UserDeleted, message, self.out);
+        if let Some(primary) = action.device_identifiers.first() {
+            // The device's part of the record may have named this user, and the user never learnt of that device.
+            let device = DeviceId::of(&action.tenant, primary);
+            let (identifiers, stamp) = (vec![via.clone()], action.stamp);
+            let forget = Forget { device: device.as_bytes().to_vec(), identifiers, stamp };
+            self.send(&action.tenant, 0, device.home(), Body::Forget(forget));
+        }
     }
 
     /// Keeps a message in a closing node until it is closed.

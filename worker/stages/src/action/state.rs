@@ -87,8 +87,12 @@ pub(super) fn node_key(tenant: &str, identifier: &Identifier) -> StateKey {
 
 /// The key of an identifier's last deletion: it outlives the person's data, so it holds a hash and not the identifier.
 pub(super) fn erased_key(tenant: &str, identifier: &Identifier) -> StateKey {
-    let hash = message_hash(&format!("{}\0{}", identifier.r#type, identifier.value));
-    StateKey::new(group_of(tenant, identifier), tenant, Kind::Erased, &hash)
+    StateKey::new(group_of(tenant, identifier), tenant, Kind::Erased, &identifier_hash(identifier))
+}
+
+/// What is remembered of an identifier whose user was deleted.
+pub(super) fn identifier_hash(identifier: &Identifier) -> Vec<u8> {
+    message_hash(&format!("{}\0{}", identifier.r#type, identifier.value)).to_vec()
 }
 
 pub(super) fn user_key(tenant: &str, id: &UserId) -> StateKey {

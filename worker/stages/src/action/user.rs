@@ -180,11 +180,14 @@ fn unite_member(members: &mut Vec<Membership>, new: Membership) {
 pub(super) struct Purged {
     pub(super) identifiers: Vec<Identifier>,
     pub(super) devices: Vec<Vec<u8>>,
+    /// All identifiers it had: by any of them, one of the devices may know it.
+    pub(super) names: Vec<Identifier>,
 }
 
 /// Takes out everything that is not newer than the deletion. What is left belongs to records that came after it.
 pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
     let outlives = |last: Option<Stamp>| last > Some(deletion);
+    let names = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
     let gone = user.identifiers.extract_if(.., |member| !outlives(member.last));
     let identifiers: Vec<Identifier> = gone.filter_map(|member| member.identifier).collect();
     for member in &mut user.identifiers {
@@ -200,7 +203,23 @@ pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
     let deleted_ms = i64::try_from(deletion.time_ms).unwrap_or(i64::MAX);
     user.first_seen_ms = user.first_seen_ms.max(deleted_ms.min(user.last_seen_ms));
     user.erased = user.erased.max(Some(deletion));
-    Purged { identifiers, devices }
+    Purged { identifiers, devices, names }
+}
+
+/// [`purge`] for a state that is about to be united with `user`. What that one has by newer records stays with it.
+pub(super) fn purge_absorbed(user: &mut User, state: &mut User, deletion: Stamp) -> Purged {
+    let mut purged = purge(state, deletion);
+    purged.identifiers.retain(|identifier| {
+        let index = find(&user.identifiers, identifier).ok();
+        match index.and_then(|index| user.identifiers.get_mut(index)) {
+            Some(member) => {
+                member.erased = member.erased.max(Some(deletion));
+                false
+            }
+            None => true,
+        }
+    });
+    purged
 }
 
 /// What is left of a user of whom a deletion left nothing: who it was, for messages that still come.

@@ -95,7 +95,7 @@ impl<'a> Work<'a> {
             Body::Erase(message) => self.erase(&header, message),
             Body::Drain(message) => self.drain(&header, message),
             Body::Drained(message) => self.drained(&header, &message),
-            Body::Forget(message) => self.forget(&header, &message),
+            Body::Forget(message) => self.forget(&header, message),
         }
     }
 }

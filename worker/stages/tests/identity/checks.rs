@@ -311,12 +311,12 @@ fn nothing_is_left_after_deleting_all(cluster: &mut Cluster, history: &History) 
     ensure!(cluster.effects - effects == live.len() as u64, "a deletion had no effect");
     nobody(cluster)?;
     let repeated: Vec<usize> = (0..count).filter(|index| !history.records[*index].delete).collect();
-    let rejected = cluster.rejected;
     for index in &repeated {
+        let rejected = cluster.rejected;
         cluster.send(&history.action(*index));
+        cluster.run()?;
+        ensure!(cluster.rejected == rejected + 1, "record {index} is older than the deletion and was taken");
     }
-    cluster.run()?;
-    ensure!(cluster.rejected - rejected == repeated.len() as u64, "a record older than the deletion was taken");
     ensure!(cluster.events.len() == events, "an event of a deleted user");
     nobody(cluster)
 }

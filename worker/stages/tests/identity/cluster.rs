@@ -116,6 +116,9 @@ impl Cluster {
         let stamp = Stamp { time_ms: 1, offset: self.steps, index: 0 };
         let at = At { input, partition, stamp, batch_ms: 1, generation: 1, shards: self.shards };
         let record: Record = ActionStage.decode(input, bytes).unwrap();
+        if std::env::var_os("IDENTITY_TRACE").is_some() {
+            println!("step {} {channel:?} {}", self.steps, format!("{record:?}").replace('\n', " "));
+        }
         let mut out = Outbox::default();
         ActionStage.process(record, &at, &mut self.states[partition as usize], &mut out)?;
         for message in std::mem::take(&mut out.exchange) {

@@ -2,7 +2,14 @@
 //!
 //! `IDENTITY_CASES` sets how many histories each of the long tests runs, `IDENTITY_SEED` the first seed. A failing seed is printed;
 //! the property tests below shrink small histories.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub
+)]
 
 mod checks;
 mod cluster;
