@@ -268,6 +268,8 @@ mod tests {
         assert_eq!(people(&separate).unwrap().users.len(), 2);
         let link = record(&[("user_id", "1"), ("email", "e")], event());
         assert!(people(&[&separate[..], &[link]].concat()).is_err());
+        let by_browser = record(&[("anonymous_id", "a"), ("user_id", "1")], set("x", 2));
+        assert!(people(&[separate[0].clone(), by_browser]).is_err());
     }
 
     #[test]

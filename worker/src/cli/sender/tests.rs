@@ -198,10 +198,10 @@ fn text_that_would_spoil_its_request_is_refused_here() {
 #[test]
 fn each_user_keeps_its_order_over_parallel_senders() {
     let gateway = Gateway::start(&[]);
-    let lines: Vec<String> = (0..400).map(|number| record(number % 20 + 3, number)).collect();
+    let lines: Vec<String> = (0..400).map(|number| record(number % 21 + 3, number)).collect();
     send_text(&gateway.target(7, 5), &lines, &Progress::default()).unwrap();
     let seen = gateway.seen();
-    for user in 3..23 {
+    for user in 3..24 {
         let name = format!("\"u{user}\"");
         let of_user = |lines: &[&str]| {
             lines.iter().filter(|line| line.contains(&name)).map(|line| (*line).to_owned()).collect::<Vec<_>>()
