@@ -69,8 +69,8 @@ pub(super) struct SendArgs {
 }
 
 /// Runs it.
-pub(super) fn run(args: SendArgs) -> anyhow::Result<Outcome> {
-    let target = target(&args)?;
+pub(super) fn run(args: &SendArgs) -> anyhow::Result<Outcome> {
+    let target = target(args)?;
     let progress = Progress::default();
     let begun = Instant::now();
     let sent = std::thread::scope(|scope| {
@@ -83,7 +83,7 @@ pub(super) fn run(args: SendArgs) -> anyhow::Result<Outcome> {
         bar.finish_and_clear();
         sending.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the sender crashed; please report it")))
     });
-    report(&args, &progress, begun.elapsed())?;
+    report(args, &progress, begun.elapsed())?;
     sent?;
     Ok(if progress.refused.load(Ordering::Relaxed) == 0 { Outcome::Good } else { Outcome::Bad })
 }

@@ -204,13 +204,13 @@ impl Lane<'_> {
         loop {
             let (why, after) = match self.post(&request, &body, &key) {
                 Ok(Verdict::Records(fates)) => return self.record(&request, fates),
-                Ok(Verdict::TooLarge(problem)) => return self.deliver_halves(request, place, problem),
-                Ok(Verdict::Hopeless(why)) => return Err(self.lost(&request, why)),
+                Ok(Verdict::TooLarge(problem)) => return self.deliver_halves(request, place, &problem),
+                Ok(Verdict::Hopeless(why)) => return Err(self.lost(&request, &why)),
                 Ok(Verdict::Again(why, after)) => (why, after),
                 Err(error) => (format!("{:#}", anyhow::Error::from(error)), None),
             };
             if attempt >= self.target.attempts || self.progress.stop.load(Ordering::Relaxed) {
-                return Err(self.lost(&request, format!("{why} ({attempt} attempts)")));
+                return Err(self.lost(&request, &format!("{why} ({attempt} attempts)")));
             }
             std::thread::sleep(after.unwrap_or_else(|| pause(attempt)).min(LONGEST_PAUSE));
             self.progress.repeated.fetch_add(1, Ordering::Relaxed);
@@ -244,7 +244,7 @@ impl Lane<'_> {
         Ok(())
     }
 
-    fn deliver_halves(&self, request: Request, place: &str, problem: Problem) -> anyhow::Result<()> {
+    fn deliver_halves(&self, request: Request, place: &str, problem: &Problem) -> anyhow::Result<()> {
         let only = request.lines.first().cloned();
         match (request.halves(), only) {
             (Some((one, two)), _) => {
@@ -258,7 +258,7 @@ impl Lane<'_> {
         }
     }
 
-    fn lost(&self, request: &Request, why: String) -> anyhow::Error {
+    fn lost(&self, request: &Request, why: &str) -> anyhow::Error {
         let at = |line: Option<&Line>| line.map(|line| format!("{}:{}", line.file, line.number)).unwrap_or_default();
         anyhow!(
             "{}{}: {why}. Nothing is known of {} records from {} to {}; send the same files again with \

@@ -37,11 +37,13 @@ fn truth() -> Truth {
     Truth { seed: 1, now: String::new(), tenants: [("acme".to_owned(), tenant)].into() }
 }
 
+#[allow(clippy::needless_pass_by_value)] // json!() at every call
 fn document(id: &str, fields: Value) -> DocumentSeen {
     serde_json::from_value(json!({"_id": id, "generation": 1, "revision": 3, "deleted": false, "fields": fields}))
         .unwrap()
 }
 
+#[allow(clippy::needless_pass_by_value)] // json!() at every call
 fn event(message_id: &str, identifiers: Value) -> EventSeen {
     let user = json!({"id": "u", "identifiers": identifiers});
     let event = json!({"id": message_id, "tenant": "acme", "message_id": message_id, "user": user});
