@@ -2,7 +2,7 @@
 
 use super::document::{self, Cause, publish_user, tombstone, user_fields};
 use super::outcome;
-use super::state::{self, required, user_id, user_key};
+use super::state::{self, identifier_hash, required, user_id, user_key};
 use super::user::{self, Purged};
 use super::work::{Header, Work};
 use crate::StateError;
@@ -24,6 +24,14 @@ enum Standing {
 }
 
 fn standing(user: &User, via: &Identifier) -> Result<Standing, StateError> {
+    if !user.expelled.is_empty() && user.expelled.contains(&identifier_hash(via)) {
+        // An action by it was sent back. Those behind follow it, even if the identifier is a member again, until the drain has passed.
+        return Ok(Standing::Left);
+    }
+    fate(user, via)
+}
+
+fn fate(user: &User, via: &Identifier) -> Result<Standing, StateError> {
     Ok(match &user.fate {
         Some(Fate::Forward(to)) => Standing::Forward(user_id(to)?),
         Some(Fate::Deleted(_)) => Standing::Left,
@@ -46,15 +54,9 @@ impl Work<'_> {
             Standing::Forward(to) => {
                 self.send(&header.tenant, header.hops + 1, to.home(), apply_message(&to, via, action));
             }
-            Standing::Member(Some(erased)) if stamp <= erased => {
-                if action.delete {
-                    outcome::effect(&action, self.out);
-                } else {
-                    self.refuse_deleted(&action, &via);
-                }
-            }
-            Standing::Left => self.send_back(header, &id, via, action)?,
             Standing::Member(_) if action.delete => self.delete(&header.tenant, &id, action)?,
+            Standing::Member(Some(erased)) if stamp <= erased => self.refuse_deleted(&action, &via),
+            Standing::Left => self.send_back(header, &id, via, action)?,
             Standing::Member(_) => self.apply_live(&header.tenant, &id, &via, action)?,
         }
         Ok(())
@@ -63,6 +65,11 @@ impl Work<'_> {
     /// The identifier does not name this user any more: it is to be resolved again. The unlink before it makes sure that its node knows.
     fn send_back(&mut self, header: &Header, id: &UserId, via: Identifier, action: Action) -> Result<(), StateError> {
         self.unlink_again(header, id, &via)?;
+        let hash = identifier_hash(&via);
+        let user = state::user_mut(self.state, &user_key(&header.tenant, id))?;
+        if !user.expelled.contains(&hash) {
+            user.expelled.push(hash);
+        }
         self.resolve_by(header.hops + 1, via, action, true);
         Ok(())
     }
@@ -186,7 +193,7 @@ impl Work<'_> {
         // Without the identifier it has either lost it by a deletion, or the state that brings it is still on the way. In a user that a
         // deletion touched that state is linked anew when it comes, so only there the merge may be left to a new link.
         let is_touched = user.fate.is_some() || user.erased.is_some();
-        match standing(user, &via)? {
+        match fate(user, &via)? {
             Standing::Forward(to) if to == smaller => Ok(()),
             Standing::Forward(to) => {
                 self.merge_users(header.hops, to, smaller, via, cause);
@@ -208,6 +215,7 @@ impl Work<'_> {
             id: user.id.clone(),
             revision: user.revision,
             erased: user.erased,
+            expelled: std::mem::take(&mut user.expelled),
             fate: Some(Fate::Forward(to.as_bytes().to_vec())),
             ..User::default()
         };
@@ -245,10 +253,10 @@ impl Work<'_> {
         let ids = [user::ids(user), user::ids(&state)].concat();
         let user = state::user_mut(self.state, &key)?;
         let purged = message.erased.map(|deletion| (deletion, user::purge_absorbed(user, &mut state, deletion)));
-        let members = state.identifiers.iter().filter_map(|member| member.identifier.clone()).collect::<Vec<_>>();
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
         let operations = united(user, state, message.relink, cause);
         publish_user(user, operations, cause, self.at, self.out);
+        let members: Vec<Identifier> = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
         if let Some((deletion, purged)) = purged {
             self.let_go(&header.tenant, purged, &ids, deletion);
         }
@@ -262,10 +270,16 @@ impl Work<'_> {
     pub(super) fn drain(&mut self, header: &Header, message: Drain) -> Result<(), StateError> {
         let id = user_id(&message.user)?;
         let identifier = required(message.identifier, "identifier")?;
-        let next = match &state::user(self.state, &user_key(&header.tenant, &id))?.fate {
+        let key = user_key(&header.tenant, &id);
+        let user = state::user(self.state, &key)?;
+        let next = match &user.fate {
             Some(Fate::Forward(to)) => Some(user_id(to)?),
             _ => None,
         };
+        if !user.expelled.is_empty() {
+            let hash = identifier_hash(&identifier);
+            state::user_mut(self.state, &key)?.expelled.retain(|expelled| *expelled != hash);
+        }
         if let Some(to) = next {
             let drain =
                 Drain { user: to.as_bytes().to_vec(), identifier: Some(identifier.clone()), hop: message.hop + 1 };

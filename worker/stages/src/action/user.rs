@@ -224,6 +224,6 @@ pub(super) fn purge_absorbed(user: &mut User, state: &mut User, deletion: Stamp)
 
 /// What is left of a user of whom a deletion left nothing: who it was, for messages that still come.
 pub(super) fn bury(user: &mut User, deletion: Stamp) {
-    let User { id, revision, merged, .. } = std::mem::take(user);
-    *user = User { id, revision, merged, fate: Some(Fate::Deleted(deletion)), ..User::default() };
+    let User { id, revision, merged, expelled, .. } = std::mem::take(user);
+    *user = User { id, revision, merged, expelled, fate: Some(Fate::Deleted(deletion)), ..User::default() };
 }

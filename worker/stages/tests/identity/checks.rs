@@ -78,6 +78,7 @@ fn consistent(cluster: &Cluster) -> Checked {
                 let is_member = user.identifiers.iter().any(|member| member.identifier.as_ref() == Some(&named));
                 ensure!(is_member, "{named} leads to {id}, of which it is no member");
             }
+            Value::User(user) if !user.expelled.is_empty() => return Err(format!("{key:?} waits for a drain")),
             Value::User(user) if user.fate.is_none() => {
                 let id = UserId::from_bytes(&user.id).unwrap();
                 ensure!(!user.identifiers.is_empty(), "{id} is live and nothing names it");
