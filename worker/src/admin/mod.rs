@@ -13,6 +13,8 @@
 mod documents;
 mod mutation;
 mod tail;
+#[cfg(test)]
+mod tests;
 
 use crate::telemetry::Metrics;
 use axum::Router;

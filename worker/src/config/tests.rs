@@ -94,13 +94,13 @@ fn errors_name_the_place_and_what_is_allowed() {
         ("pipeline: My Shop\n", "m.yaml:1:11: ", "lower-case letters"),
         ("tenants:\n- name: acme\n  apikeys: []\n", "m.yaml:3:3: ", "expected `name` or `api_keys`"),
         ("tenants:\n- api_keys: []\n", "m.yaml:2:3: ", "missing field `name`"),
-        ("tenants:\n- name: acme\n  api_keys: [{sha256: abc}]\n", "m.yaml:3:22: ", "64 hexadecimal digits"),
+        ("tenants:\n- name: acme\n  api_keys: [{sha256: abc}]\n", "m.yaml:3:23: ", "64 hexadecimal digits"),
         ("log: pulsar\n", "m.yaml:1:6: ", "expected `embedded` or `kafka`"),
         ("log:\n  kafka:\n    broker: [x]\n", "m.yaml:3:5: ", "expected one of `brokers`"),
         ("telemetry: {sample_ratio: 2}\n", "m.yaml:1:27: ", "a number from 0 to 1"),
         ("telemetry: {log_format: xml}\n", "m.yaml:1:25: ", "expected `text` or `json`"),
-        ("shards: 1\nshards: 2\n", "m.yaml:2:1: ", "duplicate field `shards`"),
-        ("shards: [\n", "m.yaml:2:1: ", "did not find expected"),
+        ("shards: 1\nshards: 2\n", "m.yaml:1:1: ", "duplicate field `shards`"),
+        ("listen: \"x\nshards: 2\n", "m.yaml:", "while scanning a quoted scalar"),
     ];
     let mut wrong = Vec::new();
     for (text, place, message) in cases {

@@ -1,0 +1,217 @@
+//! The admin port, over a log in memory.
+
+use super::*;
+use axum::body::Body;
+use http_body_util::BodyExt;
+use millstream_model::frame::{Content, single};
+use millstream_model::proto::Mutation;
+use millstream_shard::log::{Consumer, LogError, Message, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use std::sync::Mutex;
+use std::time::Duration;
+use tower::ServiceExt;
+
+/// Payloads by (topic, partition).
+#[derive(Default)]
+struct Memory(Mutex<Vec<(String, u32, Vec<u8>)>>);
+
+impl Memory {
+    fn put(&self, topic: &str, partition: u32, payload: impl Into<Vec<u8>>) {
+        self.0.lock().unwrap().push((topic.to_owned(), partition, payload.into()));
+    }
+
+    fn payloads(&self, at: &TopicPartition) -> Vec<Vec<u8>> {
+        let all = self.0.lock().unwrap();
+        let here = all.iter().filter(|(topic, partition, _)| **topic == *at.topic && *partition == at.partition);
+        here.map(|(_, _, payload)| payload.clone()).collect()
+    }
+}
+
+struct MemoryLog(Arc<Memory>);
+
+impl Log for MemoryLog {
+    fn create_topics(&self, _: &[TopicSpec]) -> Result<(), LogError> {
+        Ok(())
+    }
+    fn topic_id(&self, topic: &str) -> Result<String, LogError> {
+        Ok(topic.to_owned())
+    }
+    fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
+        match &*at.topic {
+            "t.rejects" => Err(LogError::Unavailable("no broker".into())),
+            _ => Ok((0, self.0.payloads(at).len() as u64)),
+        }
+    }
+    fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
+        let next = |(at, start): &(TopicPartition, Start)| match start {
+            Start::At(offset) => (at.clone(), *offset),
+            other => panic!("{other:?}"),
+        };
+        Ok(Box::new(Reader { log: self.0.clone(), next: assignments.iter().map(next).collect() }))
+    }
+    fn producer(&self) -> Result<Box<dyn Producer>, LogError> {
+        Err(LogError::Configuration("not here".into()))
+    }
+    fn transactional(&self, _: &str) -> Result<Box<dyn Transactional>, LogError> {
+        Err(LogError::Configuration("not here".into()))
+    }
+}
+
+struct Reader {
+    log: Arc<Memory>,
+    next: Vec<(TopicPartition, u64)>,
+}
+
+impl Consumer for Reader {
+    fn poll(&mut self, max: usize, _: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
+        let mut count = 0;
+        for (assignment, (at, offset)) in self.next.iter_mut().enumerate() {
+            for payload in self.log.payloads(at).iter().skip(*offset as usize).take(max) {
+                each(Message { assignment, offset: *offset, timestamp_ms: 0, key: &[], payload });
+                *offset += 1;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    fn positions(&self) -> Vec<u64> {
+        self.next.iter().map(|(_, offset)| *offset).collect()
+    }
+}
+
+struct Fixed(&'static str, Result<(), String>);
+
+impl Check for Fixed {
+    fn name(&self) -> String {
+        self.0.to_owned()
+    }
+    fn check(&self) -> Result<(), String> {
+        self.1.clone()
+    }
+}
+
+struct FixedState;
+
+impl Inspect for FixedState {
+    fn usage(&self) -> Vec<TenantUsage> {
+        let row = |tenant: &str| TenantUsage {
+            tenant: tenant.into(),
+            stage: "action".into(),
+            effects: 3,
+            ..TenantUsage::default()
+        };
+        vec![row("globex"), row("acme")]
+    }
+    fn inspect(&self, subject: Subject, tenant: &str, identifier: &Identifier) -> Result<Option<Value>, String> {
+        match identifier.value.as_str() {
+            "42" => Ok(Some(json!({"subject": format!("{subject:?}"), "tenant": tenant}))),
+            "away" => Err("the shard is being opened".to_owned()),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn state(log: &Arc<Memory>, checks: Vec<Box<dyn Check>>) -> AdminState {
+    let topics = Topics::new("t", 2, 1);
+    let log: Arc<dyn Log> = Arc::new(MemoryLog(log.clone()));
+    AdminState::new(checks, Metrics::new(["acme"]), Some(Arc::new(FixedState)), Some(log), None, topics)
+}
+
+async fn get_from(state: &AdminState, path: &str) -> (u16, String) {
+    let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+    let response = router(state.clone()).oneshot(request).await.unwrap();
+    let status = response.status().as_u16();
+    let body = tokio::time::timeout(Duration::from_secs(30), response.into_body().collect()).await.unwrap();
+    (status, String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn readiness_names_what_is_missing() {
+    let log = Arc::new(Memory::default());
+    let ready = state(&log, vec![Box::new(Fixed("log", Ok(())))]);
+    assert_eq!(get_from(&ready, "/readyz").await, (200, "{\"ready\":true}\n".to_owned()));
+    let waiting: Vec<Box<dyn Check>> =
+        vec![Box::new(Fixed("log", Ok(()))), Box::new(Fixed("shard unify 3", Err("following".into())))];
+    let (status, body) = get_from(&state(&log, waiting), "/readyz").await;
+    assert_eq!((status, body.contains(r#""shard unify 3":"following""#), body.contains("log")), (503, true, false));
+    assert_eq!(get_from(&ready, "/livez").await.0, 200);
+    assert!(get_from(&ready, "/metrics").await.1.ends_with("# EOF\n"));
+    assert_eq!(get_from(&ready, "/v2").await.0, 404);
+}
+
+#[tokio::test]
+async fn usage_and_inspection_come_from_the_shards() {
+    let state = state(&Arc::new(Memory::default()), vec![]);
+    let (status, body) = get_from(&state, "/v1/usage").await;
+    let usage: Vec<TenantUsage> = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, usage[0].tenant.as_str(), usage[1].effects), (200, "acme", 3));
+    let (status, body) = get_from(&state, "/v1/inspect/user?tenant=acme&id=user_id=42").await;
+    assert_eq!((status, body.trim()), (200, r#"{"subject":"User","tenant":"acme"}"#));
+    assert_eq!(get_from(&state, "/v1/inspect/device?tenant=acme&id=device_id%3D42").await.0, 200);
+    for (path, status, text) in [
+        ("/v1/inspect/user?tenant=acme&id=user_id=7", 404, "acme has no user with user_id=7"),
+        ("/v1/inspect/user?tenant=acme&id=away", 400, "type=value"),
+        ("/v1/inspect/user?tenant=acme&id=user_id=away", 503, "being opened"),
+        ("/v1/inspect/user?tenant=acme", 400, "tenant=acme&id=user_id=42"),
+        ("/v1/inspect/shop?tenant=acme&id=user_id=1", 404, "`user` or `device`"),
+    ] {
+        let got = get_from(&state, path).await;
+        assert!(got.0 == status && got.1.contains(text), "{path}: {got:?}");
+    }
+    let nothing = AdminState { inspect: None, log: None, ..state };
+    assert_eq!(get_from(&nothing, "/v1/usage").await.0, 404);
+    assert_eq!(get_from(&nothing, "/v1/tail/events").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_tail_ends_at_the_end_and_shows_one_tenant() {
+    let log = Arc::new(Memory::default());
+    log.put("t.events", 0, r#"{"tenant":"acme","n":1}"#);
+    log.put("t.events", 1, r#"{"tenant":"globex","n":2}"#);
+    log.put("t.events", 1, r#"{"tenant":"acme","n":3}"#);
+    let state = state(&log, vec![]);
+    let (status, body) = get_from(&state, "/v1/tail/events?tenant=acme").await;
+    assert_eq!((status, body.as_str()), (200, "{\"tenant\":\"acme\",\"n\":1}\n{\"tenant\":\"acme\",\"n\":3}\n"));
+    assert_eq!(get_from(&state, "/v1/tail/events").await.1.lines().count(), 3);
+    assert_eq!(get_from(&state, "/v1/tail/events?from=latest").await, (200, String::new()));
+    let (_, body) = get_from(&state, "/v1/tail/rejects").await;
+    assert!(body.contains("no broker"), "{body}");
+    assert_eq!(get_from(&state, "/v1/tail/ingress").await.0, 404);
+    assert_eq!(get_from(&state, "/v1/tail/events?form=latest").await.0, 400);
+}
+
+#[tokio::test]
+async fn mutations_are_shown_as_json() {
+    let log = Arc::new(Memory::default());
+    for tenant in ["acme", "globex"] {
+        let mutation =
+            Mutation { tenant: tenant.into(), collection: "users".into(), revision: 7, ..Mutation::default() };
+        log.put("t.g1.mutations", 0, single(Content::Mutation, &mutation));
+    }
+    log.put("t.g1.mutations", 1, "no frame");
+    let (_, body) = get_from(&state(&log, vec![]), "/v1/tail/mutations?tenant=acme").await;
+    let lines: Vec<Value> = body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{body}");
+    assert_eq!((&lines[0]["tenant"], &lines[0]["revision"]), (&json!("acme"), &json!(7)));
+    assert!(lines[1]["error"]["message"].as_str().unwrap().contains("not a frame"), "{body}");
+}
+
+#[tokio::test]
+async fn following_shows_what_comes_and_ends_when_the_reader_leaves() {
+    let log = Arc::new(Memory::default());
+    log.put("t.events", 0, r#"{"n":1}"#);
+    let state = state(&log, vec![]);
+    let request = Request::builder().uri("/v1/tail/events?follow=true").body(Body::empty()).unwrap();
+    let mut body = router(state.clone()).oneshot(request).await.unwrap().into_body();
+    let mut next = async || {
+        let frame = tokio::time::timeout(Duration::from_secs(30), body.frame()).await.unwrap();
+        frame.unwrap().unwrap().into_data().unwrap()
+    };
+    assert_eq!(next().await, "{\"n\":1}\n");
+    log.put("t.events", 1, r#"{"n":2}"#);
+    assert_eq!(next().await, "{\"n\":2}\n");
+    assert_eq!(state.tails.available_permits(), MAX_TAILS - 1);
+    drop(body);
+    let all = tokio::time::timeout(Duration::from_secs(30), state.tails.acquire_many(MAX_TAILS as u32)).await;
+    assert!(all.is_ok(), "the thread of the tail did not end");
+}
