@@ -4,11 +4,11 @@
 //! one. On SIGTERM or Ctrl-C the gateway finishes what is in flight, then the shards store their state and end; after `kill -9` the
 //! next start finds everything that was acknowledged in the log.
 
-mod directory;
+pub mod directory;
 pub mod observe;
 pub mod reaction;
 pub mod stage;
-mod stores;
+pub mod stores;
 pub mod system;
 
 use crate::admin::{self, AdminState, Check};
