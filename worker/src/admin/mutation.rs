@@ -74,7 +74,7 @@ mod tests {
                 op("a.tags", Op::RemoveFromSet(list)),
                 op("", Op::Tombstone(true)),
             ],
-            record_id: vec![1, 255].into(),
+            record_id: vec![1, 255],
             ..Mutation::default()
         };
         let json = mutation_json(&mutation);

@@ -78,8 +78,10 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 
 /// In the largest unit that divides it.
 fn display(number: u64, units: &[(&str, u64)], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let fitting =
-        units.iter().filter(|(_, factor)| number > 0 && number % factor == 0).max_by_key(|(_, factor)| *factor);
+    let fitting = units
+        .iter()
+        .filter(|(_, factor)| number > 0 && number.is_multiple_of(*factor))
+        .max_by_key(|(_, factor)| *factor);
     match fitting.or(units.first()) {
         Some((unit, factor)) => write!(f, "{}{unit}", number / factor),
         None => write!(f, "{number}"),

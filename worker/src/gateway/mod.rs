@@ -121,16 +121,16 @@ pub fn router(state: GatewayState) -> Router {
 async fn unknown_path(request: Request) -> Response {
     let message =
         format!("there is nothing at {}; GET /openapi.json lists what there is", request.uri().path().escape_debug());
-    refuse(&request, Failure::new(StatusCode::NOT_FOUND, "unknown_path", message))
+    refuse(&request, &Failure::new(StatusCode::NOT_FOUND, "unknown_path", message))
 }
 
 async fn wrong_method(request: Request) -> Response {
     let message =
         format!("{} is not for {}; send POST with the records as body", request.method(), request.uri().path());
-    refuse(&request, Failure::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message))
+    refuse(&request, &Failure::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message))
 }
 
-fn refuse(request: &Request, failure: Failure) -> Response {
+fn refuse(request: &Request, failure: &Failure) -> Response {
     let request_id = request_id(request.headers());
     with_request_id(failure.render(Family::Native, &request_id), &request_id)
 }

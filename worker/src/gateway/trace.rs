@@ -43,11 +43,7 @@ impl RequestTrace {
 
     /// The context that the request's records carry, when the trace is sampled.
     pub(super) fn sampled(&self) -> Option<TraceContext> {
-        let context = || TraceContext {
-            trace_id: self.trace_id.to_vec().into(),
-            span_id: self.span_id.to_vec().into(),
-            flags: 1,
-        };
+        let context = || TraceContext { trace_id: self.trace_id.to_vec(), span_id: self.span_id.to_vec(), flags: 1 };
         self.sampled.then(context)
     }
 
