@@ -25,7 +25,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 fn many(what: &str, deletes: bool, check: fn(&History, u32, u64) -> Result<(), String>) {
-    let (first, cases) = (number("IDENTITY_SEED", 1), number("IDENTITY_CASES", 1_500));
+    let (first, cases) = (number("IDENTITY_SEED", 1), number("IDENTITY_CASES", 4_000));
     let mut records = 0;
     for seed in first..first + cases {
         let mut rng = Rng(seed);
