@@ -54,7 +54,7 @@ impl Work<'_> {
             Standing::Forward(to) => {
                 self.send(&header.tenant, header.hops + 1, to.home(), apply_message(&to, via, action));
             }
-            Standing::Member(_) if action.delete => self.delete(&header.tenant, &id, action)?,
+            Standing::Member(_) if action.delete => self.delete(&header.tenant, &id, &action)?,
             Standing::Member(Some(erased)) if stamp <= erased => self.refuse_deleted(&action, &via),
             Standing::Left => self.send_back(header, &id, via, action)?,
             Standing::Member(_) => self.apply_live(&header.tenant, &id, &via, action)?,
@@ -110,11 +110,11 @@ impl Work<'_> {
         self.send(tenant, 0, group, Body::Link(link));
     }
 
-    fn delete(&mut self, tenant: &str, id: &UserId, action: Action) -> Result<(), StateError> {
+    fn delete(&mut self, tenant: &str, id: &UserId, action: &Action) -> Result<(), StateError> {
         let stamp = required(action.stamp, "stamp")?;
         let cause = Cause { tenant, stamp, record_id: &action.record_id, trace: action.trace.as_ref() };
         self.erase_live(id, stamp, cause)?;
-        outcome::effect(&action, self.out);
+        outcome::effect(action, self.out);
         Ok(())
     }
 
@@ -142,9 +142,10 @@ impl Work<'_> {
             let forget = Forget { device, identifiers: purged.names.clone(), stamp: Some(deletion) };
             self.send(tenant, 0, home, Body::Forget(forget));
         }
-        for identifier in purged.identifiers {
+        for (identifier, before) in purged.identifiers {
+            let erased = before.max(Some(deletion));
             let group = group_of(tenant, &identifier);
-            let unlink = Unlink { identifier: Some(identifier), users: users.to_vec(), erased: Some(deletion) };
+            let unlink = Unlink { identifier: Some(identifier), users: users.to_vec(), erased };
             self.send(tenant, 0, group, Body::Unlink(unlink));
         }
     }

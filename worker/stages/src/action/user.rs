@@ -178,7 +178,8 @@ fn unite_member(members: &mut Vec<Membership>, new: Membership) {
 /// What a deletion took from a user.
 #[derive(Debug, Default)]
 pub(super) struct Purged {
-    pub(super) identifiers: Vec<Identifier>,
+    /// Each with the newest deletion that its membership had outlived before.
+    pub(super) identifiers: Vec<(Identifier, Option<Stamp>)>,
     pub(super) devices: Vec<Vec<u8>>,
     /// All identifiers it had: by any of them, one of the devices may know it.
     pub(super) names: Vec<Identifier>,
@@ -189,7 +190,7 @@ pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
     let outlives = |last: Option<Stamp>| last > Some(deletion);
     let names = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
     let gone = user.identifiers.extract_if(.., |member| !outlives(member.last));
-    let identifiers: Vec<Identifier> = gone.filter_map(|member| member.identifier).collect();
+    let identifiers = gone.filter_map(|member| Some((member.identifier?, member.erased))).collect();
     for member in &mut user.identifiers {
         member.erased = member.erased.max(Some(deletion));
     }
@@ -209,7 +210,7 @@ pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
 /// [`purge`] for a state that is about to be united with `user`. What that one has by newer records stays with it.
 pub(super) fn purge_absorbed(user: &mut User, state: &mut User, deletion: Stamp) -> Purged {
     let mut purged = purge(state, deletion);
-    purged.identifiers.retain(|identifier| {
+    purged.identifiers.retain(|(identifier, _)| {
         let index = find(&user.identifiers, identifier).ok();
         match index.and_then(|index| user.identifiers.get_mut(index)) {
             Some(member) => {
