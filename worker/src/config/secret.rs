@@ -6,6 +6,9 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
+/// What is printed in place of a secret.
+const REDACTED: &str = "(redacted)";
+
 /// Text that is neither logged nor printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -21,19 +24,24 @@ impl FromStr for Secret {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Secret, String> {
-        if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(Secret(text.to_owned())) }
+        match text {
+            "" => Err("must not be empty".to_owned()),
+            // A print-out that is used as a configuration would make this a key that everybody knows.
+            REDACTED => Err(format!("`{REDACTED}` only stands for a secret in a print-out; write the secret itself")),
+            _ => Ok(Secret(text.to_owned())),
+        }
     }
 }
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(redacted)")
+        f.write_str(REDACTED)
     }
 }
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("(redacted)")
+        serializer.serialize_str(REDACTED)
     }
 }
 

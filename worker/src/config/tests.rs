@@ -70,7 +70,9 @@ fn what_is_printed_can_be_read_and_tells_no_secret() {
     let printed = config.to_yaml();
     assert!(!printed.contains("hunter2"), "{printed}");
     assert!(!format!("{:?}", config.tenants).contains("hunter2"));
-    let again = read(&printed).unwrap();
+    let error = read(&printed).unwrap_err();
+    assert!(error.contains("only stands for a secret"), "{error}");
+    let again = read(&printed.replace("(redacted)", "another")).unwrap();
     assert_eq!(again.to_yaml(), printed);
     assert_eq!(again.limits, config.limits);
     let default = Config::default();
