@@ -12,19 +12,11 @@ use std::thread::JoinHandle;
 
 /// A load whose records end now.
 ///
-/// # Panics
+/// # Errors
 /// When the generator is wrong.
-pub fn generated(seed: u64, tenants: u32, users: u32) -> Load {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let options =
-        Options { tenants, users, seed, now_ms: now.as_millis() as i64, days: 5, bad_share: 0.03, duplicates: 0.05 };
-    match generate(&options) {
-        Ok(load) => load,
-        Err(error) => {
-            let message = error.to_string();
-            std::panic::panic_any(message)
-        }
-    }
+pub fn generated(seed: u64, tenants: u32, users: u32) -> Result<Load> {
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis() as i64;
+    Ok(generate(&Options { tenants, users, seed, now_ms, days: 5, bad_share: 0.03, duplicates: 0.05 })?)
 }
 
 /// A pipeline for a load, on embedded stores.

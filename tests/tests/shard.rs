@@ -101,9 +101,12 @@ struct Fixture {
 impl Fixture {
     fn new() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
-        let log = Arc::new(EmbeddedLog::open(&folder.path().join("log"), LogOptions::default(), Arc::new(SystemClock)).unwrap());
+        let log = Arc::new(
+            EmbeddedLog::open(&folder.path().join("log"), LogOptions::default(), Arc::new(SystemClock)).unwrap(),
+        );
         let topics = Topics::new("test", 1, 1);
-        ownership::create(&*log, &topics, "unify", &[0]).unwrap();
+        log.create_topics(&topics.specs()).unwrap();
+        ownership::begin(&*log, &topics, "unify", 0).unwrap();
         let limits = Limits { dirty_bytes: usize::MAX, ..Limits::default() };
         Fixture { folder, log, faults: Faults::default(), topics, limits }
     }
@@ -128,8 +131,7 @@ impl Fixture {
     fn send(&self, ids: &[&str], filler: usize) {
         let mut frame = frame::FrameWriter::new(Content::Envelope);
         for id in ids {
-            let envelope =
-                Envelope { message_id: (*id).into(), received_ms: filler as i64, ..Envelope::default() };
+            let envelope = Envelope { message_id: (*id).into(), received_ms: filler as i64, ..Envelope::default() };
             frame.push(&envelope);
         }
         self.send_bytes(&frame.finish());

@@ -41,7 +41,7 @@ fn collector(spans: Arc<Mutex<Vec<Span>>>) -> String {
 #[test]
 fn one_trace_spans_all_stages() {
     let spans = Arc::new(Mutex::new(Vec::new()));
-    let load = generated(1, 1, 10);
+    let load = generated(1, 1, 10).unwrap();
     let mut settings = settings(&unique("trace"), &load);
     settings.otlp = Some(collector(spans.clone()));
     let pipeline = Pipeline::local(&settings).unwrap();

@@ -51,7 +51,14 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let kafka = Kafka::start()?;
-    println!("broker {}; {} records over {} users, {} shards, frames of {}", kafka.bootstrap(), args.records, args.users, args.shards, args.frame);
+    println!(
+        "broker {}; {} records over {} users, {} shards, frames of {}",
+        kafka.bootstrap(),
+        args.records,
+        args.users,
+        args.shards,
+        args.frame
+    );
     let log: Arc<dyn Log> = Arc::new(KafkaLog::new(kafka.config())?);
     let (mut ours, mut limits) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
@@ -59,7 +66,8 @@ fn main() -> Result<()> {
         let bytes = load(&*log, &topics, &args)?;
         let drained = drain(&log, &topics, &args)?;
         println!("round {round} millstream: {drained} ({} bytes a record)", bytes / args.records);
-        let raw = raw::pass_through(kafka.bootstrap(), &topics, args.records, args.shards, stage::example(1, args.users))?;
+        let raw =
+            raw::pass_through(kafka.bootstrap(), &topics, args.records, args.shards, &stage::example(1, args.users))?;
         println!("round {round} raw:        {raw}");
         if round > 0 {
             ours.push(drained.cpu_per_million());
@@ -67,7 +75,12 @@ fn main() -> Result<()> {
         }
     }
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    println!("CPU s per million: millstream {:.2}, raw {:.2}, ratio {:.2}", mean(&ours), mean(&limits), mean(&ours) / mean(&limits));
+    println!(
+        "CPU s per million: millstream {:.2}, raw {:.2}, ratio {:.2}",
+        mean(&ours),
+        mean(&limits),
+        mean(&ours) / mean(&limits)
+    );
     Ok(())
 }
 
@@ -95,12 +108,15 @@ impl std::fmt::Display for Cost {
 pub(crate) fn cpu_seconds() -> Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let after_name = stat.rsplit(')').next().context("no name in stat")?;
-    let ticks = |field: usize| -> Result<f64> { Ok(after_name.split_whitespace().nth(field).context("stat is short")?.parse()?) };
+    let ticks = |field: usize| -> Result<f64> {
+        Ok(after_name.split_whitespace().nth(field).context("stat is short")?.parse()?)
+    };
     Ok((ticks(11)? + ticks(12)?) / 100.0)
 }
 
 fn load(log: &dyn Log, topics: &Topics, args: &Args) -> Result<u64> {
-    ownership::create(log, topics, "unify", &(0..args.shards).collect::<Vec<_>>())?;
+    log.create_topics(&topics.specs())?;
+    (0..args.shards).try_for_each(|shard| ownership::begin(log, topics, "unify", shard))?;
     let producer = log.producer()?;
     let failed = Arc::new(AtomicU64::new(0));
     let mut bytes = 0;

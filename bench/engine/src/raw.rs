@@ -10,7 +10,13 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use std::time::{Duration, Instant};
 
 /// Passes the records of `ingress` through to `events` and `rejects`, one message each.
-pub(crate) fn pass_through(bootstrap: &str, topics: &Topics, records: u64, partitions: u32, body: Vec<u8>) -> Result<Cost> {
+pub(crate) fn pass_through(
+    bootstrap: &str,
+    topics: &Topics,
+    records: u64,
+    partitions: u32,
+    body: &[u8],
+) -> Result<Cost> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("group.id", "raw")
@@ -32,7 +38,7 @@ pub(crate) fn pass_through(bootstrap: &str, topics: &Topics, records: u64, parti
         .set("queue.buffering.max.messages", "500000")
         .create()?;
     let small = body.get(..230).context("body is short")?;
-    let large = [&body[..], small].concat();
+    let large = [body, small].concat();
     let (cpu, began) = (cpu_seconds()?, Instant::now());
     let mut done = 0;
     while done < records {

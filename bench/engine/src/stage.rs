@@ -59,7 +59,8 @@ impl Stage for Synthetic {
         state: &mut dyn State<Profile>,
         out: &mut Outbox,
     ) -> Result<(), StateError> {
-        let record: Record<'_> = serde_json::from_slice(&envelope.body).map_err(|error| StateError(error.to_string()))?;
+        let record: Record<'_> =
+            serde_json::from_slice(&envelope.body).map_err(|error| StateError(error.to_string()))?;
         let key = key(&envelope);
         if state.get(&key)?.is_none() {
             state.put(key.clone(), Profile(vec![7; 300]));
@@ -72,7 +73,10 @@ impl Stage for Synthetic {
         let enriched = write!(
             payload,
             ",\"enriched\":{{\"count\":{count},\"sum\":{},\"profile\":{{\"segment\":\"seg-{}\",\"first_seen\":{},\"tier\":\"gold\",\"country\":\"GB\",\"score\":17}},\"pipeline\":\"p1\",\"v\":{}}}}}",
-            record.amount, count % 9, record.ts, at.stamp.offset
+            record.amount,
+            count % 9,
+            record.ts,
+            at.stamp.offset
         );
         enriched.map_err(|error| StateError(error.to_string()))?;
         out.events.push(PublicMessage {

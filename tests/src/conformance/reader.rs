@@ -52,7 +52,7 @@ impl Read {
 
 /// How topics of the suite are made, unless a case is about it.
 pub fn spec(name: &str, partitions: u32) -> TopicSpec {
-    TopicSpec { name: name.to_owned(), partitions, append_time: false, compacted: false }
+    TopicSpec { name: name.to_owned(), partitions, append_time: false, keep: false }
 }
 
 /// A new topic.

@@ -127,8 +127,8 @@ pub struct TopicSpec {
     pub partitions: u32,
     /// True: messages carry the time at which the log took them (I7).
     pub append_time: bool,
-    /// True: keep the last message per key only.
-    pub compacted: bool,
+    /// True: nothing is ever deleted by age or size, only by trimming: a changelog without its beginning is no changelog (I6).
+    pub keep: bool,
 }
 
 /// A partitioned log.

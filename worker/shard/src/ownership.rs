@@ -3,20 +3,18 @@
 //! Kafka's transactional ids are the only lock. A shard has two, and the newest ownership record in its changelog names the one that may write.
 //! *Takeover*, the way of every acquisition that is no handoff: read the changelog; initialise the **idle** id; then, never in parallel and
 //! never in the other order, the **named** id; then read to the end. If the log still names that id, nobody else can commit any more:
-//! continue on the other one, whose first transaction carries an ownership record with epoch + 1. If it names another one, start again.
+//! continue on the other one, whose first transaction carries an ownership record with epoch + 1. If it names another one, somebody
+//! else has it: back off, then start again.
 //! Nobody re-initialises the named id and goes on with it: a commit of its former owner could still land afterwards.
 //!
 //! Every shard begins with a *genesis* record, written once, when its pipeline is created (I6).
 
-use crate::ShardError;
 use crate::changelog;
 use crate::follower::Follower;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::topics::Topics;
+use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, changelog::Record};
-
-/// How often a takeover starts again because somebody else took over in between, before it backs off.
-const ATTEMPTS: usize = 5;
 
 /// Who acquires.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +44,7 @@ pub fn take_over(
     shard: u32,
     claimant: &Claimant,
     follower: &mut Follower,
+    executor: &dyn Executor,
 ) -> Result<Lease, ShardError> {
     follower.read_to_end(log)?;
     if !follower.has_genesis() {
@@ -54,26 +53,22 @@ pub fn take_over(
             TopicPartition::new(topics.changelog(stage), shard)
         )));
     }
-    for _ in 0..ATTEMPTS {
-        let named = follower.position().slot;
-        let idle = 1 - named.min(1);
-        let mut producer = log.transactional(&topics.transactional_id(stage, shard, idle))?;
-        drop(log.transactional(&topics.transactional_id(stage, shard, named))?);
-        follower.read_to_end(log)?;
-        if follower.position().slot == named {
-            let epoch = follower.position().epoch + 1;
-            let record = Ownership {
-                epoch,
-                slot: idle,
-                worker: claimant.worker.clone(),
-                incarnation: claimant.incarnation.clone(),
-            };
-            commit_record(&mut *producer, topics, stage, shard, Record::Ownership(record))?;
-            follower.read_to_end(log)?;
-            return Ok(Lease { producer, epoch });
-        }
+    let named = follower.position().slot;
+    let idle = 1 - named.min(1);
+    let mut producer = log.transactional(&topics.transactional_id(stage, shard, idle))?;
+    let fenced = log.transactional(&topics.transactional_id(stage, shard, named))?;
+    // It has done its work by being there; ending it takes some clients half a second.
+    executor.run(Box::new(move || drop(fenced)));
+    follower.read_to_end(log)?;
+    if follower.position().slot != named {
+        return Err(ShardError::Reopen(format!("{stage}[{shard}]: somebody else took it over in between")));
     }
-    Err(ShardError::Reopen(format!("{stage}[{shard}]: others keep taking it over")))
+    let epoch = follower.position().epoch + 1;
+    let record =
+        Ownership { epoch, slot: idle, worker: claimant.worker.clone(), incarnation: claimant.incarnation.clone() };
+    commit_record(&mut *producer, topics, stage, shard, Record::Ownership(record))?;
+    follower.read_to_end(log)?;
+    Ok(Lease { producer, epoch })
 }
 
 fn commit_record(
@@ -95,38 +90,35 @@ fn commit_record(
     Ok(producer.commit()?)
 }
 
-/// Creates a pipeline's topics where they are missing, and the genesis record of each given shard where its changelog is empty.
+/// Writes the genesis record of a shard whose changelog is empty; the pipeline's topics exist.
 ///
 /// An empty changelog of a shard that has written before is a lost one, not a new one: that is refused.
 ///
 /// # Errors
 /// [`ShardError`].
-pub fn create(log: &dyn Log, topics: &Topics, stage: &str, shards: &[u32]) -> Result<(), ShardError> {
-    log.create_topics(&topics.specs())?;
-    let written = if stage == "unify" { &topics.actions } else { &topics.mutations };
-    for shard in shards {
-        let changelog = TopicPartition::new(topics.changelog(stage), *shard);
-        if log.bounds(&changelog)?.1 > 0 {
-            continue;
-        }
-        let output = TopicPartition::new(written.clone(), *shard);
-        if log.bounds(&output)?.1 > 0 {
-            return Err(ShardError::Stopped(format!(
-                "{changelog} is empty, but {output} is not: the changelog was lost; restore a savepoint"
-            )));
-        }
-        let mut producer = log.transactional(&topics.transactional_id(stage, *shard, 0))?;
-        if log.bounds(&changelog)?.1 == 0 {
-            let genesis = Genesis {
-                pipeline: topics.pipeline.clone(),
-                stage: stage.to_owned(),
-                shard: *shard,
-                shards: topics.shards,
-                generation: u32::from(topics.generation),
-                format_level: 1,
-            };
-            commit_record(&mut *producer, topics, stage, *shard, Record::Genesis(genesis))?;
-        }
+pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<(), ShardError> {
+    let changelog = TopicPartition::new(topics.changelog(stage), shard);
+    if log.bounds(&changelog)?.1 > 0 {
+        return Ok(());
     }
-    Ok(())
+    let written = if stage == "unify" { &topics.actions } else { &topics.mutations };
+    let output = TopicPartition::new(written.clone(), shard);
+    if log.bounds(&output)?.1 > 0 {
+        return Err(ShardError::Stopped(format!(
+            "{changelog} is empty, but {output} is not: the changelog was lost; restore a savepoint"
+        )));
+    }
+    let mut producer = log.transactional(&topics.transactional_id(stage, shard, 0))?;
+    if log.bounds(&changelog)?.1 > 0 {
+        return Ok(());
+    }
+    let genesis = Genesis {
+        pipeline: topics.pipeline.clone(),
+        stage: stage.to_owned(),
+        shard,
+        shards: topics.shards,
+        generation: u32::from(topics.generation),
+        format_level: 1,
+    };
+    commit_record(&mut *producer, topics, stage, shard, Record::Genesis(genesis))
 }

@@ -96,8 +96,11 @@ pub struct Report {
     pub usage: BTreeMap<String, Usage>,
 }
 
+/// A record with its place; bytes that are none, with why.
+type Decoded<R> = (At, Result<R, (DecodeError, Vec<u8>)>);
+
 struct Read<R> {
-    records: Vec<(At, Result<R, (DecodeError, Vec<u8>)>)>,
+    records: Vec<Decoded<R>>,
     bytes: usize,
     newest_append_ms: u64,
     stamp_time_ms: u64,
@@ -136,7 +139,8 @@ impl<S: Stage> Shard<S> {
         let (log, topics) = (&*environment.log, &environment.topics);
         let changelog = TopicPartition::new(topics.changelog(stage.name()), shard);
         let mut follower = Follower::open(log, changelog, store.clone())?;
-        let lease = ownership::take_over(log, topics, stage.name(), shard, &environment.claimant, &mut follower)?;
+        let (claimant, executor) = (&environment.claimant, &*environment.executor);
+        let lease = ownership::take_over(log, topics, stage.name(), shard, claimant, &mut follower, executor)?;
         let position = follower.position().clone();
         let inputs: Vec<(Input, TopicPartition)> = inputs_of(stage.name(), topics, shard);
         let starts: Vec<(TopicPartition, Start)> =
@@ -259,7 +263,7 @@ impl<S: Stage> Shard<S> {
         Ok(usage)
     }
 
-    fn prefetch(&mut self, records: &[(At, Result<S::Record, (DecodeError, Vec<u8>)>)]) -> Result<(), ShardError> {
+    fn prefetch(&mut self, records: &[Decoded<S::Record>]) -> Result<(), ShardError> {
         let mut keys = Vec::new();
         for record in records.iter().filter_map(|(_, record)| record.as_ref().ok()) {
             self.stage.keys(record, &mut keys);

@@ -56,7 +56,9 @@ pub(crate) mod memory {
 
     /// A state store for unit tests of this crate.
     #[derive(Default)]
-    pub(crate) struct MemoryState(Mutex<(BTreeMap<StateKey, Vec<u8>>, Option<StatePosition>)>);
+    pub(crate) struct MemoryState(Mutex<Contents>);
+
+    type Contents = (BTreeMap<StateKey, Vec<u8>>, Option<StatePosition>);
 
     impl MemoryState {
         pub(crate) fn seed(&self, key: &StateKey, value: &[u8]) {

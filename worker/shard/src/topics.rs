@@ -61,14 +61,14 @@ impl Topics {
     pub fn specs(&self) -> Vec<TopicSpec> {
         let changelogs = ["unify", "action", "reaction"].map(|stage| self.changelog(stage));
         let plain = [&self.actions, &self.exchange, &self.mutations, &self.events, &self.rejects];
-        let spec = |name: &Arc<str>, append_time| TopicSpec {
+        let spec = |name: &Arc<str>| TopicSpec {
             name: name.to_string(),
             partitions: self.shards,
-            append_time,
-            compacted: false,
+            append_time: false,
+            keep: false,
         };
-        let mut specs = vec![spec(&self.ingress, true)];
-        specs.extend(plain.into_iter().chain(&changelogs).map(|name| spec(name, false)));
-        specs
+        let ingress = TopicSpec { append_time: true, ..spec(&self.ingress) };
+        let kept = changelogs.iter().map(|name| TopicSpec { keep: true, ..spec(name) });
+        [ingress].into_iter().chain(plain.into_iter().map(spec)).chain(kept).collect()
     }
 }

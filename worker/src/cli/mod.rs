@@ -63,8 +63,8 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Local(args) => runtime::local(args).map(|()| Outcome::Good),
-        Command::Worker(args) => runtime::worker(args).map(|()| Outcome::Good),
+        Command::Local(args) => runtime::local(&args).map(|()| Outcome::Good),
+        Command::Worker(args) => runtime::worker(&args).map(|()| Outcome::Good),
         Command::Send(args) => send::run(&args),
         Command::Tail(args) => tail::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -53,7 +53,10 @@ impl Directory {
         let shard = shard_of(what.group(tenant), self.shards);
         let queries = self.actions.lock().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned();
         let Some(queries) = queries else {
-            return Err(format!("action shard {shard} of {} is not in this process; ask the one that owns it", self.shards));
+            return Err(format!(
+                "action shard {shard} of {} is not in this process; ask the one that owns it",
+                self.shards
+            ));
         };
         let (answer, answered) = channel();
         let tenant = tenant.to_owned();

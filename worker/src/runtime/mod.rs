@@ -18,7 +18,7 @@ use crate::telemetry::{self, Metrics, SpanExporter};
 use anyhow::{Context, Result};
 use directory::{Directory, LogCheck, ShardCheck};
 use millstream_shard::documents::DocumentStore;
-use millstream_shard::log::Log;
+use millstream_shard::log::{Log, LogError};
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::{Environment, Limits};
 use millstream_shard::topics::Topics;
@@ -32,7 +32,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use stores::StateFolder;
+use stores::{Creation, StateFolder};
 use system::{Stop, SystemClock, Threads};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -71,6 +71,8 @@ pub struct WorkerArgs {
 
 /// The tenant and key of a `millstream local` whose configuration names none. Not a secret: loopback, for trying out.
 const TRIAL: (&str, &str) = ("demo", "demo-key");
+/// How long to wait before the log is asked again.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
 /// How long spans may take to get out at the end.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
@@ -78,7 +80,7 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// The configuration, a store or a port is no good; says which and what to do.
-pub fn local(args: LocalArgs) -> Result<()> {
+pub fn local(args: &LocalArgs) -> Result<()> {
     let mut config = config::load(&args.config)?;
     if config.tenants.is_empty() {
         let name = TRIAL.0.parse().map_err(anyhow::Error::msg)?;
@@ -91,7 +93,7 @@ pub fn local(args: LocalArgs) -> Result<()> {
 ///
 /// # Errors
 /// As [`local`].
-pub fn worker(args: WorkerArgs) -> Result<()> {
+pub fn worker(args: &WorkerArgs) -> Result<()> {
     let config = config::load(&args.config)?;
     start(&args.config, config, &[args.role])
 }
@@ -114,6 +116,7 @@ struct Process {
     log: Arc<dyn Log>,
     documents: Arc<dyn DocumentStore>,
     topics: Topics,
+    creation: Arc<Creation>,
     directory: Arc<Directory>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<Stop>,
@@ -132,6 +135,7 @@ impl Process {
         let mut process = Process {
             directory: Arc::new(Directory::new(config.shards.0)),
             stop: Arc::new(Stop::default()),
+            creation: Arc::new(Creation::new(log.clone(), topics.clone())),
             threads: Vec::new(),
             config,
             metrics,
@@ -196,6 +200,7 @@ impl Process {
             open_store: move || folder.open(name, shard),
             shard,
             environment: environment.clone(),
+            creation: self.creation.clone(),
             limits: Limits {
                 batch_records: self.config.batch.max_records,
                 batch_bytes: self.config.batch.max_bytes.bytes(),
@@ -218,6 +223,7 @@ impl Process {
         let thread = ReactionThread {
             shard,
             environment: environment.clone(),
+            creation: self.creation.clone(),
             documents: self.documents.clone(),
             limits: ReactionLimits::default(),
             observer: observer.clone(),
@@ -234,9 +240,17 @@ impl Process {
             admin_stop.clone(),
             Duration::from_secs(1),
         ));
-        let public = if roles.contains(&Role::Gateway) { Some(self.public(public_stop.clone()).await?) } else { None };
+        let signal = signalled();
+        tokio::pin!(signal);
+        let mut public = None;
+        if roles.contains(&Role::Gateway) {
+            public = tokio::select! {
+                opened = self.public(public_stop.clone()) => Some(opened?),
+                ended = &mut signal => return ended,
+            };
+        }
         self.announce(roles);
-        signalled().await?;
+        signal.await?;
         tracing::info!("stopping");
         public_stop.cancel();
         if let Some(public) = public {
@@ -256,11 +270,19 @@ impl Process {
         Ok(())
     }
 
+    /// Opens the public port, once the log is there: a gateway that cannot keep its promise had better not listen.
     async fn public(&self, stop: CancellationToken) -> Result<tokio::task::JoinHandle<std::io::Result<()>>> {
-        let (log, specs) = (self.log.clone(), self.topics.specs());
+        let (log, creation) = (self.log.clone(), self.creation.clone());
         let producer = tokio::task::spawn_blocking(move || {
-            log.create_topics(&specs)?;
-            log.producer()
+            loop {
+                match creation.ensure().and_then(|()| log.producer()) {
+                    Err(LogError::Unavailable(message)) => {
+                        tracing::warn!(message, "waiting for the log");
+                        std::thread::sleep(LOG_PAUSE);
+                    }
+                    decided => return decided,
+                }
+            }
         });
         let producer = producer.await?.context("preparing the log")?;
         let state = GatewayState::new(&self.config, producer, self.metrics.clone(), self.spans.clone());
@@ -287,7 +309,11 @@ impl Process {
         if roles.len() > 1 {
             let trial = self.config.tenants.iter().any(|tenant| tenant.name.as_str() == TRIAL.0);
             let key = if trial { format!("; API key of tenant {}: {}", TRIAL.0, TRIAL.1) } else { String::new() };
-            tracing::info!("send to http://{}, look inside at http://{}{key}", self.config.listen, self.config.admin_listen);
+            tracing::info!(
+                "send to http://{}, look inside at http://{}{key}",
+                self.config.listen,
+                self.config.admin_listen
+            );
         } else {
             tracing::info!(?roles, admin = %self.config.admin_listen, "started");
         }

@@ -34,12 +34,14 @@ pub trait Observer: Send + Sync {
     fn span(&self, stage: &'static str, shard: u32, span: &StageSpan, began_ms: u64, ended_ms: u64);
 }
 
+type PerShard = BTreeMap<u32, Usage>;
+
 /// Tells metrics and the trace exporter.
 pub struct Exports {
     metrics: Arc<Metrics>,
     spans: SpanExporter,
     /// Sums per stage, shard and tenant: a process has several shards of a stage, the metric has one value.
-    sums: Mutex<BTreeMap<(&'static str, String), BTreeMap<u32, Usage>>>,
+    sums: Mutex<BTreeMap<(&'static str, String), PerShard>>,
 }
 
 impl Exports {

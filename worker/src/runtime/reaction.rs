@@ -5,6 +5,7 @@
 
 use super::observe::Observer;
 use super::stage::{Condition, ShardStatus};
+use super::stores::Creation;
 use super::system::Stop;
 use millstream_model::event::cloud_event_headers;
 use millstream_model::frame::{self, Content};
@@ -53,6 +54,8 @@ pub struct ReactionThread {
     pub shard: u32,
     /// What it stands on.
     pub environment: Environment,
+    /// The pipeline's topics.
+    pub creation: Arc<Creation>,
     /// Where documents go.
     pub documents: Arc<dyn DocumentStore>,
     /// Bounds.
@@ -93,7 +96,7 @@ impl ReactionThread {
 
     fn run_once(&self, status: &ShardStatus) -> Result<(), ShardError> {
         let (log, topics) = (&*self.environment.log, &self.environment.topics);
-        log.create_topics(&topics.specs())?;
+        self.creation.ensure()?;
         self.documents.prepare(&["users", "devices"]).map_err(|error| ShardError::Reopen(error.to_string()))?;
         let start = recorded_position(log, &self.record_partition())?;
         let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
@@ -147,11 +150,12 @@ impl ReactionThread {
         let wait = if turn.reaction.backlog() > 0 { BUSY } else { IDLE };
         let mut failed = None;
         consumer.poll(64, wait, &mut |message| {
-            let mutations = frame::read(message.payload, Content::Mutation).and_then(|records| {
-                records
-                    .map(|record| Ok(Mutation::decode(record?).map_err(|error| error.to_string())))
-                    .collect::<Result<Result<Vec<Mutation>, String>, _>>()
-            });
+            let mutations =
+                frame::read(message.payload, Content::Mutation).and_then(|records| {
+                    records
+                        .map(|record| Ok(Mutation::decode(record?).map_err(|error| error.to_string())))
+                        .collect::<Result<Result<Vec<Mutation>, String>, _>>()
+                });
             match mutations {
                 Ok(Ok(mutations)) => turn.reaction.offer(message.offset, mutations),
                 Ok(Err(error)) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
@@ -242,10 +246,13 @@ impl ReactionThread {
         let batch = Batch { inputs: vec![input], part: 1, parts: 1, ..Batch::default() };
         let payload = changelog::encode(&Changelog { record: Some(Record::Batch(batch)) });
         let topic = topics.changelog("reaction");
-        let message = Outgoing { topic: &topic, partition: self.shard, key: b"position", payload: &payload, headers: &[] };
+        let message =
+            Outgoing { topic: &topic, partition: self.shard, key: b"position", payload: &payload, headers: &[] };
         match send_and_wait(&*turn.producer, message) {
             Ok(()) => turn.recorded = Some(position),
-            Err(error) => tracing::warn!(shard = self.shard, %error, "position not recorded; some writes may be repeated"),
+            Err(error) => {
+                tracing::warn!(shard = self.shard, %error, "position not recorded; some writes may be repeated")
+            }
         }
     }
 }

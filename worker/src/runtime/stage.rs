@@ -1,6 +1,7 @@
 //! A thread per shard of a stage: opens the shard, runs its batches, opens it again when it must, answers look-ups between batches.
 
 use super::observe::Observer;
+use super::stores::Creation;
 use super::system::Stop;
 use millstream_model::proto::Usage;
 use millstream_shard::ShardError;
@@ -88,6 +89,8 @@ pub struct StageThread<S, M, O> {
     pub shard: u32,
     /// What it stands on.
     pub environment: Environment,
+    /// The pipeline's topics.
+    pub creation: Arc<Creation>,
     /// Bounds.
     pub limits: Limits,
     /// Whom to tell.
@@ -146,7 +149,8 @@ where
         pause: &mut Duration,
     ) -> Result<(), ShardError> {
         let environment = self.environment.clone();
-        ownership::create(&*environment.log, &environment.topics, name, &[self.shard])?;
+        self.creation.ensure()?;
+        ownership::begin(&*environment.log, &environment.topics, name, self.shard)?;
         let store = (self.open_store)()?;
         let mut shard = Shard::open((self.make)(), self.shard, environment, self.limits.clone(), store)?;
         tracing::info!(stage = name, shard = self.shard, epoch = shard.progress().1, "shard is open");

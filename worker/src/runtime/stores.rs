@@ -3,8 +3,9 @@
 use crate::config::{Config, Documents, Log as LogConfig};
 use anyhow::{Context, Result};
 use millstream_shard::documents::DocumentStore;
-use millstream_shard::log::Log;
+use millstream_shard::log::{Log, LogError};
 use millstream_shard::state::{StateStore, StoreError};
+use millstream_shard::topics::Topics;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
@@ -12,7 +13,7 @@ use millstream_stores::kafka::KafkaLog;
 use millstream_stores::mongo::MongoDocuments;
 use millstream_stores::rocks::{Resources, RocksState};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Memory for blocks read from the local state of all shards of a process.
 const BLOCK_CACHE_BYTES: usize = 128 << 20;
@@ -41,10 +42,38 @@ pub fn open_documents(config: &Config) -> Result<Arc<dyn DocumentStore>> {
         Documents::Embedded => {
             let path = config.data_dir.join("documents");
             let documents = EmbeddedDocuments::open(&path);
-            let opened = documents.with_context(|| format!("opening the embedded document store in {}", path.display()))?;
+            let opened =
+                documents.with_context(|| format!("opening the embedded document store in {}", path.display()))?;
             Ok(Arc::new(opened))
         }
         Documents::Mongodb(mongodb) => Ok(Arc::new(MongoDocuments::connect(mongodb.store())?)),
+    }
+}
+
+/// The pipeline's topics, created once per process, by whoever needs them first.
+pub struct Creation {
+    log: Arc<dyn Log>,
+    topics: Topics,
+    done: Mutex<bool>,
+}
+
+impl Creation {
+    /// Nothing is created yet.
+    pub fn new(log: Arc<dyn Log>, topics: Topics) -> Creation {
+        Creation { log, topics, done: Mutex::new(false) }
+    }
+
+    /// Creates what is missing.
+    ///
+    /// # Errors
+    /// [`LogError`]; the next caller tries again.
+    pub fn ensure(&self) -> Result<(), LogError> {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*done {
+            self.log.create_topics(&self.topics.specs())?;
+            *done = true;
+        }
+        Ok(())
     }
 }
 

@@ -70,10 +70,10 @@ fn change(register: &mut Register, op: ChangeOp, writer: Writer<'_>) -> Option<O
     let before = seen(register);
     let path = path(&register.name);
     let op = match op {
-        ChangeOp::Set(value) => set(register, Some(value), writer).then(|| replaced(before, seen(register))),
-        ChangeOp::Unset(_) => set(register, None, writer).then(|| replaced(before, seen(register))),
-        ChangeOp::Add(list) => Some(elements(register, before, list, false, writer)),
-        ChangeOp::Remove(list) => Some(elements(register, before, list, true, writer)),
+        ChangeOp::Set(value) => set(register, Some(value), writer).then(|| replaced(before.as_ref(), seen(register))),
+        ChangeOp::Unset(_) => set(register, None, writer).then(|| replaced(before.as_ref(), seen(register))),
+        ChangeOp::Add(list) => Some(elements(register, before.as_ref(), list, false, writer)),
+        ChangeOp::Remove(list) => Some(elements(register, before.as_ref(), list, true, writer)),
         ChangeOp::UnsetMatching(_) => None,
     };
     Some(Operation { path, op: Some(op.flatten()?) })
@@ -103,13 +103,13 @@ fn bytes(value: Option<&Value>) -> Vec<u8> {
     value.map(Message::encode_to_vec).unwrap_or_default()
 }
 
-fn elements(register: &mut Register, before: Option<Value>, list: List, removed: bool, by: Writer<'_>) -> Option<Op> {
+fn elements(register: &mut Register, before: Option<&Value>, list: List, removed: bool, by: Writer<'_>) -> Option<Op> {
     for value in list.items {
         unite_element(&mut register.elements, Element { value: Some(value), stamp: Some(by.stamp), removed });
     }
     drop_older(register);
     let after = seen(register);
-    match (&before, &after) {
+    match (before, &after) {
         (Some(Value { kind: Some(Kind::List(old)) }), Some(Value { kind: Some(Kind::List(new)) })) => {
             let added = missing(&new.items, &old.items);
             let gone = missing(&old.items, &new.items);
@@ -133,8 +133,8 @@ fn missing(items: &[Value], from: &[Value]) -> Vec<Value> {
     items.iter().filter(|item| !from.contains(item)).cloned().collect()
 }
 
-fn replaced(before: Option<Value>, after: Option<Value>) -> Option<Op> {
-    if before == after {
+fn replaced(before: Option<&Value>, after: Option<Value>) -> Option<Op> {
+    if before == after.as_ref() {
         return None;
     }
     Some(after.map_or(Op::Unset(true), Op::Set))
@@ -245,7 +245,7 @@ mod tests {
             })
         ) {
             let expected = set_seen(&run(&changes));
-            prop_assert_eq!(set_seen(&run(&shuffled)), expected.clone());
+            prop_assert_eq!(&set_seen(&run(&shuffled)), &expected);
             let (left, right) = shuffled.split_at(cut.min(shuffled.len()));
             let mut united = run(left);
             unite(&mut united, run(right));

@@ -69,30 +69,30 @@ impl Work<'_> {
                 self.send(&header.tenant, header.hops + 1, user.home(), body);
                 Ok(())
             }
-            None => self.resolve_unknown(&header, via, required(message.action, "action")?),
+            None => self.resolve_unknown(&header, &via, required(message.action, "action")?),
         }
     }
 
-    fn resolve_unknown(&mut self, header: &Header, via: Identifier, action: Action) -> Result<(), StateError> {
+    fn resolve_unknown(&mut self, header: &Header, via: &Identifier, action: Action) -> Result<(), StateError> {
         let stamp = required(action.stamp, "stamp")?;
-        let erased_key = state::erased_key(&header.tenant, &via);
+        let erased_key = state::erased_key(&header.tenant, via);
         let erased = state::erased(self.state, &erased_key)?;
         if action.delete {
             // Nobody to delete; but what is older and still to come must not make one.
             self.state.put(erased_key, Value::Erased(erased.map_or(stamp, |erased| erased.max(stamp))));
             outcome::effect(&action, self.out);
         } else if erased.is_some_and(|erased| stamp <= erased) {
-            self.refuse_deleted(&action, &via);
+            self.refuse_deleted(&action, via);
         } else if action.update_existing_only {
             let message = format!("no user has {via}; the record asked not to create one");
             outcome::reject(&action, Reason::UserUnknown, message, self.out);
         } else {
-            let id = UserId::create(&header.tenant, &via, &stamp, self.at.generation);
+            let id = UserId::create(&header.tenant, via, &stamp, self.at.generation);
             let node = Node { user: id, erased, closing: None };
-            self.state.put(node_key(&header.tenant, &via), Value::Node(node));
+            self.state.put(node_key(&header.tenant, via), Value::Node(node));
             let user = user::created(id.as_bytes(), via.clone(), erased, &action, stamp);
             self.state.put(state::user_key(&header.tenant, &id), Value::User(Box::new(user)));
-            self.apply_live(&header.tenant, &id, &via, action)?;
+            self.apply_live(&header.tenant, &id, via, action)?;
         }
         Ok(())
     }

@@ -108,7 +108,7 @@ pub(super) fn unpair(value: &[u8]) -> Option<(u64, u64)> {
 
 /// A topic's description: number (4), partitions (4), flags.
 pub(super) fn encode_topic(number: u32, spec: &TopicSpec) -> Vec<u8> {
-    let flags = u8::from(spec.append_time) | u8::from(spec.compacted) << 1;
+    let flags = u8::from(spec.append_time) | u8::from(spec.keep) << 1;
     [&number.to_be_bytes()[..], &spec.partitions.to_be_bytes(), &[flags]].concat()
 }
 
@@ -121,7 +121,7 @@ pub(super) fn decode_topic(name: &str, value: &[u8]) -> Option<(u32, TopicSpec)>
         name: name.to_owned(),
         partitions: u32::from_be_bytes(*partitions),
         append_time: flags & 1 != 0,
-        compacted: flags & 2 != 0,
+        keep: flags & 2 != 0,
     };
     Some((u32::from_be_bytes(*number), spec))
 }

@@ -22,7 +22,7 @@ const TOPIC: &str = "topic";
 
 fn open(folder: &Path, clock: &Arc<Set>, options: LogOptions) -> EmbeddedLog {
     let log = EmbeddedLog::open(folder, options, clock.clone()).unwrap();
-    let spec = TopicSpec { name: TOPIC.into(), partitions: 1, append_time: true, compacted: false };
+    let spec = TopicSpec { name: TOPIC.into(), partitions: 1, append_time: true, keep: false };
     log.create_topics(&[spec]).unwrap();
     log
 }
@@ -123,7 +123,7 @@ fn topics_that_cannot_be_are_refused() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), clock(1000));
     let log = open(folder.path(), &clock, LogOptions::default());
     for (name, partitions) in [("", 1), ("a/b", 1), ("a", 0), ("a", 1_000_000), (&*"x".repeat(250), 1)] {
-        let spec = TopicSpec { name: name.to_owned(), partitions, append_time: false, compacted: false };
+        let spec = TopicSpec { name: name.to_owned(), partitions, append_time: false, keep: false };
         assert!(matches!(log.create_topics(&[spec]), Err(LogError::Topic { .. })), "{name} {partitions}");
     }
     assert!(matches!(log.transactional(""), Err(LogError::Configuration(_))));

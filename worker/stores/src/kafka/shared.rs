@@ -181,11 +181,14 @@ impl Shared {
         let in_sync = if self.config.replication_factor >= 3 { 2 } else { 1 };
         let mut properties = vec![
             ("message.timestamp.type", timestamp_type(topic).to_owned()),
-            ("cleanup.policy", if topic.compacted { "compact" } else { "delete" }.to_owned()),
+            ("cleanup.policy", "delete".to_owned()),
             ("max.message.bytes", self.config.max_message_bytes.saturating_add(BATCH_OVERHEAD).to_string()),
             ("min.insync.replicas", in_sync.to_string()),
             ("unclean.leader.election.enable", "false".to_owned()),
         ];
+        if topic.keep {
+            properties.extend(["retention.ms", "retention.bytes"].map(|name| (name, "-1".to_owned())));
+        }
         properties.extend(self.config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone())));
         properties
     }
@@ -197,21 +200,40 @@ impl Shared {
     /// A topic that exists already must be like the one that was asked for.
     fn check_topic(&self, topic: &TopicSpec) -> Result<(), LogError> {
         let differs = |message: String| LogError::Topic { topic: topic.name.clone(), message };
-        self.forget(&topic.name);
-        let partitions = self.partitions(&topic.name, self.config.request_timeout())?;
+        let partitions = self.once_known(|| {
+            self.forget(&topic.name);
+            self.partitions(&topic.name, self.config.request_timeout())
+        })?;
         if partitions != topic.partitions {
             return Err(differs(format!("it exists with {partitions} partitions, not {}", topic.partitions)));
         }
-        let asked = [ResourceSpecifier::Topic(&topic.name)];
-        let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
-            .map_err(|error| about(&topic.name, code(&error), "cannot describe topic"))?;
-        let Some(Ok(found)) = answer.into_iter().next() else {
-            return Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name)));
-        };
+        let found = self.once_known(|| {
+            let asked = [ResourceSpecifier::Topic(&topic.name)];
+            let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
+                .map_err(|error| about(&topic.name, code(&error), "cannot describe topic"))?;
+            match answer.into_iter().next() {
+                Some(Ok(found)) => Ok(found),
+                Some(Err(code)) => Err(about(&topic.name, code, "cannot describe topic")),
+                None => Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name))),
+            }
+        })?;
         let (name, wanted) = ("message.timestamp.type", timestamp_type(topic));
         match found.get(name).and_then(|entry| entry.value.as_deref()) {
             Some(value) if value == wanted => Ok(()),
             other => Err(differs(format!("it exists with {name} {}, not {wanted}", other.unwrap_or("unknown")))),
+        }
+    }
+
+    /// Asks again while brokers do not know yet the topic that somebody else has just created.
+    fn once_known<T>(&self, ask: impl Fn() -> Result<T, LogError>) -> Result<T, LogError> {
+        let deadline = Instant::now() + self.config.request_timeout();
+        loop {
+            match ask() {
+                Err(LogError::Topic { .. } | LogError::Unavailable(_)) if Instant::now() < deadline => {
+                    std::thread::sleep(METADATA_BACKOFF);
+                }
+                decided => return decided,
+            }
         }
     }
 
