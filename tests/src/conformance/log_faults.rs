@@ -1,4 +1,4 @@
-//! The suite of [`Log`]: fencing, twins, clients that die, offsets outside the log.
+//! The suite of `Log`: fencing, twins, clients that die, offsets outside the log.
 
 use super::log::first_error;
 use super::reader::{Subject, contents, message, poll, read, reader, send_all, topic, transact};
