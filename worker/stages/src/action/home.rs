@@ -11,7 +11,7 @@ use millstream_model::key::group_of;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
 use millstream_model::proto::{
-    Absorb, Action, Apply, Drain, Drained, Erase, Forget, Identifier, Link, MergeUsers, Merged, Stamp, Unlink, User,
+    Absorb, Action, Apply, Drain, Drained, Erase, Forget, Identifier, MergeUsers, Merged, Relink, Stamp, Unlink, User,
 };
 
 /// Where a user stands, for an action by some identifier.
@@ -74,13 +74,6 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn unlink_again(&mut self, header: &Header, id: &UserId, via: &Identifier) -> Result<(), StateError> {
-        let users = user::ids(state::user(self.state, &user_key(&header.tenant, id))?);
-        let unlink = Unlink { identifier: Some(via.clone()), users, erased: None };
-        self.send(&header.tenant, header.hops + 1, group_of(&header.tenant, via), Body::Unlink(unlink));
-        Ok(())
-    }
-
     /// Applies an action to a live user: its state, document, event and links.
     pub(super) fn apply_live(
         &mut self,
@@ -99,15 +92,9 @@ impl Work<'_> {
         }
         outcome::effect(&action, self.out);
         for identifier in applied.links {
-            self.send_link(tenant, id, identifier, Some(stamp), action.record_id.clone());
+            self.send_link(tenant, id, user::membership(identifier, stamp, &action.record_id))?;
         }
         Ok(())
-    }
-
-    fn send_link(&mut self, tenant: &str, id: &UserId, to: Identifier, stamp: Option<Stamp>, record_id: Vec<u8>) {
-        let group = group_of(tenant, &to);
-        let link = Link { identifier: Some(to), user: id.as_bytes().to_vec(), stamp, record_id };
-        self.send(tenant, 0, group, Body::Link(link));
     }
 
     fn delete(&mut self, tenant: &str, id: &UserId, action: &Action) -> Result<(), StateError> {
@@ -165,21 +152,7 @@ impl Work<'_> {
         } else if user.fate.is_none() {
             let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
             self.erase_live(&id, deletion, cause)?;
-            self.relink(header, &id, &[via])?;
-        }
-        Ok(())
-    }
-
-    /// Links the members among these identifiers anew: a deletion, perhaps of a user that became part of this one, may have taken their nodes,
-    /// or be on its way to. Unlinking them first makes their nodes wait until it is there.
-    fn relink(&mut self, header: &Header, id: &UserId, identifiers: &[Identifier]) -> Result<(), StateError> {
-        let user = state::user(self.state, &user_key(&header.tenant, id))?;
-        let members = identifiers.iter().filter_map(|identifier| user::member(user, identifier));
-        let members: Vec<_> = members.cloned().collect();
-        for member in members {
-            let identifier = required(member.identifier, "identifier")?;
-            self.unlink_again(header, id, &identifier)?;
-            self.send_link(&header.tenant, id, identifier, member.last, member.record_id);
+            self.link_anew(header, &id, &[via])?;
         }
         Ok(())
     }
@@ -192,7 +165,8 @@ impl Work<'_> {
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
         let user = state::user(self.state, &user_key(&header.tenant, &larger))?;
         // Without the identifier it has either lost it by a deletion, or the state that brings it is still on the way. In a user that a
-        // deletion touched that state is linked anew when it comes, so only there the merge may be left to a new link.
+        // deletion touched that state is linked anew when it comes, so only there the merge may be left to a new link. That link is the
+        // smaller user's to send, not ours: the deletion may have taken the identifier from it too.
         let is_touched = user.fate.is_some() || user.erased.is_some();
         match fate(user, &via)? {
             Standing::Forward(to) if to == smaller => Ok(()),
@@ -202,7 +176,8 @@ impl Work<'_> {
             }
             Standing::Left if is_touched => {
                 self.unlink_again(header, &larger, &via)?;
-                self.send_link(&header.tenant, &smaller, via, Some(stamp), message.record_id);
+                let relink = Relink { user: message.smaller, via: Some(via) };
+                self.send(&header.tenant, header.hops + 1, smaller.home(), Body::Relink(relink));
                 Ok(())
             }
             Standing::Left | Standing::Member(_) => self.give_up(header, &larger, &smaller, cause),
@@ -262,7 +237,7 @@ impl Work<'_> {
             self.let_go(&header.tenant, purged, &ids, deletion);
         }
         if message.relink {
-            self.relink(header, &id, &members)?;
+            self.link_anew(header, &id, &members)?;
         }
         Ok(())
     }

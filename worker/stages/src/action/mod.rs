@@ -18,6 +18,8 @@
 //!   that are on the longer one. An action that follows a merge is behind the state that was sent ahead of it.
 //! - *Delete* takes everything up to its stamp from the user. Nodes of members that go are *unlinked*; what is on the way from them to the
 //!   user comes back, and what comes later waits in the node until a *drain* along the same way has returned.
+//! - Only a user's own home links a node to it. A merge that finds that a deletion took the common identifier asks the other user's home to
+//!   link it again (*Relink*), if it is still a member there.
 //!
 //! The reasons, the races and the numbers of the proof are in `docs/src/design/identity.md`.
 
@@ -27,6 +29,7 @@ mod document;
 mod home;
 mod inspect;
 mod outcome;
+mod relink;
 mod resolve;
 mod state;
 mod user;
@@ -136,6 +139,7 @@ fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
         Some(Body::Merge(message)) => user(&message.larger),
         Some(Body::Absorb(message)) => user(&message.survivor),
         Some(Body::Erase(message)) => user(&message.user),
+        Some(Body::Relink(message)) => user(&message.user),
         Some(Body::Drain(message)) => user(&message.user),
         Some(Body::Device(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
         Some(Body::Forget(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),

@@ -132,7 +132,11 @@ impl Work<'_> {
             Some((_, erased, _)) => erased,
             None => state::erased(self.state, &state::erased_key(&header.tenant, &identifier))?,
         };
-        if let Some(erased) = erased.filter(|erased| stamp <= *erased) {
+        // Did this user have it when its user was deleted, and does not know? Then it is this user's deletion, even one that came while
+        // there was no node, between an unlink and the link that follows it.
+        let since = message.since.unwrap_or(stamp);
+        let concerns = |erased: &Stamp| stamp <= *erased || (since <= *erased && Some(*erased) > message.erased);
+        if let Some(erased) = erased.filter(concerns) {
             let erase = Erase { user: message.user, via: Some(identifier), stamp: Some(erased) };
             self.send(&header.tenant, header.hops, id.home(), Body::Erase(erase));
             return Ok(());

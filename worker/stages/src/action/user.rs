@@ -28,7 +28,8 @@ pub(super) fn created(id: &[u8], via: Identifier, erased: Option<Stamp>, action:
     }
 }
 
-fn membership(identifier: Identifier, stamp: Stamp, record_id: &[u8]) -> Membership {
+/// A membership that one record brought.
+pub(super) fn membership(identifier: Identifier, stamp: Stamp, record_id: &[u8]) -> Membership {
     let (stamp, last) = (Some(stamp), Some(stamp));
     Membership { identifier: Some(identifier), stamp, record_id: record_id.to_vec(), last, erased: None }
 }
@@ -49,6 +50,7 @@ pub(super) fn name(members: &mut Vec<Membership>, identifier: &Identifier, write
         Ok(index) => {
             if let Some(member) = members.get_mut(index) {
                 member.last = member.last.max(Some(writer.stamp));
+                reach_back(member, Some(writer.stamp), writer.record_id);
             }
             false
         }
@@ -166,12 +168,17 @@ fn unite_member(members: &mut Vec<Membership>, new: Membership) {
             let Some(old) = members.get_mut(index) else { return };
             old.last = old.last.max(new.last);
             old.erased = old.erased.max(new.erased);
-            if (new.stamp, &new.record_id) < (old.stamp, &old.record_id) {
-                old.stamp = new.stamp;
-                old.record_id = new.record_id;
-            }
+            reach_back(old, new.stamp, &new.record_id);
         }
         Err(index) => members.insert(index, new),
+    }
+}
+
+/// A membership begins with the oldest record that named it, whatever the order in which they came: a deletion after that one is its user's.
+fn reach_back(member: &mut Membership, stamp: Option<Stamp>, record_id: &[u8]) {
+    if (stamp, record_id) < (member.stamp, member.record_id.as_slice()) {
+        member.stamp = stamp;
+        member.record_id = record_id.to_vec();
     }
 }
 

@@ -5,8 +5,9 @@ use millstream_model::id::UserId;
 use millstream_model::key::Kind;
 use millstream_model::key::{StateKey, shard_of};
 use millstream_model::proto::User;
+use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
-use millstream_model::proto::{Action, Mutation, Stamp};
+use millstream_model::proto::{Action, Exchange, Mutation, Stamp};
 use millstream_stages::action::{ActionStage, Node, Record, Value};
 use millstream_stages::{At, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
 use prost::Message;
@@ -76,6 +77,13 @@ impl Cluster {
 
     pub fn send(&mut self, action: &Action) {
         self.channels.entry(Channel::Actions(action.group)).or_default().push_back(action.encode_to_vec());
+    }
+
+    /// A message that was sent long ago and comes only now.
+    pub fn send_late(&mut self, group: u16, body: Body) {
+        let message = Exchange { tenant: TENANT.into(), group: u32::from(group), hops: 1, body: Some(body) };
+        let to = shard_of(group, self.shards);
+        self.channels.entry(Channel::Exchange(to, to)).or_default().push_back(message.encode_to_vec());
     }
 
     /// Delivers everything, one record at a time, from a channel chosen at random.
