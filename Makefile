@@ -38,6 +38,7 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 	@$(TIMED) lint $(MAKE) --no-print-directory lint
 	@$(TIMED) docs $(MAKE) --no-print-directory docs
 	@$(TIMED) servers $(MAKE) --no-print-directory servers
+	@$(TIMED) program cargo build --locked --workspace --bins
 	@$(TIMED) build cargo test --locked --workspace --no-run --quiet
 	@$(TIMED) tests cargo test --locked --workspace
 

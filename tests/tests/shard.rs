@@ -253,6 +253,48 @@ fn who_was_taken_over_commits_nothing_any_more() {
 }
 
 #[test]
+fn who_was_taken_over_without_knowing_stores_no_position_past_what_others_wrote() {
+    let mut fixture = Fixture::new();
+    fixture.limits.dirty_bytes = 1;
+    let mut first = fixture.open_at("first").unwrap();
+    for _ in 0..2 {
+        fixture.send(&["a"], 0);
+        run(&mut first, 1);
+    }
+    let mut second = fixture.open_at("second").unwrap();
+    for _ in 0..2 {
+        fixture.send(&["a"], 0);
+        run(&mut second, 1);
+    }
+    second.close().unwrap();
+    first.close().unwrap();
+    drop((first, second));
+    let mut again = fixture.open_at("first").unwrap();
+    assert!(again.run_batch().unwrap().is_none(), "everything was processed");
+    fixture.send(&["a"], 0);
+    run(&mut again, 1);
+    assert_eq!(fixture.events(), ["a=1", "a=2", "a=3", "a=4", "a=5"]);
+}
+
+#[test]
+fn an_input_that_was_deleted_and_made_again_stops_the_shard() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    shard.close().unwrap();
+    drop(shard);
+    fixture.log.delete_topic(&fixture.topics.ingress).unwrap();
+    fixture.log.create_topics(&fixture.topics.specs()).unwrap();
+    for _ in 0..5 {
+        fixture.send(&["a"], 0);
+    }
+    let opened = fixture.open_at("state").map(|_| ());
+    let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
+    assert!(message.contains("created again"), "{message}");
+}
+
+#[test]
 fn a_batch_larger_than_a_message_is_whole_or_not_there() {
     let fixture = Fixture::new();
     let mut shard = fixture.open();

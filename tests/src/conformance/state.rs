@@ -36,7 +36,7 @@ pub fn position(number: u64) -> StatePosition {
         batch_number: number,
         time_ms: 1_700_000_000_000 + number,
         stamp_time_ms: 1_600_000_000_000 + number,
-        inputs: vec![Position { topic: "actions".into(), partition: 3, offset: number * 7 }],
+        inputs: vec![Position { topic: "actions".into(), partition: 3, offset: number * 7, topic_id: "t".into() }],
         epoch: 9,
         topic_id: "changelog-id".into(),
         ..StatePosition::default()

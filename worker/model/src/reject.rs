@@ -112,6 +112,9 @@ impl Refusal {
     }
 }
 
+/// The most original bytes that a reject carries: written as hexadecimal or as escaped JSON they must still fit into a message of 1 MB.
+pub const MAX_ORIGINAL: usize = 300_000;
+
 /// A reject as the topic `rejects` carries it, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reject {
@@ -136,6 +139,9 @@ pub struct Reject {
     pub message_id: String,
     /// When the record entered the log, RFC 3339.
     pub time: String,
+    /// The record's own bytes are longer than a message of the log takes comfortably; these are the first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
     /// The record's own bytes, when they are UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original: Option<String>,
@@ -145,8 +151,15 @@ pub struct Reject {
 }
 
 impl Reject {
-    /// Keeps the original bytes in the field that can hold them.
+    /// Keeps the original bytes in the field that can hold them; of more than [`MAX_ORIGINAL`] the first.
     pub fn with_original(mut self, bytes: &[u8]) -> Reject {
+        self.truncated = bytes.len() > MAX_ORIGINAL;
+        let mut end = bytes.len().min(MAX_ORIGINAL);
+        // Text is not cut within a character.
+        while self.truncated && end > 0 && bytes.get(end).is_some_and(|byte| byte & 0xC0 == 0x80) {
+            end -= 1;
+        }
+        let bytes = bytes.get(..end).unwrap_or_default();
         match std::str::from_utf8(bytes) {
             Ok(text) => self.original = Some(text.to_owned()),
             Err(_) => self.original_hex = Some(crate::id::hex(bytes)),
@@ -161,6 +174,20 @@ pub const CLOUD_EVENT_TYPE: &str = "dev.millstream.reject.v1";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_original_is_kept_as_far_as_it_fits() {
+        let json = r#"{"id":"","tenant":"","source":"","kind":"","stage":"","reason":"too_old","message":"","message_id":"","time":""}"#;
+        let reject = |bytes: &[u8]| serde_json::from_str::<Reject>(json).unwrap().with_original(bytes);
+        assert_eq!(reject(b"{}").original.as_deref(), Some("{}"));
+        assert!(!reject(b"{}").truncated);
+        assert_eq!(reject(&[0xff]).original_hex.as_deref(), Some("ff"));
+        let long = reject("ä".repeat(MAX_ORIGINAL).as_bytes());
+        assert!(long.truncated);
+        assert_eq!(long.original.map(|text| text.len()), Some(MAX_ORIGINAL));
+        let odd = reject(format!("x{}", "ä".repeat(MAX_ORIGINAL)).as_bytes());
+        assert_eq!(odd.original.map(|text| text.len()), Some(MAX_ORIGINAL - 1));
+    }
 
     #[test]
     fn codes_are_what_json_says() {

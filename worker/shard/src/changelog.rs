@@ -103,6 +103,7 @@ fn digest_of(batch: &Batch) -> u64 {
         hash.update(input.topic.as_bytes());
         hash.update(&input.partition.to_le_bytes());
         hash.update(&input.offset.to_le_bytes());
+        hash.update(input.topic_id.as_bytes());
     }
     for entry in &batch.entries {
         hash.update(&(entry.key.len() as u32).to_le_bytes());
@@ -207,7 +208,7 @@ mod tests {
     }
 
     fn header(number: u64) -> BatchHeader {
-        let inputs = vec![Position { topic: "in".into(), partition: 0, offset: number * 10 }];
+        let inputs = vec![Position { topic: "in".into(), partition: 0, offset: number * 10, ..Position::default() }];
         BatchHeader { number, time_ms: number, epoch: 1, stamp_time_ms: 0, inputs }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::ShardError;
 use crate::cache::Map;
-use crate::changelog::{Assembler, Step};
+use crate::changelog::{Assembler, ChangelogError, Step};
 use crate::log::{Consumer, Log, Start, TopicPartition};
 use crate::state::StateStore;
 use millstream_model::key::StateKey;
@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Entries that wait to be written to the store, at most about this many bytes.
 const PENDING_BYTES: usize = 16 << 20;
+/// Messages per poll; each holds up to 1 MB of entries.
+const MESSAGES: usize = 8;
 /// How long one poll waits. Long enough to be cheap; the end of the log is noticed by position, not by time.
 const POLL: Duration = Duration::from_millis(200);
 /// After this many polls without progress the log counts as unavailable.
@@ -29,6 +31,8 @@ pub struct Follower {
     assembler: Assembler,
     position: StatePosition,
     has_genesis: bool,
+    /// Began at a position of the local store, not at the beginning of the changelog.
+    from_local: bool,
     pending: Map<StateKey, Option<Vec<u8>>>,
     pending_bytes: usize,
 }
@@ -59,7 +63,8 @@ impl Follower {
         let assembler = Assembler::after(position.batch_number, position.digest);
         let has_genesis = position.changelog_offset > 0;
         let pending = Map::default();
-        Ok(Follower { at, store, consumer, assembler, position, has_genesis, pending, pending_bytes: 0 })
+        let from_local = has_genesis;
+        Ok(Follower { at, store, consumer, assembler, position, has_genesis, from_local, pending, pending_bytes: 0 })
     }
 
     /// Reads everything that is visible now: asks the partition's leader for the end, and follows until the reader is there.
@@ -83,7 +88,7 @@ impl Follower {
     fn poll(&mut self) -> Result<(), ShardError> {
         let mut steps = Vec::new();
         let (assembler, mut failed) = (&mut self.assembler, None);
-        self.consumer.poll(64, POLL, &mut |message| {
+        self.consumer.poll(MESSAGES, POLL, &mut |message| {
             if failed.is_none() {
                 match assembler.read(message.offset, message.payload) {
                     Ok(read) => steps.extend(read),
@@ -94,7 +99,14 @@ impl Follower {
         for step in steps {
             self.apply(step)?;
         }
-        failed.map_or(Ok(()), |error| Err(ShardError::Stopped(format!("{}: {error}", self.at))))
+        match failed {
+            None => Ok(()),
+            Some(error @ ChangelogError::Broken { .. }) if self.from_local => {
+                self.store.clear()?;
+                Err(ShardError::Reopen(format!("{}: the local state does not fit and was discarded: {error}", self.at)))
+            }
+            Some(error) => Err(ShardError::Stopped(format!("{}: {error}", self.at))),
+        }
     }
 
     fn apply(&mut self, step: Step) -> Result<(), ShardError> {

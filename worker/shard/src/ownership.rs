@@ -31,6 +31,8 @@ pub struct Lease {
     pub producer: Box<dyn Transactional>,
     /// Its epoch.
     pub epoch: u64,
+    /// Which of the two ids it is.
+    pub slot: u32,
 }
 
 /// Takes a shard over; the follower has then read everything that any former owner committed.
@@ -68,7 +70,11 @@ pub fn take_over(
         Ownership { epoch, slot: idle, worker: claimant.worker.clone(), incarnation: claimant.incarnation.clone() };
     commit_record(&mut *producer, topics, stage, shard, Record::Ownership(record))?;
     follower.read_to_end(log)?;
-    Ok(Lease { producer, epoch })
+    // Our own record may not be visible yet; a newer one would be somebody else's.
+    if follower.position().epoch > epoch {
+        return Err(ShardError::Reopen(format!("{stage}[{shard}]: somebody else took it over at once")));
+    }
+    Ok(Lease { producer, epoch, slot: idle })
 }
 
 fn commit_record(

@@ -76,8 +76,11 @@ pub struct Environment {
 
 /// How long a poll waits for the first record of a batch.
 const IDLE: Duration = Duration::from_millis(100);
-/// Messages per poll; frames make them few.
-const MESSAGES: usize = 64;
+/// Messages of a batch's first poll, and of any: each may be a frame of 1 MB and 1,000 records, so that a batch outgrows its bounds only a little.
+const FIRST_MESSAGES: usize = 4;
+const MOST_MESSAGES: usize = 64;
+/// A flush is waited for when so many times the bound has become dirty meanwhile.
+const MOST_DIRTY: usize = 4;
 
 /// What a batch came to, for metrics and traces.
 #[derive(Debug, Default)]
@@ -117,7 +120,11 @@ pub struct Shard<S: Stage> {
     store: Arc<dyn StateStore>,
     consumer: Box<dyn Consumer>,
     producer: Box<dyn Transactional>,
+    /// Its `changelog_offset` was the end of the changelog before a batch that we then committed: nobody else can have written in between, so
+    /// following from there meets everything that may not be in the local store, and everything that others write later.
     position: StatePosition,
+    /// Of the inputs.
+    topic_ids: Vec<String>,
     usage: BTreeMap<String, Usage>,
     out: Outbox,
     flushing: Option<Receiver<Result<Frozen<S::Value>, StoreError>>>,
@@ -143,8 +150,11 @@ impl<S: Stage> Shard<S> {
         let lease = ownership::take_over(log, topics, stage.name(), shard, claimant, &mut follower, executor)?;
         let position = follower.position().clone();
         let inputs: Vec<(Input, TopicPartition)> = inputs_of(stage.name(), topics, shard);
-        let starts: Vec<(TopicPartition, Start)> =
-            inputs.iter().map(|(_, at)| (at.clone(), start_of(&position, at))).collect();
+        let topic_ids = inputs.iter().map(|(_, at)| log.topic_id(&at.topic)).collect::<Result<Vec<_>, _>>()?;
+        let mut starts = Vec::with_capacity(inputs.len());
+        for ((_, at), topic_id) in inputs.iter().zip(&topic_ids) {
+            starts.push((at.clone(), start_of(&position, at, topic_id)?));
+        }
         let consumer = log.consumer(&starts)?;
         let usage = load_usage(&*store, shard, topics.shards)?;
         Ok(Shard {
@@ -156,7 +166,8 @@ impl<S: Stage> Shard<S> {
             store,
             consumer,
             producer: lease.producer,
-            position: StatePosition { epoch: lease.epoch, ..position },
+            position: StatePosition { epoch: lease.epoch, slot: lease.slot, ..position },
+            topic_ids,
             usage,
             out: Outbox::default(),
             flushing: None,
@@ -169,12 +180,15 @@ impl<S: Stage> Shard<S> {
     /// # Errors
     /// [`ShardError`]: drop the shard and open it again, or stop.
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
-        self.collect_flush(false)?;
+        let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes.saturating_mul(MOST_DIRTY);
+        self.collect_flush(behind)?;
         let read = self.read()?;
         if read.records.is_empty() {
             return Ok(None);
         }
         let began_ms = self.environment.clock.now_ms();
+        let is_due = self.flushing.is_none() && self.cache.dirty_bytes() >= self.limits.dirty_bytes;
+        let safe_offset = if is_due { Some(self.changelog_end()?) } else { None };
         let slack = read.newest_append_ms + self.limits.clock_slack_ms;
         let time_ms = self.position.time_ms.max(began_ms.min(slack));
         let count = read.records.len();
@@ -184,7 +198,10 @@ impl<S: Stage> Shard<S> {
             self.cache.discard();
         }
         let usage = result?;
-        self.flush_if_due()?;
+        if let Some(safe_offset) = safe_offset {
+            self.position.changelog_offset = safe_offset;
+            self.flush();
+        }
         Ok(Some(Report {
             records: count,
             began_ms,
@@ -201,9 +218,10 @@ impl<S: Stage> Shard<S> {
         let clock = self.environment.clock.clone();
         let mut wait = IDLE;
         let mut began = None;
+        let mut at_once = FIRST_MESSAGES;
         loop {
             let (stage, inputs, shard, topics) = (&self.stage, &self.inputs, self.shard, &self.environment.topics);
-            let messages = self.consumer.poll(MESSAGES, wait, &mut |message| {
+            let messages = self.consumer.poll(at_once, wait, &mut |message| {
                 take_message(stage, inputs, shard, topics, &message, &mut read);
             })?;
             if messages == 0 {
@@ -215,6 +233,9 @@ impl<S: Stage> Shard<S> {
             if full || age >= self.limits.batch_time {
                 return Ok(read);
             }
+            let is_small =
+                read.bytes * 8 < self.limits.batch_bytes && read.records.len() * 8 < self.limits.batch_records;
+            at_once = if is_small { (at_once * 2).min(MOST_MESSAGES) } else { FIRST_MESSAGES };
             wait = self.limits.linger.min(self.limits.batch_time.saturating_sub(age));
         }
     }
@@ -315,36 +336,34 @@ impl<S: Stage> Shard<S> {
 
     fn next_inputs(&self) -> Vec<Position> {
         let positions = self.consumer.positions();
-        let position = |((_, at), offset): (&(Input, TopicPartition), u64)| Position {
+        let inputs = self.inputs.iter().zip(&self.topic_ids).zip(positions);
+        let position = |(((_, at), topic_id), offset): ((&(Input, TopicPartition), &String), u64)| Position {
             topic: at.topic.to_string(),
             partition: at.partition,
             offset,
+            topic_id: topic_id.clone(),
         };
-        self.inputs.iter().zip(positions).map(position).collect()
+        inputs.map(position).collect()
     }
 
-    fn flush_if_due(&mut self) -> Result<(), ShardError> {
-        if self.flushing.is_some() || self.cache.dirty_bytes() < self.limits.dirty_bytes {
-            return Ok(());
-        }
-        let position = self.position_now()?;
-        let (frozen, store) = (self.cache.freeze(), self.store.clone());
+    /// Writes what is dirty to the local store, in the background.
+    fn flush(&mut self) {
+        let (frozen, store, position) = (self.cache.freeze(), self.store.clone(), self.position.clone());
         let usage = self.usage_entries();
         let (done, flushing) = channel();
         self.flushing = Some(flushing);
         self.environment.executor.run(Box::new(move || {
-            let result = frozen.write(&*store, &usage, &position);
+            let result = frozen.write(&*store, &usage, &position).map(|()| frozen);
+            // Whoever waits for this may open the same store again at once.
+            drop(store);
             // Nobody listens any more when the shard was closed.
-            let _ = done.send(result.map(|()| frozen));
+            let _ = done.send(result);
         }));
-        Ok(())
     }
 
-    /// The position to store with everything that is committed now: followers may start at the log's present end.
-    fn position_now(&self) -> Result<StatePosition, ShardError> {
+    fn changelog_end(&self) -> Result<u64, ShardError> {
         let changelog = TopicPartition::new(self.environment.topics.changelog(self.stage.name()), self.shard);
-        let (_, end) = self.environment.log.bounds(&changelog)?;
-        Ok(StatePosition { changelog_offset: end, slot: self.position.slot, ..self.position.clone() })
+        Ok(self.environment.log.bounds(&changelog)?.1)
     }
 
     fn usage_entries(&self) -> Vec<(StateKey, Vec<u8>)> {
@@ -373,9 +392,8 @@ impl<S: Stage> Shard<S> {
     /// [`ShardError`]; nothing is lost then, the changelog has it.
     pub fn close(&mut self) -> Result<(), ShardError> {
         self.collect_flush(true)?;
-        let position = self.position_now()?;
         let frozen = self.cache.freeze();
-        Ok(frozen.write(&*self.store, &self.usage_entries(), &position)?)
+        Ok(frozen.write(&*self.store, &self.usage_entries(), &self.position)?)
     }
 
     /// The sums of each tenant, as committed.
@@ -417,9 +435,17 @@ fn inputs_of(stage: &str, topics: &Topics, shard: u32) -> Vec<(Input, TopicParti
     }
 }
 
-fn start_of(position: &StatePosition, at: &TopicPartition) -> Start {
+/// Where to read on. A topic that was deleted and made again holds other records under the same offsets (I6).
+fn start_of(position: &StatePosition, at: &TopicPartition, topic_id: &str) -> Result<Start, ShardError> {
     let recorded = position.inputs.iter().find(|input| *input.topic == *at.topic && input.partition == at.partition);
-    recorded.map_or(Start::Earliest, |input| Start::At(input.offset))
+    match recorded {
+        None => Ok(Start::Earliest),
+        Some(input) if input.topic_id == topic_id => Ok(Start::At(input.offset)),
+        Some(input) => Err(ShardError::Stopped(format!(
+            "{at} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
+            input.offset
+        ))),
+    }
 }
 
 fn load_usage(store: &dyn StateStore, shard: u32, shards: u32) -> Result<BTreeMap<String, Usage>, ShardError> {

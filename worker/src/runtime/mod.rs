@@ -114,7 +114,8 @@ struct Process {
     metrics: Arc<Metrics>,
     spans: SpanExporter,
     log: Arc<dyn Log>,
-    documents: Arc<dyn DocumentStore>,
+    /// Only the reaction stage needs them; without it nothing else should fail with their server.
+    documents: Option<Arc<dyn DocumentStore>>,
     topics: Topics,
     creation: Arc<Creation>,
     directory: Arc<Directory>,
@@ -130,7 +131,8 @@ impl Process {
         let endpoint = config.telemetry.otlp_endpoint.as_deref();
         let spans = SpanExporter::start(endpoint, &service, metrics.spans.clone())?;
         let log = stores::open_log(&config)?;
-        let documents = stores::open_documents(&config)?;
+        let writes = roles.contains(&Role::Reaction);
+        let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
         let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
         let mut process = Process {
             directory: Arc::new(Directory::new(config.shards.0)),
@@ -224,7 +226,7 @@ impl Process {
             shard,
             environment: environment.clone(),
             creation: self.creation.clone(),
-            documents: self.documents.clone(),
+            documents: self.documents.clone().context("the role reaction needs a document store")?,
             limits: ReactionLimits::default(),
             observer: observer.clone(),
             stop: self.stop.clone(),
@@ -246,7 +248,10 @@ impl Process {
         if roles.contains(&Role::Gateway) {
             public = tokio::select! {
                 opened = self.public(public_stop.clone()) => Some(opened?),
-                ended = &mut signal => return ended,
+                ended = &mut signal => {
+                    self.stop.stop();
+                    return ended;
+                }
             };
         }
         self.announce(roles);
@@ -272,13 +277,12 @@ impl Process {
 
     /// Opens the public port, once the log is there: a gateway that cannot keep its promise had better not listen.
     async fn public(&self, stop: CancellationToken) -> Result<tokio::task::JoinHandle<std::io::Result<()>>> {
-        let (log, creation) = (self.log.clone(), self.creation.clone());
+        let (log, creation, told) = (self.log.clone(), self.creation.clone(), self.stop.clone());
         let producer = tokio::task::spawn_blocking(move || {
             loop {
-                match creation.ensure().and_then(|()| log.producer()) {
-                    Err(LogError::Unavailable(message)) => {
+                match creation.ensure(&told).and_then(|()| log.producer()) {
+                    Err(LogError::Unavailable(message)) if !told.wait(LOG_PAUSE) => {
                         tracing::warn!(message, "waiting for the log");
-                        std::thread::sleep(LOG_PAUSE);
                     }
                     decided => return decided,
                 }
@@ -300,7 +304,7 @@ impl Process {
             self.metrics.clone(),
             Some(self.directory.clone()),
             Some(self.log.clone()),
-            Some(self.documents.clone()),
+            self.documents.clone(),
             self.topics.clone(),
         )
     }

@@ -15,7 +15,7 @@ use millstream_model::{id::hex, trace, value::format_time};
 use millstream_shard::ShardError;
 use millstream_shard::changelog;
 use millstream_shard::documents::{DocumentStore, Outcome};
-use millstream_shard::log::{Consumer, Log, LogError, Outgoing, Producer, Start, TopicPartition};
+use millstream_shard::log::{Consumer, LogError, Outgoing, Producer, Start, TopicPartition};
 use millstream_shard::runtime::Environment;
 use millstream_stages::StageSpan;
 use millstream_stages::reaction::{Decided, DocumentKey, Reaction, Written};
@@ -45,6 +45,12 @@ impl Default for ReactionLimits {
 /// How long a poll waits when nothing is in flight, and when something is.
 const IDLE: Duration = Duration::from_millis(100);
 const BUSY: Duration = Duration::from_millis(2);
+/// Frames per poll: the backlog outgrows its bound by so many at most.
+const MESSAGES: usize = 8;
+/// So many of the newest recorded positions are read; one would do.
+const NEWEST: u64 = 16;
+/// How long reading them may take.
+const PATIENCE_MS: u64 = 30_000;
 /// How often the position is recorded: what is repeated after a crash.
 const RECORD_EVERY_MS: u64 = 1000;
 
@@ -96,23 +102,34 @@ impl ReactionThread {
 
     fn run_once(&self, status: &ShardStatus) -> Result<(), ShardError> {
         let (log, topics) = (&*self.environment.log, &self.environment.topics);
-        self.creation.ensure()?;
+        self.creation.ensure(&self.stop)?;
         self.documents.prepare(&["users", "devices"]).map_err(|error| ShardError::Reopen(error.to_string()))?;
-        let start = recorded_position(log, &self.record_partition())?;
         let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
+        let topic_id = log.topic_id(&mutations.topic)?;
+        let start = match self.recorded_position()? {
+            Some(input) if input.topic_id != topic_id => {
+                return Err(ShardError::Stopped(format!(
+                    "{mutations} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
+                    input.offset
+                )));
+            }
+            recorded => recorded.map(|input| input.offset),
+        };
         let consumer = log.consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
         let writers = Writers::start(self.limits.in_flight, &self.documents)?;
         status.set(Condition::Running);
         let mut turn = Turn {
+            topic_id,
             reaction: Reaction::starting_at(start.unwrap_or(0)),
             producer: log.producer()?,
             recorded: start,
             recorded_at_ms: 0,
             in_flight: 0,
         };
-        let result = self.work(consumer, &writers, &mut turn);
+        self.work(consumer, &writers, &mut turn)?;
+        // Not after a failure: what failed may have left the reaction without being decided, and must be read again.
         self.record(&mut turn);
-        result
+        Ok(())
     }
 
     fn work(&self, mut consumer: Box<dyn Consumer>, writers: &Writers, turn: &mut Turn) -> Result<(), ShardError> {
@@ -123,9 +140,9 @@ impl ReactionThread {
             }
             if !stopping && turn.reaction.backlog() < self.limits.backlog {
                 self.poll(&mut *consumer, turn)?;
-            } else if turn.in_flight > 0
-                && let Ok(outcomes) = writers.outcomes().recv_timeout(IDLE)
-            {
+            } else if turn.in_flight == 0 {
+                self.stop.wait(BUSY.max(IDLE / 4));
+            } else if let Ok(outcomes) = writers.outcomes().recv_timeout(IDLE) {
                 self.decide(outcomes, turn)?;
             }
             for outcomes in writers.outcomes().try_iter() {
@@ -149,7 +166,10 @@ impl ReactionThread {
     fn poll(&self, consumer: &mut dyn Consumer, turn: &mut Turn) -> Result<(), ShardError> {
         let wait = if turn.reaction.backlog() > 0 { BUSY } else { IDLE };
         let mut failed = None;
-        consumer.poll(64, wait, &mut |message| {
+        consumer.poll(MESSAGES, wait, &mut |message| {
+            if failed.is_some() {
+                return;
+            }
             let mutations =
                 frame::read(message.payload, Content::Mutation).and_then(|records| {
                     records
@@ -211,6 +231,7 @@ impl ReactionThread {
             time: format_time(mutation.accepted_ms as i64),
             original: None,
             original_hex: None,
+            truncated: false,
         };
         let reject = reject.with_original(&mutation.encode_to_vec());
         let payload = serde_json::to_vec(&reject).map_err(|error| ShardError::Stopped(error.to_string()))?;
@@ -235,6 +256,29 @@ impl ReactionThread {
         TopicPartition::new(self.environment.topics.changelog("reaction"), self.shard)
     }
 
+    /// The position recorded last; `None` when there is none.
+    fn recorded_position(&self) -> Result<Option<Position>, ShardError> {
+        let (log, at) = (&*self.environment.log, self.record_partition());
+        let (start, end) = log.bounds(&at)?;
+        let mut newest = None;
+        let mut consumer = log.consumer(&[(at.clone(), Start::At(start.max(end.saturating_sub(NEWEST))))])?;
+        let deadline_ms = self.environment.clock.now_ms() + PATIENCE_MS;
+        while consumer.positions().first().is_none_or(|position| *position < end) {
+            if self.stop.is_stopped() || self.environment.clock.now_ms() > deadline_ms {
+                return Err(ShardError::Reopen(format!("{at} cannot be read to its end at {end}")));
+            }
+            consumer.poll(MESSAGES, IDLE, &mut |message| {
+                let records = frame::read(message.payload, Content::Changelog).into_iter().flatten().flatten();
+                for record in records.filter_map(|bytes| Changelog::decode(bytes).ok()) {
+                    if let Some(Record::Batch(batch)) = record.record {
+                        newest = batch.inputs.into_iter().next().or(newest.take());
+                    }
+                }
+            })?;
+        }
+        Ok(newest)
+    }
+
     fn record(&self, turn: &mut Turn) {
         turn.recorded_at_ms = self.environment.clock.now_ms();
         let position = turn.reaction.position();
@@ -242,7 +286,12 @@ impl ReactionThread {
             return;
         }
         let topics = &self.environment.topics;
-        let input = Position { topic: topics.mutations.to_string(), partition: self.shard, offset: position };
+        let input = Position {
+            topic: topics.mutations.to_string(),
+            partition: self.shard,
+            offset: position,
+            topic_id: turn.topic_id.clone(),
+        };
         let batch = Batch { inputs: vec![input], part: 1, parts: 1, ..Batch::default() };
         let payload = changelog::encode(&Changelog { record: Some(Record::Batch(batch)) });
         let topic = topics.changelog("reaction");
@@ -258,6 +307,8 @@ impl ReactionThread {
 }
 
 struct Turn {
+    /// Of `mutations`.
+    topic_id: String,
     reaction: Reaction,
     producer: Box<dyn Producer>,
     recorded: Option<u64>,
@@ -270,24 +321,6 @@ fn send_and_wait(producer: &dyn Producer, message: Outgoing<'_>) -> Result<(), S
     producer.send(message, Box::new(move |result: Result<u64, LogError>| drop(done.send(result))));
     waiting.recv().map_err(|_| ShardError::Reopen("the log's producer is gone".into()))??;
     Ok(())
-}
-
-/// The position recorded last; `None` when there is none.
-fn recorded_position(log: &dyn Log, at: &TopicPartition) -> Result<Option<u64>, ShardError> {
-    let (start, end) = log.bounds(at)?;
-    let mut newest = None;
-    let mut consumer = log.consumer(&[(at.clone(), Start::At(start.max(end.saturating_sub(100))))])?;
-    while consumer.positions().first().is_none_or(|position| *position < end) {
-        consumer.poll(64, IDLE, &mut |message| {
-            let records = frame::read(message.payload, Content::Changelog).into_iter().flatten().flatten();
-            for record in records.filter_map(|bytes| Changelog::decode(bytes).ok()) {
-                if let Some(Record::Batch(batch)) = record.record {
-                    newest = batch.inputs.first().map(|input| input.offset).or(newest);
-                }
-            }
-        })?;
-    }
-    Ok(newest)
 }
 
 /// Threads that write bulks.

@@ -79,6 +79,17 @@ pub struct StageHandle<S: Stage> {
     pub thread: JoinHandle<()>,
 }
 
+/// A shard whose thread has ended, in whatever way, does not work any more.
+struct EndOfThread<'a>(&'a ShardStatus);
+
+impl Drop for EndOfThread<'_> {
+    fn drop(&mut self) {
+        let why =
+            if std::thread::panicking() { "its thread panicked; restart the process" } else { "its thread ended" };
+        self.0.set(Condition::Stopped(why.to_owned()));
+    }
+}
+
 /// Everything a shard's thread needs.
 pub struct StageThread<S, M, O> {
     /// Makes the stage, at each opening.
@@ -115,9 +126,11 @@ where
         let status = Arc::new(ShardStatus::new(name, self.shard));
         let (queries, waiting) = channel();
         let seen = status.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("{name}-{}", self.shard))
-            .spawn(move || self.run(name, &seen, &waiting))?;
+        let thread = std::thread::Builder::new().name(format!("{name}-{}", self.shard)).spawn(move || {
+            let ended = EndOfThread(&seen);
+            self.run(name, &seen, &waiting);
+            drop(ended);
+        })?;
         Ok(StageHandle { status, queries, thread })
     }
 
@@ -149,7 +162,7 @@ where
         pause: &mut Duration,
     ) -> Result<(), ShardError> {
         let environment = self.environment.clone();
-        self.creation.ensure()?;
+        self.creation.ensure(&self.stop)?;
         ownership::begin(&*environment.log, &environment.topics, name, self.shard)?;
         let store = (self.open_store)()?;
         let mut shard = Shard::open((self.make)(), self.shard, environment, self.limits.clone(), store)?;

@@ -1,5 +1,6 @@
 //! The stores that a configuration names.
 
+use super::system::Stop;
 use crate::config::{Config, Documents, Log as LogConfig};
 use anyhow::{Context, Result};
 use millstream_shard::documents::DocumentStore;
@@ -67,9 +68,13 @@ impl Creation {
     ///
     /// # Errors
     /// [`LogError`]; the next caller tries again.
-    pub fn ensure(&self) -> Result<(), LogError> {
+    pub fn ensure(&self, stop: &Stop) -> Result<(), LogError> {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         if !*done {
+            // Those who waited for the lock while the log was away need not try in turn.
+            if stop.is_stopped() {
+                return Err(LogError::Unavailable("the process stops".into()));
+            }
             self.log.create_topics(&self.topics.specs())?;
             *done = true;
         }

@@ -85,6 +85,7 @@ impl Rejecter<'_> {
             time,
             original: None,
             original_hex: None,
+            truncated: false,
         };
         let repeated = std::mem::replace(&mut self.has_original, true);
         let reject = if repeated { reject } else { reject.with_original(&self.envelope.body) };

@@ -60,7 +60,8 @@ pub struct KafkaConfig {
     /// Fencing a transactional id is given up after this time, milliseconds. It takes 0.5 to 1 s when all is well.
     #[serde(default = "default_init")]
     pub init_timeout_ms: u64,
-    /// Largest message, bytes before compression. Topics that are created take that much.
+    /// Largest message, bytes before compression. Topics that are created take that much. Frames keep to 1 MB; what needs more is the state of one
+    /// large entity in the changelog.
     #[serde(default = "default_message")]
     pub max_message_bytes: u32,
     /// Compression of what is produced: `none`, `lz4`, `snappy` or `gzip`.
@@ -93,7 +94,7 @@ fn default_init() -> u64 {
 }
 
 fn default_message() -> u32 {
-    1_048_576
+    8_388_608
 }
 
 fn default_compression() -> String {
