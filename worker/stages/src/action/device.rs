@@ -14,7 +14,7 @@ use super::work::{Header, Work};
 use super::{outcome, user};
 use crate::{State, StateError};
 use millstream_model::key::StateKey;
-use millstream_model::proto::{Action, Device, DeviceState, Forget, Forgotten, Identifier, Operation, Stamp};
+use millstream_model::proto::{Action, Device, DeviceState, Forget, Identifier, Operation, Stamp};
 use millstream_model::reject::Reason;
 
 impl Work<'_> {
@@ -47,7 +47,7 @@ impl Work<'_> {
         let key = device_key(&header.tenant, &device_id(&message.device)?);
         let device = device_state(self.state, &key, message.device)?;
         for identifier in &message.identifiers {
-            remember(&mut device.forgotten, identifier_hash(identifier), deletion);
+            user::remember(&mut device.forgotten, identifier_hash(identifier), Some(deletion));
         }
         let is_gone = |user: &Identifier| message.identifiers.contains(user);
         if device.user.as_ref().is_some_and(is_gone) && device.user_stamp <= Some(deletion) {
@@ -69,17 +69,6 @@ fn device_state<'s>(
         state.put(key.clone(), Value::Device(Box::new(device)));
     }
     required(state::device_mut(state, key)?, "device")
-}
-
-fn remember(forgotten: &mut Vec<Forgotten>, identifier: Vec<u8>, deletion: Stamp) {
-    match forgotten.binary_search_by(|entry| entry.identifier.cmp(&identifier)) {
-        Ok(index) => {
-            if let Some(entry) = forgotten.get_mut(index) {
-                entry.stamp = entry.stamp.max(Some(deletion));
-            }
-        }
-        Err(index) => forgotten.insert(index, Forgotten { identifier, stamp: Some(deletion) }),
-    }
 }
 
 fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {

@@ -11,7 +11,7 @@ use millstream_model::key::group_of;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
 use millstream_model::proto::{
-    Absorb, Action, Apply, Drain, Drained, Erase, Forget, Identifier, MergeUsers, Merged, Relink, Stamp, Unlink, User,
+    Absorb, Action, Apply, Erase, Forget, Identifier, MergeUsers, Merged, Relink, Stamp, Unlink, User,
 };
 
 /// Where a user stands, for an action by some identifier.
@@ -19,7 +19,7 @@ enum Standing {
     Forward(UserId),
     /// Deleted, or live and the identifier is no member: a deletion took it. Which records that covers, only the identifier's node knows.
     Left,
-    /// Live; the newest deletion that the identifier's membership outlived.
+    /// Live; the newest deletion that the identifier's membership outlived, or that took an earlier one.
     Member(Option<Stamp>),
 }
 
@@ -35,7 +35,8 @@ fn fate(user: &User, via: &Identifier) -> Result<Standing, StateError> {
     Ok(match &user.fate {
         Some(Fate::Forward(to)) => Standing::Forward(user_id(to)?),
         Some(Fate::Deleted(_)) => Standing::Left,
-        None => user::member(user, via).map_or(Standing::Left, |member| Standing::Member(member.erased)),
+        None => user::member(user, via)
+            .map_or(Standing::Left, |member| Standing::Member(member.erased.max(user::taken(user, via)))),
     })
 }
 
@@ -241,31 +242,6 @@ impl Work<'_> {
         }
         Ok(())
     }
-
-    /// What an identifier sent to this user before it asked has been dealt with, or sent on before this.
-    pub(super) fn drain(&mut self, header: &Header, message: Drain) -> Result<(), StateError> {
-        let id = user_id(&message.user)?;
-        let identifier = required(message.identifier, "identifier")?;
-        let key = user_key(&header.tenant, &id);
-        let user = state::user(self.state, &key)?;
-        let next = match &user.fate {
-            Some(Fate::Forward(to)) => Some(user_id(to)?),
-            _ => None,
-        };
-        if !user.expelled.is_empty() {
-            let hash = identifier_hash(&identifier);
-            state::user_mut(self.state, &key)?.expelled.retain(|expelled| *expelled != hash);
-        }
-        if let Some(to) = next {
-            let drain =
-                Drain { user: to.as_bytes().to_vec(), identifier: Some(identifier.clone()), hop: message.hop + 1 };
-            self.send(&header.tenant, header.hops + 1, to.home(), Body::Drain(drain));
-        }
-        let group = group_of(&header.tenant, &identifier);
-        let drained = Drained { identifier: Some(identifier), hop: message.hop, last: next.is_none() };
-        self.send(&header.tenant, header.hops + 1, group, Body::Drained(drained));
-        Ok(())
-    }
 }
 
 /// Unites a state with a live user, or with a deleted one that lives again by it; gives what changes in the document.
@@ -277,7 +253,8 @@ fn united(user: &mut User, state: User, relink: bool, cause: Cause<'_>) -> Vec<m
         user.erased = user.erased.or(Some(Stamp::default()));
     }
     if state.identifiers.is_empty() {
-        // A deletion took all of it; only that its id led here is worth knowing.
+        // A deletion took all of it; only that its id led here, and what the deletion took, is worth knowing.
+        user::unite_taken(user, state.taken);
         user::add_merged(user, Merged { user: state.id, stamp: Some(cause.stamp), record_id }, state.merged);
         let is_live = user.fate.is_none();
         return if is_live { document::difference(&before, &user_fields(cause.tenant, user)) } else { Vec::new() };

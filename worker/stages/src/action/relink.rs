@@ -5,7 +5,7 @@
 //! older than the deletion that the node remembers. Whoever else finds that a link is missing asks the home for it
 //! ([`Work::relink`]): a link on behalf of a user that is deleted by then would make a node for ever lead to it (part of I9).
 
-use super::state::{self, required, user_id, user_key};
+use super::state::{self, identifier_hash, required, user_id, user_key};
 use super::user;
 use super::work::{Header, Work};
 use crate::StateError;
@@ -13,7 +13,7 @@ use millstream_model::id::UserId;
 use millstream_model::key::group_of;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
-use millstream_model::proto::{Identifier, Link, Membership, Relink, Stamp, Unlink};
+use millstream_model::proto::{Drain, Drained, Identifier, Link, Membership, Relink, Stamp, Unlink};
 
 impl Work<'_> {
     /// Tells an identifier's node that it names this user.
@@ -52,6 +52,15 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Links an identifier whose node is waiting for it.
+    pub(super) fn link_if_member(&mut self, tenant: &str, id: &UserId, via: &Identifier) -> Result<(), StateError> {
+        let user = state::user(self.state, &user_key(tenant, id))?;
+        match user::member(user, via).cloned() {
+            Some(member) if user.fate.is_none() => self.send_link(tenant, id, member),
+            _ => Ok(()),
+        }
+    }
+
     /// Unlinking first makes the node wait until the deletion is there.
     fn link_member(&mut self, header: &Header, id: &UserId, member: Membership) -> Result<(), StateError> {
         let identifier = required(member.identifier.as_ref(), "identifier")?;
@@ -74,6 +83,36 @@ impl Work<'_> {
             // A deletion took it, or the state that brings it is still on the way here: then it is to be linked anew when it comes.
             user.erased = user.erased.or(Some(Stamp::default()));
         }
+        Ok(())
+    }
+
+    /// What an identifier sent to this user before it asked has been dealt with, or sent on before this.
+    pub(super) fn drain(&mut self, header: &Header, message: Drain) -> Result<(), StateError> {
+        let id = user_id(&message.user)?;
+        let identifier = required(message.identifier, "identifier")?;
+        let key = user_key(&header.tenant, &id);
+        let user = state::user(self.state, &key)?;
+        let next = match &user.fate {
+            Some(Fate::Forward(to)) => Some(user_id(to)?),
+            _ => None,
+        };
+        if !user.expelled.is_empty() {
+            let hash = identifier_hash(&identifier);
+            state::user_mut(self.state, &key)?.expelled.retain(|expelled| *expelled != hash);
+        }
+        if let Some(to) = next {
+            let drain =
+                Drain { user: to.as_bytes().to_vec(), identifier: Some(identifier.clone()), hop: message.hop + 1 };
+            self.send(&header.tenant, header.hops + 1, to.home(), Body::Drain(drain));
+        }
+        if next.is_none() {
+            // The unlink may be of a user that became part of this one: then the node is to name this one, and the link must be there
+            // before the node goes.
+            self.link_if_member(&header.tenant, &id, &identifier)?;
+        }
+        let group = group_of(&header.tenant, &identifier);
+        let drained = Drained { identifier: Some(identifier), hop: message.hop, last: next.is_none() };
+        self.send(&header.tenant, header.hops + 1, group, Body::Drained(drained));
         Ok(())
     }
 }

@@ -195,7 +195,7 @@ impl Work<'_> {
     }
 
     /// A user on the way answered. When all have, nothing is on the way any more: the node goes, and what waited begins anew, first
-    /// what came back, then what came later.
+    /// the links, then what came back, then what came later.
     pub(super) fn drained(&mut self, header: &Header, message: &Drained) -> Result<(), StateError> {
         let identifier = required(message.identifier.clone(), "identifier")?;
         let key = node_key(&header.tenant, &identifier);
@@ -214,7 +214,10 @@ impl Work<'_> {
         if let Some(deletion) = erased {
             self.remember_erased(&header.tenant, &identifier, deletion)?;
         }
-        self.first(closing.returned.into_iter().chain(closing.waiting));
+        // Links first: what waited must find whom the identifier names now.
+        let is_link = |message: &Exchange| matches!(message.body, Some(Body::Link(_)));
+        let (links, later): (Vec<_>, Vec<_>) = closing.waiting.into_iter().partition(is_link);
+        self.first(links.into_iter().chain(closing.returned).chain(later));
         Ok(())
     }
 }

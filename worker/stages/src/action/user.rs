@@ -2,11 +2,13 @@
 
 use super::attributes::{self, Writer};
 use super::document;
-use super::state::required;
+use super::state::{identifier_hash, required};
 use crate::StateError;
 use millstream_model::id::DeviceId;
 use millstream_model::proto::user::Fate;
-use millstream_model::proto::{Action, DeviceUse, Identifier, Membership, Merged, Operation, Stamp, User, Value};
+use millstream_model::proto::{
+    Action, DeviceUse, Forgotten, Identifier, Membership, Merged, Operation, Stamp, User, Value,
+};
 
 /// What an action did to a user.
 #[derive(Debug, Default)]
@@ -150,7 +152,38 @@ pub(super) fn unite(user: &mut User, other: User, stamp: Option<Stamp>, record_i
     if other.retained.as_ref().map(retain_order) > user.retained.as_ref().map(retain_order) {
         user.retained = other.retained;
     }
+    unite_taken(user, other.taken);
     add_merged(user, Merged { user: other.id, stamp, record_id }, other.merged);
+}
+
+/// What deletions took from a user that became part of this one.
+pub(super) fn unite_taken(user: &mut User, taken: Vec<Forgotten>) {
+    for entry in taken {
+        remember(&mut user.taken, entry.identifier, entry.stamp);
+    }
+}
+
+/// Notes up to which stamp an identifier, by its hash, is not to be taken from records.
+pub(super) fn remember(forgotten: &mut Vec<Forgotten>, identifier: Vec<u8>, deletion: Option<Stamp>) {
+    match forgotten.binary_search_by(|entry| entry.identifier.cmp(&identifier)) {
+        Ok(index) => {
+            if let Some(entry) = forgotten.get_mut(index) {
+                entry.stamp = entry.stamp.max(deletion);
+            }
+        }
+        Err(index) => forgotten.insert(index, Forgotten { identifier, stamp: deletion }),
+    }
+}
+
+/// The newest deletion that took this identifier from the user. It may be a member again by a newer record, and older ones still be on
+/// the way from its node, which did not know then.
+pub(super) fn taken(user: &User, identifier: &Identifier) -> Option<Stamp> {
+    if user.taken.is_empty() {
+        return None;
+    }
+    let hash = identifier_hash(identifier);
+    let found = user.taken.binary_search_by(|entry| entry.identifier.cmp(&hash)).ok()?;
+    user.taken.get(found)?.stamp
 }
 
 /// Records who became part of this user, in the order of their ids.
@@ -197,7 +230,10 @@ pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
     let outlives = |last: Option<Stamp>| last > Some(deletion);
     let names = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
     let gone = user.identifiers.extract_if(.., |member| !outlives(member.last));
-    let identifiers = gone.filter_map(|member| Some((member.identifier?, member.erased))).collect();
+    let identifiers: Vec<_> = gone.filter_map(|member| Some((member.identifier?, member.erased))).collect();
+    for (identifier, _) in &identifiers {
+        remember(&mut user.taken, identifier_hash(identifier), Some(deletion));
+    }
     for member in &mut user.identifiers {
         member.erased = member.erased.max(Some(deletion));
     }
@@ -232,6 +268,6 @@ pub(super) fn purge_absorbed(user: &mut User, state: &mut User, deletion: Stamp)
 
 /// What is left of a user of whom a deletion left nothing: who it was, for messages that still come.
 pub(super) fn bury(user: &mut User, deletion: Stamp) {
-    let User { id, revision, merged, expelled, .. } = std::mem::take(user);
-    *user = User { id, revision, merged, expelled, fate: Some(Fate::Deleted(deletion)), ..User::default() };
+    let User { id, revision, merged, expelled, taken, .. } = std::mem::take(user);
+    *user = User { id, revision, merged, expelled, taken, fate: Some(Fate::Deleted(deletion)), ..User::default() };
 }

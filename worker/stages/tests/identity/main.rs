@@ -14,6 +14,7 @@
 mod checks;
 mod cluster;
 mod history;
+mod races;
 mod scenarios;
 
 use checks::{check_deletions, check_links};
@@ -61,10 +62,14 @@ fn histories_that_failed_once() {
         one("a link for a deleted user", seed, true, check_deletions);
     }
     // A deletion came while the identifier's node was being linked anew, and found nobody.
-    for seed in [226_418, 234_436, 247_080, 253_012, 345_855] {
+    for seed in [226_418, 234_436, 247_080, 253_012, 345_855, 349_427] {
         one("a lost deletion", seed, true, check_deletions);
     }
-    // A link that only a deletion newer than its newest record concerns.
+    // A merged user's late link made the node name it, and its unlink took it from the survivor, who had linked it before.
+    one("an identifier without node", 365_372, true, check_deletions);
+    // An identifier came back to its user by a newer record, before one that the deletion covers.
+    one("an older record", 365_651, true, check_deletions);
+    // Found on the way to the rule by which a deletion concerns a link: its oldest record alone does not decide.
     for seed in [201_283, 201_854, 202_873] {
         one("a node of no member", seed, true, check_deletions);
     }

@@ -5,17 +5,16 @@ use crate::history::TENANT;
 use millstream_model::id::DeviceId;
 use millstream_model::key::{Kind, StateKey, group_of, shard_of};
 use millstream_model::proto::change::Op;
-use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{
-    Action, Change, Event, Identifier, Link, Merge, MergeUsers, Stamp, TraceContext, Unlink, User, Value as Attribute,
+    Action, Change, Event, Identifier, Merge, Stamp, TraceContext, User, Value as Attribute,
 };
 use millstream_stages::action::{Answer, Inspect, UserView, Value, inspect};
 
-fn id(text: &str) -> Identifier {
+pub fn id(text: &str) -> Identifier {
     millstream_model::identifier::parse(text).unwrap()
 }
 
-fn action(time_ms: u64, users: &[&str], devices: &[&str]) -> Action {
+pub fn action(time_ms: u64, users: &[&str], devices: &[&str]) -> Action {
     let ids = |texts: &[&str]| texts.iter().map(|text| id(text)).collect::<Vec<_>>();
     let (user_identifiers, device_identifiers) = (ids(users), ids(devices));
     let routing = device_identifiers.first().or(user_identifiers.first()).unwrap();
@@ -38,28 +37,28 @@ fn event(mut action: Action, name: &str) -> Action {
     action
 }
 
-fn set(mut action: Action, name: &str, value: i64) -> Action {
+pub fn set(mut action: Action, name: &str, value: i64) -> Action {
     action.user_changes.push(Change { name: name.into(), op: Some(Op::Set(Attribute::integer(value))) });
     action
 }
 
-const SHARDS: u32 = 4;
+pub const SHARDS: u32 = 4;
 
-fn after(actions: &[Action]) -> Cluster {
+pub fn after(actions: &[Action]) -> Cluster {
     let mut cluster = Cluster::new(SHARDS, 7);
     run(&mut cluster, actions);
     cluster
 }
 
 /// One after the other.
-fn run(cluster: &mut Cluster, actions: &[Action]) {
+pub fn run(cluster: &mut Cluster, actions: &[Action]) {
     for action in actions {
         cluster.send(action);
         cluster.run().unwrap();
     }
 }
 
-fn look(cluster: &mut Cluster, what: Inspect) -> Answer {
+pub fn look(cluster: &mut Cluster, what: Inspect) -> Answer {
     let mut what = what;
     loop {
         let shard = shard_of(what.group(TENANT), SHARDS) as usize;
@@ -70,14 +69,14 @@ fn look(cluster: &mut Cluster, what: Inspect) -> Answer {
     }
 }
 
-fn user(cluster: &mut Cluster, text: &str) -> UserView {
+pub fn user(cluster: &mut Cluster, text: &str) -> UserView {
     match look(cluster, Inspect::User(id(text))) {
         Answer::User(view) => *view,
         other => panic!("{text}: {other:?}"),
     }
 }
 
-fn reasons(cluster: &Cluster) -> Vec<String> {
+pub fn reasons(cluster: &Cluster) -> Vec<String> {
     let json =
         cluster.rejects.iter().map(|reject| serde_json::from_slice::<serde_json::Value>(&reject.payload).unwrap());
     json.map(|json| format!("{} {}", json["message_id"].as_str().unwrap(), json["reason"].as_str().unwrap())).collect()
@@ -173,100 +172,6 @@ fn a_late_link_carries_the_deletion_along() {
         after(&[action(5, &["user_id=1"], &[]), delete, set(action(10, &["email=a@x", "user_id=1"], &[]), "old", 1)]);
     assert!(matches!(look(&mut cluster, Inspect::User(id("email=a@x"))), Answer::Deleted(_)));
     assert_eq!((cluster.effects, cluster.rejected), (3, 0));
-}
-
-fn stamp(time_ms: u64) -> Option<Stamp> {
-    Some(Stamp { time_ms, ..Stamp::default() })
-}
-
-/// A merge by an identifier that both users have lost by then: nobody may link it for the other.
-#[test]
-fn a_late_merge_links_nothing_to_a_deleted_user() {
-    let mut cluster = after(&[action(10, &["user_id=1", "email=a@x"], &[])]);
-    let deleted = cluster.node(&id("user_id=1")).unwrap().user;
-    let mut first = action(20, &["user_id=1"], &[]);
-    first.delete = true;
-    let mut second = action(40, &["user_id=2"], &[]);
-    second.delete = true;
-    run(&mut cluster, &[first, action(30, &["user_id=2", "email=a@x"], &[])]);
-    run(&mut cluster, &[action(50, &["user_id=2", "user_id=3"], &[]), second]);
-    let larger = cluster.node(&id("user_id=3")).unwrap().user;
-    let merge = MergeUsers {
-        smaller: deleted.as_bytes().to_vec(),
-        larger: larger.as_bytes().to_vec(),
-        via: Some(id("email=a@x")),
-        stamp: stamp(45),
-        record_id: vec![1],
-    };
-    cluster.send_late(larger.home(), Body::Merge(merge));
-    cluster.run().unwrap();
-    assert_eq!(cluster.node(&id("email=a@x")), None);
-    assert!(matches!(look(&mut cluster, Inspect::User(id("email=a@x"))), Answer::Deleted(_)));
-}
-
-/// The other user still has it: its home links it anew.
-#[test]
-fn a_late_merge_has_the_other_user_linked_anew() {
-    let mut delete = action(20, &["user_id=2"], &[]);
-    delete.delete = true;
-    let mut cluster = after(&[action(10, &["user_id=2"], &[]), action(30, &["user_id=2", "user_id=3"], &[]), delete]);
-    run(&mut cluster, &[action(40, &["user_id=1", "email=a@x"], &[])]);
-    let (smaller, larger) = (&id("user_id=1"), &id("user_id=3"));
-    let (smaller, larger) = (cluster.node(smaller).unwrap().user, cluster.node(larger).unwrap().user);
-    let unlink = Unlink { identifier: Some(id("email=a@x")), users: vec![smaller.as_bytes().to_vec()], erased: None };
-    cluster.send_late(group_of(TENANT, &id("email=a@x")), Body::Unlink(unlink));
-    cluster.run().unwrap();
-    assert_eq!(cluster.node(&id("email=a@x")), None);
-    let merge = MergeUsers {
-        smaller: smaller.as_bytes().to_vec(),
-        larger: larger.as_bytes().to_vec(),
-        via: Some(id("email=a@x")),
-        stamp: stamp(35),
-        record_id: vec![1],
-    };
-    cluster.send_late(larger.home(), Body::Merge(merge));
-    cluster.run().unwrap();
-    assert_eq!(cluster.node(&id("email=a@x")).unwrap().user, smaller);
-}
-
-/// Between an unlink and the link that follows it, an identifier names nobody; a deletion that comes just then is not lost.
-#[test]
-fn a_deletion_between_unlink_and_link_is_the_users() {
-    let mut cluster = after(&[
-        set(action(30, &["user_id=1", "email=a@x"], &[]), "new", 1),
-        set(action(10, &["email=a@x"], &[]), "old", 1),
-    ]);
-    let user_id = cluster.node(&id("user_id=1")).unwrap().user;
-    let group = group_of(TENANT, &id("email=a@x"));
-    let (identifier, users) = (Some(id("email=a@x")), vec![user_id.as_bytes().to_vec()]);
-    cluster.send_late(group, Body::Unlink(Unlink { identifier: identifier.clone(), users, erased: None }));
-    cluster.run().unwrap();
-    let mut delete = action(20, &["email=a@x"], &[]);
-    delete.delete = true;
-    run(&mut cluster, &[delete]);
-    let link = Link {
-        identifier,
-        user: user_id.as_bytes().to_vec(),
-        stamp: stamp(30),
-        record_id: vec![1],
-        since: stamp(10),
-        erased: None,
-    };
-    cluster.send_late(group, Body::Link(link));
-    cluster.run().unwrap();
-    let view = user(&mut cluster, "email=a@x");
-    assert_eq!(view.attributes.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["new"]);
-    assert_eq!(view.identifiers.len(), 2);
-}
-
-/// An old record by an identifier that a newer one brought: the identifier was the user's at the older stamp already.
-#[test]
-fn a_membership_begins_with_its_oldest_record() {
-    let cluster = after(&[action(30, &["user_id=1", "email=a@x"], &[]), action(10, &["email=a@x"], &[])]);
-    let state = cluster.user(&cluster.node(&id("email=a@x")).unwrap().user).unwrap();
-    let member = state.identifiers.iter().find(|member| member.identifier == Some(id("email=a@x"))).unwrap();
-    assert_eq!((member.stamp, member.last), (stamp(10), stamp(30)));
-    assert_eq!(member.record_id, 10u128.to_be_bytes());
 }
 
 #[test]
