@@ -48,6 +48,7 @@ pub(super) fn reject(action: &Action, reason: Reason, message: impl Into<String>
         time,
         original: None,
         original_hex: None,
+        truncated: false,
     };
     // Strings, numbers and enums only: writing them as JSON cannot fail.
     let payload = serde_json::to_vec(&Message { reject, partial: action.uncounted }).unwrap_or_default();
