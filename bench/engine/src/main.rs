@@ -48,6 +48,11 @@ struct Args {
     rounds: u32,
 }
 
+/// The batches of a shard are many small allocations that live and die together; the system's allocator spends a third of the processor on
+/// them (docs/src/design/proof-engine.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let kafka = Kafka::start()?;

@@ -73,7 +73,8 @@ fn nothing_that_was_released_changes() {
 #[test]
 fn each_kind_of_incompatible_change_is_seen() {
     let released = render(&fields(DESCRIPTORS));
-    let changes: [(&str, fn(&mut DescriptorProto)); 4] = [
+    type Break = (&'static str, fn(&mut DescriptorProto));
+    let changes: [Break; 4] = [
         ("removed", |message| drop(message.field.remove(0))),
         ("renumbered", |message| message.field[0].number = Some(999)),
         ("renamed", |message| message.field[0].name = Some("other".into())),

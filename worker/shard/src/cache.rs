@@ -161,10 +161,9 @@ impl<V: StateValue> Cache<V> {
         self.overlay.clear();
     }
 
-    /// The running batch's changes, sorted by key, for its changelog record. The overlay stays.
+    /// The running batch's changes, for its changelog record, in an order that only depends on the batch. The overlay stays.
     pub fn changes(&mut self) -> Result<Vec<Change>, StateError> {
-        let mut keys: Vec<StateKey> = self.overlay.keys().cloned().collect();
-        keys.sort_unstable();
+        let keys: Vec<StateKey> = self.overlay.keys().cloned().collect();
         let mut changes = Vec::with_capacity(keys.len());
         for key in keys {
             if !self.entries.contains_key(&key) {
