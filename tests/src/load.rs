@@ -30,6 +30,7 @@ pub fn settings(pipeline: &str, load: &Load) -> Settings {
         mongodb: None,
         tenants: tenants.into_iter().collect(),
         otlp: None,
+        more: String::new(),
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Settings {
     pub tenants: Vec<(String, String)>,
     /// OTLP endpoint, when traces are wanted: every record is sampled then.
     pub otlp: Option<String>,
+    /// Further lines of the configuration.
+    pub more: String,
 }
 
 /// One process.
@@ -208,6 +210,7 @@ fn yaml(settings: &Settings, port: u16, admin: u16, folder: &Path) -> String {
     if let Some(otlp) = &settings.otlp {
         yaml.push_str(&format!("telemetry:\n  otlp_endpoint: {otlp}\n  sample_ratio: 1.0\n"));
     }
+    yaml.push_str(&settings.more);
     yaml.push_str("tenants:\n");
     for (tenant, key) in &settings.tenants {
         yaml.push_str(&format!("  - name: {tenant}\n    api_keys:\n      - plain: {key}\n"));

@@ -2,7 +2,7 @@
 //! started again in the middle, come to exactly what the generator's truth says (I1, I2, I8, I9).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use millstream::cli::{Admin, usage};
+use millstream::cli::{Admin, snapshot, usage};
 use millstream::generate::Load;
 use millstream_tests::conformance::unique;
 use millstream_tests::load::{Sending, check, generated, settings};
@@ -78,6 +78,30 @@ fn an_answer_that_is_lost_on_its_way_doubles_nothing() {
     assert!(proxy.cuts.load(Ordering::Relaxed) > 0, "no answer was cut");
     assert!(sending.repeated() > 0, "nothing was sent again");
     check_with_repeats(&pipeline, load);
+}
+
+#[test]
+fn what_the_configuration_says_of_unify_reaches_the_stage() {
+    let load = generated(1, 1, 10).unwrap();
+    let mut settings = settings(&unique("rules"), &load);
+    settings.more = "unify:\n  forbidden_values: [spamuser]\n".to_owned();
+    let pipeline = Pipeline::local(&settings).unwrap();
+    let (tenant, key) = &settings.tenants[0];
+    let answer = reqwest::blocking::Client::new()
+        .post(format!("{}/v1/batch", pipeline.gateway().unwrap().url()))
+        .bearer_auth(key)
+        .header("content-type", "application/json")
+        .body(r#"{"batch":[{"type":"event","message_id":"m","event":"Opened","identifiers":{"user_id":"spamuser"}}]}"#)
+        .send()
+        .unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().unwrap());
+    let admin = Admin::new(&pipeline.admins()[0]).unwrap();
+    let rejects = until("the reject", || {
+        let seen = snapshot::fetch(std::slice::from_ref(&admin), [tenant.as_str()].into_iter())?;
+        Ok((!seen.rejects.is_empty()).then_some(seen.rejects))
+    })
+    .unwrap();
+    assert_eq!(rejects[0].reason, "forbidden_identifier");
 }
 
 /// The truth, but for what was sent again: it is a duplicate and nothing else, so those sums are the only ones that may be higher.

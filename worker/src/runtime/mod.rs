@@ -95,6 +95,14 @@ pub fn local(args: &LocalArgs) -> Result<()> {
 /// As [`local`].
 pub fn worker(args: &WorkerArgs) -> Result<()> {
     let config = config::load(&args.config)?;
+    anyhow::ensure!(
+        !matches!(config.log, config::Log::Embedded),
+        "an embedded log belongs to one process alone, so that roles in processes of their own cannot use it; configure `log: {{kafka: ...}}`, or run `millstream local`"
+    );
+    anyhow::ensure!(
+        args.role != Role::Reaction || !matches!(config.documents, config::Documents::Embedded),
+        "the role reaction writes where others read; configure `documents: {{mongodb: ...}}`, or run `millstream local`"
+    );
     start(&args.config, config, &[args.role])
 }
 
@@ -156,7 +164,9 @@ impl Process {
         let mut directory = Directory::new(self.config.shards.0);
         for shard in self.config.owned_shards() {
             if roles.contains(&Role::Unify) {
-                let handle = self.stage("unify", shard, Unify::default, &environment, &folder, &observer)?;
+                let rules = self.config.unify.clone();
+                let make = move || Unify::new(rules.clone());
+                let handle = self.stage("unify", shard, make, &environment, &folder, &observer)?;
                 self.threads.push(handle.thread);
                 directory.add(handle.status);
             }

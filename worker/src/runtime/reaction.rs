@@ -115,6 +115,12 @@ impl ReactionThread {
             }
             recorded => recorded.map(|input| input.offset),
         };
+        let (first, _) = log.bounds(&mutations)?;
+        if start.is_none() && first > 0 {
+            return Err(ShardError::Stopped(format!(
+                "{mutations} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; restore a savepoint"
+            )));
+        }
         let consumer = log.consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
         let writers = Writers::start(self.limits.in_flight, &self.documents)?;
         status.set(Condition::Running);

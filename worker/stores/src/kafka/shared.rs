@@ -189,7 +189,8 @@ impl Shared {
         if topic.keep {
             properties.extend(["retention.ms", "retention.bytes"].map(|name| (name, "-1".to_owned())));
         }
-        properties.extend(self.config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        let configured = self.config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        properties.extend(configured.filter(|(name, _)| !(topic.keep && name.starts_with("retention."))));
         properties
     }
 
