@@ -83,18 +83,29 @@ impl MemoryLog {
 
 impl Producer for MemoryLog {
     fn send(&self, message: Outgoing<'_>, acknowledge: Acknowledge) {
-        let mode = *self.0.mode.lock().unwrap();
-        assert!(mode != Mode::Panic, "told to panic");
-        assert_eq!(message.topic, "millstream.ingress");
         let records = read(message.payload, Content::Envelope).unwrap();
         let envelopes = records.map(|record| Envelope::decode(record.unwrap()).unwrap()).collect();
+        // The mode stays as it is until the frame is there and its acknowledgement is held: whoever has seen the frame can release it.
+        let mode = self.0.mode.lock().unwrap();
+        if *mode == Mode::Panic {
+            // Before the panic, so that the lock is not poisoned.
+            drop(mode);
+            panic!("told to panic");
+        }
+        assert_eq!(message.topic, "millstream.ingress");
+        let at_once = match *mode {
+            Mode::Acknowledge | Mode::Panic => Some((acknowledge, Ok(0))),
+            Mode::LoseAcknowledgement => Some((acknowledge, Err(LogError::Unknown("the connection broke".into())))),
+            Mode::Hold => {
+                self.0.held.lock().unwrap().push(acknowledge);
+                None
+            }
+        };
         self.0.frames.lock().unwrap().push((message.partition, envelopes));
         self.0.changed.notify_all();
-        match mode {
-            Mode::Acknowledge => acknowledge(Ok(0)),
-            Mode::LoseAcknowledgement => acknowledge(Err(LogError::Unknown("the connection broke".into()))),
-            Mode::Hold => self.0.held.lock().unwrap().push(acknowledge),
-            Mode::Panic => {}
+        drop(mode);
+        if let Some((acknowledge, result)) = at_once {
+            acknowledge(result);
         }
     }
 }

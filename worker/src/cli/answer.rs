@@ -46,7 +46,9 @@ pub(super) enum Verdict {
     TooLarge(Problem),
     /// Send the very same request again, after this time if one is named.
     Again(String, Option<Duration>),
-    /// No request of this kind will ever be accepted.
+    /// The whole request was refused, and would be again: none of its records was taken.
+    Refused(String),
+    /// An answer that makes no sense: what became of the records is not known.
     Hopeless(String),
 }
 
@@ -85,6 +87,7 @@ pub(super) fn read(status: u16, retry_after: Option<&str>, body: &str, count: us
             None if status < 300 => Verdict::Records(vec![Ok(()); count]),
             None => Verdict::Records(vec![Err(problem(parsed.error.clone(), "refused", shown)); count]),
         },
+        400..500 => Verdict::Refused(shown),
         _ => Verdict::Hopeless(shown),
     }
 }
@@ -136,8 +139,8 @@ mod tests {
         let again = read(429, Some("3"), r#"{"error":{"message":"slow down"}}"#, 1);
         assert_eq!(again, Verdict::Again("HTTP 429: slow down".into(), Some(Duration::from_secs(3))));
         assert!(matches!(read(503, None, r#"{"status":"unknown","retry":["a"]}"#, 1), Verdict::Again(_, None)));
-        assert!(matches!(read(401, None, "", 1), Verdict::Hopeless(_)));
-        assert!(matches!(read(404, None, "not found", 1), Verdict::Hopeless(_)));
+        assert!(matches!(read(401, None, "", 1), Verdict::Refused(_)));
+        assert!(matches!(read(404, None, "not found", 1), Verdict::Refused(_)));
         assert!(matches!(read(413, None, "", 1), Verdict::TooLarge(_)));
     }
 }

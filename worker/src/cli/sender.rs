@@ -205,7 +205,8 @@ impl Lane<'_> {
             let (why, after) = match self.post(&request, &body, &key) {
                 Ok(Verdict::Records(fates)) => return self.record(&request, fates),
                 Ok(Verdict::TooLarge(problem)) => return self.deliver_halves(request, place, &problem),
-                Ok(Verdict::Hopeless(why)) => return Err(self.lost(&request, &why)),
+                Ok(Verdict::Refused(why)) if attempt == 1 => return Err(self.refused(&request, &why)),
+                Ok(Verdict::Refused(why) | Verdict::Hopeless(why)) => return Err(self.lost(&request, &why)),
                 Ok(Verdict::Again(why, after)) => (why, after),
                 Err(error) => (format!("{:#}", anyhow::Error::from(error)), None),
             };
@@ -256,6 +257,14 @@ impl Lane<'_> {
                 Ok(())
             }
         }
+    }
+
+    fn refused(&self, request: &Request, why: &str) -> anyhow::Error {
+        let (to, path) = (&self.target.to, request.path());
+        anyhow!(
+            "{to}{path}: {why}. The request was refused as a whole; none of its {} records was taken",
+            request.lines.len()
+        )
     }
 
     fn lost(&self, request: &Request, why: &str) -> anyhow::Error {
