@@ -9,7 +9,7 @@ use millstream::config::{Config, Millis};
 use millstream_model::key::{StateKey, shard_of};
 use millstream_model::proto::{Envelope, Stamp};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
-use millstream_stages::{At, Input, Outbox, Stage, State, StateError};
+use millstream_stages::{At, Input, Outbox, Stage};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -701,23 +701,4 @@ impl Outcome {
     }
 }
 
-#[derive(Default)]
-struct Memory(BTreeMap<StateKey, UnifyValue>);
-
-impl State<UnifyValue> for Memory {
-    fn get(&mut self, key: &StateKey) -> Result<Option<&UnifyValue>, StateError> {
-        Ok(self.0.get(key))
-    }
-
-    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut UnifyValue>, StateError> {
-        Ok(self.0.get_mut(key))
-    }
-
-    fn put(&mut self, key: StateKey, value: UnifyValue) {
-        self.0.insert(key, value);
-    }
-
-    fn remove(&mut self, key: StateKey) {
-        self.0.remove(&key);
-    }
-}
+type Memory = BTreeMap<StateKey, UnifyValue>;

@@ -10,8 +10,8 @@ use millstream_model::key::{StateKey, shard_of};
 use millstream_model::proto::{Envelope, Source, Stamp};
 use millstream_stages::source::{Accepted, DataApiKind, Endpoint, Limits, Request, SegmentKind, split};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
-use millstream_stages::{At, Input, Outbox, Stage, State, StateError};
-use std::collections::{BTreeMap, HashMap};
+use millstream_stages::{At, Input, Outbox, Stage};
+use std::collections::BTreeMap;
 
 const NOW: i64 = 1_800_000_000_000;
 const SHARDS: u32 = 8;
@@ -20,24 +20,7 @@ fn options(seed: u64) -> Options {
     Options { tenants: 5, users: 150, seed, now_ms: NOW, days: 25, bad_share: 0.05, duplicates: 0.05 }
 }
 
-/// State in a map.
-#[derive(Default)]
-struct Memory(HashMap<StateKey, UnifyValue>);
-
-impl State<UnifyValue> for Memory {
-    fn get(&mut self, key: &StateKey) -> Result<Option<&UnifyValue>, StateError> {
-        Ok(self.0.get(key))
-    }
-    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut UnifyValue>, StateError> {
-        Ok(self.0.get_mut(key))
-    }
-    fn put(&mut self, key: StateKey, value: UnifyValue) {
-        self.0.insert(key, value);
-    }
-    fn remove(&mut self, key: StateKey) {
-        self.0.remove(&key);
-    }
-}
+type Memory = BTreeMap<StateKey, UnifyValue>;
 
 /// One line as `millstream send` sends it.
 fn request(source: Source, line: &str) -> (Endpoint, String) {

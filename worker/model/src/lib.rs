@@ -14,6 +14,7 @@ pub mod key;
 pub mod reject;
 pub mod stamp;
 pub mod trace;
+mod usage;
 pub mod value;
 
 /// The messages of `proto/millstream.proto`.

@@ -323,7 +323,8 @@ impl<S: Stage> Shard<S> {
         let group = groups_of(self.shard, self.environment.topics.shards).start;
         for (tenant, delta) in std::mem::take(&mut self.out.usage) {
             let old = self.usage.get(&tenant);
-            let new = add(old.copied().unwrap_or_default(), &delta);
+            let mut new = old.copied().unwrap_or_default();
+            new += &delta;
             changes.push(Change {
                 key: StateKey::new(group, &tenant, Kind::Usage, &[]),
                 value: Some(new.encode_to_vec()),
@@ -460,17 +461,6 @@ fn load_usage(store: &dyn StateStore, shard: u32, shards: u32) -> Result<BTreeMa
         }
     })?;
     unreadable.map_or(Ok(usage), Err)
-}
-
-fn add(sum: Usage, delta: &Usage) -> Usage {
-    Usage {
-        accepted: sum.accepted + delta.accepted,
-        duplicates: sum.duplicates + delta.duplicates,
-        rejects: sum.rejects + delta.rejects,
-        effects: sum.effects + delta.effects,
-        mutations: sum.mutations + delta.mutations,
-        events: sum.events + delta.events,
-    }
 }
 
 fn take_message<S: Stage>(

@@ -2,13 +2,11 @@
 //!
 //! As for `/v1/tail`, a thread reads (stores block) and hands lines to the answer through a bounded channel.
 
-use super::{AdminState, problem};
-use axum::body::Body;
+use super::{AdminState, ndjson, problem};
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use bytes::Bytes;
-use futures::stream;
 use millstream_model::document::Document;
 use millstream_shard::documents::{DocumentError, DocumentStore};
 use serde::Deserialize;
@@ -44,11 +42,7 @@ pub(super) async fn documents(State(state): State<AdminState>, Query(query): Que
     if let Err(error) = started {
         return problem(StatusCode::SERVICE_UNAVAILABLE, format!("no thread can be started: {error}"));
     }
-    let lines = stream::unfold(receiver, |mut receiver| async {
-        let line: Bytes = receiver.recv().await?;
-        Some((Ok::<_, std::convert::Infallible>(line), receiver))
-    });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+    ndjson(receiver)
 }
 
 struct Reading {

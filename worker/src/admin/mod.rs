@@ -18,10 +18,13 @@ mod tests;
 
 use crate::telemetry::Metrics;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
+use futures::stream;
 use millstream_model::identifier;
 use millstream_model::proto::Identifier;
 use millstream_shard::documents::DocumentStore;
@@ -30,7 +33,7 @@ use millstream_shard::topics::Topics;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use mutation::mutation_json;
 
@@ -202,6 +205,15 @@ async fn inspect(
         Ok(Err(message)) => problem(StatusCode::SERVICE_UNAVAILABLE, message),
         Err(error) => failed(&error),
     }
+}
+
+/// The lines that a thread reads, as they come.
+fn ndjson(lines: mpsc::Receiver<Bytes>) -> Response {
+    let lines = stream::unfold(lines, |mut lines| async {
+        let line = lines.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), lines))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
 fn no_shards() -> Response {

@@ -4,13 +4,11 @@
 //! and nothing else. The thread ends when the reader leaves, when the log fails (the last line says why), or, without `follow`, at the end that
 //! the topic had when the request came.
 
-use super::{AdminState, mutation_json, problem};
-use axum::body::Body;
+use super::{AdminState, mutation_json, ndjson, problem};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use bytes::Bytes;
-use futures::stream;
 use millstream_model::frame::{Content, read};
 use millstream_model::proto::Mutation;
 use millstream_shard::log::{Log, LogError, Start, TopicPartition};
@@ -79,11 +77,7 @@ pub(super) async fn tail(
     if let Err(error) = started {
         return problem(StatusCode::SERVICE_UNAVAILABLE, format!("no thread can be started: {error}"));
     }
-    let lines = stream::unfold(receiver, |mut receiver| async {
-        let line: Bytes = receiver.recv().await?;
-        Some((Ok::<_, std::convert::Infallible>(line), receiver))
-    });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+    ndjson(receiver)
 }
 
 /// The thread's side.

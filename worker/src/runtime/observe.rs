@@ -62,14 +62,7 @@ impl Observer for Exports {
         for (tenant, changed) in usage {
             let shards = sums.entry((stage, tenant.clone())).or_default();
             shards.insert(shard, *changed);
-            let total = shards.values().fold(Usage::default(), |sum, one| Usage {
-                accepted: sum.accepted + one.accepted,
-                duplicates: sum.duplicates + one.duplicates,
-                rejects: sum.rejects + one.rejects,
-                effects: sum.effects + one.effects,
-                mutations: sum.mutations + one.mutations,
-                events: sum.events + one.events,
-            });
+            let total: Usage = shards.values().sum();
             self.metrics.stages.usage(stage, tenant, &total);
         }
     }

@@ -80,6 +80,25 @@ pub trait State<V> {
     fn remove(&mut self, key: StateKey);
 }
 
+/// A map is a state, too: for tests and tools.
+impl<V> State<V> for BTreeMap<StateKey, V> {
+    fn get(&mut self, key: &StateKey) -> Result<Option<&V>, StateError> {
+        Ok(BTreeMap::get(self, key))
+    }
+
+    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut V>, StateError> {
+        Ok(BTreeMap::get_mut(self, key))
+    }
+
+    fn put(&mut self, key: StateKey, value: V) {
+        self.insert(key, value);
+    }
+
+    fn remove(&mut self, key: StateKey) {
+        BTreeMap::remove(self, &key);
+    }
+}
+
 /// A public message, one log message each (not framed).
 #[derive(Clone, Debug, PartialEq)]
 pub struct PublicMessage {

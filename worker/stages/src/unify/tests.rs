@@ -7,23 +7,7 @@ use std::collections::BTreeMap;
 const NOW: u64 = 1_700_000_000_000;
 const HOUR: u64 = 3_600_000;
 
-#[derive(Default)]
-struct Memory(BTreeMap<StateKey, UnifyValue>);
-
-impl State<UnifyValue> for Memory {
-    fn get(&mut self, key: &StateKey) -> Result<Option<&UnifyValue>, StateError> {
-        Ok(self.0.get(key))
-    }
-    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut UnifyValue>, StateError> {
-        Ok(self.0.get_mut(key))
-    }
-    fn put(&mut self, key: StateKey, value: UnifyValue) {
-        self.0.insert(key, value);
-    }
-    fn remove(&mut self, key: StateKey) {
-        self.0.remove(&key);
-    }
-}
+type Memory = BTreeMap<StateKey, UnifyValue>;
 
 struct Failing;
 
@@ -115,7 +99,7 @@ fn what_is_in_the_wrong_place_is_rejected_and_leaves_no_state() {
     let no_id = good("");
     let out =
         process(&[(good("m"), elsewhere), (no_group, at(NOW)), (no_tenant, at(NOW)), (no_id, at(NOW))], &mut state);
-    assert!(state.0.is_empty() && out.actions.is_empty());
+    assert!(state.is_empty() && out.actions.is_empty());
     assert_eq!((sums(&out, "acme"), sums(&out, INVALID_TENANT)), ([3, 0, 3], [1, 0, 1]));
     let fields: Vec<_> = out.rejects.iter().map(|reject| json(reject)["field"].as_str().unwrap().to_owned()).collect();
     assert_eq!(fields, ["group", "group", "tenant", "message_id"]);
@@ -200,7 +184,7 @@ fn state_is_read_under_the_announced_keys_and_its_failure_ends_the_batch() {
     Unify::default().keys(&good("m"), &mut keys);
     let mut state = Memory::default();
     process(&[(good("m"), at(NOW))], &mut state);
-    assert_eq!(state.0.keys().cloned().collect::<Vec<_>>(), keys);
+    assert_eq!(state.keys().cloned().collect::<Vec<_>>(), keys);
     let failed = Unify::default().process(good("m"), &at(NOW), &mut Failing, &mut Outbox::default());
     assert!(failed.is_err());
 }

@@ -7,30 +7,14 @@ use millstream_model::proto::{Action, Change, Envelope, Identifier, Stamp};
 use millstream_model::value::format_time;
 use millstream_stages::source::{Accepted, Endpoint, Limits, Request, split};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
-use millstream_stages::{At, Input, Outbox, Stage, State, StateError};
+use millstream_stages::{At, Input, Outbox, Stage};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// When everything in these tests is received: 2023-11-14T22:13:20Z.
 pub(crate) const NOW: i64 = 1_700_000_000_000;
 
-#[derive(Default)]
-pub(crate) struct Memory(pub(crate) BTreeMap<StateKey, UnifyValue>);
-
-impl State<UnifyValue> for Memory {
-    fn get(&mut self, key: &StateKey) -> Result<Option<&UnifyValue>, StateError> {
-        Ok(self.0.get(key))
-    }
-    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut UnifyValue>, StateError> {
-        Ok(self.0.get_mut(key))
-    }
-    fn put(&mut self, key: StateKey, value: UnifyValue) {
-        self.0.insert(key, value);
-    }
-    fn remove(&mut self, key: StateKey) {
-        self.0.remove(&key);
-    }
-}
+pub(crate) type Memory = BTreeMap<StateKey, UnifyValue>;
 
 pub(crate) fn request<'a>(endpoint: Endpoint, body: &'a [u8]) -> Request<'a> {
     Request {
