@@ -6,10 +6,10 @@
 mod support;
 
 use millstream::config::{Config, Millis};
-use millstream_model::key::{StateKey, shard_of};
+use millstream_model::key::shard_of;
 use millstream_model::proto::{Envelope, Stamp};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
-use millstream_stages::{At, Input, Outbox, Stage};
+use millstream_stages::{At, Input, MemoryState, Outbox, Stage};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -701,4 +701,4 @@ impl Outcome {
     }
 }
 
-type Memory = BTreeMap<StateKey, UnifyValue>;
+type Memory = MemoryState<UnifyValue>;

@@ -6,11 +6,11 @@
 use millstream::generate::truth::Truth;
 use millstream::generate::write::{self, MANIFEST};
 use millstream::generate::{Options, Stream, generate};
-use millstream_model::key::{StateKey, shard_of};
+use millstream_model::key::shard_of;
 use millstream_model::proto::{Envelope, Source, Stamp};
 use millstream_stages::source::{Accepted, DataApiKind, Endpoint, Limits, Request, SegmentKind, split};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
-use millstream_stages::{At, Input, Outbox, Stage};
+use millstream_stages::{At, Input, MemoryState, Outbox, Stage};
 use std::collections::BTreeMap;
 
 const NOW: i64 = 1_800_000_000_000;
@@ -20,7 +20,7 @@ fn options(seed: u64) -> Options {
     Options { tenants: 5, users: 150, seed, now_ms: NOW, days: 25, bad_share: 0.05, duplicates: 0.05 }
 }
 
-type Memory = BTreeMap<StateKey, UnifyValue>;
+type Memory = MemoryState<UnifyValue>;
 
 /// One line as `millstream send` sends it.
 fn request(source: Source, line: &str) -> (Endpoint, String) {

@@ -47,7 +47,7 @@ impl Stage for Counting {
     fn decode(&self, input: Input, bytes: &[u8]) -> Result<Envelope, DecodeError> {
         Envelope::decode(bytes).map_err(|error| DecodeError { input, message: error.to_string() })
     }
-    fn keys(&self, record: &Envelope, keys: &mut Vec<StateKey>) {
+    fn keys(&self, record: &Envelope, _: &At, _: &[u32], keys: &mut Vec<StateKey>) {
         keys.push(key(&record.message_id));
     }
     fn process(

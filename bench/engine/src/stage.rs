@@ -48,7 +48,7 @@ impl Stage for Synthetic {
         Envelope::decode(bytes).map_err(|error| DecodeError { input, message: error.to_string() })
     }
 
-    fn keys(&self, record: &Envelope, keys: &mut Vec<StateKey>) {
+    fn keys(&self, record: &Envelope, _: &At, _: &[u32], keys: &mut Vec<StateKey>) {
         keys.push(key(record));
     }
 

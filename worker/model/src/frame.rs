@@ -69,7 +69,11 @@ impl FrameWriter {
 
     /// Appends a record.
     pub fn push(&mut self, record: &impl prost::Message) {
-        let length = record.encoded_len();
+        self.push_sized(record, record.encoded_len());
+    }
+
+    /// Appends a record whose encoded length is known.
+    pub fn push_sized(&mut self, record: &impl prost::Message, length: usize) {
         self.bytes.reserve(length + 4);
         self.bytes.extend_from_slice(&(length as u32).to_le_bytes());
         record.encode_raw(&mut self.bytes);

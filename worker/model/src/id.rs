@@ -8,7 +8,7 @@
 
 use crate::key::{self, GROUPS};
 use crate::proto::{Identifier, Stamp};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed, xxh3_128};
 
 const LENGTH: usize = 18;
 
@@ -152,9 +152,15 @@ pub fn message_hash(message_id: &str) -> [u8; 16] {
     xxh3_128(message_id.as_bytes()).to_be_bytes()
 }
 
-/// A hash of stored bytes, for the changelog's before-images; 0 is kept for "absent".
+/// A hash of bytes, never 0.
 pub fn content_hash(bytes: &[u8]) -> u64 {
     xxh3_64(bytes).max(1)
+}
+
+/// A hash of an entry of a shard's state, for before-images in the changelog and for the digest of the whole state, which is the sum over all
+/// entries; never 0, which stands for "absent".
+pub fn entry_hash(key: &[u8], value: &[u8]) -> u64 {
+    xxh3_64_with_seed(value, xxh3_64(key)).max(1)
 }
 
 /// Lower-case hexadecimal.

@@ -3,6 +3,9 @@
 //! key group = xxh3_64(tenant, 0x00, type, 0x00, value) mod 4,096; shard = group × shards / 4,096. The hash is part of
 //! the format: it never changes, and `tests::vectors` pins it. No id and no stored key contains a shard number, and every state
 //! key starts with (group, tenant, kind), so that a shard's state is a contiguous range however many shards there are.
+//!
+//! State that is only remembered for a while is kept by *period*, under keys that start with (group, no tenant, kind, period): one range per key group
+//! holds everything of the periods before some time, so that it is forgotten without reading it.
 
 use crate::proto::Identifier;
 use xxhash_rust::xxh3::Xxh3;
@@ -41,7 +44,7 @@ pub fn groups_of(shard: u32, shards: u32) -> std::ops::Range<u16> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
-    /// Unify: a message id that was seen.
+    /// Unify: a message id that was seen; kept by period.
     Seen = 1,
     /// Action: which user an identifier names.
     Node = 2,
@@ -56,6 +59,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kinds that are kept by period.
+    pub const BY_PERIOD: [Kind; 1] = [Kind::Seen];
+
     /// The kind of this byte, if it is one.
     pub fn from_byte(byte: u8) -> Option<Kind> {
         const ALL: [Kind; 6] = [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage, Kind::Erased];
@@ -68,23 +74,36 @@ impl Kind {
 pub struct StateKey(std::sync::Arc<[u8]>);
 
 impl StateKey {
-    /// The key of `rest` of a kind, for a tenant (which never contains a zero byte).
+    /// The key of `rest` of a kind, for a tenant (which is never empty and never contains a zero byte).
     pub fn new(group: u16, tenant: &str, kind: Kind, rest: &[u8]) -> StateKey {
-        let mut key = Vec::with_capacity(4 + tenant.len() + rest.len());
-        key.extend_from_slice(&group.to_be_bytes());
-        key.extend_from_slice(tenant.as_bytes());
-        key.extend_from_slice(&[0, kind as u8]);
-        key.extend_from_slice(rest);
-        StateKey(key.into())
+        StateKey::of_parts(&[&group.to_be_bytes(), tenant.as_bytes(), &[0, kind as u8], rest])
+    }
+
+    /// The key of `rest` of a kind that is forgotten with its period: group, 0x00, kind, period (4 bytes, big endian), tenant, 0x00, rest.
+    pub fn in_period(group: u16, kind: Kind, period: u32, tenant: &str, rest: &[u8]) -> StateKey {
+        let (group, period) = (group.to_be_bytes(), period.to_be_bytes());
+        StateKey::of_parts(&[&group, &[0, kind as u8], &period, tenant.as_bytes(), &[0], rest])
+    }
+
+    /// Built on the stack where it fits: a stage makes several keys per record.
+    fn of_parts(parts: &[&[u8]]) -> StateKey {
+        let length = parts.iter().map(|part| part.len()).sum::<usize>();
+        let mut buffer = [0; 192];
+        let Some(key) = buffer.get_mut(..length) else { return StateKey(parts.concat().into()) };
+        let mut rest = &mut *key;
+        for part in parts {
+            let (place, after) = std::mem::take(&mut rest).split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = after;
+        }
+        StateKey((&*key).into())
     }
 
     /// The key of an identifier of `kind` in its own key group.
     pub fn of_identifier(tenant: &str, kind: Kind, identifier: &Identifier) -> StateKey {
-        let mut rest = Vec::with_capacity(identifier.r#type.len() + identifier.value.len() + 1);
-        rest.extend_from_slice(identifier.r#type.as_bytes());
-        rest.push(0);
-        rest.extend_from_slice(identifier.value.as_bytes());
-        StateKey::new(group_of(tenant, identifier), tenant, kind, &rest)
+        let group = group_of(tenant, identifier).to_be_bytes();
+        let (name, value) = (identifier.r#type.as_bytes(), identifier.value.as_bytes());
+        StateKey::of_parts(&[&group, tenant.as_bytes(), &[0, kind as u8], name, &[0], value])
     }
 
     /// A key read back from the log or the state store.
@@ -102,14 +121,32 @@ impl StateKey {
         self.0.first_chunk::<2>().map(|group| u16::from_be_bytes(*group))
     }
 
+    /// The period that it is kept by, when it is.
+    pub fn period(&self) -> Option<u32> {
+        match self.0.get(2..8)? {
+            [0, _, a, b, c, d] => Some(u32::from_be_bytes([*a, *b, *c, *d])),
+            _ => None,
+        }
+    }
+
     /// Tenant, kind and rest, when the key is well formed.
     pub fn parts(&self) -> Option<(&str, Kind, &[u8])> {
-        let after_group = self.0.get(2..)?;
-        let end = after_group.iter().position(|byte| *byte == 0)?;
-        let tenant = std::str::from_utf8(after_group.get(..end)?).ok()?;
-        let kind = Kind::from_byte(*after_group.get(end + 1)?)?;
-        Some((tenant, kind, after_group.get(end + 2..)?))
+        let name = self.0.get(if self.period().is_some() { 8 } else { 2 }..)?;
+        let end = name.iter().position(|byte| *byte == 0)?;
+        let tenant = std::str::from_utf8(name.get(..end)?).ok()?;
+        let kind = if self.period().is_some() { self.0.get(3)? } else { name.get(end + 1)? };
+        let rest = name.get(end + if self.period().is_some() { 1 } else { 2 }..)?;
+        Some((tenant, Kind::from_byte(*kind)?, rest))
     }
+}
+
+/// The range of keys of a key group, first and one after the last, that are kept by a period before `period`.
+pub fn periods_before(group: u16, kind: Kind, period: u32) -> [Vec<u8>; 2] {
+    let [a, b] = group.to_be_bytes();
+    let mut end = vec![a, b, 0, kind as u8];
+    let start = end.clone();
+    end.extend_from_slice(&period.to_be_bytes());
+    [start, end]
 }
 
 impl std::fmt::Debug for StateKey {
@@ -165,5 +202,19 @@ mod tests {
         assert_eq!(key.parts(), Some(("acme", Kind::User, &[0u8, 1, 2][..])));
         assert_eq!(StateKey::from_bytes(key.as_bytes()), key);
         assert_eq!(StateKey::from_bytes(&[1]).parts(), None);
+        let long = StateKey::new(513, "acme", Kind::User, &[7; 300]);
+        assert_eq!(long.parts(), Some(("acme", Kind::User, &[7u8; 300][..])));
+    }
+
+    #[test]
+    fn a_key_kept_by_period_gives_back_its_parts_and_lies_in_the_range_of_what_is_forgotten() {
+        let key = |period| StateKey::in_period(513, Kind::Seen, period, "acme", &[0, 1]);
+        assert_eq!((key(7).group(), key(7).period()), (Some(513), Some(7)));
+        assert_eq!(key(7).parts(), Some(("acme", Kind::Seen, &[0u8, 1][..])));
+        assert_eq!(StateKey::new(513, "acme", Kind::User, &[0; 9]).period(), None);
+        let [start, end] = periods_before(513, Kind::Seen, 7);
+        let is_in = |key: &StateKey| (&start[..]..&end[..]).contains(&key.as_bytes());
+        assert!(is_in(&key(0)) && is_in(&key(6)) && !is_in(&key(7)));
+        assert!(!is_in(&StateKey::new(513, "a", Kind::Seen, &[])));
     }
 }

@@ -1,56 +1,57 @@
 //! The layers of a shard's state: overlay → dirty and frozen → clean → local store.
 //!
-//! **I5, local state never ahead.** What a batch changes lives in its *overlay* until the log has committed the batch;
-//! only then it becomes *dirty*. A flush *freezes* what is dirty at a batch boundary and writes it, with the position that it leads to, in
-//! one write; it stays readable and is not evicted until that write has returned. A batch that is given up drops its overlay, and nothing needs to be wiped.
+//! **I5, local state never ahead.** What a batch changes is *pending* until the log has committed the batch; only then it becomes *dirty*. A flush
+//! *freezes* what is dirty at a batch boundary and writes it, with the position that it leads to, in one write; it stays readable and is not evicted until
+//! that write has returned. A batch that is given up drops what is pending, and nothing needs to be wiped.
 //!
-//! Dirty, frozen and clean values live in one map. Each carries the number of the flush that will store it: an entry changed again
-//! while its flush is under way belongs to the next flush, so that a flush that returns never makes a newer value look stored.
+//! All layers live in one table of slots, each with its key, its committed value and its pending one, so that a record costs one look-up, and lists
+//! of what is pending or dirty are lists of slot numbers. A slot carries the number of the flush that will store it: an entry changed
+//! again while its flush is under way belongs to the next flush, so that a flush that returns never makes a newer value look stored.
 
-use crate::state::{StateStore, StoreError};
-use millstream_model::id::content_hash;
+use crate::changes::{Changes, Stored, Totals};
+use crate::state::{Forget, StateStore, StoreError};
+use hashbrown::HashTable;
+use millstream_model::id::entry_hash;
 use millstream_model::key::StateKey;
+use millstream_model::proto::StatePosition;
 use millstream_stages::{State, StateError, StateValue};
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use xxhash_rust::xxh3::Xxh3DefaultBuilder;
+use xxhash_rust::xxh3::xxh3_64;
 
-/// A map whose order does not differ between runs.
-pub type Map<K, V> = HashMap<K, V, Xxh3DefaultBuilder>;
+/// Rough cost of an entry beyond its bytes: slot, key, table, allocation headers.
+const ENTRY_OVERHEAD: usize = 200;
 
-/// Rough cost of an entry beyond its bytes: key, map slot, queue slot, allocation headers.
-const ENTRY_OVERHEAD: usize = 160;
-
-/// A value of the committed state: present or known to be absent.
+/// What the running batch makes of an entry.
 #[derive(Debug)]
-struct Entry<V> {
+enum Pending<V> {
+    Unchanged,
+    Put(Arc<V>),
+    Removed,
+}
+
+/// A key, its committed value (present or known to be absent) and its pending one.
+#[derive(Debug)]
+struct Slot<V> {
+    key: StateKey,
+    key_hash: u64,
     value: Option<Arc<V>>,
-    /// [`content_hash`] of the stored form; 0 when absent.
-    hash: u64,
-    /// Bytes of the stored form.
-    size: usize,
+    pending: Pending<V>,
+    /// Of the committed value.
+    stored: Stored,
     /// The flush that will store it; 0 when it is stored.
     flush: u64,
     /// Used since the eviction hand last came by.
     used: bool,
-}
-
-/// A change of a committed batch, for the changelog.
-#[derive(Debug)]
-pub struct Change {
-    /// The changed key.
-    pub key: StateKey,
-    /// Its new stored form; `None`: deleted.
-    pub value: Option<Vec<u8>>,
-    /// Hash of the stored form before, 0 when there was none.
-    pub before: u64,
+    /// The committed value was looked up: false only while a batch has set a value that it never read.
+    known: bool,
 }
 
 /// What a flush writes.
 #[derive(Debug)]
 pub struct Frozen<V> {
     number: u64,
-    entries: Vec<(StateKey, Option<Arc<V>>)>,
+    forget: Option<Forget>,
+    entries: Vec<(u32, StateKey, Option<Arc<V>>)>,
 }
 
 impl<V: StateValue> Frozen<V> {
@@ -62,59 +63,123 @@ impl<V: StateValue> Frozen<V> {
         &self,
         store: &dyn StateStore,
         more: &[(StateKey, Vec<u8>)],
-        position: &millstream_model::proto::StatePosition,
+        position: &StatePosition,
     ) -> Result<(), StoreError> {
-        let encoded: Vec<Option<Vec<u8>>> = self
-            .entries
-            .iter()
-            .map(|(_, value)| {
-                value.as_ref().map(|value| {
-                    let mut bytes = Vec::new();
-                    value.encode(&mut bytes);
-                    bytes
-                })
-            })
-            .collect();
-        let frozen = self.entries.iter().zip(&encoded).map(|((key, _), bytes)| (key, bytes.as_deref()));
+        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(self.entries.len()));
+        for (_, _, value) in &self.entries {
+            let start = bytes.len();
+            if let Some(value) = value {
+                value.encode(&mut bytes);
+            }
+            ends.push(start..bytes.len());
+        }
+        let encoded = |(entry, range): (&(u32, StateKey, Option<Arc<V>>), std::ops::Range<usize>)| {
+            entry.2.is_some().then(|| bytes.get(range).unwrap_or_default())
+        };
+        let keys = self.entries.iter().map(|(_, key, _)| key);
+        let frozen = keys.zip(self.entries.iter().zip(ends).map(encoded));
         let mut entries = frozen.chain(more.iter().map(|(key, bytes)| (key, Some(bytes.as_slice()))));
-        store.write(&mut entries, position)
+        store.write(self.forget.as_ref(), &mut entries, position)
     }
+}
 
-    /// Which flush this is.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
+/// The running batch's changes: written before the commit, taken over after it.
+#[derive(Debug)]
+pub struct BatchChanges {
+    /// For the changelog.
+    pub changes: Changes,
+    /// The state's totals after them.
+    pub totals: Totals,
+    /// Of each changed slot.
+    stored: Vec<(u32, Stored)>,
 }
 
 /// A shard's state in memory, over its local store.
 pub struct Cache<V> {
     store: Arc<dyn StateStore>,
-    entries: Map<StateKey, Entry<V>>,
-    overlay: Map<StateKey, Option<Arc<V>>>,
-    /// Keys of the current flush number, each once.
-    dirty: Vec<StateKey>,
-    /// Second-chance queue: every entry once.
-    hand: VecDeque<StateKey>,
+    slots: Vec<Option<Slot<V>>>,
+    free: Vec<u32>,
+    index: HashTable<u32>,
+    /// Slots with a pending change.
+    pending: Vec<u32>,
+    /// Periods by which nothing was kept before the running batch.
+    pending_periods: Vec<u32>,
+    /// Slots of the current flush number, each once.
+    dirty: Vec<u32>,
+    /// What is to be forgotten with the current flush.
+    forget: Option<Forget>,
+    /// Where the eviction hand stands.
+    hand: usize,
     flush: u64,
     bytes: usize,
     dirty_bytes: usize,
     capacity: usize,
+    totals: Totals,
 }
 
 impl<V: StateValue> Cache<V> {
-    /// An empty cache of about `capacity` bytes over a store.
-    pub fn new(store: Arc<dyn StateStore>, capacity: usize) -> Cache<V> {
+    /// An empty cache of about `capacity` bytes over a store whose contents have these totals.
+    pub fn new(store: Arc<dyn StateStore>, capacity: usize, totals: Totals) -> Cache<V> {
         Cache {
             store,
-            entries: Map::default(),
-            overlay: Map::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            index: HashTable::new(),
+            pending: Vec::new(),
+            pending_periods: Vec::new(),
             dirty: Vec::new(),
-            hand: VecDeque::new(),
+            forget: None,
+            hand: 0,
             flush: 1,
             bytes: 0,
             dirty_bytes: 0,
             capacity,
+            totals,
         }
+    }
+
+    fn find(&self, key: &StateKey, key_hash: u64) -> Option<u32> {
+        let is_it = |number: &u32| self.slot(*number).is_some_and(|slot| slot.key == *key);
+        self.index.find(key_hash, is_it).copied()
+    }
+
+    fn slot(&self, number: u32) -> Option<&Slot<V>> {
+        self.slots.get(number as usize)?.as_ref()
+    }
+
+    fn slot_mut(&mut self, number: u32) -> Option<&mut Slot<V>> {
+        self.slots.get_mut(number as usize)?.as_mut()
+    }
+
+    /// A new slot of a key that has none.
+    fn insert(&mut self, slot: Slot<V>) -> u32 {
+        self.bytes += slot.stored.size + ENTRY_OVERHEAD;
+        let key_hash = slot.key_hash;
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None => {
+                self.slots.push(None);
+                (self.slots.len() - 1) as u32
+            }
+        };
+        if let Some(place) = self.slots.get_mut(number as usize) {
+            *place = Some(slot);
+        }
+        let slots = &self.slots;
+        let hash_of = |number: &u32| {
+            slots.get(*number as usize).and_then(Option::as_ref).map_or(0, |slot: &Slot<V>| slot.key_hash)
+        };
+        self.index.insert_unique(key_hash, number, hash_of);
+        number
+    }
+
+    fn drop_slot(&mut self, number: u32) {
+        let Some(slot) = self.slots.get_mut(number as usize).and_then(Option::take) else { return };
+        self.bytes = self.bytes.saturating_sub(slot.stored.size + ENTRY_OVERHEAD);
+        if let Ok(entry) = self.index.find_entry(slot.key_hash, |other| *other == number) {
+            entry.remove();
+        }
+        self.free.push(number);
     }
 
     /// Loads what is not yet in memory, in one read.
@@ -122,7 +187,7 @@ impl<V: StateValue> Cache<V> {
     /// # Errors
     /// [`StateError`].
     pub fn prefetch(&mut self, keys: &mut Vec<StateKey>) -> Result<(), StateError> {
-        keys.retain(|key| !self.entries.contains_key(key));
+        keys.retain(|key| self.find(key, xxh3_64(key.as_bytes())).is_none());
         keys.sort_unstable();
         keys.dedup();
         if keys.is_empty() {
@@ -131,89 +196,159 @@ impl<V: StateValue> Cache<V> {
         let references: Vec<&StateKey> = keys.iter().collect();
         let values = self.store.multi_get(&references).map_err(|error| StateError(error.to_string()))?;
         for (key, bytes) in keys.drain(..).zip(values) {
-            self.insert_clean(key, bytes.as_deref())?;
+            let key_hash = xxh3_64(key.as_bytes());
+            self.insert_clean(key, key_hash, bytes.as_deref())?;
         }
         Ok(())
     }
 
-    fn load(&mut self, key: &StateKey) -> Result<(), StateError> {
+    fn load(&mut self, key: &StateKey, key_hash: u64) -> Result<u32, StateError> {
         let values = self.store.multi_get(&[key]).map_err(|error| StateError(error.to_string()))?;
         let bytes = values.into_iter().next().flatten();
-        self.insert_clean(key.clone(), bytes.as_deref())
+        self.insert_clean(key.clone(), key_hash, bytes.as_deref())
     }
 
-    /// Never replaces what is there: that is at least as new as the store.
-    fn insert_clean(&mut self, key: StateKey, bytes: Option<&[u8]>) -> Result<(), StateError> {
-        if self.entries.contains_key(&key) {
-            return Ok(());
+    /// Only for a key that has no slot: what is there is at least as new as the store.
+    fn insert_clean(&mut self, key: StateKey, key_hash: u64, bytes: Option<&[u8]>) -> Result<u32, StateError> {
+        let (value, stored) = decode(&key, bytes)?;
+        let pending = Pending::Unchanged;
+        Ok(self.insert(Slot { key, key_hash, value, pending, stored, flush: 0, used: true, known: true }))
+    }
+
+    /// The slot of a key, loaded when it must be.
+    fn loaded(&mut self, key: &StateKey) -> Result<u32, StateError> {
+        let key_hash = xxh3_64(key.as_bytes());
+        match self.find(key, key_hash) {
+            Some(number) => Ok(number),
+            None => self.load(key, key_hash),
         }
-        let value = bytes.map(|bytes| V::decode(&key, bytes)).transpose()?.map(Arc::new);
-        let size = bytes.map_or(0, <[u8]>::len);
-        let entry = Entry { value, hash: bytes.map_or(0, content_hash), size, flush: 0, used: true };
-        self.bytes += size + ENTRY_OVERHEAD;
-        self.hand.push_back(key.clone());
-        self.entries.insert(key, entry);
-        Ok(())
+    }
+
+    /// Sets what the running batch makes of a key, without reading it.
+    fn set(&mut self, key: StateKey, pending: Pending<V>) {
+        let key_hash = xxh3_64(key.as_bytes());
+        if let Some(period) = key.period().filter(|period| !self.has_period(*period)) {
+            self.pending_periods.push(period);
+        }
+        let number = match self.find(&key, key_hash) {
+            Some(number) => number,
+            None => {
+                let (stored, unchanged) = (Stored { hash: 0, size: 0 }, Pending::Unchanged);
+                let slot =
+                    Slot { key, key_hash, value: None, pending: unchanged, stored, flush: 0, used: true, known: false };
+                self.insert(slot)
+            }
+        };
+        let Some(slot) = self.slot_mut(number) else { return };
+        if matches!(std::mem::replace(&mut slot.pending, pending), Pending::Unchanged) {
+            self.pending.push(number);
+        }
+    }
+
+    fn has_period(&self, period: u32) -> bool {
+        self.totals.has(period) || self.pending_periods.contains(&period)
     }
 
     /// Gives the running batch's changes up.
     pub fn discard(&mut self) {
-        self.overlay.clear();
-    }
-
-    /// The running batch's changes, for its changelog record, in an order that only depends on the batch. The overlay stays.
-    pub fn changes(&mut self) -> Result<Vec<Change>, StateError> {
-        let keys: Vec<StateKey> = self.overlay.keys().cloned().collect();
-        let mut changes = Vec::with_capacity(keys.len());
-        for key in keys {
-            if !self.entries.contains_key(&key) {
-                self.load(&key)?;
-            }
-            let before = self.entries.get(&key).map_or(0, |entry| entry.hash);
-            let value = self.overlay.get(&key).and_then(Option::as_ref).map(|value| {
-                let mut bytes = Vec::new();
-                value.encode(&mut bytes);
-                bytes
-            });
-            let unchanged = value.as_deref().map_or(0, content_hash) == before;
-            if !unchanged {
-                changes.push(Change { key, value, before });
+        self.pending_periods.clear();
+        for number in std::mem::take(&mut self.pending) {
+            let Some(slot) = self.slot_mut(number) else { continue };
+            slot.pending = Pending::Unchanged;
+            if !slot.known {
+                self.drop_slot(number);
             }
         }
-        Ok(changes)
+    }
+
+    /// The running batch's changes, in the order in which they were first touched, after everything of an earlier period than `forget_before` has gone.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn changes(&mut self, forget_before: u32) -> Result<BatchChanges, StateError> {
+        self.learn_before_images()?;
+        let (mut changes, mut totals) = (Changes::default(), self.totals.clone());
+        totals.forget_before(forget_before);
+        let mut stored = Vec::with_capacity(self.pending.len());
+        for &number in &self.pending {
+            let Some(slot) = self.slots.get(number as usize).and_then(Option::as_ref) else { continue };
+            let before = slot.stored.hash;
+            let changed = match &slot.pending {
+                Pending::Unchanged => None,
+                Pending::Put(value) => changes.put(&slot.key, before, |bytes| value.encode(bytes)),
+                Pending::Removed => changes.remove(&slot.key, before),
+            };
+            if let Some(changed) = changed {
+                totals.change(slot.key.period(), before, changed.hash);
+                stored.push((number, changed));
+            }
+        }
+        Ok(BatchChanges { changes, totals, stored })
+    }
+
+    /// Reads the committed values of keys that the batch has set without reading them.
+    fn learn_before_images(&mut self) -> Result<(), StateError> {
+        let unknown = |number: &u32| self.slot(*number).filter(|slot| !slot.known).map(|slot| slot.key.clone());
+        let (numbers, keys): (Vec<u32>, Vec<StateKey>) =
+            self.pending.iter().filter_map(|number| Some((*number, unknown(number)?))).unzip();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let references: Vec<&StateKey> = keys.iter().collect();
+        let values = self.store.multi_get(&references).map_err(|error| StateError(error.to_string()))?;
+        for ((number, key), bytes) in numbers.into_iter().zip(&keys).zip(values) {
+            let (value, stored) = decode::<V>(key, bytes.as_deref())?;
+            self.bytes += stored.size;
+            if let Some(slot) = self.slot_mut(number) {
+                (slot.value, slot.stored, slot.known) = (value, stored, true);
+            }
+        }
+        Ok(())
     }
 
     /// The log has committed the running batch: its changes become committed state.
-    pub fn commit(&mut self, changes: &[Change]) {
-        for change in changes {
-            let Some(value) = self.overlay.remove(&change.key) else { continue };
-            let size = change.value.as_ref().map_or(0, Vec::len);
-            let entry = Entry {
-                value,
-                hash: change.value.as_deref().map_or(0, content_hash),
-                size,
-                flush: self.flush,
-                used: true,
-            };
-            self.bytes += size + ENTRY_OVERHEAD;
-            match self.entries.insert(change.key.clone(), entry) {
-                Some(old) => {
-                    self.bytes = self.bytes.saturating_sub(old.size + ENTRY_OVERHEAD);
-                    if old.flush == self.flush {
-                        self.dirty_bytes = self.dirty_bytes.saturating_sub(old.size + ENTRY_OVERHEAD);
-                    } else {
-                        self.dirty.push(change.key.clone());
-                    }
-                }
-                None => {
-                    self.hand.push_back(change.key.clone());
-                    self.dirty.push(change.key.clone());
-                }
-            }
-            self.dirty_bytes += size + ENTRY_OVERHEAD;
+    pub fn commit(&mut self, batch: BatchChanges, forget: Option<Forget>) {
+        self.totals = batch.totals;
+        if let Some(forget) = forget {
+            self.forget(forget);
         }
-        self.overlay.clear();
+        let flush = self.flush;
+        for (number, stored) in batch.stored {
+            let Some(slot) = self.slot_mut(number) else { continue };
+            slot.value = match std::mem::replace(&mut slot.pending, Pending::Unchanged) {
+                Pending::Put(value) => Some(value),
+                Pending::Removed | Pending::Unchanged => None,
+            };
+            let old = std::mem::replace(&mut slot.stored, stored);
+            let was_dirty = std::mem::replace(&mut slot.flush, flush) == flush;
+            slot.used = true;
+            self.bytes = (self.bytes + stored.size).saturating_sub(old.size);
+            self.dirty_bytes += stored.size + ENTRY_OVERHEAD;
+            if was_dirty {
+                self.dirty_bytes = self.dirty_bytes.saturating_sub(old.size + ENTRY_OVERHEAD);
+            } else {
+                self.dirty.push(number);
+            }
+        }
+        // What is left was set to what it was before.
+        self.discard();
         self.evict();
+    }
+
+    /// Entries of earlier periods go, here now and in the store with the next flush.
+    fn forget(&mut self, forget: Forget) {
+        let is_old = |slot: &Slot<V>| slot.key.period().is_some_and(|period| period < forget.before);
+        let old = (0..).zip(&self.slots).filter(|(_, slot)| slot.as_ref().is_some_and(is_old));
+        for number in old.map(|(number, _)| number).collect::<Vec<u32>>() {
+            let Some(slot) = self.slot(number) else { continue };
+            if slot.flush == self.flush {
+                self.dirty_bytes = self.dirty_bytes.saturating_sub(slot.stored.size + ENTRY_OVERHEAD);
+            }
+            self.drop_slot(number);
+        }
+        let slots = &self.slots;
+        self.dirty.retain(|number| slots.get(*number as usize).is_some_and(Option::is_some));
+        self.forget = Some(forget);
     }
 
     /// Bytes that are not in the local store yet and not being written; they bound the replay after a crash.
@@ -226,26 +361,31 @@ impl<V: StateValue> Cache<V> {
         self.bytes
     }
 
+    /// Sums over the committed state.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
     /// Takes what is dirty for a flush, at a batch boundary. It stays readable.
     pub fn freeze(&mut self) -> Frozen<V> {
         let number = self.flush;
         self.flush += 1;
         self.dirty_bytes = 0;
-        let keys = std::mem::take(&mut self.dirty);
-        let entries = keys
-            .into_iter()
-            .filter_map(|key| self.entries.get(&key).map(|entry| (key.clone(), entry.value.clone())))
-            .collect();
-        Frozen { number, entries }
+        let entry =
+            |slot_number: u32| self.slot(slot_number).map(|slot| (slot_number, slot.key.clone(), slot.value.clone()));
+        let entries = self.dirty.iter().copied().filter_map(entry).collect();
+        self.dirty.clear();
+        Frozen { number, forget: self.forget.take(), entries }
     }
 
     /// A flush has returned: what it wrote, and has not changed since, may be evicted.
     pub fn flushed(&mut self, frozen: &Frozen<V>) {
-        for (key, _) in &frozen.entries {
-            if let Some(entry) = self.entries.get_mut(key)
-                && entry.flush <= frozen.number
+        for (number, key, _) in &frozen.entries {
+            if let Some(slot) = self.slot_mut(*number)
+                && slot.flush <= frozen.number
+                && slot.key == *key
             {
-                entry.flush = 0;
+                slot.flush = 0;
             }
         }
         self.evict();
@@ -253,61 +393,69 @@ impl<V: StateValue> Cache<V> {
 
     /// Drops stored values that were not used lately, until the cache is within its capacity or everything was looked at twice.
     fn evict(&mut self) {
-        let mut looks = self.hand.len() * 2;
+        let mut looks = self.slots.len() * 2;
         while self.bytes > self.capacity && looks > 0 {
             looks -= 1;
-            let Some(key) = self.hand.pop_front() else { return };
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
-            if entry.flush != 0 || std::mem::take(&mut entry.used) {
-                self.hand.push_back(key);
-                continue;
+            self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
+            let Some(Some(slot)) = self.slots.get_mut(self.hand) else { continue };
+            if slot.flush == 0 && !std::mem::take(&mut slot.used) {
+                self.drop_slot(self.hand as u32);
             }
-            self.bytes = self.bytes.saturating_sub(entry.size + ENTRY_OVERHEAD);
-            self.entries.remove(&key);
         }
     }
 }
 
+fn decode<V: StateValue>(key: &StateKey, bytes: Option<&[u8]>) -> Result<(Option<Arc<V>>, Stored), StateError> {
+    let Some(bytes) = bytes else { return Ok((None, Stored { hash: 0, size: 0 })) };
+    let stored = Stored { hash: entry_hash(key.as_bytes(), bytes), size: bytes.len() };
+    Ok((Some(Arc::new(V::decode(key, bytes)?)), stored))
+}
+
 impl<V: StateValue> State<V> for Cache<V> {
     fn get(&mut self, key: &StateKey) -> Result<Option<&V>, StateError> {
-        if self.overlay.contains_key(key) {
-            return Ok(self.overlay.get(key).and_then(Option::as_deref));
-        }
-        if !self.entries.contains_key(key) {
-            self.load(key)?;
-        }
-        Ok(self.entries.get_mut(key).and_then(|entry| {
-            entry.used = true;
-            entry.value.as_deref()
-        }))
+        let number = self.loaded(key)?;
+        let Some(slot) = self.slot_mut(number) else { return Ok(None) };
+        slot.used = true;
+        Ok(match &slot.pending {
+            Pending::Unchanged => slot.value.as_deref(),
+            Pending::Put(value) => Some(value),
+            Pending::Removed => None,
+        })
     }
 
     fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut V>, StateError> {
-        if !self.overlay.contains_key(key) {
-            if !self.entries.contains_key(key) {
-                self.load(key)?;
-            }
-            let value = self.entries.get(key).and_then(|entry| entry.value.clone());
-            if value.is_none() {
-                return Ok(None);
-            }
-            self.overlay.insert(key.clone(), value);
+        let number = self.loaded(key)?;
+        let Some(slot) = self.slots.get_mut(number as usize).and_then(Option::as_mut) else { return Ok(None) };
+        slot.used = true;
+        if let (Pending::Unchanged, Some(value)) = (&slot.pending, &slot.value) {
+            slot.pending = Pending::Put(value.clone());
+            self.pending.push(number);
         }
-        Ok(self.overlay.get_mut(key).and_then(Option::as_mut).map(Arc::make_mut))
+        Ok(match &mut slot.pending {
+            Pending::Put(value) => Some(Arc::make_mut(value)),
+            Pending::Unchanged | Pending::Removed => None,
+        })
     }
 
     fn put(&mut self, key: StateKey, value: V) {
-        self.overlay.insert(key, Some(Arc::new(value)));
+        self.set(key, Pending::Put(Arc::new(value)));
     }
 
     fn remove(&mut self, key: StateKey) {
-        self.overlay.insert(key, None);
+        self.set(key, Pending::Removed);
+    }
+
+    fn periods(&self) -> Vec<u32> {
+        let mut periods: Vec<u32> = self.totals.numbers().chain(self.pending_periods.iter().copied()).collect();
+        periods.sort_unstable();
+        periods
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::changes::{Change, read};
     use crate::state::memory::MemoryState;
     use millstream_model::key::Kind;
     use millstream_model::proto::StatePosition;
@@ -332,15 +480,29 @@ mod tests {
         cache.get(&key(name)).unwrap().map(|value| value.0.clone())
     }
 
-    fn committed(cache: &mut Cache<Text>) -> Vec<Change> {
-        let changes = cache.changes().unwrap();
-        cache.commit(&changes);
-        changes
+    /// Commits what is pending; gives the changes as (value, hash before).
+    fn committed(cache: &mut Cache<Text>) -> Vec<(Option<String>, u64)> {
+        forgetting(cache, 0)
+    }
+
+    fn forgetting(cache: &mut Cache<Text>, before: u32) -> Vec<(Option<String>, u64)> {
+        let mut batch = cache.changes(before).unwrap();
+        let block = std::mem::take(&mut batch.changes).into_block();
+        cache.commit(batch, (before > 0).then_some(Forget { groups: 0..4096, before }));
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let change = |change: Result<Change<'_>, _>| change.map(|c| (c.value.map(text), c.before)).unwrap();
+        read(&block).map(change).collect()
+    }
+
+    fn flush(cache: &mut Cache<Text>, store: &MemoryState) {
+        let frozen = cache.freeze();
+        frozen.write(store, &[], &StatePosition::default()).unwrap();
+        cache.flushed(&frozen);
     }
 
     fn cache(capacity: usize) -> (Arc<MemoryState>, Cache<Text>) {
         let store = Arc::new(MemoryState::default());
-        (store.clone(), Cache::new(store, capacity))
+        (store.clone(), Cache::new(store, capacity, Totals::default()))
     }
 
     #[test]
@@ -363,14 +525,16 @@ mod tests {
     fn changes_carry_the_hash_of_what_was_before() {
         let (_, mut cache) = cache(1 << 20);
         cache.put(key("a"), Text("1".into()));
-        assert_eq!(committed(&mut cache)[0].before, 0);
+        let hash = |value: &str| entry_hash(key("a").as_bytes(), value.as_bytes());
+        assert_eq!(committed(&mut cache), [(Some("1".into()), 0)]);
         cache.put(key("a"), Text("2".into()));
-        assert_eq!(committed(&mut cache)[0].before, content_hash(b"1"));
+        assert_eq!(committed(&mut cache), [(Some("2".into()), hash("1"))]);
+        assert_eq!(cache.totals().digest, hash("2"));
         cache.remove(key("a"));
-        let changes = committed(&mut cache);
-        assert_eq!((changes[0].before, &changes[0].value), (content_hash(b"2"), &None));
+        assert_eq!(committed(&mut cache), [(None, hash("2"))]);
+        assert_eq!(cache.totals().digest, 0);
         cache.put(key("a"), Text("3".into()));
-        assert_eq!(committed(&mut cache)[0].before, 0);
+        assert_eq!(committed(&mut cache), [(Some("3".into()), 0)]);
         cache.put(key("a"), Text("3".into()));
         assert!(committed(&mut cache).is_empty(), "what is equal is no change");
     }
@@ -408,5 +572,45 @@ mod tests {
         cache.flushed(&frozen);
         assert_eq!(text(&mut cache, "a"), None);
         assert_eq!(store.multi_get(&[&key("a")]).unwrap(), [None]);
+    }
+
+    #[test]
+    fn what_a_batch_sets_without_reading_it_is_compared_with_the_store_and_leaves_nothing_when_given_up() {
+        let (store, mut cache) = cache(1 << 20);
+        store.seed(&key("a"), b"old");
+        cache.put(key("a"), Text("new".into()));
+        cache.discard();
+        assert_eq!(text(&mut cache, "a"), Some("old".into()));
+        let (_, mut cache) = (0, Cache::new(store, 1 << 20, Totals::default()));
+        cache.put(key("a"), Text("new".into()));
+        cache.put(key("b"), Text("b".into()));
+        let before = entry_hash(key("a").as_bytes(), b"old");
+        assert_eq!(committed(&mut cache), [(Some("new".into()), before), (Some("b".into()), 0)]);
+    }
+
+    #[test]
+    fn what_is_forgotten_with_its_period_is_gone_from_memory_store_and_totals() {
+        let (store, mut cache) = cache(1 << 20);
+        let kept_by = |period: u32, name: &str| StateKey::in_period(1, Kind::Seen, period, "acme", name.as_bytes());
+        cache.put(key("a"), Text("a".into()));
+        committed(&mut cache);
+        let without = cache.totals().clone();
+        cache.put(kept_by(5, "stored"), Text("1".into()));
+        committed(&mut cache);
+        flush(&mut cache, &store);
+        cache.put(kept_by(6, "dirty"), Text("2".into()));
+        committed(&mut cache);
+        assert_eq!(cache.periods(), [5, 6]);
+        cache.put(kept_by(9, "new"), Text("3".into()));
+        forgetting(&mut cache, 9);
+        assert_eq!(cache.periods(), [9]);
+        flush(&mut cache, &store);
+        let all = [kept_by(5, "stored"), kept_by(6, "dirty"), kept_by(9, "new"), key("a")];
+        let found = store.multi_get(&all.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true, true]);
+        assert!(cache.get(&kept_by(6, "dirty")).unwrap().is_none());
+        cache.remove(kept_by(9, "new"));
+        committed(&mut cache);
+        assert_eq!(cache.totals().digest, without.digest);
     }
 }

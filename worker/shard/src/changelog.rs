@@ -1,17 +1,16 @@
 //! The changelog: one record per batch, in parts when it is larger than a message, chained by digests.
 //!
-//! A part's digest covers the digest of the part before it, the batch's number, its inputs and its entries, so that a follower notices when
-//! something is missing, repeated or changed (I6). Followers apply the parts of a batch as one: [`Assembler`] hands over a batch only
-//! when its last part has come.
+//! A part's digest covers the digest of the part before it and everything in it, so that a follower notices when something is missing, repeated or
+//! changed (I6). Followers apply the parts of a batch as one: [`Assembler`] hands over a batch only when its last part has come. The
+//! [`changes`](crate::changes) of a batch are cut into parts at any byte.
 
-use crate::cache::Change;
 use millstream_model::frame::{self, Content, FrameError};
-use millstream_model::proto::{Batch, Changelog, Entry, Genesis, Ownership, Position, changelog::Record};
+use millstream_model::proto::{Batch, Changelog, Genesis, Ownership, Position, changelog::Record};
 use prost::Message as _;
 use xxhash_rust::xxh3::Xxh3;
 
-/// A part holds at most about this many bytes of entries: below the log's usual limit of 1 MB for a message.
-const PART_BYTES: usize = 800_000;
+/// A part holds at most this many bytes of changes: below the log's usual limit of 1 MB for a message.
+const PART_BYTES: usize = 900_000;
 
 /// Why a changelog cannot be followed. The shard stops (I6).
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -36,7 +35,7 @@ pub enum ChangelogError {
     },
 }
 
-/// What a batch's changelog record says besides its entries.
+/// What a batch's changelog record says besides its changes.
 #[derive(Clone, Debug, Default)]
 pub struct BatchHeader {
     /// Number of the batch, counting up by one.
@@ -49,40 +48,35 @@ pub struct BatchHeader {
     pub stamp_time_ms: u64,
     /// Where the next batch reads on.
     pub inputs: Vec<Position>,
+    /// Digest of the state after the batch.
+    pub state_digest: u64,
+    /// What is kept by an earlier period than this goes, before the changes; 0: nothing.
+    pub forget_before: u32,
 }
 
-/// The records of a batch and the digest after them.
-pub fn records(header: &BatchHeader, changes: Vec<Change>, previous: u64) -> (Vec<Changelog>, u64) {
-    let mut groups: Vec<Vec<Entry>> = vec![Vec::new()];
-    let mut bytes = 0;
-    for change in changes {
-        let size = change.key.as_bytes().len() + change.value.as_ref().map_or(0, Vec::len) + 24;
-        if bytes > 0 && bytes + size > PART_BYTES {
-            groups.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(group) = groups.last_mut() {
-            group.push(Entry { key: change.key.as_bytes().to_vec(), value: change.value, before: change.before });
-        }
-    }
-    let parts = groups.len() as u32;
+/// The records of a batch with this block of changes, and the digest after them.
+pub fn records(header: &BatchHeader, block: Vec<u8>, previous: u64) -> (Vec<Changelog>, u64) {
+    let parts = block.len().div_ceil(PART_BYTES).max(1);
+    let pieces: Vec<Vec<u8>> =
+        if parts == 1 { vec![block] } else { block.chunks(PART_BYTES).map(<[u8]>::to_vec).collect() };
     let mut digest = previous;
-    let records = groups
-        .into_iter()
-        .zip(1..)
-        .map(|(entries, part)| {
+    let records = (1..)
+        .zip(pieces)
+        .map(|(part, changes)| {
+            let is_last = part == parts as u32;
             let mut batch = Batch {
                 number: header.number,
                 time_ms: header.time_ms,
                 epoch: header.epoch,
-                inputs: if part == parts { header.inputs.clone() } else { Vec::new() },
-                entries,
+                inputs: if is_last { header.inputs.clone() } else { Vec::new() },
                 part,
-                parts,
+                parts: parts as u32,
                 previous_digest: digest,
                 digest: 0,
                 stamp_time_ms: header.stamp_time_ms,
+                changes,
+                state_digest: if is_last { header.state_digest } else { 0 },
+                forget_before: header.forget_before,
             };
             batch.digest = digest_of(&batch);
             digest = batch.digest;
@@ -95,24 +89,23 @@ pub fn records(header: &BatchHeader, changes: Vec<Change>, previous: u64) -> (Ve
 /// The digest of a part: over everything in it, the previous digest included.
 fn digest_of(batch: &Batch) -> u64 {
     let mut hash = Xxh3::new();
-    for number in [batch.previous_digest, batch.number, batch.time_ms, batch.epoch, batch.stamp_time_ms] {
+    let numbers =
+        [batch.previous_digest, batch.number, batch.time_ms, batch.epoch, batch.stamp_time_ms, batch.state_digest];
+    for number in numbers {
         hash.update(&number.to_le_bytes());
     }
-    hash.update(&batch.part.to_le_bytes());
+    for number in [batch.part, batch.parts, batch.forget_before, batch.inputs.len() as u32] {
+        hash.update(&number.to_le_bytes());
+    }
     for input in &batch.inputs {
-        hash.update(input.topic.as_bytes());
+        for text in [&input.topic, &input.topic_id] {
+            hash.update(&(text.len() as u32).to_le_bytes());
+            hash.update(text.as_bytes());
+        }
         hash.update(&input.partition.to_le_bytes());
         hash.update(&input.offset.to_le_bytes());
-        hash.update(input.topic_id.as_bytes());
     }
-    for entry in &batch.entries {
-        hash.update(&(entry.key.len() as u32).to_le_bytes());
-        hash.update(&entry.key);
-        hash.update(&entry.before.to_le_bytes());
-        if let Some(value) = &entry.value {
-            hash.update(value);
-        }
-    }
+    hash.update(&batch.changes);
     hash.digest().max(1)
 }
 
@@ -185,8 +178,8 @@ impl Assembler {
         let whole = match self.open.take() {
             None => batch,
             Some(mut open) => {
-                open.entries.extend(batch.entries);
-                Batch { entries: open.entries, ..batch }
+                open.changes.extend_from_slice(&batch.changes);
+                Batch { changes: open.changes, ..batch }
             }
         };
         if part == parts {
@@ -200,16 +193,10 @@ impl Assembler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use millstream_model::key::{Kind, StateKey};
-
-    fn change(name: &str, size: usize) -> Change {
-        let key = StateKey::new(7, "acme", Kind::User, name.as_bytes());
-        Change { key, value: Some(vec![b'x'; size]), before: 0 }
-    }
 
     fn header(number: u64) -> BatchHeader {
         let inputs = vec![Position { topic: "in".into(), partition: 0, offset: number * 10, ..Position::default() }];
-        BatchHeader { number, time_ms: number, epoch: 1, stamp_time_ms: 0, inputs }
+        BatchHeader { number, time_ms: number, epoch: 1, inputs, state_digest: number, ..BatchHeader::default() }
     }
 
     fn follow(records: &[Changelog], assembler: &mut Assembler) -> Result<Vec<Step>, ChangelogError> {
@@ -222,8 +209,8 @@ mod tests {
 
     #[test]
     fn a_batch_larger_than_a_message_comes_back_as_one() {
-        let changes = || (0..5).map(|n| change(&n.to_string(), 300_000)).collect::<Vec<_>>();
-        let (records, digest) = records(&header(1), changes(), 0);
+        let block: Vec<u8> = (0..2_500_000u32).map(|n| (n % 251) as u8).collect();
+        let (records, digest) = records(&header(1), block.clone(), 0);
         assert_eq!(records.len(), 3);
         assert!(records.iter().all(|record| encode(record).len() < 1_000_000));
         let mut assembler = Assembler::default();
@@ -231,14 +218,14 @@ mod tests {
         assert!(first_two.is_empty(), "half a batch is nothing");
         let steps = follow(&records[2..], &mut assembler).unwrap();
         let [Step::Batch(batch)] = &steps[..] else { panic!("{steps:?}") };
-        assert_eq!((batch.entries.len(), batch.digest), (5, digest));
+        assert!(batch.changes == block && batch.digest == digest && batch.state_digest == 1);
         assert_eq!(batch.inputs, header(1).inputs);
     }
 
     #[test]
     fn what_is_missing_repeated_or_changed_breaks_the_chain() {
-        let (first, digest) = records(&header(1), vec![change("a", 10)], 0);
-        let (second, _) = records(&header(2), vec![change("b", 10)], digest);
+        let (first, digest) = records(&header(1), vec![1; 10], 0);
+        let (second, _) = records(&header(2), vec![2; 10], digest);
         let all = [first.clone(), second.clone()].concat();
         assert_eq!(follow(&all, &mut Assembler::default()).unwrap().len(), 2);
         let broken = |records: &[Changelog]| {
@@ -246,9 +233,19 @@ mod tests {
         };
         assert!(broken(&second), "missing");
         assert!(broken(&[first.clone(), first.clone()].concat()), "repeated");
-        let mut changed = first;
-        let Some(Record::Batch(batch)) = &mut changed[0].record else { panic!() };
-        batch.entries[0].value = Some(b"other".to_vec());
-        assert!(broken(&changed), "changed");
+        type Damage = fn(&mut Batch);
+        let damages: [Damage; 5] = [
+            |batch| batch.changes[3] ^= 1,
+            |batch| batch.inputs[0].offset += 1,
+            |batch| batch.inputs.clear(),
+            |batch| batch.state_digest += 1,
+            |batch| batch.forget_before = 9,
+        ];
+        for damage in damages {
+            let mut changed = first.clone();
+            let Some(Record::Batch(batch)) = &mut changed[0].record else { panic!() };
+            damage(batch);
+            assert!(broken(&changed), "changed");
+        }
     }
 }

@@ -5,14 +5,17 @@
 //! **I5**: entries and position are written together, only between batches.
 
 use crate::ShardError;
-use crate::cache::Map;
 use crate::changelog::{Assembler, ChangelogError, Step};
+use crate::changes::{self, Totals};
 use crate::log::{Consumer, Log, Start, TopicPartition};
-use crate::state::StateStore;
-use millstream_model::key::StateKey;
+use crate::state::{Forget, StateStore};
+use millstream_model::id::entry_hash;
+use millstream_model::key::{StateKey, groups_of};
 use millstream_model::proto::{Batch, StatePosition};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use xxhash_rust::xxh3::Xxh3DefaultBuilder;
 
 /// Entries that wait to be written to the store, at most about this many bytes.
 const PENDING_BYTES: usize = 16 << 20;
@@ -33,16 +36,27 @@ pub struct Follower {
     has_genesis: bool,
     /// Began at a position of the local store, not at the beginning of the changelog.
     from_local: bool,
-    pending: Map<StateKey, Option<Vec<u8>>>,
+    /// Of the state as followed.
+    totals: Totals,
+    groups: std::ops::Range<u16>,
+    forget: Option<Forget>,
+    pending: Pending,
     pending_bytes: usize,
 }
 
+type Pending = HashMap<StateKey, Option<Vec<u8>>, Xxh3DefaultBuilder>;
+
 impl Follower {
-    /// Opens the changelog at the store's position, or at its start.
+    /// Opens the changelog at the store's position, or at its start; the stage has `shards` shards.
     ///
     /// # Errors
     /// [`ShardError`].
-    pub fn open(log: &dyn Log, at: TopicPartition, store: Arc<dyn StateStore>) -> Result<Follower, ShardError> {
+    pub fn open(
+        log: &dyn Log,
+        at: TopicPartition,
+        shards: u32,
+        store: Arc<dyn StateStore>,
+    ) -> Result<Follower, ShardError> {
         let topic_id = log.topic_id(&at.topic)?;
         let (start, end) = log.bounds(&at)?;
         let stored = store.position()?.filter(|position| position.topic_id == topic_id);
@@ -62,9 +76,20 @@ impl Follower {
         let consumer = log.consumer(&[(at.clone(), Start::At(position.changelog_offset))])?;
         let assembler = Assembler::after(position.batch_number, position.digest);
         let has_genesis = position.changelog_offset > 0;
-        let pending = Map::default();
-        let from_local = has_genesis;
-        Ok(Follower { at, store, consumer, assembler, position, has_genesis, from_local, pending, pending_bytes: 0 })
+        Ok(Follower {
+            groups: groups_of(at.partition, shards),
+            totals: Totals::of(position.state_digest, &position.periods),
+            at,
+            store,
+            consumer,
+            assembler,
+            position,
+            has_genesis,
+            from_local: has_genesis,
+            forget: None,
+            pending: Pending::default(),
+            pending_bytes: 0,
+        })
     }
 
     /// Reads everything that is visible now: asks the partition's leader for the end, and follows until the reader is there.
@@ -101,11 +126,8 @@ impl Follower {
         }
         match failed {
             None => Ok(()),
-            Some(error @ ChangelogError::Broken { .. }) if self.from_local => {
-                self.store.clear()?;
-                Err(ShardError::Reopen(format!("{}: the local state does not fit and was discarded: {error}", self.at)))
-            }
-            Some(error) => Err(ShardError::Stopped(format!("{}: {error}", self.at))),
+            Some(error @ ChangelogError::Broken { .. }) => Err(self.discarded(&error.to_string())),
+            Some(error) => Err(self.stopped(&error.to_string())),
         }
     }
 
@@ -123,9 +145,19 @@ impl Follower {
     }
 
     fn batch(&mut self, batch: Batch) -> Result<(), ShardError> {
-        for entry in batch.entries {
-            self.pending_bytes += entry.key.len() + entry.value.as_ref().map_or(0, Vec::len);
-            self.pending.insert(StateKey::from_bytes(&entry.key), entry.value);
+        if batch.forget_before > 0 {
+            self.forget_before(batch.forget_before);
+        }
+        for change in changes::read(&batch.changes) {
+            let change = change.map_err(|why| self.stopped(&format!("batch {}: {why}", batch.number)))?;
+            let key = StateKey::from_bytes(change.key);
+            let after = change.value.map_or(0, |value| entry_hash(change.key, value));
+            self.totals.change(key.period(), change.before, after);
+            self.pending_bytes += change.key.len() + change.value.map_or(0, <[u8]>::len);
+            self.pending.insert(key, change.value.map(<[u8]>::to_vec));
+        }
+        if self.totals.digest != batch.state_digest {
+            return Err(self.differs(&batch));
         }
         self.position = StatePosition {
             digest: batch.digest,
@@ -133,6 +165,8 @@ impl Follower {
             time_ms: batch.time_ms,
             stamp_time_ms: batch.stamp_time_ms,
             inputs: batch.inputs,
+            state_digest: batch.state_digest,
+            periods: self.totals.periods(),
             ..std::mem::take(&mut self.position)
         };
         // Written between batches only, so that the store always shows the state at a batch boundary; the offset to follow from stays where it
@@ -144,10 +178,41 @@ impl Follower {
         Ok(())
     }
 
+    fn forget_before(&mut self, before: u32) {
+        self.totals.forget_before(before);
+        self.pending.retain(|key, _| key.period().is_none_or(|period| period >= before));
+        self.forget = Some(Forget { groups: self.groups.clone(), before });
+    }
+
+    fn stopped(&self, why: &str) -> ShardError {
+        ShardError::Stopped(format!("{}: {why}", self.at))
+    }
+
+    /// The state as followed is not the owner's.
+    fn differs(&self, batch: &Batch) -> ShardError {
+        let what = format!(
+            "after batch {} the state's digest is {:016x}, the owner's was {:016x}",
+            batch.number, self.totals.digest, batch.state_digest
+        );
+        self.discarded(&what)
+    }
+
+    /// What began from local state begins again without it; what began with the changelog itself cannot be helped.
+    fn discarded(&self, why: &str) -> ShardError {
+        if !self.from_local {
+            return self.stopped(why);
+        }
+        match self.store.clear() {
+            Ok(()) => ShardError::Reopen(format!("{}: the local state does not fit and was discarded: {why}", self.at)),
+            Err(error) => error.into(),
+        }
+    }
+
     fn write_pending(&mut self, offset: u64) -> Result<(), ShardError> {
         self.position.changelog_offset = offset;
         let mut entries = self.pending.iter().map(|(key, value)| (key, value.as_deref()));
-        self.store.write(&mut entries, &self.position)?;
+        self.store.write(self.forget.as_ref(), &mut entries, &self.position)?;
+        self.forget = None;
         self.pending.clear();
         self.pending_bytes = 0;
         Ok(())

@@ -4,8 +4,10 @@
 //! transactions, the [`documents`] store, and the local [`state`] store. I/O happens through these traits only; time comes
 //! from a [`Clock`], background work goes to an [`Executor`].
 
+mod batch;
 pub mod cache;
 pub mod changelog;
+pub mod changes;
 pub mod documents;
 pub mod follower;
 pub mod log;
@@ -13,6 +15,7 @@ pub mod output;
 pub mod ownership;
 pub mod runtime;
 pub mod state;
+pub mod sums;
 pub mod topics;
 
 /// Where time comes from.

@@ -57,14 +57,14 @@ impl Output {
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
         let partition = self.partition(group);
+        let length = record.encoded_len();
         let frame = self.frames.entry((content, partition)).or_insert_with(|| FrameWriter::new(content));
-        if frame.would_overflow(record.encoded_len()) {
+        if frame.would_overflow(length) {
             let full = std::mem::replace(frame, FrameWriter::new(content));
-            self.send_frame(content, partition, full, transaction)?;
+            frame.push_sized(record, length);
+            return self.send_frame(content, partition, full, transaction);
         }
-        if let Some(frame) = self.frames.get_mut(&(content, partition)) {
-            frame.push(record);
-        }
+        frame.push_sized(record, length);
         Ok(())
     }
 
@@ -78,6 +78,7 @@ impl Output {
         message: &PublicMessage,
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
+        // No allocation where there are none.
         let headers: Vec<(&str, &str)> = message.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         self.messages += 1;
         let partition = self.partition(u32::from(message.group));
@@ -100,6 +101,11 @@ impl Output {
         let payload = frame.finish();
         self.messages += 1;
         transaction.send(Outgoing { topic, partition, key: &[], payload: &payload, headers: &[] })
+    }
+
+    /// Drops what a batch that was given up has left.
+    pub fn clear(&mut self) {
+        self.frames.clear();
     }
 
     /// Sends what is left.

@@ -1,26 +1,27 @@
 //! A shard at work: batch after batch.
 //!
-//! One batch: poll the inputs up to a record, byte and time bound → load the needed entities at once → run the stage over committed state and
-//! the batch's overlay → one transaction with outputs and changelog record → commit → only then the overlay becomes state. The
-//! inputs' next offsets are in the changelog record, so that state, outputs and position move together (I1). After any error of the transaction
-//! the shard is dropped and opened again, which reads what was really committed: an unknown outcome is found out, never guessed.
+//! One batch: poll the inputs up to a record, byte and time bound. Each frame is dealt with as it comes, while it is in the processor's caches: decode its
+//! records → load the entities they need at once → run the stage over committed state and the batch's pending changes → send outputs in the open
+//! transaction. At the end the changelog record follows, then the commit, and only then what is pending becomes state. The inputs' next offsets are in the
+//! changelog record, so that state, outputs and position move together (I1). After any error of the transaction the shard is dropped and opened again, which
+//! reads what was really committed: an unknown outcome is found out, never guessed.
 
-use crate::cache::{Cache, Change, Frozen};
+use crate::batch::{Batch, Place};
+use crate::cache::{Cache, Frozen};
 use crate::changelog::{self, BatchHeader};
+use crate::changes::Totals;
 use crate::follower::Follower;
-use crate::log::{Consumer, Log, Message, Outgoing, Start, TopicPartition, Transactional};
+use crate::log::{Consumer, Log, Outgoing, Start, TopicPartition, Transactional};
 use crate::output::Output;
 use crate::ownership::{self, Claimant};
-use crate::state::{StateStore, StoreError};
+use crate::state::{Forget, StateStore, StoreError};
+use crate::sums::Sums;
 use crate::topics::Topics;
 use crate::{Clock, Executor, ShardError};
-use millstream_model::frame::{self, Content};
-use millstream_model::id::content_hash;
-use millstream_model::key::{Kind, StateKey, groups_of};
-use millstream_model::proto::{Position, Stamp, StatePosition, Usage};
+use millstream_model::key::groups_of;
+use millstream_model::proto::{Position, StatePosition, Usage};
 use millstream_model::reject::Reason;
-use millstream_stages::{At, DecodeError, Input, Outbox, Stage, StageSpan, State};
-use prost::Message as _;
+use millstream_stages::{Input, Outbox, Stage, StageSpan, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -33,7 +34,7 @@ pub struct Limits {
     pub batch_records: usize,
     /// A batch is closed at this many bytes of input.
     pub batch_bytes: usize,
-    /// A batch is closed when it is this old.
+    /// A batch is closed when it is this old. Under load it grows to [`BUSY_FACTOR`] times as much.
     pub batch_time: Duration,
     /// A batch is closed when no input has come for this long: what waits is not worth waiting for.
     pub linger: Duration,
@@ -41,7 +42,7 @@ pub struct Limits {
     pub cache_bytes: usize,
     /// Changed state is written to the local store when it is this large; bounds the replay after a crash.
     pub dirty_bytes: usize,
-    /// A batch's time is at most this far ahead of the newest append time of its inputs (I7).
+    /// A batch's time is at most this far ahead of the append time of its first input (I7).
     pub clock_slack_ms: u64,
 }
 
@@ -56,6 +57,15 @@ impl Default for Limits {
             dirty_bytes: 8 << 20,
             clock_slack_ms: 1000,
         }
+    }
+}
+
+impl Limits {
+    /// Batches that come near a bound of theirs get more time, so that there are fewer of them; others get less, for freshness.
+    fn next_batch_time(&self, now: Duration, records: usize, bytes: usize) -> Duration {
+        let is_busy = records * 4 >= self.batch_records || bytes * 4 >= self.batch_bytes;
+        let next = if is_busy { now * 2 } else { now / 2 };
+        next.clamp(self.batch_time, self.batch_time * BUSY_FACTOR)
     }
 }
 
@@ -74,6 +84,8 @@ pub struct Environment {
     pub claimant: Claimant,
 }
 
+/// How much longer than its bound a batch may take while inputs come faster than batches end: each costs the same whatever is in it.
+pub const BUSY_FACTOR: u32 = 4;
 /// How long a poll waits for the first record of a batch.
 const IDLE: Duration = Duration::from_millis(100);
 /// Messages of a batch's first poll, and of any: each may be a frame of 1 MB and 1,000 records, so that a batch outgrows its bounds only a little.
@@ -99,14 +111,13 @@ pub struct Report {
     pub usage: BTreeMap<String, Usage>,
 }
 
-/// A record with its place; bytes that are none, with why.
-type Decoded<R> = (At, Result<R, (DecodeError, Vec<u8>)>);
-
-struct Read<R> {
-    records: Vec<Decoded<R>>,
-    bytes: usize,
-    newest_append_ms: u64,
+/// What the inputs of a batch came to.
+struct Read {
+    records: usize,
+    began_ms: u64,
+    time_ms: u64,
     stamp_time_ms: u64,
+    forget_before: u32,
 }
 
 /// A shard that this process owns.
@@ -115,17 +126,20 @@ pub struct Shard<S: Stage> {
     shard: u32,
     environment: Environment,
     limits: Limits,
+    /// Of the next batch: between `limits.batch_time` and [`BUSY_FACTOR`] times as much.
+    batch_time: Duration,
     inputs: Vec<(Input, TopicPartition)>,
     cache: Cache<S::Value>,
     store: Arc<dyn StateStore>,
     consumer: Box<dyn Consumer>,
     producer: Box<dyn Transactional>,
+    output: Output,
     /// Its `changelog_offset` was the end of the changelog before a batch that we then committed: nobody else can have written in between, so
     /// following from there meets everything that may not be in the local store, and everything that others write later.
     position: StatePosition,
     /// Of the inputs.
     topic_ids: Vec<String>,
-    usage: BTreeMap<String, Usage>,
+    sums: Sums,
     out: Outbox,
     flushing: Option<Receiver<Result<Frozen<S::Value>, StoreError>>>,
 }
@@ -145,7 +159,7 @@ impl<S: Stage> Shard<S> {
     ) -> Result<Shard<S>, ShardError> {
         let (log, topics) = (&*environment.log, &environment.topics);
         let changelog = TopicPartition::new(topics.changelog(stage.name()), shard);
-        let mut follower = Follower::open(log, changelog, store.clone())?;
+        let mut follower = Follower::open(log, changelog, topics.shards, store.clone())?;
         let (claimant, executor) = (&environment.claimant, &*environment.executor);
         let lease = ownership::take_over(log, topics, stage.name(), shard, claimant, &mut follower, executor)?;
         let position = follower.position().clone();
@@ -155,20 +169,21 @@ impl<S: Stage> Shard<S> {
         for ((_, at), topic_id) in inputs.iter().zip(&topic_ids) {
             starts.push((at.clone(), start_of(&position, at, topic_id)?));
         }
-        let consumer = log.consumer(&starts)?;
-        let usage = load_usage(&*store, shard, topics.shards)?;
+        let totals = Totals::of(position.state_digest, &position.periods);
         Ok(Shard {
-            cache: Cache::new(store.clone(), limits.cache_bytes),
+            cache: Cache::new(store.clone(), limits.cache_bytes, totals),
+            consumer: log.consumer(&starts)?,
+            sums: Sums::load(&*store, groups_of(shard, topics.shards).start)?,
+            output: Output::new(topics.clone()),
+            batch_time: limits.batch_time,
             stage,
             shard,
             limits,
             inputs,
             store,
-            consumer,
             producer: lease.producer,
             position: StatePosition { epoch: lease.epoch, slot: lease.slot, ..position },
             topic_ids,
-            usage,
             out: Outbox::default(),
             flushing: None,
             environment,
@@ -182,126 +197,102 @@ impl<S: Stage> Shard<S> {
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
         let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes.saturating_mul(MOST_DIRTY);
         self.collect_flush(behind)?;
-        let read = self.read()?;
-        if read.records.is_empty() {
-            return Ok(None);
-        }
-        let began_ms = self.environment.clock.now_ms();
         let is_due = self.flushing.is_none() && self.cache.dirty_bytes() >= self.limits.dirty_bytes;
         let safe_offset = if is_due { Some(self.changelog_end()?) } else { None };
-        let slack = read.newest_append_ms + self.limits.clock_slack_ms;
-        let time_ms = self.position.time_ms.max(began_ms.min(slack));
-        let count = read.records.len();
-        let stamp_time_ms = read.stamp_time_ms;
-        let result = self.transact(read, time_ms, stamp_time_ms);
-        if result.is_err() {
+        let result = self.transact();
+        if !matches!(result, Ok(Some(_))) {
             self.cache.discard();
         }
-        let usage = result?;
+        let Some(mut report) = result? else { return Ok(None) };
         if let Some(safe_offset) = safe_offset {
             self.position.changelog_offset = safe_offset;
             self.flush();
         }
-        Ok(Some(Report {
-            records: count,
-            began_ms,
-            committed_ms: self.environment.clock.now_ms(),
-            spans: std::mem::take(&mut self.out.spans),
-            reasons: std::mem::take(&mut self.out.reasons),
-            usage,
-        }))
+        report.committed_ms = self.environment.clock.now_ms();
+        report.spans = std::mem::take(&mut self.out.spans);
+        report.reasons = std::mem::take(&mut self.out.reasons);
+        Ok(Some(report))
     }
 
-    fn read(&mut self) -> Result<Read<S::Record>, ShardError> {
-        let mut read =
-            Read { records: Vec::new(), bytes: 0, newest_append_ms: 0, stamp_time_ms: self.position.stamp_time_ms };
+    fn transact(&mut self) -> Result<Option<Report>, ShardError> {
+        let Some(read) = self.read()? else { return Ok(None) };
+        self.output.finish(&mut *self.producer)?;
+        let (records, began_ms) = (read.records, read.began_ms);
+        let usage = self.commit(read)?;
+        Ok(Some(Report { records, began_ms, usage, ..Report::default() }))
+    }
+
+    /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
+    fn read(&mut self) -> Result<Option<Read>, ShardError> {
         let clock = self.environment.clock.clone();
+        let topics = &self.environment.topics;
+        let place = Place { inputs: &self.inputs, shard: self.shard, topics };
+        let (position, slack_ms) = (&self.position, self.limits.clock_slack_ms);
+        let (cache, producer) = (&mut self.cache, &mut *self.producer);
+        let mut batch =
+            Batch::new(&self.stage, place, cache, producer, &mut self.output, &mut self.out, position.stamp_time_ms);
         let mut wait = IDLE;
-        let mut began = None;
         let mut at_once = FIRST_MESSAGES;
+        let mut began = None;
         loop {
-            let (stage, inputs, shard, topics) = (&self.stage, &self.inputs, self.shard, &self.environment.topics);
             let messages = self.consumer.poll(at_once, wait, &mut |message| {
-                take_message(stage, inputs, shard, topics, &message, &mut read);
+                let time_ms = began.get_or_insert_with(|| {
+                    let now_ms = clock.now_ms();
+                    (now_ms, position.time_ms.max(now_ms.min(message.timestamp_ms + slack_ms)))
+                });
+                batch.take(&message, time_ms.1);
             })?;
-            if messages == 0 {
-                return Ok(read);
+            batch.check()?;
+            let Some((began_ms, time_ms)) = began else { return Ok(None) };
+            let age = Duration::from_millis(clock.now_ms().saturating_sub(began_ms));
+            let (records, bytes) = (batch.records, batch.bytes);
+            let full = records >= self.limits.batch_records || bytes >= self.limits.batch_bytes;
+            if messages == 0 || full || age >= self.batch_time {
+                self.batch_time = self.limits.next_batch_time(self.batch_time, records, bytes);
+                let (stamp_time_ms, forget_before) = (batch.stamp_time_ms, batch.forget_before);
+                return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before }));
             }
-            let began = *began.get_or_insert_with(|| clock.now_ms());
-            let age = Duration::from_millis(clock.now_ms().saturating_sub(began));
-            let full = read.records.len() >= self.limits.batch_records || read.bytes >= self.limits.batch_bytes;
-            if full || age >= self.limits.batch_time {
-                return Ok(read);
-            }
-            let is_small =
-                read.bytes * 8 < self.limits.batch_bytes && read.records.len() * 8 < self.limits.batch_records;
+            let is_small = bytes * 8 < self.limits.batch_bytes && records * 8 < self.limits.batch_records;
             at_once = if is_small { (at_once * 2).min(MOST_MESSAGES) } else { FIRST_MESSAGES };
-            wait = self.limits.linger.min(self.limits.batch_time.saturating_sub(age));
+            wait = self.limits.linger.min(self.batch_time.saturating_sub(age));
         }
     }
 
-    /// Gives the new sums of the tenants that the batch concerned.
-    fn transact(
-        &mut self,
-        read: Read<S::Record>,
-        time_ms: u64,
-        stamp_time_ms: u64,
-    ) -> Result<BTreeMap<String, Usage>, ShardError> {
-        self.prefetch(&read.records)?;
-        self.producer.begin()?;
-        let mut output = Output::new(self.environment.topics.clone());
-        for (at, record) in read.records {
-            let at = At { batch_ms: time_ms, ..at };
-            match record {
-                Ok(record) => self.stage.process(record, &at, &mut self.cache, &mut self.out)?,
-                Err((error, bytes)) => self.stage.unreadable(error, &bytes, &at, &mut self.out)?,
-            }
-            output.drain(&mut self.out, &mut *self.producer)?;
-        }
-        output.finish(&mut *self.producer)?;
-        let (usage, usage_changes) = self.summed_usage();
-        let state_changes = self.cache.changes()?;
+    /// Writes the changelog record and commits; gives the new sums of the tenants that the batch concerned.
+    fn commit(&mut self, read: Read) -> Result<BTreeMap<String, Usage>, ShardError> {
+        let mut batch = self.cache.changes(read.forget_before)?;
+        let usage = self.sums.add(std::mem::take(&mut self.out.usage), &mut batch.changes, &mut batch.totals);
         let header = BatchHeader {
             number: self.position.batch_number + 1,
-            time_ms,
+            time_ms: read.time_ms,
             epoch: self.position.epoch,
-            stamp_time_ms,
+            stamp_time_ms: read.stamp_time_ms,
             inputs: self.next_inputs(),
+            state_digest: batch.totals.digest,
+            forget_before: read.forget_before,
         };
-        // The cache needs the changes after the commit, the changelog record before it: state changes are encoded once and shared.
-        let digest = self.send_changelog(&header, &state_changes, usage_changes)?;
+        let block = std::mem::take(&mut batch.changes).into_block();
+        let digest = self.send_changelog(&header, block)?;
         self.producer.commit()?;
-        self.cache.commit(&state_changes);
-        self.usage.extend(usage.iter().map(|(tenant, sums)| (tenant.clone(), *sums)));
+        let groups = groups_of(self.shard, self.environment.topics.shards);
+        let forget = (read.forget_before > 0).then_some(Forget { groups, before: read.forget_before });
+        self.cache.commit(batch, forget);
+        self.sums.commit(&usage);
         self.position = StatePosition {
             digest,
             batch_number: header.number,
-            time_ms,
-            stamp_time_ms,
+            time_ms: header.time_ms,
+            stamp_time_ms: header.stamp_time_ms,
             inputs: header.inputs,
+            state_digest: header.state_digest,
+            periods: self.cache.totals().periods(),
             ..std::mem::take(&mut self.position)
         };
         Ok(usage)
     }
 
-    fn prefetch(&mut self, records: &[Decoded<S::Record>]) -> Result<(), ShardError> {
-        let mut keys = Vec::new();
-        for record in records.iter().filter_map(|(_, record)| record.as_ref().ok()) {
-            self.stage.keys(record, &mut keys);
-        }
-        Ok(self.cache.prefetch(&mut keys)?)
-    }
-
-    fn send_changelog(
-        &mut self,
-        header: &BatchHeader,
-        state: &[Change],
-        usage: Vec<Change>,
-    ) -> Result<u64, ShardError> {
-        let copy =
-            |change: &Change| Change { key: change.key.clone(), value: change.value.clone(), before: change.before };
-        let changes = state.iter().map(copy).chain(usage).collect();
-        let (records, digest) = changelog::records(header, changes, self.position.digest);
+    fn send_changelog(&mut self, header: &BatchHeader, block: Vec<u8>) -> Result<u64, ShardError> {
+        let (records, digest) = changelog::records(header, block, self.position.digest);
         let topic = self.environment.topics.changelog(self.stage.name());
         for record in &records {
             let payload = changelog::encode(record);
@@ -314,25 +305,6 @@ impl<S: Stage> Shard<S> {
             })?;
         }
         Ok(digest)
-    }
-
-    /// Each changed tenant's new sums, and the changes that record them. They are kept under the shard's first key group.
-    fn summed_usage(&mut self) -> (BTreeMap<String, Usage>, Vec<Change>) {
-        let mut sums = BTreeMap::new();
-        let mut changes = Vec::new();
-        let group = groups_of(self.shard, self.environment.topics.shards).start;
-        for (tenant, delta) in std::mem::take(&mut self.out.usage) {
-            let old = self.usage.get(&tenant);
-            let mut new = old.copied().unwrap_or_default();
-            new += &delta;
-            changes.push(Change {
-                key: StateKey::new(group, &tenant, Kind::Usage, &[]),
-                value: Some(new.encode_to_vec()),
-                before: old.map_or(0, |old| content_hash(&old.encode_to_vec())),
-            });
-            sums.insert(tenant, new);
-        }
-        (sums, changes)
     }
 
     fn next_inputs(&self) -> Vec<Position> {
@@ -350,11 +322,11 @@ impl<S: Stage> Shard<S> {
     /// Writes what is dirty to the local store, in the background.
     fn flush(&mut self) {
         let (frozen, store, position) = (self.cache.freeze(), self.store.clone(), self.position.clone());
-        let usage = self.usage_entries();
+        let sums = self.sums.entries();
         let (done, flushing) = channel();
         self.flushing = Some(flushing);
         self.environment.executor.run(Box::new(move || {
-            let result = frozen.write(&*store, &usage, &position).map(|()| frozen);
+            let result = frozen.write(&*store, &sums, &position).map(|()| frozen);
             // Whoever waits for this may open the same store again at once.
             drop(store);
             // Nobody listens any more when the shard was closed.
@@ -365,14 +337,6 @@ impl<S: Stage> Shard<S> {
     fn changelog_end(&self) -> Result<u64, ShardError> {
         let changelog = TopicPartition::new(self.environment.topics.changelog(self.stage.name()), self.shard);
         Ok(self.environment.log.bounds(&changelog)?.1)
-    }
-
-    fn usage_entries(&self) -> Vec<(StateKey, Vec<u8>)> {
-        let group = groups_of(self.shard, self.environment.topics.shards).start;
-        let entry = |(tenant, usage): (&String, &Usage)| {
-            (StateKey::new(group, tenant, Kind::Usage, &[]), usage.encode_to_vec())
-        };
-        self.usage.iter().map(entry).collect()
     }
 
     fn collect_flush(&mut self, wait: bool) -> Result<(), ShardError> {
@@ -394,22 +358,17 @@ impl<S: Stage> Shard<S> {
     pub fn close(&mut self) -> Result<(), ShardError> {
         self.collect_flush(true)?;
         let frozen = self.cache.freeze();
-        Ok(frozen.write(&*self.store, &self.usage_entries(), &self.position)?)
+        Ok(frozen.write(&*self.store, &self.sums.entries(), &self.position)?)
     }
 
     /// The sums of each tenant, as committed.
     pub fn usage(&self) -> &BTreeMap<String, Usage> {
-        &self.usage
+        self.sums.all()
     }
 
     /// Committed state, for look-ups between batches.
     pub fn state(&mut self) -> &mut dyn State<S::Value> {
         &mut self.cache
-    }
-
-    /// The stage.
-    pub fn stage(&self) -> &S {
-        &self.stage
     }
 
     /// Number of the last committed batch, and this owner's epoch.
@@ -446,68 +405,5 @@ fn start_of(position: &StatePosition, at: &TopicPartition, topic_id: &str) -> Re
             "{at} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
             input.offset
         ))),
-    }
-}
-
-fn load_usage(store: &dyn StateStore, shard: u32, shards: u32) -> Result<BTreeMap<String, Usage>, ShardError> {
-    let mut usage = BTreeMap::new();
-    let mut unreadable = None;
-    store.scan(&groups_of(shard, shards).start.to_be_bytes(), &mut |key, value| {
-        if let Some((tenant, Kind::Usage, _)) = key.parts() {
-            match Usage::decode(value) {
-                Ok(sums) => drop(usage.insert(tenant.to_owned(), sums)),
-                Err(error) => unreadable = Some(ShardError::Stopped(format!("sums of {tenant}: {error}"))),
-            }
-        }
-    })?;
-    unreadable.map_or(Ok(usage), Err)
-}
-
-fn take_message<S: Stage>(
-    stage: &S,
-    inputs: &[(Input, TopicPartition)],
-    shard: u32,
-    topics: &Topics,
-    message: &Message<'_>,
-    read: &mut Read<S::Record>,
-) {
-    let Some((input, _)) = inputs.get(message.assignment) else { return };
-    read.bytes += message.payload.len();
-    read.newest_append_ms = read.newest_append_ms.max(message.timestamp_ms);
-    if *input == Input::Ingress {
-        read.stamp_time_ms = read.stamp_time_ms.max(message.timestamp_ms);
-    }
-    let at = At {
-        input: *input,
-        partition: shard,
-        stamp: Stamp {
-            time_ms: if *input == Input::Ingress { read.stamp_time_ms } else { message.timestamp_ms },
-            offset: message.offset,
-            index: 0,
-        },
-        batch_ms: 0,
-        generation: topics.generation,
-        shards: topics.shards,
-    };
-    let content = match input {
-        Input::Ingress => Content::Envelope,
-        Input::Actions => Content::Action,
-        Input::Exchange => Content::Exchange,
-    };
-    let unreadable = |error: &dyn std::fmt::Display| {
-        (DecodeError { input: *input, message: error.to_string() }, message.payload.to_vec())
-    };
-    match frame::read(message.payload, content) {
-        Err(error) => read.records.push((at, Err(unreadable(&error)))),
-        Ok(records) => {
-            for (index, record) in (0..).zip(records) {
-                let at = At { stamp: Stamp { index, ..at.stamp }, ..at };
-                let record = match record {
-                    Err(error) => Err(unreadable(&error)),
-                    Ok(bytes) => stage.decode(*input, bytes).map_err(|error| (error, bytes.to_vec())),
-                };
-                read.records.push((at, record));
-            }
-        }
     }
 }

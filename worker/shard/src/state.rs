@@ -3,13 +3,32 @@
 //! Contract (I5): a write of entries and position is atomic, and a store that comes back after `kill -9` shows some position that was written,
 //! with exactly the entries up to it; it may have lost the newest writes. The changelog is what makes a batch durable, not this.
 
-use millstream_model::key::StateKey;
+use millstream_model::key::{Kind, StateKey, periods_before};
 use millstream_model::proto::StatePosition;
+use std::ops::Range;
 
 /// The store failed: the shard must be opened again.
 #[derive(Debug, thiserror::Error)]
 #[error("local state: {0}")]
 pub struct StoreError(pub String);
+
+/// Everything that is kept by an earlier period than this, in some key groups, is to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forget {
+    /// The shard's key groups.
+    pub groups: Range<u16>,
+    /// The first period that stays.
+    pub before: u32,
+}
+
+impl Forget {
+    /// One range of keys per key group and kind: the first, and one after the last.
+    pub fn ranges(&self) -> impl Iterator<Item = [Vec<u8>; 2]> {
+        let before = self.before;
+        let of_group = move |group: u16| Kind::BY_PERIOD.map(|kind| periods_before(group, kind, before));
+        self.groups.clone().flat_map(of_group)
+    }
+}
 
 /// A shard's local state.
 pub trait StateStore: Send + Sync {
@@ -25,12 +44,13 @@ pub trait StateStore: Send + Sync {
     /// [`StoreError`].
     fn multi_get(&self, keys: &[&StateKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
 
-    /// Writes entries (`None` deletes) and the position that they lead to, atomically.
+    /// Forgets, then writes entries (`None` deletes) and the position that all of it leads to, atomically.
     ///
     /// # Errors
     /// [`StoreError`].
     fn write(
         &self,
+        forget: Option<&Forget>,
         entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
         position: &StatePosition,
     ) -> Result<(), StoreError>;
@@ -78,10 +98,14 @@ pub(crate) mod memory {
 
         fn write(
             &self,
+            forget: Option<&Forget>,
             entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
             position: &StatePosition,
         ) -> Result<(), StoreError> {
             let mut state = self.0.lock().unwrap();
+            for [start, end] in forget.into_iter().flat_map(Forget::ranges) {
+                state.0.retain(|key, _| !(&start[..]..&end[..]).contains(&key.as_bytes()));
+            }
             for (key, value) in entries {
                 match value {
                     Some(value) => state.0.insert(key.clone(), value.to_vec()),

@@ -12,7 +12,7 @@ pub mod unify;
 
 use millstream_model::key::StateKey;
 use millstream_model::proto::{Action, Exchange, Mutation, Stamp, TraceContext, Usage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which of a shard's input topics a record came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,24 +78,55 @@ pub trait State<V> {
 
     /// Removes the value under a key.
     fn remove(&mut self, key: StateKey);
+
+    /// The periods by which anything is kept, ascending.
+    fn periods(&self) -> Vec<u32> {
+        Vec::new()
+    }
 }
 
-/// A map is a state, too: for tests and tools.
-impl<V> State<V> for BTreeMap<StateKey, V> {
+/// State in memory, for tests and tools.
+#[derive(Clone, Debug)]
+pub struct MemoryState<V> {
+    /// What it holds.
+    pub entries: BTreeMap<StateKey, V>,
+    periods: BTreeSet<u32>,
+}
+
+impl<V> Default for MemoryState<V> {
+    fn default() -> MemoryState<V> {
+        MemoryState { entries: BTreeMap::new(), periods: BTreeSet::new() }
+    }
+}
+
+impl<V> MemoryState<V> {
+    /// Everything that is kept by an earlier period goes.
+    pub fn forget_before(&mut self, period: u32) {
+        self.periods = self.periods.split_off(&period);
+        self.entries.retain(|key, _| key.period().is_none_or(|kept_by| kept_by >= period));
+    }
+}
+
+impl<V> State<V> for MemoryState<V> {
     fn get(&mut self, key: &StateKey) -> Result<Option<&V>, StateError> {
-        Ok(BTreeMap::get(self, key))
+        Ok(self.entries.get(key))
     }
 
     fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut V>, StateError> {
-        Ok(BTreeMap::get_mut(self, key))
+        Ok(self.entries.get_mut(key))
     }
 
     fn put(&mut self, key: StateKey, value: V) {
-        self.insert(key, value);
+        self.periods.extend(key.period());
+        self.entries.insert(key, value);
     }
 
     fn remove(&mut self, key: StateKey) {
-        BTreeMap::remove(self, &key);
+        self.entries.remove(&key);
+    }
+
+    fn periods(&self) -> Vec<u32> {
+        self.periods.iter().copied().collect()
     }
 }
 
@@ -215,8 +246,13 @@ pub trait Stage: Send {
         Err(error)
     }
 
-    /// The state keys that processing will surely read, for one `multi_get` per batch.
-    fn keys(&self, record: &Self::Record, keys: &mut Vec<StateKey>);
+    /// The state keys that processing will surely read, for one `multi_get` per frame; `periods` as of [`State::periods`].
+    fn keys(&self, record: &Self::Record, at: &At, periods: &[u32], keys: &mut Vec<StateKey>);
+
+    /// Everything that is kept by a period before this one can be forgotten when no record has an earlier stamp than `stamp_ms`; 0: nothing.
+    fn forget_before(&self, _stamp_ms: u64, _periods: &[u32]) -> u32 {
+        0
+    }
 
     /// Processes one record.
     ///

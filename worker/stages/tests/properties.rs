@@ -190,7 +190,7 @@ proptest! {
         place.stamp.time_ms = time_ms;
         for _ in 0..2 {
             let mut keys = Vec::new();
-            stage.keys(&record, &mut keys);
+            stage.keys(&record, &place, &[], &mut keys);
             stage.process(record.clone(), &place, &mut state, &mut out).unwrap();
         }
         prop_assert_eq!(out.usage.values().map(|usage| usage.accepted).sum::<u64>(), 2);

@@ -7,7 +7,7 @@
 
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
-use millstream_shard::state::{StateStore, StoreError};
+use millstream_shard::state::{Forget, StateStore, StoreError};
 use prost::Message as _;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch,
@@ -114,10 +114,14 @@ impl StateStore for RocksState {
 
     fn write(
         &self,
+        forget: Option<&Forget>,
         entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
         position: &StatePosition,
     ) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
+        for [start, end] in forget.into_iter().flat_map(Forget::ranges) {
+            batch.delete_range(start, end);
+        }
         for (key, value) in entries {
             if key.as_bytes() >= STATE_END {
                 return Err(StoreError(format!("{key:?} is not a key of a shard's state")));
@@ -164,7 +168,7 @@ mod tests {
         let store = RocksState::open(folder.path(), &Resources::new(1 << 20)).unwrap();
         let (good, bad) = (StateKey::from_bytes(&[0x0f, 0xff]), StateKey::from_bytes(POSITION));
         let entries = [(&good, Some(&b"x"[..])), (&bad, Some(&b"x"[..]))];
-        assert!(store.write(&mut entries.iter().copied(), &StatePosition::default()).is_err());
+        assert!(store.write(None, &mut entries.iter().copied(), &StatePosition::default()).is_err());
         assert_eq!((store.multi_get(&[&good]).unwrap(), store.position().unwrap()), (vec![None], None));
     }
 

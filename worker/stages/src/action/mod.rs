@@ -80,7 +80,7 @@ impl Stage for ActionStage {
         record.map_err(|error| DecodeError { input, message: error.to_string() })
     }
 
-    fn keys(&self, record: &Record, keys: &mut Vec<StateKey>) {
+    fn keys(&self, record: &Record, _: &At, _: &[u32], keys: &mut Vec<StateKey>) {
         match record {
             Record::Action(action) => action_keys(action, keys),
             Record::Exchange(message) => message_keys(message, keys),

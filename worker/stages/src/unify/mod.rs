@@ -25,6 +25,7 @@ mod draft;
 mod fields;
 mod native;
 mod reject;
+mod seen;
 mod segment;
 mod times;
 mod values;
@@ -34,20 +35,22 @@ pub use config::{RecordLimits, TenantRules, UnifyConfig};
 use crate::source::{self, probe, route};
 use crate::{At, DecodeError, Input, Outbox, Stage, State, StateError, StateValue};
 use draft::{Draft, Parts, Reading};
-use millstream_model::id::{message_hash, record_id};
+use millstream_model::id::record_id;
 use millstream_model::key::{Kind, StateKey, group_of, shard_of};
 use millstream_model::proto::{Action, Envelope, Object, Seen, Source, TraceContext, Value, value};
 use millstream_model::reject::{Reason, Refusal};
 use prost::Message;
 use reject::Rejecter;
+use seen::{SeenKey, Window};
 
 /// For whom records count whose tenant cannot be told. No tenant can have this name.
 pub const INVALID_TENANT: &str = "_invalid";
 
 /// The stage.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Unify {
     config: UnifyConfig,
+    seen: Window,
 }
 
 /// What unify's state holds.
@@ -101,8 +104,14 @@ impl Stage for Unify {
         Ok(())
     }
 
-    fn keys(&self, record: &Envelope, keys: &mut Vec<StateKey>) {
-        keys.extend(seen_key(record));
+    fn keys(&self, record: &Envelope, at: &At, periods: &[u32], keys: &mut Vec<StateKey>) {
+        if let Some(seen) = SeenKey::of(record) {
+            keys.extend(self.seen.look_in(at.stamp.time_ms, periods).map(|period| seen.in_period(period)));
+        }
+    }
+
+    fn forget_before(&self, stamp_ms: u64, periods: &[u32]) -> u32 {
+        self.seen.forget_before(stamp_ms, periods)
     }
 
     fn process(
@@ -116,8 +125,8 @@ impl Stage for Unify {
         out.usage(tenant).accepted += 1;
         let misplaced = check_place(&record, at);
         if misplaced.is_ok()
-            && let Some(key) = seen_key(&record)
-            && self.is_duplicate(key, at, state)?
+            && let Some(key) = SeenKey::of(&record)
+            && self.seen.is_duplicate(&key, at.stamp.time_ms, state)?
         {
             out.usage(tenant).duplicates += 1;
             return Ok(());
@@ -132,23 +141,17 @@ impl Stage for Unify {
     }
 }
 
+impl Default for Unify {
+    fn default() -> Unify {
+        Unify::new(UnifyConfig::default())
+    }
+}
+
 impl Unify {
     /// With this configuration.
     pub fn new(config: UnifyConfig) -> Unify {
-        Unify { config }
-    }
-
-    /// Was this message id seen within the window? It is from now on.
-    fn is_duplicate(&self, key: StateKey, at: &At, state: &mut dyn State<UnifyValue>) -> Result<bool, StateError> {
-        let window_ms = self.config.duplicate_window_hours.saturating_mul(3_600_000);
-        let now_ms = at.stamp.time_ms;
-        if let Some(UnifyValue::Seen(seen)) = state.get(&key)?
-            && now_ms.saturating_sub(seen.time_ms) <= window_ms
-        {
-            return Ok(true);
-        }
-        state.put(key, UnifyValue::Seen(Seen { time_ms: now_ms }));
-        Ok(false)
+        let seen = Window::of_hours(config.duplicate_window_hours);
+        Unify { config, seen }
     }
 
     /// The parts of a record: parses it, once.
@@ -197,15 +200,6 @@ impl Unify {
             Err(error) => Err(probe::malformed(&error)),
         }
     }
-}
-
-/// Where a record's message id is remembered; `None` when there is nothing to remember it by.
-fn seen_key(record: &Envelope) -> Option<StateKey> {
-    let group = u16::try_from(record.group).ok().filter(|group| *group < millstream_model::key::GROUPS)?;
-    if record.message_id.is_empty() || !source::is_tenant_name(&record.tenant) {
-        return None;
-    }
-    Some(StateKey::new(group, &record.tenant, Kind::Seen, &message_hash(&record.message_id)))
 }
 
 /// Does the envelope, which others may have written, belong here?

@@ -1,13 +1,12 @@
 use super::*;
-use crate::PublicMessage;
+use crate::{MemoryState, PublicMessage};
 use millstream_model::key::group_of_parts;
 use millstream_model::proto::Stamp;
-use std::collections::BTreeMap;
 
 const NOW: u64 = 1_700_000_000_000;
 const HOUR: u64 = 3_600_000;
 
-type Memory = BTreeMap<StateKey, UnifyValue>;
+type Memory = MemoryState<UnifyValue>;
 
 struct Failing;
 
@@ -99,7 +98,7 @@ fn what_is_in_the_wrong_place_is_rejected_and_leaves_no_state() {
     let no_id = good("");
     let out =
         process(&[(good("m"), elsewhere), (no_group, at(NOW)), (no_tenant, at(NOW)), (no_id, at(NOW))], &mut state);
-    assert!(state.is_empty() && out.actions.is_empty());
+    assert!(state.entries.is_empty() && out.actions.is_empty());
     assert_eq!((sums(&out, "acme"), sums(&out, INVALID_TENANT)), ([3, 0, 3], [1, 0, 1]));
     let fields: Vec<_> = out.rejects.iter().map(|reject| json(reject)["field"].as_str().unwrap().to_owned()).collect();
     assert_eq!(fields, ["group", "group", "tenant", "message_id"]);
@@ -181,17 +180,18 @@ fn a_tenants_own_forbidden_values() {
 #[test]
 fn state_is_read_under_the_announced_keys_and_its_failure_ends_the_batch() {
     let mut keys = Vec::new();
-    Unify::default().keys(&good("m"), &mut keys);
+    Unify::default().keys(&good("m"), &at(NOW), &[], &mut keys);
     let mut state = Memory::default();
     process(&[(good("m"), at(NOW))], &mut state);
-    assert_eq!(state.keys().cloned().collect::<Vec<_>>(), keys);
+    assert_eq!(state.entries.keys().cloned().collect::<Vec<_>>(), keys);
     let failed = Unify::default().process(good("m"), &at(NOW), &mut Failing, &mut Outbox::default());
     assert!(failed.is_err());
 }
 
 #[test]
 fn stored_values_come_back() {
-    let key = seen_key(&good("m")).unwrap();
+    let record = good("m");
+    let key = SeenKey::of(&record).unwrap().in_period(7);
     let value = UnifyValue::Seen(Seen { time_ms: NOW });
     let mut bytes = Vec::new();
     value.encode(&mut bytes);

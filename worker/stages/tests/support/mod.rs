@@ -1,20 +1,19 @@
 //! A shard's state in memory, and readable forms of what the stages put out.
 
 use millstream_model::id::hex;
-use millstream_model::key::{StateKey, shard_of};
+use millstream_model::key::shard_of;
 use millstream_model::proto::change::Op;
 use millstream_model::proto::{Action, Change, Envelope, Identifier, Stamp};
 use millstream_model::value::format_time;
 use millstream_stages::source::{Accepted, Endpoint, Limits, Request, split};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
-use millstream_stages::{At, Input, Outbox, Stage};
+use millstream_stages::{At, Input, MemoryState, Outbox, Stage};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// When everything in these tests is received: 2023-11-14T22:13:20Z.
 pub(crate) const NOW: i64 = 1_700_000_000_000;
 
-pub(crate) type Memory = BTreeMap<StateKey, UnifyValue>;
+pub(crate) type Memory = MemoryState<UnifyValue>;
 
 pub(crate) fn request<'a>(endpoint: Endpoint, body: &'a [u8]) -> Request<'a> {
     Request {

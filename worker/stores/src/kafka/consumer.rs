@@ -4,12 +4,32 @@
 //! comes as an event with the last stable offset that the reader reached; it moves positions past control records and aborted data.
 
 use super::client::{about, is_configuration, is_missing};
-use super::raw::{Item, Reader};
+use super::raw::Reader;
 use super::shared::Shared;
 use millstream_shard::log::{Consumer, LogError, Message, Start, TopicPartition};
 use rdkafka::error::RDKafkaErrorCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// What a [`Reader`] finds.
+pub(super) enum Item<'a> {
+    /// A message.
+    Message(Message<'a>),
+    /// Everything visible below `offset` was handed over.
+    End {
+        /// Index of the partition.
+        assignment: usize,
+        /// The offset at the end.
+        offset: u64,
+    },
+    /// Something about one partition.
+    Error {
+        /// Index of the partition; `None` when it is not known.
+        assignment: Option<usize>,
+        /// What.
+        code: RDKafkaErrorCode,
+    },
+}
 
 /// A reader of some partitions.
 pub(super) struct KafkaConsumer {

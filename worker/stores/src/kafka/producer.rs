@@ -67,7 +67,7 @@ pub(super) fn fate(code: RDKafkaErrorCode, topic: &str, size: usize) -> LogError
 }
 
 /// The headers of a message as librdkafka takes them.
-pub(super) fn headers(message: &Outgoing<'_>) -> Option<OwnedHeaders> {
+fn headers(message: &Outgoing<'_>) -> Option<OwnedHeaders> {
     if message.headers.is_empty() {
         return None;
     }

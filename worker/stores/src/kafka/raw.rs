@@ -1,6 +1,7 @@
 //! The few librdkafka calls that the safe API lacks. The only unsafe code of the project.
 //!
 //! - [`flush`]: the safe flush sleeps in slices of 100 ms while something is in flight, which makes a commit of 2 ms take 100 ms.
+//! - [`Topic`]: the safe producer looks a topic up by its name, in an allocation of its own, for every message.
 //! - [`topic_id`]: the safe admin client has no DescribeTopics.
 //! - [`Reader`]: the safe consumer hands over one message per call, in an allocation of its own, and reports the end of a partition
 //!   without topic and offset.
@@ -8,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::client::Quiet;
+use super::consumer::Item;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
@@ -25,6 +27,93 @@ pub(super) fn flush<C: ClientContext>(client: &Client<C>, wait: Duration) -> boo
     // SAFETY: the client lives as long as the borrow, and rd_kafka_flush may be called from any thread.
     let code = unsafe { sys::rd_kafka_flush(client.native_ptr(), milliseconds(wait)) };
     code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+}
+
+/// A topic of one producer.
+pub(super) struct Topic {
+    handle: *mut sys::rd_kafka_topic_t,
+}
+
+// SAFETY: librdkafka's handles may be used from any thread.
+unsafe impl Send for Topic {}
+
+impl Topic {
+    /// The handle keeps the producer's client alive by itself.
+    pub(super) fn new<C: ClientContext>(client: &Client<C>, name: &str) -> Result<Topic, RDKafkaErrorCode> {
+        let name = CString::new(name).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+        // SAFETY: the client is live and copies the name.
+        let handle = unsafe { sys::rd_kafka_topic_new(client.native_ptr(), name.as_ptr(), null_mut()) };
+        // SAFETY: it only reads a variable of this thread.
+        if handle.is_null() { Err(unsafe { sys::rd_kafka_last_error() }.into()) } else { Ok(Topic { handle }) }
+    }
+
+    /// Queues a message, copying it; `client` is the topic's own.
+    pub(super) fn produce<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        partition: i32,
+        message: &millstream_shard::log::Outgoing<'_>,
+    ) -> Result<(), RDKafkaErrorCode> {
+        type Kind = sys::rd_kafka_vtype_t;
+        type Union = sys::rd_kafka_vu_s__bindgen_ty_1;
+        let part = |vtype, u| sys::rd_kafka_vu_s { vtype, u };
+        let memory = |bytes: &[u8]| Union {
+            mem: sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 { ptr: bytes.as_ptr() as *mut _, size: bytes.len() },
+        };
+        let headers = native_headers(message.headers);
+        let parts = [
+            part(Kind::RD_KAFKA_VTYPE_RKT, Union { rkt: self.handle }),
+            part(Kind::RD_KAFKA_VTYPE_PARTITION, Union { i32_: partition }),
+            part(Kind::RD_KAFKA_VTYPE_MSGFLAGS, Union { i: sys::RD_KAFKA_MSG_F_COPY }),
+            part(Kind::RD_KAFKA_VTYPE_VALUE, memory(message.payload)),
+            part(Kind::RD_KAFKA_VTYPE_HEADERS, Union { headers }),
+            part(Kind::RD_KAFKA_VTYPE_KEY, memory(message.key)),
+        ];
+        let count = if message.key.is_empty() { parts.len() - 1 } else { parts.len() };
+        // SAFETY: the first `count` parts are set as their kinds say, and what they point to outlives the call, which copies it; the client owns the
+        // headers only when it succeeds.
+        unsafe {
+            let error = sys::rd_kafka_produceva(client.native_ptr(), parts.as_ptr(), count);
+            if error.is_null() {
+                return Ok(());
+            }
+            let code = sys::rd_kafka_error_code(error);
+            sys::rd_kafka_error_destroy(error);
+            if !headers.is_null() {
+                sys::rd_kafka_headers_destroy(headers);
+            }
+            Err(code.into())
+        }
+    }
+}
+
+impl Drop for Topic {
+    fn drop(&mut self) {
+        // SAFETY: the handle is live and destroyed once.
+        unsafe { sys::rd_kafka_topic_destroy(self.handle) };
+    }
+}
+
+/// Null when there are none.
+fn native_headers(headers: &[(&str, &str)]) -> *mut sys::rd_kafka_headers_t {
+    if headers.is_empty() {
+        return null_mut();
+    }
+    // SAFETY: names and values are copied.
+    unsafe {
+        let native = sys::rd_kafka_headers_new(headers.len());
+        for (name, value) in headers {
+            let (name, value) = (name.as_bytes(), value.as_bytes());
+            sys::rd_kafka_header_add(
+                native,
+                name.as_ptr().cast(),
+                name.len() as isize,
+                value.as_ptr().cast(),
+                value.len() as isize,
+            );
+        }
+        native
+    }
 }
 
 /// The id that a topic got when it was created.
@@ -82,26 +171,6 @@ unsafe fn described(event: *mut sys::rd_kafka_event_t) -> Result<String, RDKafka
         let least = sys::rd_kafka_Uuid_least_significant_bits(id);
         Ok(format!("{most:016x}{least:016x}"))
     }
-}
-
-/// What a [`Reader`] finds.
-pub(super) enum Item<'a> {
-    /// A message.
-    Message(millstream_shard::log::Message<'a>),
-    /// Everything visible below `offset` was handed over.
-    End {
-        /// Index of the partition.
-        assignment: usize,
-        /// The offset at the end.
-        offset: u64,
-    },
-    /// Something about one partition.
-    Error {
-        /// Index of the partition; `None` when it is not known.
-        assignment: Option<usize>,
-        /// What.
-        code: RDKafkaErrorCode,
-    },
 }
 
 struct Source {

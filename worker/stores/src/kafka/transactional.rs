@@ -10,8 +10,8 @@
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
 //!   nobody polls.
 
-use super::client::{creation, report};
-use super::producer::{fate, headers};
+use super::client::{about, creation, report};
+use super::producer::fate;
 use super::raw;
 use super::shared::Shared;
 use millstream_shard::log::{LogError, Outgoing, Transactional};
@@ -19,7 +19,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,8 +72,17 @@ impl ProducerContext for Watch {
 pub(super) struct KafkaTransactional {
     shared: Arc<Shared>,
     id: String,
+    /// Before the client: each handle belongs to it.
+    topics: Vec<KnownTopic>,
     client: BaseProducer<Watch>,
     dead: Option<String>,
+}
+
+/// A topic that was sent to before.
+struct KnownTopic {
+    name: String,
+    partitions: u32,
+    handle: raw::Topic,
 }
 
 /// How long one flush waits before failures are looked at.
@@ -93,7 +102,7 @@ impl KafkaTransactional {
             .fetch_metadata(Some("__millstream_probe"), shared.config.init_timeout())
             .map_err(unavailable)?;
         client.init_transactions(shared.config.init_timeout()).map_err(unavailable)?;
-        Ok(KafkaTransactional { shared, id: id.to_owned(), client, dead: None })
+        Ok(KafkaTransactional { shared, id: id.to_owned(), topics: Vec::new(), client, dead: None })
     }
 
     fn alive(&self) -> Result<(), LogError> {
@@ -156,6 +165,31 @@ impl KafkaTransactional {
         self.undisturbed()
     }
 
+    /// Where the message's topic is among those known.
+    fn known(&mut self, message: &Outgoing<'_>) -> Result<usize, LogError> {
+        let found = self.topics.iter().position(|topic| topic.name == message.topic);
+        if let Some(found) = found.filter(|found| self.has_partition(*found, message.partition)) {
+            return Ok(found);
+        }
+        let wait = self.shared.config.request_timeout();
+        self.shared.partition_of(message.topic, message.partition, wait)?;
+        let handle = raw::Topic::new(self.client.client(), message.topic)
+            .map_err(|code| about(message.topic, code, "cannot send to"))?;
+        let partitions = self.shared.partitions(message.topic, wait)?;
+        self.topics.push(KnownTopic { name: message.topic.to_owned(), partitions, handle });
+        Ok(self.topics.len() - 1)
+    }
+
+    fn has_partition(&self, known: usize, partition: u32) -> bool {
+        self.topics.get(known).is_some_and(|topic| partition < topic.partitions)
+    }
+
+    fn produce(&self, known: usize, message: &Outgoing<'_>) -> Result<(), RDKafkaErrorCode> {
+        let topic = self.topics.get(known).ok_or(RDKafkaErrorCode::UnknownTopic)?;
+        let partition = i32::try_from(message.partition).map_err(|_| RDKafkaErrorCode::UnknownPartition)?;
+        topic.handle.produce(self.client.client(), partition, message)
+    }
+
     /// Makes room in the local queue.
     fn wait_for_room(&self, deadline: Instant) -> Result<(), String> {
         self.client.poll(Duration::from_millis(1));
@@ -177,29 +211,24 @@ impl Transactional for KafkaTransactional {
 
     fn send(&mut self, message: Outgoing<'_>) -> Result<(), LogError> {
         self.alive()?;
-        let wait = self.shared.config.request_timeout();
-        let partition = match self.shared.partition_of(message.topic, message.partition, wait) {
-            Ok(partition) => partition,
+        let known = match self.known(&message) {
+            Ok(known) => known,
             Err(LogError::Topic { topic, message }) => {
                 self.dead = Some(format!("topic {topic}: {message}"));
                 return Err(LogError::Topic { topic, message });
             }
             Err(error) => return Err(self.die("send", error.to_string())),
         };
-        let mut record = BaseRecord::<[u8], [u8]>::to(message.topic).partition(partition).payload(message.payload);
-        record.key = (!message.key.is_empty()).then_some(message.key);
-        record.headers = headers(&message);
-        let deadline = Instant::now() + wait;
-        while let Err((error, same)) = self.client.send(record) {
-            let code = super::client::code(&error);
+        let mut deadline = None;
+        while let Err(code) = self.produce(known, &message) {
             if code != RDKafkaErrorCode::QueueFull {
-                self.dead = Some(error.to_string());
+                self.dead = Some(code.to_string());
                 return Err(match fate(code, message.topic, message.payload.len()) {
                     known @ (LogError::TooLarge { .. } | LogError::Topic { .. }) => known,
-                    _ => LogError::Unknown(format!("{}: send: {error}", self.id)),
+                    _ => LogError::Unknown(format!("{}: send: {code}", self.id)),
                 });
             }
-            record = same;
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.shared.config.request_timeout());
             self.wait_for_room(deadline).map_err(|why| self.die("send", why))?;
         }
         Ok(())

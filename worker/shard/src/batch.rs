@@ -1,0 +1,170 @@
+//! The inputs of a running batch: from messages to the stage's work, frame by frame.
+//!
+//! The transaction begins with the first message. A failure is kept until the poll has returned, and ends the batch: nothing of it is kept (I1).
+
+use crate::ShardError;
+use crate::cache::Cache;
+use crate::log::{Message, TopicPartition, Transactional};
+use crate::output::Output;
+use crate::topics::Topics;
+use millstream_model::frame::{self, Content};
+use millstream_model::key::StateKey;
+use millstream_model::proto::Stamp;
+use millstream_stages::{At, DecodeError, Input, Outbox, Stage, State};
+
+/// Where the inputs are read.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) inputs: &'a [(Input, TopicPartition)],
+    pub(crate) shard: u32,
+    pub(crate) topics: &'a Topics,
+}
+
+/// A record with its place; bytes that are none, with why.
+type Decoded<R> = (At, Result<R, (DecodeError, Vec<u8>)>);
+
+/// A batch while its inputs are read.
+pub(crate) struct Batch<'a, S: Stage> {
+    stage: &'a S,
+    place: Place<'a>,
+    cache: &'a mut Cache<S::Value>,
+    producer: &'a mut dyn Transactional,
+    output: &'a mut Output,
+    out: &'a mut Outbox,
+    /// Records and input bytes so far.
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+    /// Newest stamp given.
+    pub(crate) stamp_time_ms: u64,
+    /// What the stage can forget: decided before the first record, so that none of the batch reaches back to it.
+    pub(crate) forget_before: u32,
+    periods: Vec<u32>,
+    decoded: Vec<Decoded<S::Record>>,
+    keys: Vec<StateKey>,
+    begun: bool,
+    failed: Option<ShardError>,
+}
+
+impl<'a, S: Stage> Batch<'a, S> {
+    pub(crate) fn new(
+        stage: &'a S,
+        place: Place<'a>,
+        cache: &'a mut Cache<S::Value>,
+        producer: &'a mut dyn Transactional,
+        output: &'a mut Output,
+        out: &'a mut Outbox,
+        stamp_time_ms: u64,
+    ) -> Batch<'a, S> {
+        let periods = cache.periods();
+        let forget_before = stage.forget_before(stamp_time_ms, &periods);
+        let forgets = periods.first().is_some_and(|oldest| *oldest < forget_before);
+        Batch {
+            stage,
+            place,
+            cache,
+            producer,
+            output,
+            out,
+            records: 0,
+            bytes: 0,
+            stamp_time_ms,
+            forget_before: if forgets { forget_before } else { 0 },
+            periods,
+            decoded: Vec::new(),
+            keys: Vec::new(),
+            begun: false,
+            failed: None,
+        }
+    }
+
+    /// Processes a message.
+    pub(crate) fn take(&mut self, message: &Message<'_>, batch_ms: u64) {
+        if self.failed.is_none()
+            && let Err(error) = self.try_take(message, batch_ms)
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    /// What went wrong, if anything did.
+    pub(crate) fn check(&mut self) -> Result<(), ShardError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn try_take(&mut self, message: &Message<'_>, batch_ms: u64) -> Result<(), ShardError> {
+        let Some((input, _)) = self.place.inputs.get(message.assignment) else { return Ok(()) };
+        if !std::mem::replace(&mut self.begun, true) {
+            self.output.clear();
+            self.producer.begin()?;
+        }
+        self.decode(message, *input, batch_ms);
+        self.records += self.decoded.len();
+        self.bytes += message.payload.len();
+        self.prefetch()?;
+        let mut decoded = std::mem::take(&mut self.decoded);
+        for (at, record) in decoded.drain(..) {
+            match record {
+                Ok(record) => self.stage.process(record, &at, self.cache, self.out)?,
+                Err((error, bytes)) => self.stage.unreadable(error, &bytes, &at, self.out)?,
+            }
+            self.output.drain(self.out, self.producer)?;
+        }
+        self.decoded = decoded;
+        Ok(())
+    }
+
+    fn prefetch(&mut self) -> Result<(), ShardError> {
+        self.keys.clear();
+        for (at, record) in &self.decoded {
+            if let Ok(record) = record {
+                self.stage.keys(record, at, &self.periods, &mut self.keys);
+            }
+        }
+        Ok(self.cache.prefetch(&mut self.keys)?)
+    }
+
+    /// Each record of the message, once.
+    fn decode(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) {
+        let (first, content) = (self.first(message, input, batch_ms), content_of(input));
+        let unreadable = |error: &dyn std::fmt::Display| {
+            (DecodeError { input, message: error.to_string() }, message.payload.to_vec())
+        };
+        let records = match frame::read(message.payload, content) {
+            Ok(records) => records,
+            Err(error) => return self.decoded.push((first, Err(unreadable(&error)))),
+        };
+        for (index, record) in (0..).zip(records) {
+            let at = At { stamp: Stamp { index, ..first.stamp }, ..first };
+            let record = match record {
+                Err(error) => Err(unreadable(&error)),
+                Ok(bytes) => self.stage.decode(input, bytes).map_err(|error| (error, bytes.to_vec())),
+            };
+            self.decoded.push((at, record));
+        }
+    }
+
+    /// The place of the message's first record. Stamps of `ingress` never go back (I7).
+    fn first(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> At {
+        let mut time_ms = message.timestamp_ms;
+        if input == Input::Ingress {
+            self.stamp_time_ms = self.stamp_time_ms.max(time_ms);
+            time_ms = self.stamp_time_ms;
+        }
+        At {
+            input,
+            partition: self.place.shard,
+            stamp: Stamp { time_ms, offset: message.offset, index: 0 },
+            batch_ms,
+            generation: self.place.topics.generation,
+            shards: self.place.topics.shards,
+        }
+    }
+}
+
+fn content_of(input: Input) -> Content {
+    match input {
+        Input::Ingress => Content::Envelope,
+        Input::Actions => Content::Action,
+        Input::Exchange => Content::Exchange,
+    }
+}
