@@ -11,7 +11,7 @@ use millstream_model::proto::{Envelope, Stamp};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
 use millstream_stages::{At, Input, MemoryState, Outbox, Stage};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 use support::{Answer, Gateway, config};
 

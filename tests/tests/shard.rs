@@ -30,7 +30,7 @@ struct Count(u64, usize);
 impl StateValue for Count {
     fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&self.0.to_le_bytes());
-        bytes.resize(8 + self.1, b'x');
+        bytes.resize(bytes.len() + self.1, b'x');
     }
     fn decode(_: &StateKey, bytes: &[u8]) -> Result<Count, StateError> {
         Ok(Count(u64::from_le_bytes(bytes[..8].try_into().unwrap()), bytes.len() - 8))

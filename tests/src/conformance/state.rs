@@ -2,7 +2,7 @@
 
 use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Position, StatePosition};
-use millstream_shard::state::StateStore;
+use millstream_shard::state::{Forget, StateStore};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,6 +17,7 @@ crate::suite!($ state_conformance, dyn Subject, [
     state::multi_get_answers_in_the_order_of_the_keys,
     state::a_write_replaces_and_deletes,
     state::scan_gives_a_prefix_in_order,
+    state::forgetting_takes_earlier_periods_of_its_groups_and_nothing_else,
     state::the_position_is_no_entry,
     state::entries_and_position_change_at_once,
     state::clear_leaves_nothing,
@@ -45,7 +46,7 @@ pub fn position(number: u64) -> StatePosition {
 
 /// Writes entries, `None` deletes.
 pub fn write(store: &dyn StateStore, entries: &[(&StateKey, Option<&[u8]>)], number: u64) {
-    store.write(&mut entries.iter().copied(), &position(number)).unwrap();
+    store.write(None, &mut entries.iter().copied(), &position(number)).unwrap();
 }
 
 /// All entries with a prefix.
@@ -111,6 +112,26 @@ pub fn scan_gives_a_prefix_in_order(subject: &dyn Subject) {
             .collect();
         assert_eq!(seen, expected, "prefix {prefix:?}");
     }
+}
+
+/// Before the entries of the same write, which may bring keys back.
+pub fn forgetting_takes_earlier_periods_of_its_groups_and_nothing_else(subject: &dyn Subject) {
+    let store = subject.open();
+    let seen = |group, period| StateKey::in_period(group, Kind::Seen, period, "acme", b"x");
+    let gone = [seen(8, 0), seen(8, 41), seen(10, 41)];
+    let kept = [seen(7, 41), seen(8, 42), seen(10, u32::MAX), seen(11, 41), key(8, "user"), key(9, "user")];
+    let entries: Vec<_> = gone.iter().chain(&kept).map(|key| (key, Some(&b"x"[..]))).collect();
+    write(&*store, &entries, 1);
+    let forget = Forget { groups: 8..11, before: 42 };
+    let back = seen(9, 3);
+    store.write(Some(&forget), &mut [(&back, Some(&b"back"[..]))].into_iter(), &position(2)).unwrap();
+    assert_eq!(store.multi_get(&gone.each_ref()).unwrap(), [None, None, None]);
+    assert!(store.multi_get(&kept.each_ref()).unwrap().iter().all(Option::is_some));
+    drop(store);
+    let store = subject.open();
+    let mut left: Vec<StateKey> = kept.into_iter().chain([back]).collect();
+    left.sort();
+    assert_eq!(scan(&*store, b"").into_iter().map(|(key, _)| key).collect::<Vec<_>>(), left);
 }
 
 /// It cannot be read, written or deleted as one.

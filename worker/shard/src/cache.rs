@@ -51,7 +51,14 @@ struct Slot<V> {
 pub struct Frozen<V> {
     number: u64,
     forget: Option<Forget>,
-    entries: Vec<(u32, StateKey, Option<Arc<V>>)>,
+    entries: Vec<FrozenEntry<V>>,
+}
+
+#[derive(Debug)]
+struct FrozenEntry<V> {
+    slot: u32,
+    key: StateKey,
+    value: Option<Arc<V>>,
 }
 
 impl<V: StateValue> Frozen<V> {
@@ -65,19 +72,19 @@ impl<V: StateValue> Frozen<V> {
         more: &[(StateKey, Vec<u8>)],
         position: &StatePosition,
     ) -> Result<(), StoreError> {
-        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(self.entries.len()));
-        for (_, _, value) in &self.entries {
+        let (mut bytes, mut ranges) = (Vec::new(), Vec::with_capacity(self.entries.len()));
+        for entry in &self.entries {
             let start = bytes.len();
-            if let Some(value) = value {
+            if let Some(value) = &entry.value {
                 value.encode(&mut bytes);
             }
-            ends.push(start..bytes.len());
+            ranges.push(start..bytes.len());
         }
-        let encoded = |(entry, range): (&(u32, StateKey, Option<Arc<V>>), std::ops::Range<usize>)| {
-            entry.2.is_some().then(|| bytes.get(range).unwrap_or_default())
+        let stored = |(entry, range): (&FrozenEntry<V>, std::ops::Range<usize>)| {
+            entry.value.is_some().then(|| bytes.get(range).unwrap_or_default())
         };
-        let keys = self.entries.iter().map(|(_, key, _)| key);
-        let frozen = keys.zip(self.entries.iter().zip(ends).map(encoded));
+        let keys = self.entries.iter().map(|entry| &entry.key);
+        let frozen = keys.zip(self.entries.iter().zip(ranges).map(stored));
         let mut entries = frozen.chain(more.iter().map(|(key, bytes)| (key, Some(bytes.as_slice()))));
         store.write(self.forget.as_ref(), &mut entries, position)
     }
@@ -380,10 +387,10 @@ impl<V: StateValue> Cache<V> {
 
     /// A flush has returned: what it wrote, and has not changed since, may be evicted.
     pub fn flushed(&mut self, frozen: &Frozen<V>) {
-        for (number, key, _) in &frozen.entries {
-            if let Some(slot) = self.slot_mut(*number)
+        for entry in &frozen.entries {
+            if let Some(slot) = self.slot_mut(entry.slot)
                 && slot.flush <= frozen.number
-                && slot.key == *key
+                && slot.key == entry.key
             {
                 slot.flush = 0;
             }

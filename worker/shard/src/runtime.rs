@@ -217,9 +217,8 @@ impl<S: Stage> Shard<S> {
     fn transact(&mut self) -> Result<Option<Report>, ShardError> {
         let Some(read) = self.read()? else { return Ok(None) };
         self.output.finish(&mut *self.producer)?;
-        let (records, began_ms) = (read.records, read.began_ms);
-        let usage = self.commit(read)?;
-        Ok(Some(Report { records, began_ms, usage, ..Report::default() }))
+        let usage = self.commit(&read)?;
+        Ok(Some(Report { records: read.records, began_ms: read.began_ms, usage, ..Report::default() }))
     }
 
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
@@ -259,7 +258,7 @@ impl<S: Stage> Shard<S> {
     }
 
     /// Writes the changelog record and commits; gives the new sums of the tenants that the batch concerned.
-    fn commit(&mut self, read: Read) -> Result<BTreeMap<String, Usage>, ShardError> {
+    fn commit(&mut self, read: &Read) -> Result<BTreeMap<String, Usage>, ShardError> {
         let mut batch = self.cache.changes(read.forget_before)?;
         let usage = self.sums.add(std::mem::take(&mut self.out.usage), &mut batch.changes, &mut batch.totals);
         let header = BatchHeader {
