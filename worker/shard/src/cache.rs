@@ -378,8 +378,10 @@ impl<V: StateValue> Cache<V> {
         let number = self.flush;
         self.flush += 1;
         self.dirty_bytes = 0;
-        let entry =
-            |slot_number: u32| self.slot(slot_number).map(|slot| (slot_number, slot.key.clone(), slot.value.clone()));
+        let entry = |number: u32| {
+            let slot = self.slot(number)?;
+            Some(FrozenEntry { slot: number, key: slot.key.clone(), value: slot.value.clone() })
+        };
         let entries = self.dirty.iter().copied().filter_map(entry).collect();
         self.dirty.clear();
         Frozen { number, forget: self.forget.take(), entries }
