@@ -2,6 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::history::{History, TENANT, identifier};
+use crate::reference::{People, Person, reference, sorted};
 use millstream_model::document::Document;
 use millstream_model::id::{DeviceId, UserId};
 use millstream_model::proto::{Identifier, Mutation, Object, User, Value as Attribute};
@@ -17,19 +18,6 @@ macro_rules! ensure {
 }
 
 type Checked = Result<(), String>;
-
-/// What is known about one person, without ids.
-#[derive(Clone, Debug, PartialEq)]
-struct Person {
-    attributes: BTreeMap<String, Attribute>,
-    events: u64,
-    first_seen: i64,
-    last_seen: i64,
-    devices: BTreeSet<Vec<u8>>,
-    retained: Option<Identifier>,
-}
-
-type People = BTreeMap<BTreeSet<Identifier>, Person>;
 
 fn run(history: &History, shards: u32, seed: u64) -> Result<Cluster, String> {
     let mut cluster = Cluster::new(shards, seed);
@@ -135,13 +123,6 @@ fn as_sets(fields: &Object) -> Object {
     fields
 }
 
-fn sorted(value: Attribute) -> Attribute {
-    let Some(items) = value.as_list() else { return value };
-    let mut items = items.to_vec();
-    items.sort_by_key(|item| item.as_str().map(str::to_owned));
-    Attribute::list(items)
-}
-
 fn people(cluster: &Cluster) -> Result<People, String> {
     let mut people = People::new();
     for (_, value) in cluster.values()? {
@@ -165,89 +146,6 @@ fn person(user: &User, fields: &Object) -> Person {
         devices: user.devices.iter().map(|device| device.device.clone()).collect(),
         retained: user.retained.as_ref().and_then(|retained| retained.identifier.clone()),
     }
-}
-
-/// Union-find over the identifiers of each record, and what its records say about each set, in the order of their stamps.
-fn reference(history: &History) -> People {
-    let mut parent: BTreeMap<Identifier, Identifier> = BTreeMap::new();
-    fn root(parent: &BTreeMap<Identifier, Identifier>, identifier: &Identifier) -> Identifier {
-        match parent.get(identifier) {
-            Some(above) if above != identifier => root(parent, above),
-            _ => identifier.clone(),
-        }
-    }
-    let actions: Vec<_> = (0..history.records.len()).map(|index| history.action(index)).collect();
-    for action in &actions {
-        for identifier in &action.user_identifiers {
-            parent.entry(identifier.clone()).or_insert_with(|| identifier.clone());
-            let (one, other) = (root(&parent, &action.user_identifiers[0]), root(&parent, identifier));
-            parent.insert(one, other);
-        }
-    }
-    let mut sets: BTreeMap<Identifier, BTreeSet<Identifier>> = BTreeMap::new();
-    for identifier in parent.keys() {
-        sets.entry(root(&parent, identifier)).or_default().insert(identifier.clone());
-    }
-    sets.into_values().map(|set| (set.clone(), described(&set, &actions))).collect()
-}
-
-fn described(set: &BTreeSet<Identifier>, actions: &[millstream_model::proto::Action]) -> Person {
-    let mine: Vec<_> = actions.iter().filter(|action| set.contains(&action.user_identifiers[0])).collect();
-    let merges = mine.iter().filter_map(|action| Some((action.stamp, action.merge.as_ref()?.retained.clone())));
-    let devices = mine.iter().filter_map(|action| action.device_identifiers.first());
-    Person {
-        attributes: attributes(&mine),
-        events: mine.iter().filter(|action| action.event.is_some()).count() as u64,
-        first_seen: mine.iter().map(|action| action.time_ms).min().unwrap(),
-        last_seen: mine.iter().map(|action| action.time_ms).max().unwrap(),
-        devices: devices.map(|primary| DeviceId::of(TENANT, primary).as_bytes().to_vec()).collect(),
-        retained: merges.max().and_then(|(_, retained)| retained),
-    }
-}
-
-/// Each attribute by replaying its changes in the order of (stamp, bytes of a base): another way to the same meaning.
-fn attributes(mine: &[&millstream_model::proto::Action]) -> BTreeMap<String, Attribute> {
-    use millstream_model::proto::change::Op;
-    use prost::Message;
-    let mut all: BTreeMap<String, Attribute> = BTreeMap::new();
-    let names: BTreeSet<&str> =
-        mine.iter().flat_map(|action| &action.user_changes).map(|it| it.name.as_str()).collect();
-    for name in names {
-        let changes = mine.iter().flat_map(|action| action.user_changes.iter().map(|change| (action.stamp, change)));
-        let changes: Vec<_> = changes.filter(|(_, change)| change.name == name).collect();
-        let base = changes.iter().filter_map(|(stamp, change)| match &change.op {
-            Some(Op::Set(value)) => Some((*stamp, value.encode_to_vec(), Some(value.clone()))),
-            Some(Op::Unset(_)) => Some((*stamp, Vec::new(), None)),
-            _ => None,
-        });
-        let base = base.max_by(|left, right| (left.0, &left.1).cmp(&(right.0, &right.1)));
-        let (since, mut value) = base.map_or((None, None), |(stamp, _, value)| (stamp, value));
-        let mut elements: Vec<(_, bool, Attribute)> = Vec::new();
-        for (stamp, change) in changes.iter().filter(|(stamp, _)| *stamp > since) {
-            let (added, list) = match &change.op {
-                Some(Op::Add(list)) => (true, list),
-                Some(Op::Remove(list)) => (false, list),
-                _ => continue,
-            };
-            elements.extend(list.items.iter().map(|item| (*stamp, added, item.clone())));
-        }
-        elements.sort_by_key(|(stamp, added, _)| (*stamp, *added));
-        let is_list = value.as_ref().is_some_and(|value| value.as_list().is_some());
-        let mut items = value.as_ref().and_then(Attribute::as_list).unwrap_or_default().to_vec();
-        for (_, added, item) in elements {
-            items.retain(|other| *other != item);
-            if added {
-                items.push(item);
-            }
-        }
-        if is_list || !items.is_empty() {
-            value = Some(sorted(Attribute::list(items)));
-        }
-        if let Some(value) = value {
-            all.insert(millstream_model::document::escape(name), value);
-        }
-    }
-    all
 }
 
 /// Each event once, for the user it ends with, and in order per routing key (I1, I3).

@@ -15,6 +15,7 @@ mod checks;
 mod cluster;
 mod history;
 mod races;
+mod reference;
 mod scenarios;
 
 use checks::{check_deletions, check_links};
