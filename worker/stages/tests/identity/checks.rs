@@ -5,7 +5,7 @@ use crate::history::{History, TENANT, identifier};
 use crate::reference::{People, Person, reference, sorted};
 use millstream_model::document::Document;
 use millstream_model::id::{DeviceId, UserId};
-use millstream_model::proto::{Identifier, Mutation, Object, User, Value as Attribute};
+use millstream_model::proto::{DeviceState, Identifier, Mutation, Object, User, Value as Attribute};
 use millstream_stages::action::{Value, render_device, render_user};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,10 +77,22 @@ fn consistent(cluster: &Cluster) -> Checked {
                     ensure!(last == id, "{identifier} of {id} leads to {last}");
                 }
             }
+            Value::Device(device) => knows_its_user(cluster, device)?,
             _ => {}
         }
     }
     documents(cluster)
+}
+
+/// Whom a device names, by an identifier, is live and has the device.
+fn knows_its_user(cluster: &Cluster, device: &DeviceState) -> Checked {
+    let Some(named) = &device.user else { return Ok(()) };
+    let id = DeviceId::from_bytes(&device.id).unwrap();
+    let node = cluster.node(named).ok_or_else(|| format!("{id} names {named}, which has no node"))?;
+    let (user, state) = cluster.last(node.user)?;
+    let has_it = state.devices.iter().any(|it| it.device == device.id);
+    ensure!(has_it, "{id} names {named}, but {user} has no such device");
+    Ok(())
 }
 
 /// The fold of each entity's mutations is the document of its state, and each mutation builds on the one before (I8).
