@@ -223,13 +223,14 @@ pub(super) struct Purged {
     /// All devices it had, those that stay included: one may know it by an identifier that goes, and the record by which it will know it
     /// otherwise may come only after a deletion of that one.
     pub(super) devices: Vec<Vec<u8>>,
-    /// All identifiers it had: by any of them, one of the devices may know it.
+    /// All identifiers it had by then: by any of them, one of the devices may know it. One that came later may have been another user's.
     pub(super) names: Vec<Identifier>,
 }
 
 /// Takes out everything that is not newer than the deletion. What is left belongs to records that came after it.
 pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
-    let names = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
+    let had = user.identifiers.iter().filter(|member| member.stamp <= Some(deletion));
+    let names = had.filter_map(|member| member.identifier.clone()).collect();
     let devices = user.devices.iter().map(|device| device.device.clone()).collect();
     let identifiers = take_identifiers(user, deletion);
     let all = user.identifiers.is_empty();

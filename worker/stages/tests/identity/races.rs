@@ -6,8 +6,8 @@ use crate::scenarios::{SHARDS, action, after, id, look, reasons, run, set, user}
 use millstream_model::id::DeviceId;
 use millstream_model::key::{Kind, StateKey, group_of, shard_of};
 use millstream_model::proto::exchange::Body;
-use millstream_model::proto::{Action, Apply, Device, Link, MergeUsers, Stamp, Unlink};
-use millstream_stages::action::{Answer, Inspect};
+use millstream_model::proto::{Action, Apply, Closing, Device, Drain, Link, MergeUsers, Stamp, Unlink};
+use millstream_stages::action::{Answer, Inspect, Value};
 
 fn stamp(time_ms: u64) -> Option<Stamp> {
     Some(Stamp { time_ms, ..Stamp::default() })
@@ -18,6 +18,14 @@ fn lose_node(cluster: &mut Cluster, text: &str) {
     let key = StateKey::of_identifier(TENANT, Kind::Node, &id(text));
     let shard = shard_of(key.group().unwrap(), SHARDS) as usize;
     assert!(cluster.states[shard].0.remove(&key).is_some());
+}
+
+/// As after an unlink whose drain is under way.
+fn close_node(cluster: &mut Cluster, text: &str) {
+    let key = StateKey::of_identifier(TENANT, Kind::Node, &id(text));
+    let shard = shard_of(key.group().unwrap(), SHARDS) as usize;
+    let Some(Value::Node(node)) = cluster.states[shard].0.get_mut(&key) else { panic!("{text} has no node") };
+    node.closing = Some(Box::new(Closing::default()));
 }
 
 /// A merge by an identifier that both users have lost by then: nobody may link it for the other.
@@ -163,4 +171,25 @@ fn a_device_that_outlives_a_deletion_forgets_what_the_deletion_took() {
     cluster.run().unwrap();
     let Answer::Device(view) = look(&mut cluster, Inspect::Device(id("device_id=d"))) else { panic!("no device") };
     assert_eq!(view.user, None);
+}
+
+/// The identifier that links two users has not linked them yet when a deletion comes that is older than the link: it does not make the
+/// other user's device forget that one.
+#[test]
+fn a_device_does_not_forget_a_user_that_was_linked_after_the_deletion() {
+    let mut cluster = after(&[
+        action(10, &["user_id=1"], &["device_id=d"]),
+        action(15, &["user_id=2"], &["device_id=d"]),
+        action(25, &["user_id=2"], &[]),
+    ]);
+    let linked = cluster.node(&id("user_id=2")).unwrap().user;
+    close_node(&mut cluster, "user_id=2");
+    let delete = Action { delete: true, ..action(20, &["user_id=1"], &[]) };
+    run(&mut cluster, &[action(30, &["user_id=1", "user_id=2"], &[]), delete]);
+    let drain = Drain { user: linked.as_bytes().to_vec(), identifier: Some(id("user_id=2")), hop: 0 };
+    cluster.send_late(linked.home(), Body::Drain(drain));
+    cluster.run().unwrap();
+    assert_eq!(user(&mut cluster, "user_id=1").devices.len(), 1);
+    let Answer::Device(view) = look(&mut cluster, Inspect::Device(id("device_id=d"))) else { panic!("no device") };
+    assert_eq!(view.user.as_deref(), Some("user_id=2"));
 }
