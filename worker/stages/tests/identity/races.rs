@@ -6,7 +6,7 @@ use crate::scenarios::{SHARDS, action, after, id, look, reasons, run, set, user}
 use millstream_model::id::DeviceId;
 use millstream_model::key::{Kind, StateKey, group_of, shard_of};
 use millstream_model::proto::exchange::Body;
-use millstream_model::proto::{Action, Apply, Closing, Device, Drain, Link, MergeUsers, Stamp, Unlink};
+use millstream_model::proto::{Action, Apply, Closing, Device, Drain, Link, MergeUsers, Resolve, Stamp, Unlink};
 use millstream_stages::action::{Answer, Inspect, Value};
 
 fn stamp(time_ms: u64) -> Option<Stamp> {
@@ -149,6 +149,28 @@ fn a_membership_begins_with_its_oldest_record() {
     let member = state.identifiers.iter().find(|member| member.identifier == Some(id("email=a@x"))).unwrap();
     assert_eq!((member.stamp, member.last), (stamp(10), stamp(30)));
     assert_eq!(member.record_id, 10u128.to_be_bytes());
+}
+
+/// A node closes whose user has the identifier by a newer record: what waited finds that user, and makes no other.
+#[test]
+fn links_of_a_closing_node_come_before_the_records_that_waited_in_it() {
+    let mut cluster = after(&[action(10, &["user_id=1", "email=a@x"], &[])]);
+    let user_id = cluster.node(&id("email=a@x")).unwrap().user;
+    close_node(&mut cluster, "email=a@x");
+    let existing =
+        |time_ms, name| Action { update_existing_only: true, ..set(action(time_ms, &["email=a@x"], &[]), name, 1) };
+    run(&mut cluster, &[existing(30, "later")]);
+    let (via, action) = (Some(id("email=a@x")), Some(existing(20, "returned")));
+    cluster.send_late(group_of(TENANT, &id("email=a@x")), Body::Resolve(Resolve { via, action, returned: true }));
+    cluster.run().unwrap();
+    // Its home links the identifier before it answers, so the link is the last that comes to the node.
+    let drain = Drain { user: user_id.as_bytes().to_vec(), identifier: Some(id("email=a@x")), hop: 0 };
+    cluster.send_late(user_id.home(), Body::Drain(drain));
+    cluster.run().unwrap();
+    assert_eq!(reasons(&cluster), Vec::<String>::new());
+    assert_eq!(cluster.node(&id("email=a@x")).unwrap().user, user_id);
+    let view = user(&mut cluster, "user_id=1");
+    assert_eq!(view.attributes.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["later", "returned"]);
 }
 
 /// The device was used again after the deletion, so its user keeps it; that record's part for the device comes only after a second
