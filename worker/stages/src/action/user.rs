@@ -220,16 +220,32 @@ fn reach_back(member: &mut Membership, stamp: Option<Stamp>, record_id: &[u8]) {
 pub(super) struct Purged {
     /// Each with the newest deletion that its membership had outlived before.
     pub(super) identifiers: Vec<(Identifier, Option<Stamp>)>,
+    /// All devices it had, those that stay included: one may know it by an identifier that goes, and the record by which it will know it
+    /// otherwise may come only after a deletion of that one.
     pub(super) devices: Vec<Vec<u8>>,
-    /// All identifiers it had: by any of them, one of the devices may know it.
+    /// All identifiers it had by then: by any of them, one of the devices may know it. One that came later may have been another user's.
     pub(super) names: Vec<Identifier>,
 }
 
 /// Takes out everything that is not newer than the deletion. What is left belongs to records that came after it.
 pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
-    let outlives = |last: Option<Stamp>| last > Some(deletion);
-    let names = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
-    let gone = user.identifiers.extract_if(.., |member| !outlives(member.last));
+    let had = user.identifiers.iter().filter(|member| member.stamp <= Some(deletion));
+    let names = had.filter_map(|member| member.identifier.clone()).collect();
+    let devices = user.devices.iter().map(|device| device.device.clone()).collect();
+    let identifiers = take_identifiers(user, deletion);
+    let all = user.identifiers.is_empty();
+    user.devices.retain(|device| !all && device.last > Some(deletion));
+    attributes::purge(&mut user.attributes, deletion);
+    user.retained.take_if(|retained| retained.stamp <= Some(deletion));
+    let deleted_ms = i64::try_from(deletion.time_ms).unwrap_or(i64::MAX);
+    user.first_seen_ms = user.first_seen_ms.max(deleted_ms.min(user.last_seen_ms));
+    user.erased = user.erased.max(Some(deletion));
+    Purged { identifiers, devices, names }
+}
+
+/// Takes the identifiers that no newer record named; the others have outlived the deletion.
+fn take_identifiers(user: &mut User, deletion: Stamp) -> Vec<(Identifier, Option<Stamp>)> {
+    let gone = user.identifiers.extract_if(.., |member| member.last <= Some(deletion));
     let identifiers: Vec<_> = gone.filter_map(|member| Some((member.identifier?, member.erased))).collect();
     for (identifier, _) in &identifiers {
         remember(&mut user.taken, identifier_hash(identifier), Some(deletion));
@@ -237,17 +253,7 @@ pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
     for member in &mut user.identifiers {
         member.erased = member.erased.max(Some(deletion));
     }
-    let all = user.identifiers.is_empty();
-    let devices = user.devices.extract_if(.., |device| all || !outlives(device.last));
-    let devices = devices.map(|device| device.device).collect();
-    attributes::purge(&mut user.attributes, deletion);
-    if user.retained.as_ref().is_some_and(|retained| !outlives(retained.stamp)) {
-        user.retained = None;
-    }
-    let deleted_ms = i64::try_from(deletion.time_ms).unwrap_or(i64::MAX);
-    user.first_seen_ms = user.first_seen_ms.max(deleted_ms.min(user.last_seen_ms));
-    user.erased = user.erased.max(Some(deletion));
-    Purged { identifiers, devices, names }
+    identifiers
 }
 
 /// [`purge`] for a state that is about to be united with `user`. What that one has by newer records stays with it.

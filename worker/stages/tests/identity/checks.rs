@@ -2,9 +2,10 @@
 
 use crate::cluster::Cluster;
 use crate::history::{History, TENANT, identifier};
+use crate::reference::{People, Person, reference, sorted};
 use millstream_model::document::Document;
 use millstream_model::id::{DeviceId, UserId};
-use millstream_model::proto::{Identifier, Mutation, Object, User, Value as Attribute};
+use millstream_model::proto::{DeviceState, Identifier, Mutation, Object, User, Value as Attribute};
 use millstream_stages::action::{Value, render_device, render_user};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,19 +18,6 @@ macro_rules! ensure {
 }
 
 type Checked = Result<(), String>;
-
-/// What is known about one person, without ids.
-#[derive(Clone, Debug, PartialEq)]
-struct Person {
-    attributes: BTreeMap<String, Attribute>,
-    events: u64,
-    first_seen: i64,
-    last_seen: i64,
-    devices: BTreeSet<Vec<u8>>,
-    retained: Option<Identifier>,
-}
-
-type People = BTreeMap<BTreeSet<Identifier>, Person>;
 
 fn run(history: &History, shards: u32, seed: u64) -> Result<Cluster, String> {
     let mut cluster = Cluster::new(shards, seed);
@@ -45,6 +33,7 @@ pub fn check_links(history: &History, shards: u32, seed: u64) -> Checked {
     ensure!(cluster.effects == history.records.len() as u64, "{} effects", cluster.effects);
     ensure!(cluster.rejected == 0, "{} rejects", cluster.rejected);
     consistent(&cluster)?;
+    devices_are_their_last_users(&cluster, history)?;
     let (found, expected) = (people(&cluster)?, reference(history));
     ensure!(found == expected, "found {found:#?}\nexpected {expected:#?}");
     events(&cluster, history, true)?;
@@ -58,6 +47,7 @@ pub fn check_deletions(history: &History, shards: u32, seed: u64) -> Checked {
     let count = history.records.len() as u64;
     ensure!(cluster.effects + cluster.rejected == count, "{} effects, {} rejects", cluster.effects, cluster.rejected);
     consistent(&cluster)?;
+    devices_are_their_last_users(&cluster, history)?;
     events(&cluster, history, false)?;
     nothing_came_back(&cluster, history)?;
     nothing_is_left_after_deleting_all(&mut cluster, history)
@@ -89,10 +79,39 @@ fn consistent(cluster: &Cluster) -> Checked {
                     ensure!(last == id, "{identifier} of {id} leads to {last}");
                 }
             }
+            Value::Device(device) => knows_its_user(cluster, device)?,
             _ => {}
         }
     }
     documents(cluster)
+}
+
+/// Whom a device names, by an identifier, is live and has the device.
+fn knows_its_user(cluster: &Cluster, device: &DeviceState) -> Checked {
+    let Some(named) = &device.user else { return Ok(()) };
+    let id = DeviceId::from_bytes(&device.id).unwrap();
+    let node = cluster.node(named).ok_or_else(|| format!("{id} names {named}, which has no node"))?;
+    let (user, state) = cluster.last(node.user)?;
+    let has_it = state.devices.iter().any(|it| it.device == device.id);
+    ensure!(has_it, "{id} names {named}, but {user} has no such device");
+    Ok(())
+}
+
+/// The newest record about a device says whose it is, when it is newer than all deletions. (One that is not may be covered by a deletion
+/// of somebody whom only a late link makes the same person, and then device and user need not agree about it.)
+fn devices_are_their_last_users(cluster: &Cluster, history: &History) -> Checked {
+    let actions: Vec<_> = (0..history.records.len()).map(|index| history.action(index)).collect();
+    let deleted = actions.iter().filter(|action| action.delete).map(|action| action.stamp).max().flatten();
+    for (_, value) in cluster.values()? {
+        let Value::Device(device) = value else { continue };
+        let is_about = |primary: &Identifier| DeviceId::of(TENANT, primary).as_bytes() == device.id.as_slice();
+        let about = actions.iter().filter(|action| action.device_identifiers.first().is_some_and(is_about));
+        let newest = about.max_by_key(|action| (action.stamp, action.user_identifiers.first())).unwrap();
+        let named = newest.user_identifiers.first();
+        let is_right = device.user.as_ref() == named || newest.stamp <= deleted;
+        ensure!(is_right, "a device of {named:?} names {:?}", device.user);
+    }
+    Ok(())
 }
 
 /// The fold of each entity's mutations is the document of its state, and each mutation builds on the one before (I8).
@@ -135,13 +154,6 @@ fn as_sets(fields: &Object) -> Object {
     fields
 }
 
-fn sorted(value: Attribute) -> Attribute {
-    let Some(items) = value.as_list() else { return value };
-    let mut items = items.to_vec();
-    items.sort_by_key(|item| item.as_str().map(str::to_owned));
-    Attribute::list(items)
-}
-
 fn people(cluster: &Cluster) -> Result<People, String> {
     let mut people = People::new();
     for (_, value) in cluster.values()? {
@@ -165,89 +177,6 @@ fn person(user: &User, fields: &Object) -> Person {
         devices: user.devices.iter().map(|device| device.device.clone()).collect(),
         retained: user.retained.as_ref().and_then(|retained| retained.identifier.clone()),
     }
-}
-
-/// Union-find over the identifiers of each record, and what its records say about each set, in the order of their stamps.
-fn reference(history: &History) -> People {
-    let mut parent: BTreeMap<Identifier, Identifier> = BTreeMap::new();
-    fn root(parent: &BTreeMap<Identifier, Identifier>, identifier: &Identifier) -> Identifier {
-        match parent.get(identifier) {
-            Some(above) if above != identifier => root(parent, above),
-            _ => identifier.clone(),
-        }
-    }
-    let actions: Vec<_> = (0..history.records.len()).map(|index| history.action(index)).collect();
-    for action in &actions {
-        for identifier in &action.user_identifiers {
-            parent.entry(identifier.clone()).or_insert_with(|| identifier.clone());
-            let (one, other) = (root(&parent, &action.user_identifiers[0]), root(&parent, identifier));
-            parent.insert(one, other);
-        }
-    }
-    let mut sets: BTreeMap<Identifier, BTreeSet<Identifier>> = BTreeMap::new();
-    for identifier in parent.keys() {
-        sets.entry(root(&parent, identifier)).or_default().insert(identifier.clone());
-    }
-    sets.into_values().map(|set| (set.clone(), described(&set, &actions))).collect()
-}
-
-fn described(set: &BTreeSet<Identifier>, actions: &[millstream_model::proto::Action]) -> Person {
-    let mine: Vec<_> = actions.iter().filter(|action| set.contains(&action.user_identifiers[0])).collect();
-    let merges = mine.iter().filter_map(|action| Some((action.stamp, action.merge.as_ref()?.retained.clone())));
-    let devices = mine.iter().filter_map(|action| action.device_identifiers.first());
-    Person {
-        attributes: attributes(&mine),
-        events: mine.iter().filter(|action| action.event.is_some()).count() as u64,
-        first_seen: mine.iter().map(|action| action.time_ms).min().unwrap(),
-        last_seen: mine.iter().map(|action| action.time_ms).max().unwrap(),
-        devices: devices.map(|primary| DeviceId::of(TENANT, primary).as_bytes().to_vec()).collect(),
-        retained: merges.max().and_then(|(_, retained)| retained),
-    }
-}
-
-/// Each attribute by replaying its changes in the order of (stamp, bytes of a base): another way to the same meaning.
-fn attributes(mine: &[&millstream_model::proto::Action]) -> BTreeMap<String, Attribute> {
-    use millstream_model::proto::change::Op;
-    use prost::Message;
-    let mut all: BTreeMap<String, Attribute> = BTreeMap::new();
-    let names: BTreeSet<&str> =
-        mine.iter().flat_map(|action| &action.user_changes).map(|it| it.name.as_str()).collect();
-    for name in names {
-        let changes = mine.iter().flat_map(|action| action.user_changes.iter().map(|change| (action.stamp, change)));
-        let changes: Vec<_> = changes.filter(|(_, change)| change.name == name).collect();
-        let base = changes.iter().filter_map(|(stamp, change)| match &change.op {
-            Some(Op::Set(value)) => Some((*stamp, value.encode_to_vec(), Some(value.clone()))),
-            Some(Op::Unset(_)) => Some((*stamp, Vec::new(), None)),
-            _ => None,
-        });
-        let base = base.max_by(|left, right| (left.0, &left.1).cmp(&(right.0, &right.1)));
-        let (since, mut value) = base.map_or((None, None), |(stamp, _, value)| (stamp, value));
-        let mut elements: Vec<(_, bool, Attribute)> = Vec::new();
-        for (stamp, change) in changes.iter().filter(|(stamp, _)| *stamp > since) {
-            let (added, list) = match &change.op {
-                Some(Op::Add(list)) => (true, list),
-                Some(Op::Remove(list)) => (false, list),
-                _ => continue,
-            };
-            elements.extend(list.items.iter().map(|item| (*stamp, added, item.clone())));
-        }
-        elements.sort_by_key(|(stamp, added, _)| (*stamp, *added));
-        let is_list = value.as_ref().is_some_and(|value| value.as_list().is_some());
-        let mut items = value.as_ref().and_then(Attribute::as_list).unwrap_or_default().to_vec();
-        for (_, added, item) in elements {
-            items.retain(|other| *other != item);
-            if added {
-                items.push(item);
-            }
-        }
-        if is_list || !items.is_empty() {
-            value = Some(sorted(Attribute::list(items)));
-        }
-        if let Some(value) = value {
-            all.insert(millstream_model::document::escape(name), value);
-        }
-    }
-    all
 }
 
 /// Each event once, for the user it ends with, and in order per routing key (I1, I3).

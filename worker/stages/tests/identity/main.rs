@@ -15,6 +15,7 @@ mod checks;
 mod cluster;
 mod history;
 mod races;
+mod reference;
 mod scenarios;
 
 use checks::{check_deletions, check_links};
@@ -69,6 +70,10 @@ fn histories_that_failed_once() {
     one("an identifier without node", 365_372, true, check_deletions);
     // An identifier came back to its user by a newer record, before one that the deletion covers.
     one("an older record", 365_651, true, check_deletions);
+    // A device outlived a deletion that took the identifier by which it named its user, and was not told.
+    for seed in [498_497, 566_851] {
+        one("a device of a deleted user", seed, true, check_deletions);
+    }
     // Found on the way to the rule by which a deletion concerns a link: its oldest record alone does not decide.
     for seed in [201_283, 201_854, 202_873] {
         one("a node of no member", seed, true, check_deletions);
