@@ -36,7 +36,9 @@ impl Work<'_> {
         }
         match device.user.clone().or_else(|| action.device_identifiers.first().cloned()) {
             Some(via) => self.resolve_by(header.hops + 1, via, action, false),
-            None => outcome::reject(&action, Reason::MissingIdentifier, "the record names no device", self.out),
+            None => {
+                outcome::reject(&action, Reason::MissingIdentifier, "the record names no device", self.at, self.out)
+            }
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ impl Work<'_> {
     /// Begins with an action at the shard of its routing key: its device part goes to the device, the rest to who is meant.
     pub(super) fn start(&mut self, mut action: Action) {
         if let Err(message) = join_merge(&mut action) {
-            return outcome::reject(&action, Reason::InvalidMerge, message, self.out);
+            return outcome::reject(&action, Reason::InvalidMerge, message, self.at, self.out);
         }
         let primary = action.device_identifiers.first();
         let device = primary.map(|primary| DeviceId::of(&action.tenant, primary));
@@ -39,7 +39,7 @@ impl Work<'_> {
             Some(via) => self.resolve_by(0, via, action, false),
             None => {
                 let message = "the record names neither a user nor a device: send at least one identifier";
-                outcome::reject(&action, Reason::MissingIdentifier, message, self.out);
+                outcome::reject(&action, Reason::MissingIdentifier, message, self.at, self.out);
             }
         }
     }
@@ -85,7 +85,7 @@ impl Work<'_> {
             self.refuse_deleted(&action, via);
         } else if action.update_existing_only {
             let message = format!("no user has {via}; the record asked not to create one");
-            outcome::reject(&action, Reason::UserUnknown, message, self.out);
+            outcome::reject(&action, Reason::UserUnknown, message, self.at, self.out);
         } else {
             let id = UserId::create(&header.tenant, via, &stamp, self.at.generation);
             let node = Node { user: id, erased, closing: None };
@@ -99,7 +99,7 @@ impl Work<'_> {
 
     pub(super) fn refuse_deleted(&mut self, action: &Action, via: &Identifier) {
         let message = format!("the user that {via} named was deleted after this record was received");
-        outcome::reject(action, Reason::UserDeleted, message, self.out);
+        outcome::reject(action, Reason::UserDeleted, message, self.at, self.out);
         if let Some(primary) = action.device_identifiers.first() {
             // The device's part of the record may have named this user, and the user never learnt of that device.
             let device = DeviceId::of(&action.tenant, primary);

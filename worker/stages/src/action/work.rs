@@ -77,7 +77,7 @@ impl<'a> Work<'a> {
             && let Some(action) = action_of(&body)
         {
             let message = format!("its user was not found within {MAX_HOPS} hops; send it again");
-            outcome::reject(action, Reason::Unresolved, message, self.out);
+            outcome::reject(action, Reason::Unresolved, message, self.at, self.out);
             return Ok(());
         }
         self.dispatch(header, body)

@@ -5,6 +5,7 @@ use millstream_model::key::{StateKey, shard_of};
 use millstream_model::proto::change::Op;
 use millstream_model::proto::{Action, Change, Envelope, Identifier, Stamp};
 use millstream_model::value::format_time;
+use millstream_stages::action::{ActionStage, Record};
 use millstream_stages::source::{Accepted, Endpoint, Limits, Request, split};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
 use millstream_stages::{At, Input, Outbox, Stage};
@@ -14,7 +15,12 @@ use std::collections::BTreeMap;
 /// When everything in these tests is received: 2023-11-14T22:13:20Z.
 pub(crate) const NOW: i64 = 1_700_000_000_000;
 
+/// As many as there are of each stage.
+pub(crate) const SHARDS: u32 = 4;
+
 pub(crate) type Memory = BTreeMap<StateKey, UnifyValue>;
+/// The state of all shards of the action stage.
+pub(crate) type Users = BTreeMap<StateKey, millstream_stages::action::Value>;
 
 pub(crate) fn request<'a>(endpoint: Endpoint, body: &'a [u8]) -> Request<'a> {
     Request {
@@ -54,10 +60,30 @@ pub(crate) fn unify(envelopes: &[Envelope], state: &mut Memory) -> Outbox {
     let stage = Unify::new(UnifyConfig::default());
     let mut out = Outbox::default();
     for (offset, envelope) in envelopes.iter().enumerate() {
-        let at = at(envelope, NOW, offset as u64, 4);
+        let at = at(envelope, NOW, offset as u64, SHARDS);
         stage.process(envelope.clone(), &at, state, &mut out).unwrap();
     }
     out
+}
+
+/// Applies actions one after the other, with all that they lead to.
+pub(crate) fn act(actions: Vec<Action>, state: &mut Users, out: &mut Outbox) {
+    for action in actions {
+        let group = u16::try_from(action.group).unwrap();
+        step(Record::Action(Box::new(action)), group, state, out);
+    }
+}
+
+/// A record of the action stage at the shard of its key group, then the messages that it sends.
+pub(crate) fn step(record: Record, group: u16, state: &mut Users, out: &mut Outbox) {
+    let input = if matches!(record, Record::Action(_)) { Input::Actions } else { Input::Exchange };
+    let (partition, stamp) = (shard_of(group, SHARDS), Stamp { time_ms: NOW as u64, ..Stamp::default() });
+    let at = At { input, partition, stamp, batch_ms: NOW as u64, generation: 1, shards: SHARDS };
+    ActionStage.process(record, &at, state, out).unwrap();
+    for message in std::mem::take(&mut out.exchange) {
+        let group = u16::try_from(message.group).unwrap();
+        step(Record::Exchange(Box::new(message)), group, state, out);
+    }
 }
 
 pub(crate) fn envelopes(accepted: &[Accepted]) -> Vec<Envelope> {
