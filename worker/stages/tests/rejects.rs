@@ -9,6 +9,7 @@ use millstream_model::key::{group_of, shard_of};
 use millstream_model::proto::{Action, Exchange, Identifier, Merge, Resolve, Stamp, change::Op, exchange::Body};
 use millstream_model::reject::{MAX_ACTION, Reason};
 use millstream_stages::Outbox;
+use millstream_stages::action::ActionStage;
 use millstream_stages::source::{DataApiKind, Endpoint, SegmentKind};
 use serde_json::{Value, json};
 use support::{Memory, Users, act, envelopes, request, split_default, unify};
@@ -83,8 +84,8 @@ fn an_action_that_is_sent_again_as_it_is_shown_is_the_same_action() {
 
 fn rejected(message: Exchange) -> Value {
     let mut out = Outbox::default();
-    let group = u16::try_from(message.group).unwrap();
-    support::step(millstream_stages::action::Record::Exchange(Box::new(message)), group, &mut Users::new(), &mut out);
+    let record = millstream_stages::action::Record::Exchange(Box::new(message));
+    support::step(&ActionStage::default(), record, &mut Users::new(), &mut out);
     assert_eq!((out.usage["acme"].rejects, out.rejects.len()), (1, 1));
     serde_json::from_slice(&out.rejects[0].payload).unwrap()
 }

@@ -1,10 +1,11 @@
 //! The outcome of a record at this stage (I2), and its enriched event.
 
+use super::limits::Refused;
 use crate::{At, Outbox, PublicMessage, reject};
 use millstream_model::event::{self, EnrichedEvent, EventDevice, EventUser, cloud_event_headers};
 use millstream_model::id::{DeviceId, UserId, hex};
 use millstream_model::key::shard_of;
-use millstream_model::proto::{Action, Event, Object, User};
+use millstream_model::proto::{Action, Event, Identifier, Object, User};
 use millstream_model::reject::{About, Ingress, Reason, Refusal, Reject};
 use millstream_model::{trace, value};
 use std::collections::BTreeMap;
@@ -18,13 +19,52 @@ pub(super) fn effect(action: &Action, out: &mut Outbox) {
 
 /// The record will not be applied.
 pub(super) fn reject(action: &Action, reason: Reason, message: impl Into<String>, at: &At, out: &mut Outbox) {
+    refuse(action, Refusal::new(reason, message), at, out);
+}
+
+/// [`reject`], for a reason and a field that are known.
+pub(super) fn refuse(action: &Action, refusal: Refusal, at: &At, out: &mut Outbox) {
     if !action.uncounted {
         out.usage(&action.tenant).rejects += 1;
-        out.reasons.push((action.tenant.clone(), reason));
+        out.reasons.push((action.tenant.clone(), refusal.reason));
     }
-    let refusal = Refusal::new(reason, message);
     let rejected = about(action, hex(&action.record_id), refusal, action, at).with_partial(action.uncounted);
     out.rejects.push(reject::message(&rejected, action.trace.as_ref(), action.group));
+}
+
+/// Of whom a part of a record was refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part<'a> {
+    /// Of the user that this identifier names.
+    User(&'a Identifier),
+    /// Of the device.
+    Device,
+}
+
+/// Something in the record was refused, and the rest takes effect; so this counts in no sum.
+pub(super) fn partial(action: &Action, part: Part<'_>, refused: Refused, at: &At, out: &mut Outbox) {
+    let Some(refusal) = Refusal::join(&refused.refusals) else { return };
+    let (name, rest) = refused_part(action, part, refused);
+    let id = format!("{}.{name}", hex(&action.record_id));
+    let rejected = about(action, id, refusal, &rest, at).with_partial(true);
+    out.rejects.push(reject::message(&rejected, action.trace.as_ref(), action.group));
+}
+
+/// What was refused, as a record that can be sent again without repeating the rest.
+fn refused_part(action: &Action, part: Part<'_>, refused: Refused) -> (&'static str, Action) {
+    let primary = action.device_identifiers.first().cloned().into_iter();
+    let rest = Action { time_ms: action.time_ms, ..Action::default() };
+    match part {
+        Part::User(via) => {
+            let user_identifiers = std::iter::once(via.clone()).chain(refused.identifiers).collect();
+            let device_identifiers = primary.filter(|_| refused.device).collect();
+            ("user", Action { user_identifiers, device_identifiers, user_changes: refused.changes, ..rest })
+        }
+        Part::Device => {
+            let device_identifiers = primary.chain(refused.identifiers).collect();
+            ("device", Action { device_identifiers, device_changes: refused.changes, ..rest })
+        }
+    }
 }
 
 /// A reject of the record `action`, or of a part of it, with what is to be sent again. The record's own bytes stayed behind at unify: taking them

@@ -68,21 +68,24 @@ pub(crate) fn unify(envelopes: &[Envelope], state: &mut Memory) -> Outbox {
 
 /// Applies actions one after the other, with all that they lead to.
 pub(crate) fn act(actions: Vec<Action>, state: &mut Users, out: &mut Outbox) {
+    let stage = ActionStage::default();
     for action in actions {
-        let group = u16::try_from(action.group).unwrap();
-        step(Record::Action(Box::new(action)), group, state, out);
+        step(&stage, Record::Action(Box::new(action)), state, out);
     }
 }
 
 /// A record of the action stage at the shard of its key group, then the messages that it sends.
-pub(crate) fn step(record: Record, group: u16, state: &mut Users, out: &mut Outbox) {
-    let input = if matches!(record, Record::Action(_)) { Input::Actions } else { Input::Exchange };
-    let (partition, stamp) = (shard_of(group, SHARDS), Stamp { time_ms: NOW as u64, ..Stamp::default() });
+pub(crate) fn step(stage: &ActionStage, record: Record, state: &mut Users, out: &mut Outbox) {
+    let (input, group) = match &record {
+        Record::Action(action) => (Input::Actions, action.group),
+        Record::Exchange(message) => (Input::Exchange, message.group),
+    };
+    let partition = shard_of(u16::try_from(group).unwrap(), SHARDS);
+    let stamp = Stamp { time_ms: NOW as u64, ..Stamp::default() };
     let at = At { input, partition, stamp, batch_ms: NOW as u64, generation: 1, shards: SHARDS };
-    ActionStage.process(record, &at, state, out).unwrap();
+    stage.process(record, &at, state, out).unwrap();
     for message in std::mem::take(&mut out.exchange) {
-        let group = u16::try_from(message.group).unwrap();
-        step(Record::Exchange(Box::new(message)), group, state, out);
+        step(stage, Record::Exchange(Box::new(message)), state, out);
     }
 }
 
