@@ -5,6 +5,7 @@
 //! space ([`key`]), the internal [`id`]s, [`stamp`] order, attribute [`value`]s, and the public JSON of
 //! [`event`]s and [`reject`]s. No I/O, no clock, no async: the crate is pure.
 
+pub mod action;
 pub mod document;
 pub mod event;
 pub mod frame;

@@ -1,4 +1,8 @@
-//! Rejects: records that will not be processed, each with its reason and its original bytes (I2).
+//! Rejects: records that will not be processed, each with its reason and with what it was (I2).
+
+mod message;
+
+pub use message::{About, CLOUD_EVENT_TYPE, Ingress, MAX_ACTION, MAX_ORIGINAL, Reject};
 
 use serde::{Deserialize, Serialize};
 
@@ -110,89 +114,44 @@ impl Refusal {
     pub fn field(reason: Reason, field: impl Into<String>, message: impl Into<String>) -> Refusal {
         Refusal { reason, field: Some(field.into()), message: message.into() }
     }
-}
 
-/// The most original bytes that a reject carries: written as hexadecimal or as escaped JSON they must still fit into a message of 1 MB.
-pub const MAX_ORIGINAL: usize = 300_000;
-
-/// A reject as the topic `rejects` carries it, in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reject {
-    /// Deterministic: the same record has the same id however often it is processed (hexadecimal).
-    pub id: String,
-    /// Whose record it was.
-    pub tenant: String,
-    /// native, data_api, segment.
-    pub source: String,
-    /// What the source calls the record: identify, event, ...
-    pub kind: String,
-    /// The stage that rejected it: unify, action, reaction.
-    pub stage: String,
-    /// Why.
-    pub reason: Reason,
-    /// Dotted path of the field to blame.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field: Option<String>,
-    /// What is wrong and what to do.
-    pub message: String,
-    /// The record's message id.
-    pub message_id: String,
-    /// When the record entered the log, RFC 3339.
-    pub time: String,
-    /// The record's own bytes are longer than a message of the log takes comfortably; these are the first.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub truncated: bool,
-    /// The record's own bytes, when they are UTF-8.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub original: Option<String>,
-    /// The record's own bytes in hexadecimal, when they are not UTF-8.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub original_hex: Option<String>,
-}
-
-impl Reject {
-    /// Keeps the original bytes in the field that can hold them; of more than [`MAX_ORIGINAL`] the first.
-    pub fn with_original(mut self, bytes: &[u8]) -> Reject {
-        self.truncated = bytes.len() > MAX_ORIGINAL;
-        let mut end = bytes.len().min(MAX_ORIGINAL);
-        // Text is not cut within a character.
-        while self.truncated && end > 0 && bytes.get(end).is_some_and(|byte| byte & 0xC0 == 0x80) {
-            end -= 1;
+    /// Several refusals of parts of one record as one: the first one's reason and field, and what all of them say. `None` when there is none.
+    pub fn join(refusals: &[Refusal]) -> Option<Refusal> {
+        /// So many are written out; the first ones show what is wrong, and a message stays one that a person reads.
+        const NAMED: usize = 10;
+        let (first, count) = (refusals.first()?, refusals.len());
+        let name = |refusal: &Refusal| match &refusal.field {
+            Some(field) if count > 1 => format!("{field}: {}", refusal.message),
+            _ => refusal.message.clone(),
+        };
+        let mut message = refusals.iter().take(NAMED).map(name).collect::<Vec<_>>().join("; ");
+        if count > NAMED {
+            message.push_str(&format!("; and {} more", count - NAMED));
         }
-        let bytes = bytes.get(..end).unwrap_or_default();
-        match std::str::from_utf8(bytes) {
-            Ok(text) => self.original = Some(text.to_owned()),
-            Err(_) => self.original_hex = Some(crate::id::hex(bytes)),
-        }
-        self
+        Some(Refusal { reason: first.reason, field: first.field.clone(), message })
     }
 }
-
-/// CloudEvents type of rejects.
-pub const CLOUD_EVENT_TYPE: &str = "dev.millstream.reject.v1";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_original_is_kept_as_far_as_it_fits() {
-        let json = r#"{"id":"","tenant":"","source":"","kind":"","stage":"","reason":"too_old","message":"","message_id":"","time":""}"#;
-        let reject = |bytes: &[u8]| serde_json::from_str::<Reject>(json).unwrap().with_original(bytes);
-        assert_eq!(reject(b"{}").original.as_deref(), Some("{}"));
-        assert!(!reject(b"{}").truncated);
-        assert_eq!(reject(&[0xff]).original_hex.as_deref(), Some("ff"));
-        let long = reject("ä".repeat(MAX_ORIGINAL).as_bytes());
-        assert!(long.truncated);
-        assert_eq!(long.original.map(|text| text.len()), Some(MAX_ORIGINAL));
-        let odd = reject(format!("x{}", "ä".repeat(MAX_ORIGINAL)).as_bytes());
-        assert_eq!(odd.original.map(|text| text.len()), Some(MAX_ORIGINAL - 1));
-    }
-
-    #[test]
     fn codes_are_what_json_says() {
         for reason in Reason::ALL {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.code());
         }
+    }
+
+    #[test]
+    fn refusals_of_one_record_are_joined_and_the_first_ones_written_out() {
+        let refusal = |number: usize| Refusal::field(Reason::TooLarge, format!("set.a{number}"), format!("m{number}"));
+        assert_eq!(Refusal::join(&[]), None);
+        assert_eq!(Refusal::join(&[refusal(0)]), Some(refusal(0)));
+        let many: Vec<Refusal> = (0..12).map(refusal).collect();
+        let joined = Refusal::join(&many).unwrap();
+        assert_eq!(joined.field.as_deref(), Some("set.a0"));
+        assert!(joined.message.starts_with("set.a0: m0; set.a1: m1; "), "{joined}");
+        assert!(joined.message.ends_with("set.a9: m9; and 2 more"), "{joined}");
     }
 }

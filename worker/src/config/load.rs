@@ -1,6 +1,7 @@
 //! Reading a configuration: file, then flags and environment, then what the schema cannot say.
 
-use super::{ApiKey, Config, Documents, Kafka, Log, LogFormat, Mongodb, Owned, Ratio, Shards};
+use super::{ApiKey, Config, Documents, Kafka, Log, LogFormat, Mongodb, Owned, Ratio, Shards, Size};
+use millstream_stores::embedded::log::LogOptions;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -182,6 +183,7 @@ fn check(config: &Config) -> Result<(), Complaint> {
     check_stores(config)?;
     check_tenants(config)?;
     check_limits(config)?;
+    check_action(config)?;
     if config.generation == 0 {
         return complaint("generation", "must be 1 or more");
     }
@@ -284,6 +286,36 @@ fn check_limits(config: &Config) -> Result<(), Complaint> {
             "gateway.in_flight_bytes",
             format!("must hold at least one request: limits.request_bytes is {}", limits.request_bytes),
         );
+    }
+    Ok(())
+}
+
+/// A user must hold what a single record brings, and a message of the log two users that have just become one.
+fn check_action(config: &Config) -> Result<(), Complaint> {
+    let (action, record) = (&config.action, &config.unify.limits);
+    let least = [
+        ("action.max_identifiers", action.max_identifiers, "unify.limits.max_identifiers", record.max_identifiers),
+        ("action.max_attributes", action.max_attributes, "unify.limits.max_attributes", record.max_attributes),
+        ("action.max_elements", action.max_elements, "unify.limits.max_list_elements", record.max_list_elements),
+    ];
+    if let Some((field, _, of, least)) = least.iter().find(|(_, value, _, least)| value < least) {
+        return complaint(*field, format!("must be at least {of}, {least}, or a single record would not fit"));
+    }
+    if action.max_devices == 0 {
+        return complaint("action.max_devices", "must be more than 0");
+    }
+    if action.max_bytes < Size(64 << 10) {
+        return complaint("action.max_bytes", "must be at least 64KiB");
+    }
+    let message = match &config.log {
+        Log::Kafka(kafka) => kafka.max_message_bytes,
+        Log::Embedded => Size(LogOptions::default().max_message_bytes as u64),
+    };
+    if action.max_bytes.0.saturating_mul(2) > message.0 {
+        let message = format!(
+            "two users of this size can become one, which must fit into a message of the log: at most half of {message} (log.kafka.max_message_bytes)"
+        );
+        return complaint("action.max_bytes", message);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! refused; an error names file, line and column and what would be right. [`load`] reads, overrides and checks; [`Config::to_yaml`] is
 //! what `--print-config` prints, without secrets. Which fields flags and environment override is in [`ConfigArgs`].
 
+mod action;
 mod load;
 mod secret;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 mod text;
 mod units;
 
+pub use action::Action;
 pub use load::{ConfigArgs, ConfigError, load, parse};
 pub use secret::{KeyHash, Secret, without_credentials};
 pub use units::{Millis, Size};
@@ -59,6 +61,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// What unify accepts, and how long it remembers message ids.
     pub unify: UnifyConfig,
+    /// What one user or device may hold.
+    pub action: Action,
     /// When a shard commits.
     pub batch: Batch,
     /// Logs and traces.
@@ -82,6 +86,7 @@ impl Default for Config {
             limits: Limits::default(),
             gateway: Gateway::default(),
             unify: UnifyConfig::default(),
+            action: Action::default(),
             batch: Batch::default(),
             telemetry: Telemetry::default(),
         }
@@ -266,6 +271,10 @@ pub struct Kafka {
     /// Compression of what is produced: `none`, `lz4`, `snappy` or `gzip` (default `lz4`).
     #[serde(default = "default_compression")]
     pub compression: String,
+    /// Largest message, before compression (default 8MiB, at least 2MiB): for producers, readers and topics that are created. Raise `max.message.bytes`
+    /// of topics that exist first. What needs more than 1 MB is the state of a large user.
+    #[serde(default = "default_max_message")]
+    pub max_message_bytes: Size,
 }
 
 impl Kafka {
@@ -279,6 +288,7 @@ impl Kafka {
             topic_properties: BTreeMap::new(),
             transaction_timeout: default_transaction_timeout(),
             compression: default_compression(),
+            max_message_bytes: default_max_message(),
         }
     }
 
@@ -292,6 +302,8 @@ impl Kafka {
             replication_factor: self.replication,
             transaction_timeout_ms: self.transaction_timeout.0,
             compression: self.compression.clone(),
+            // What is too large for the type is refused as too large by the store's check.
+            max_message_bytes: u32::try_from(self.max_message_bytes.0).unwrap_or(u32::MAX),
             ..KafkaConfig::new(self.brokers.join(","))
         }
     }
@@ -307,6 +319,10 @@ fn default_transaction_timeout() -> Millis {
 
 fn default_compression() -> String {
     "lz4".to_owned()
+}
+
+fn default_max_message() -> Size {
+    Size(8 << 20)
 }
 
 /// Which document store the reaction stage writes to.

@@ -22,6 +22,7 @@ log:
     replication: 2
     security: {security.protocol: SASL_SSL, sasl.password: hunter2}
     properties: {client.id: shop}
+    max_message_bytes: 4MiB
 documents:
   mongodb: {uri: "mongodb://app:hunter2@db/?authSource=admin"}
 tenants:
@@ -31,6 +32,7 @@ tenants:
       - sha256: ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad
 limits: {request_bytes: 2MB, records: 100}
 gateway: {coalesce: 5ms}
+action: {max_devices: 5, max_bytes: 256KiB}
 batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
 telemetry: {otlp_endpoint: "http://127.0.0.1:4318", sample_ratio: 1, log_format: json, log_filter: debug}
 "#;
@@ -44,6 +46,7 @@ fn every_field_is_read() {
     assert_eq!(config.listen, "0.0.0.0:80".parse().unwrap());
     let Log::Kafka(kafka) = &config.log else { panic!("{:?}", config.log) };
     assert_eq!((kafka.brokers.len(), kafka.replication), (2, 2));
+    assert_eq!(kafka.store().max_message_bytes, 4 << 20);
     let Documents::Mongodb(mongodb) = &config.documents else { panic!("{:?}", config.documents) };
     assert!(mongodb.uri.contains("hunter2"));
     let keys = &config.tenants[0].api_keys;
@@ -51,6 +54,8 @@ fn every_field_is_read() {
     assert_eq!(keys[1].hash(), Some(KeyHash::of("abc")));
     assert_eq!(config.limits.request_bytes.bytes(), 2_000_000);
     assert_eq!(config.limits.source().max_records, 100);
+    let limits = config.action.limits();
+    assert_eq!((limits.max_devices, limits.max_bytes), (5, 256 << 10));
     assert_eq!(config.batch.max_time.duration().as_millis(), 20);
     assert_eq!(config.telemetry.sample_ratio, Ratio(1.0));
 }
@@ -61,6 +66,8 @@ fn nothing_means_defaults() {
         assert_eq!(read(text).unwrap(), Config::default());
     }
     assert_eq!(Config::default().owned_shards().len(), 8);
+    assert_eq!(Config::default().action.limits(), millstream_stages::action::ActionLimits::default());
+    assert_eq!(Kafka::new(vec!["a:1".to_owned()]).store(), KafkaConfig::new("a:1"));
     assert_eq!(read("log: embedded\ndocuments: embedded\nowned: all").unwrap(), Config::default());
 }
 
@@ -132,6 +139,22 @@ fn what_does_not_fit_together_is_named() {
         ("telemetry: {otlp_endpoint: 'localhost:4318'}".to_owned(), "must start with http://"),
         ("limits: {record_bytes: 2MB}".to_owned(), "must not exceed 900KB"),
         ("limits: {depth: 0}".to_owned(), "limits.depth: must be more than 0"),
+        (
+            "log: {kafka: {brokers: [a], max_message_bytes: 1MiB}}".to_owned(),
+            "max_message_bytes must be at least 2097152",
+        ),
+        ("log: {kafka: {brokers: [a], max_message_bytes: 9GiB}}".to_owned(), "max_message_bytes must be at most"),
+        (
+            "log: {kafka: {brokers: [a], max_message_bytes: 2MiB}}\naction: {max_bytes: 1025KiB}".to_owned(),
+            "action.max_bytes: two users of this size can become one, which must fit into a message of the log: at most half of 2MiB",
+        ),
+        ("action: {max_bytes: 5MiB}".to_owned(), "at most half of 8MiB"),
+        ("action: {max_bytes: 63KiB}".to_owned(), "action.max_bytes: must be at least 64KiB"),
+        (
+            "action: {max_identifiers: 49}".to_owned(),
+            "action.max_identifiers: must be at least unify.limits.max_identifiers, 50",
+        ),
+        ("action: {max_devices: 0}".to_owned(), "action.max_devices: must be more than 0"),
         ("gateway: {in_flight_bytes: 1MB}".to_owned(), "limits.request_bytes is 5MB"),
     ];
     for (text, message) in cases {

@@ -171,7 +171,9 @@ impl Process {
                 directory.add(handle.status);
             }
             if roles.contains(&Role::Action) {
-                let handle = self.stage("action", shard, ActionStage::default, &environment, &folder, &observer)?;
+                let limits = self.config.action.limits();
+                let make = move || ActionStage::new(limits.clone());
+                let handle = self.stage("action", shard, make, &environment, &folder, &observer)?;
                 self.threads.push(handle.thread);
                 directory.add_action(shard, handle.queries);
                 directory.add(handle.status);

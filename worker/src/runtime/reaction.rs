@@ -7,18 +7,17 @@ use super::observe::Observer;
 use super::stage::{Condition, ShardStatus};
 use super::stores::Creation;
 use super::system::Stop;
-use millstream_model::event::cloud_event_headers;
 use millstream_model::frame::{self, Content};
 use millstream_model::proto::{Batch, Changelog, Mutation, Position, changelog::Record};
-use millstream_model::reject::{CLOUD_EVENT_TYPE, Reason, Reject};
-use millstream_model::{id::hex, trace, value::format_time};
+use millstream_model::reject::{About, Reason, Refusal, Reject};
+use millstream_model::{id::hex, trace};
 use millstream_shard::ShardError;
 use millstream_shard::changelog;
 use millstream_shard::documents::{DocumentStore, Outcome};
 use millstream_shard::log::{Consumer, LogError, Outgoing, Producer, Start, TopicPartition};
 use millstream_shard::runtime::Environment;
-use millstream_stages::StageSpan;
 use millstream_stages::reaction::{Decided, DocumentKey, Reaction, Written};
+use millstream_stages::{StageSpan, reject};
 use prost::Message as _;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -224,33 +223,28 @@ impl ReactionThread {
     /// The reject's id is the mutation's own, so that one that is written again after a crash is recognised.
     fn reject(&self, mutation: &Mutation, message: String, producer: &dyn Producer) -> Result<(), ShardError> {
         tracing::warn!(tenant = mutation.tenant, document = mutation.id, message, "document store refuses a mutation");
-        let reject = Reject {
-            id: format!("{}-{}", hex(&mutation.record_id), mutation.revision),
-            tenant: mutation.tenant.clone(),
-            source: "mutation".into(),
-            kind: mutation.collection.clone(),
-            stage: "reaction".into(),
-            reason: Reason::DocumentRefused,
-            field: Some(mutation.id.clone()),
-            message,
-            message_id: hex(&mutation.record_id),
-            time: format_time(mutation.accepted_ms as i64),
-            original: None,
-            original_hex: None,
-            truncated: false,
+        let message_id = hex(&mutation.record_id);
+        let about = About {
+            tenant: &mutation.tenant,
+            source: "mutation",
+            kind: &mutation.collection,
+            stage: "reaction",
+            message_id: &message_id,
+            time_ms: mutation.accepted_ms,
         };
-        let reject = reject.with_original(&mutation.encode_to_vec());
-        let payload = serde_json::to_vec(&reject).map_err(|error| ShardError::Stopped(error.to_string()))?;
-        let headers = cloud_event_headers(CLOUD_EVENT_TYPE, &reject.id, &reject.tenant, &reject.source, &reject.time);
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let refusal = Refusal::field(Reason::DocumentRefused, mutation.id.as_str(), message);
+        let rejected = Reject::new(format!("{message_id}-{}", mutation.revision), &about, refusal);
+        let rejected = rejected.with_original(&mutation.encode_to_vec());
+        let message = reject::message(&rejected, None, mutation.group);
+        let headers: Vec<(&str, &str)> = message.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let rejects = &self.environment.topics.rejects;
         send_and_wait(
             producer,
             Outgoing {
                 topic: rejects,
                 partition: self.shard,
-                key: reject.tenant.as_bytes(),
-                payload: &payload,
+                key: &message.key,
+                payload: &message.payload,
                 headers: &headers,
             },
         )?;

@@ -3,10 +3,11 @@
 //! A stage does no I/O and knows no clock; the shard runtime (`worker/shard`) feeds it records in log order and carries its
 //! outputs out in one transaction, so that each stage is tested without a log, and the simulation runs the real code.
 //! [`source`] turns what a source sends into envelopes (the gateway's part); [`unify`] turns envelopes into actions;
-//! [`action`] resolves and applies them; [`reaction`] folds mutations into document writes.
+//! [`action`] resolves and applies them; [`reaction`] folds mutations into document writes. What cannot be processed goes to [`reject`].
 
 pub mod action;
 pub mod reaction;
+pub mod reject;
 pub mod source;
 pub mod unify;
 

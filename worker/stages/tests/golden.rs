@@ -1,5 +1,6 @@
 //! Golden files of the sources: `fixtures/<source>/<name>.json` is a request, `<name>.golden.json` what becomes of it: the envelopes (or why
-//! not), the actions, the rejects and the sums. `UPDATE_GOLDEN=1 cargo test -p millstream-stages --test golden` rewrites them;
+//! not), the actions, the rejects and the sums. With `apply`, a list of numbers of actions, also what the action stage rejects when they come to
+//! it in that order. `UPDATE_GOLDEN=1 cargo test -p millstream-stages --test golden` rewrites them;
 //! review the difference like code.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
@@ -8,7 +9,7 @@ mod support;
 use millstream_stages::source::{DataApiKind, Endpoint, SegmentKind};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use support::{Memory, accepted_json, action_json, envelopes, request, split_default, unify};
+use support::{Memory, Users, accepted_json, act, action_json, envelopes, request, split_default, unify};
 
 fn endpoint(name: &str) -> Endpoint {
     match name {
@@ -47,12 +48,19 @@ fn outcome(fixture: &Value) -> Value {
     let reject =
         |message: &millstream_stages::PublicMessage| serde_json::from_slice::<Value>(&message.payload).unwrap();
     let usage = out.usage.get("acme").copied().unwrap_or_default();
-    json!({
+    let mut outcome = json!({
         "split": accepted.iter().map(accepted_json).collect::<Vec<_>>(),
         "actions": out.actions.iter().map(action_json).collect::<Vec<_>>(),
         "rejects": out.rejects.iter().map(reject).collect::<Vec<_>>(),
         "usage": {"accepted": usage.accepted, "duplicates": usage.duplicates, "rejects": usage.rejects},
-    })
+    });
+    if let Some(order) = fixture["apply"].as_array() {
+        let actions = order.iter().map(|index| out.actions[index.as_u64().unwrap() as usize].clone());
+        let mut applied = millstream_stages::Outbox::default();
+        act(actions.collect(), &mut Users::new(), &mut applied);
+        outcome["action_rejects"] = applied.rejects.iter().map(reject).collect();
+    }
+    outcome
 }
 
 fn fixtures() -> Vec<PathBuf> {

@@ -9,9 +9,10 @@
 
 use super::attributes::{self, Writer};
 use super::document::{Cause, publish_device, set_device_user, set_identifiers};
+use super::outcome::{self, Part};
 use super::state::{self, Value, device_id, device_key, identifier_hash, required};
+use super::user;
 use super::work::{Header, Work};
-use super::{outcome, user};
 use crate::{State, StateError};
 use millstream_model::key::StateKey;
 use millstream_model::proto::{Action, Device, DeviceState, Forget, Identifier, Operation, Stamp};
@@ -26,7 +27,9 @@ impl Work<'_> {
         if device.revision == 0 {
             (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
         }
-        let operations = apply(device, &mut action)?;
+        let refused = self.limits.admit_device(device, &mut action);
+        let operations = apply(device, &mut action, &refused.identifiers)?;
+        outcome::partial(&action, Part::Device, refused, self.at, self.out);
         let stamp = required(action.stamp, "stamp")?;
         let trace = action.trace.as_ref();
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &action.record_id, trace };
@@ -36,7 +39,9 @@ impl Work<'_> {
         }
         match device.user.clone().or_else(|| action.device_identifiers.first().cloned()) {
             Some(via) => self.resolve_by(header.hops + 1, via, action, false),
-            None => outcome::reject(&action, Reason::MissingIdentifier, "the record names no device", self.out),
+            None => {
+                outcome::reject(&action, Reason::MissingIdentifier, "the record names no device", self.at, self.out)
+            }
         }
         Ok(())
     }
@@ -76,11 +81,11 @@ fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {
     device.forgotten.iter().any(|entry| entry.identifier == hash && Some(stamp) <= entry.stamp)
 }
 
-fn apply(device: &mut DeviceState, action: &mut Action) -> Result<Vec<Operation>, StateError> {
+fn apply(device: &mut DeviceState, action: &mut Action, refused: &[Identifier]) -> Result<Vec<Operation>, StateError> {
     let stamp = required(action.stamp, "stamp")?;
     let writer = Writer { stamp, record_id: &action.record_id };
     let mut new = Vec::new();
-    for identifier in &action.device_identifiers {
+    for identifier in action.device_identifiers.iter().filter(|identifier| !refused.contains(identifier)) {
         if user::name(&mut device.identifiers, identifier, writer) {
             new.push(identifier.clone());
         }

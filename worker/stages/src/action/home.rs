@@ -1,7 +1,7 @@
 //! The home of a user: actions, merges and deletions take effect here, and nowhere else (each merge is decided at one place, I9).
 
 use super::document::{self, Cause, publish_user, tombstone, user_fields};
-use super::outcome;
+use super::outcome::{self, Part};
 use super::state::{self, identifier_hash, required, user_id, user_key};
 use super::user::{self, Purged};
 use super::work::{Header, Work};
@@ -13,6 +13,7 @@ use millstream_model::proto::user::Fate;
 use millstream_model::proto::{
     Absorb, Action, Apply, Erase, Forget, Identifier, MergeUsers, Merged, Relink, Stamp, Unlink, User,
 };
+use millstream_model::reject::Refusal;
 
 /// Where a user stands, for an action by some identifier.
 enum Standing {
@@ -85,7 +86,17 @@ impl Work<'_> {
     ) -> Result<(), StateError> {
         let stamp = required(action.stamp, "stamp")?;
         let user = state::user_mut(self.state, &user_key(tenant, id))?;
-        let applied = user::apply(user, via, &mut action)?;
+        let refused = self.limits.admit_user(user, &mut action);
+        if action.merge.is_some()
+            && let Some(refusal) = Refusal::join(&refused.refusals)
+        {
+            // Nothing of a merge is left without the link.
+            outcome::refuse(&action, refusal, self.at, self.out);
+            return Ok(());
+        }
+        let with_device = !refused.device;
+        outcome::partial(&action, Part::User(via), refused, self.at, self.out);
+        let applied = user::apply(user, via, &mut action, with_device)?;
         let cause = Cause { tenant, stamp, record_id: &action.record_id, trace: action.trace.as_ref() };
         publish_user(user, applied.operations, cause, self.at, self.out);
         if let Some(event) = action.event.take() {
@@ -94,6 +105,9 @@ impl Work<'_> {
         outcome::effect(&action, self.out);
         for identifier in applied.links {
             self.send_link(tenant, id, user::membership(identifier, stamp, &action.record_id))?;
+        }
+        if !with_device {
+            self.forget_device(&action, via);
         }
         Ok(())
     }

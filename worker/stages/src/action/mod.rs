@@ -21,22 +21,28 @@
 //! - Only a user's own home links a node to it. A merge that finds that a deletion took the common identifier asks the other user's home to
 //!   link it again (*Relink*), if it is still a member there.
 //!
+//! What one user or device may hold is bounded ([`ActionLimits`]): what a record brings beyond is refused at the home, before anything is linked.
+//!
 //! The reasons, the races and the numbers of the proof are in `docs/src/design/identity.md`.
 
+mod admission;
 mod attributes;
 mod device;
 mod document;
 mod home;
 mod inspect;
+mod limits;
 mod outcome;
 mod relink;
 mod resolve;
+mod size;
 mod state;
 mod user;
 mod work;
 
 pub use document::{DEVICES, USERS, render_device, render_user};
 pub use inspect::{Answer, AttributeView, DeviceView, IdentifierView, Inspect, MergeView, UserView, inspect};
+pub use limits::ActionLimits;
 pub use state::{Node, Value};
 
 use crate::{At, DecodeError, Input, Outbox, Stage, State, StateError};
@@ -57,9 +63,18 @@ pub enum Record {
     Exchange(Box<Exchange>),
 }
 
-/// The action stage. It has no configuration: limits and rules of identity come later.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ActionStage;
+/// The action stage. Rules of identity come later.
+#[derive(Clone, Debug, Default)]
+pub struct ActionStage {
+    limits: ActionLimits,
+}
+
+impl ActionStage {
+    /// With these bounds of what one user or device may hold.
+    pub fn new(limits: ActionLimits) -> ActionStage {
+        ActionStage { limits }
+    }
+}
 
 impl Stage for ActionStage {
     type Value = Value;
@@ -97,7 +112,7 @@ impl Stage for ActionStage {
         match record {
             Record::Action(mut action) => {
                 trace(&mut action, out);
-                let mut work = Work::new(at, state, out);
+                let mut work = Work::new(&self.limits, at, state, out);
                 work.start(*action);
                 work.run()
             }
@@ -105,7 +120,7 @@ impl Stage for ActionStage {
                 if let Some(action) = message.body.as_mut().and_then(work::action_mut) {
                     trace(action, out);
                 }
-                let mut work = Work::new(at, state, out);
+                let mut work = Work::new(&self.limits, at, state, out);
                 work.step(*message)?;
                 work.run()
             }

@@ -1,12 +1,13 @@
 //! The outcome of a record at this stage (I2), and its enriched event.
 
-use crate::{At, Outbox, PublicMessage};
+use super::limits::Refused;
+use crate::{At, Outbox, PublicMessage, reject};
 use millstream_model::event::{self, EnrichedEvent, EventDevice, EventUser, cloud_event_headers};
 use millstream_model::id::{DeviceId, UserId, hex};
-use millstream_model::proto::{Action, Event, Object, User};
-use millstream_model::reject::{self, Reason, Reject};
+use millstream_model::key::shard_of;
+use millstream_model::proto::{Action, Event, Identifier, Object, User};
+use millstream_model::reject::{About, Ingress, Reason, Refusal, Reject};
 use millstream_model::{trace, value};
-use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// The record has had its effect.
@@ -16,44 +17,72 @@ pub(super) fn effect(action: &Action, out: &mut Outbox) {
     }
 }
 
-#[derive(Serialize)]
-struct Message {
-    #[serde(flatten)]
-    reject: Reject,
-    /// It is about a part of a record; another part decides what the record counts as.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    partial: bool,
+/// The record will not be applied.
+pub(super) fn reject(action: &Action, reason: Reason, message: impl Into<String>, at: &At, out: &mut Outbox) {
+    refuse(action, Refusal::new(reason, message), at, out);
 }
 
-/// The record will not be applied. Its original bytes stayed behind at unify: the record id and the message id name it.
-pub(super) fn reject(action: &Action, reason: Reason, message: impl Into<String>, out: &mut Outbox) {
+/// [`reject`], for a reason and a field that are known.
+pub(super) fn refuse(action: &Action, refusal: Refusal, at: &At, out: &mut Outbox) {
     if !action.uncounted {
         out.usage(&action.tenant).rejects += 1;
-        out.reasons.push((action.tenant.clone(), reason));
+        out.reasons.push((action.tenant.clone(), refusal.reason));
     }
-    let (id, source) = (hex(&action.record_id), action.source().code());
-    let time = received(action);
-    let mut headers = cloud_event_headers(reject::CLOUD_EVENT_TYPE, &id, &action.tenant, source, &time);
-    headers.extend(action.trace.as_ref().map(|context| ("traceparent", trace::format(context))));
-    let reject = Reject {
-        id,
-        tenant: action.tenant.clone(),
-        source: source.to_owned(),
-        kind: action.kind.clone(),
-        stage: "action".to_owned(),
-        reason,
-        field: None,
-        message: message.into(),
-        message_id: action.message_id.clone(),
-        time,
-        original: None,
-        original_hex: None,
-        truncated: false,
+    let rejected = about(action, hex(&action.record_id), refusal, action, at).with_partial(action.uncounted);
+    out.rejects.push(reject::message(&rejected, action.trace.as_ref(), action.group));
+}
+
+/// Of whom a part of a record was refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part<'a> {
+    /// Of the user that this identifier names.
+    User(&'a Identifier),
+    /// Of the device.
+    Device,
+}
+
+/// Something in the record was refused, and the rest takes effect; so this counts in no sum.
+pub(super) fn partial(action: &Action, part: Part<'_>, refused: Refused, at: &At, out: &mut Outbox) {
+    let Some(refusal) = Refusal::join(&refused.refusals) else { return };
+    let (name, rest) = refused_part(action, part, refused);
+    let id = format!("{}.{name}", hex(&action.record_id));
+    let rejected = about(action, id, refusal, &rest, at).with_partial(true);
+    out.rejects.push(reject::message(&rejected, action.trace.as_ref(), action.group));
+}
+
+/// What was refused, as a record that can be sent again without repeating the rest.
+fn refused_part(action: &Action, part: Part<'_>, refused: Refused) -> (&'static str, Action) {
+    let primary = action.device_identifiers.first().cloned().into_iter();
+    let rest = Action { time_ms: action.time_ms, ..Action::default() };
+    match part {
+        Part::User(via) => {
+            let user_identifiers = std::iter::once(via.clone()).chain(refused.identifiers).collect();
+            let device_identifiers = primary.filter(|_| refused.device).collect();
+            ("user", Action { user_identifiers, device_identifiers, user_changes: refused.changes, ..rest })
+        }
+        Part::Device => {
+            let device_identifiers = primary.chain(refused.identifiers).collect();
+            ("device", Action { device_identifiers, device_changes: refused.changes, ..rest })
+        }
+    }
+}
+
+/// A reject of the record `action`, or of a part of it, with what is to be sent again. The record's own bytes stayed behind at unify: taking them
+/// along for the few records that are rejected would cost all others (docs: design, decisions). So it says where they are.
+fn about(action: &Action, id: String, refusal: Refusal, refused: &Action, at: &At) -> Reject {
+    let stamp = action.stamp.unwrap_or_default();
+    let about = About {
+        tenant: &action.tenant,
+        source: action.source().code(),
+        kind: &action.kind,
+        stage: "action",
+        message_id: &action.message_id,
+        time_ms: stamp.time_ms,
     };
-    // Strings, numbers and enums only: writing them as JSON cannot fail.
-    let payload = serde_json::to_vec(&Message { reject, partial: action.uncounted }).unwrap_or_default();
-    let group = u16::try_from(action.group % u32::from(millstream_model::key::GROUPS)).unwrap_or_default();
-    out.rejects.push(PublicMessage { key: action.tenant.as_bytes().to_vec(), headers, payload, group });
+    // Unify let the record through only in the partition of its key group, and all stages have as many.
+    let group = u16::try_from(action.group).unwrap_or_default();
+    let ingress = Ingress { partition: shard_of(group, at.shards), offset: stamp.offset, index: stamp.index };
+    Reject::new(id, &about, refusal).with_action(refused, ingress)
 }
 
 fn received(action: &Action) -> String {

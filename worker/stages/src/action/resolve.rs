@@ -9,7 +9,7 @@ use super::state::{self, Node, Value, node_key, required, user_id};
 use super::work::{Header, Work};
 use super::{outcome, user};
 use crate::StateError;
-use millstream_model::id::{DeviceId, UserId};
+use millstream_model::id::UserId;
 use millstream_model::key::group_of;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{
@@ -21,12 +21,10 @@ impl Work<'_> {
     /// Begins with an action at the shard of its routing key: its device part goes to the device, the rest to who is meant.
     pub(super) fn start(&mut self, mut action: Action) {
         if let Err(message) = join_merge(&mut action) {
-            return outcome::reject(&action, Reason::InvalidMerge, message, self.out);
+            return outcome::reject(&action, Reason::InvalidMerge, message, self.at, self.out);
         }
-        let primary = action.device_identifiers.first();
-        let device = primary.map(|primary| DeviceId::of(&action.tenant, primary));
         let tenant = action.tenant.clone();
-        if let Some(device) = device.filter(|_| !action.delete && action.merge.is_none()) {
+        if let Some(device) = user::device_of(&action).filter(|_| !action.delete && action.merge.is_none()) {
             let resolve_user = action.user_identifiers.is_empty();
             let part = if resolve_user { std::mem::take(&mut action) } else { device_part(&mut action) };
             let body = Device { device: device.as_bytes().to_vec(), action: Some(part), resolve_user };
@@ -39,7 +37,7 @@ impl Work<'_> {
             Some(via) => self.resolve_by(0, via, action, false),
             None => {
                 let message = "the record names neither a user nor a device: send at least one identifier";
-                outcome::reject(&action, Reason::MissingIdentifier, message, self.out);
+                outcome::reject(&action, Reason::MissingIdentifier, message, self.at, self.out);
             }
         }
     }
@@ -85,7 +83,7 @@ impl Work<'_> {
             self.refuse_deleted(&action, via);
         } else if action.update_existing_only {
             let message = format!("no user has {via}; the record asked not to create one");
-            outcome::reject(&action, Reason::UserUnknown, message, self.out);
+            outcome::reject(&action, Reason::UserUnknown, message, self.at, self.out);
         } else {
             let id = UserId::create(&header.tenant, via, &stamp, self.at.generation);
             let node = Node { user: id, erased, closing: None };
@@ -99,14 +97,16 @@ impl Work<'_> {
 
     pub(super) fn refuse_deleted(&mut self, action: &Action, via: &Identifier) {
         let message = format!("the user that {via} named was deleted after this record was received");
-        outcome::reject(action, Reason::UserDeleted, message, self.out);
-        if let Some(primary) = action.device_identifiers.first() {
-            // The device's part of the record may have named this user, and the user never learnt of that device.
-            let device = DeviceId::of(&action.tenant, primary);
-            let (identifiers, stamp) = (vec![via.clone()], action.stamp);
-            let forget = Forget { device: device.as_bytes().to_vec(), identifiers, stamp };
-            self.send(&action.tenant, 0, device.home(), Body::Forget(forget));
-        }
+        outcome::reject(action, Reason::UserDeleted, message, self.at, self.out);
+        self.forget_device(action, via);
+    }
+
+    /// The device's part of the record may have named this user, and the user never learns of that device.
+    pub(super) fn forget_device(&mut self, action: &Action, via: &Identifier) {
+        let Some(device) = user::device_of(action) else { return };
+        let (identifiers, stamp) = (vec![via.clone()], action.stamp);
+        let forget = Forget { device: device.as_bytes().to_vec(), identifiers, stamp };
+        self.send(&action.tenant, 0, device.home(), Body::Forget(forget));
     }
 
     /// Keeps a message in a closing node until it is closed.
@@ -241,7 +241,13 @@ fn join_merge(action: &mut Action) -> Result<(), &'static str> {
 
 /// What the device of an action has to know. The rest goes to the user.
 fn device_part(action: &mut Action) -> Action {
+    // What names the record in a reject is taken along only if there is something that the device may refuse.
+    let refusable = !action.device_changes.is_empty() || action.device_identifiers.len() > 1;
+    let name = |text: &str| if refusable { text.to_owned() } else { String::new() };
     Action {
+        message_id: name(&action.message_id),
+        kind: name(&action.kind),
+        source: action.source,
         tenant: action.tenant.clone(),
         group: action.group,
         stamp: action.stamp,

@@ -63,8 +63,13 @@ pub(super) fn name(members: &mut Vec<Membership>, identifier: &Identifier, write
     }
 }
 
-/// Applies an action to a live user.
-pub(super) fn apply(user: &mut User, via: &Identifier, action: &mut Action) -> Result<Applied, StateError> {
+/// Applies an action to a live user, who may have no room for its device.
+pub(super) fn apply(
+    user: &mut User,
+    via: &Identifier,
+    action: &mut Action,
+    with_device: bool,
+) -> Result<Applied, StateError> {
     let stamp = required(action.stamp, "stamp")?;
     let record_id = std::mem::take(&mut action.record_id);
     let writer = Writer { stamp, record_id: &record_id };
@@ -78,7 +83,9 @@ pub(super) fn apply(user: &mut User, via: &Identifier, action: &mut Action) -> R
     applied.operations = document::set_identifiers(&user.identifiers, &applied.links);
     attributes::apply(&mut user.attributes, std::mem::take(&mut action.user_changes), writer, &mut applied.operations);
     retain(user, action, writer, &mut applied.operations);
-    use_device(user, action, stamp, &mut applied.operations);
+    if with_device {
+        use_device(user, action, stamp, &mut applied.operations);
+    }
     see(&mut user.first_seen_ms, &mut user.last_seen_ms, action.time_ms, &mut applied.operations);
     user.events += u64::from(action.event.is_some());
     action.record_id = record_id;
@@ -100,15 +107,24 @@ fn retain_order(member: &Membership) -> (Option<Stamp>, &Option<Identifier>) {
 }
 
 fn use_device(user: &mut User, action: &Action, stamp: Stamp, operations: &mut Vec<Operation>) {
-    let Some(primary) = action.device_identifiers.first() else { return };
-    let id = DeviceId::of(&action.tenant, primary);
+    let Some(id) = device_of(action) else { return };
     if add_device(&mut user.devices, DeviceUse { device: id.as_bytes().to_vec(), last: Some(stamp) }) {
         operations.push(document::set("devices", document::devices(user)));
     }
 }
 
+/// The device that a record comes from.
+pub(super) fn device_of(action: &Action) -> Option<DeviceId> {
+    action.device_identifiers.first().map(|primary| DeviceId::of(&action.tenant, primary))
+}
+
+/// Where a device is among a user's, or would be.
+pub(super) fn find_device(devices: &[DeviceUse], id: &[u8]) -> Result<usize, usize> {
+    devices.binary_search_by(|device| device.device.as_slice().cmp(id))
+}
+
 fn add_device(devices: &mut Vec<DeviceUse>, new: DeviceUse) -> bool {
-    let found = devices.binary_search_by(|device| device.device.cmp(&new.device));
+    let found = find_device(devices, &new.device);
     match found {
         Ok(index) => {
             if let Some(device) = devices.get_mut(index) {
@@ -154,6 +170,7 @@ pub(super) fn unite(user: &mut User, other: User, stamp: Option<Stamp>, record_i
     }
     unite_taken(user, other.taken);
     add_merged(user, Merged { user: other.id, stamp, record_id }, other.merged);
+    user.size_bound = 0;
 }
 
 /// What deletions took from a user that became part of this one.

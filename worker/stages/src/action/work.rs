@@ -4,6 +4,7 @@
 //! `exchange.action`. Both keep the order between one sender and one receiver, which is all that the protocol relies on, so the result is
 //! the same for any number of shards.
 
+use super::limits::ActionLimits;
 use super::outcome;
 use super::state::Value;
 use crate::{At, Outbox, State, StateError};
@@ -27,6 +28,7 @@ pub(super) struct Header {
 
 /// A record being processed.
 pub(super) struct Work<'a> {
+    pub(super) limits: &'a ActionLimits,
     pub(super) at: &'a At,
     pub(super) state: &'a mut dyn State<Value>,
     pub(super) out: &'a mut Outbox,
@@ -34,8 +36,13 @@ pub(super) struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn new(at: &'a At, state: &'a mut dyn State<Value>, out: &'a mut Outbox) -> Work<'a> {
-        Work { at, state, out, queue: VecDeque::new() }
+    pub(super) fn new(
+        limits: &'a ActionLimits,
+        at: &'a At,
+        state: &'a mut dyn State<Value>,
+        out: &'a mut Outbox,
+    ) -> Work<'a> {
+        Work { limits, at, state, out, queue: VecDeque::new() }
     }
 
     /// Sends a step to a key group.
@@ -77,7 +84,7 @@ impl<'a> Work<'a> {
             && let Some(action) = action_of(&body)
         {
             let message = format!("its user was not found within {MAX_HOPS} hops; send it again");
-            outcome::reject(action, Reason::Unresolved, message, self.out);
+            outcome::reject(action, Reason::Unresolved, message, self.at, self.out);
             return Ok(());
         }
         self.dispatch(header, body)

@@ -3,22 +3,10 @@
 //! Of several messages about one record, the first carries its original bytes. A message with `"partial": true` is not about a whole record: a part
 //! of it was refused, or a field was dropped or cut, and the rest went on; it counts in no sum.
 
-use crate::{At, Outbox, PublicMessage};
-use millstream_model::event::cloud_event_headers;
+use crate::{At, Outbox, reject};
 use millstream_model::id::{hex, record_id};
 use millstream_model::proto::{Envelope, TraceContext};
-use millstream_model::reject::{CLOUD_EVENT_TYPE, Refusal, Reject};
-use millstream_model::value::format_time;
-use serde::Serialize;
-
-/// A reject, and whether the rest of its record went on.
-#[derive(Serialize)]
-struct Message {
-    #[serde(flatten)]
-    reject: Reject,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    partial: bool,
-}
+use millstream_model::reject::{About, Refusal, Reject};
 
 /// Writes the rejects of one record.
 pub(super) struct Rejecter<'a> {
@@ -46,20 +34,9 @@ impl Rejecter<'_> {
 
     /// Fields of a part were dropped or cut: one message for all of them.
     pub(super) fn reports(&mut self, part: u32, reports: &[Refusal], out: &mut Outbox) {
-        const NAMED: usize = 10;
-        let count = reports.len();
-        let Some(first) = reports.first() else { return };
-        let (reason, field) = (first.reason, first.field.clone());
-        let name = |report: &Refusal| match &report.field {
-            Some(field) if count > 1 => format!("{field}: {}", report.message),
-            _ => report.message.clone(),
-        };
-        let mut message = reports.iter().take(NAMED).map(name).collect::<Vec<_>>().join("; ");
-        if count > NAMED {
-            message.push_str(&format!("; and {} more", count - NAMED));
-        }
+        let Some(refusal) = Refusal::join(reports) else { return };
         let id = format!("{}.partial", self.id(part));
-        self.message(id, Refusal { reason, field, message }, true, out);
+        self.message(id, refusal, true, out);
     }
 
     fn id(&self, part: u32) -> String {
@@ -68,30 +45,18 @@ impl Rejecter<'_> {
     }
 
     fn message(&mut self, id: String, refusal: Refusal, partial: bool, out: &mut Outbox) {
-        let time = format_time(i64::try_from(self.at.stamp.time_ms).unwrap_or(i64::MAX));
-        let source = self.envelope.source().code();
-        let mut headers = cloud_event_headers(CLOUD_EVENT_TYPE, &id, self.tenant, source, &time);
-        headers.extend(self.trace.as_ref().map(|trace| ("traceparent", millstream_model::trace::format(trace))));
-        let reject = Reject {
-            id,
-            tenant: self.tenant.to_owned(),
-            source: source.to_owned(),
-            kind: self.envelope.kind.clone(),
-            stage: "unify".to_owned(),
-            reason: refusal.reason,
-            field: refusal.field,
-            message: refusal.message,
-            message_id: self.envelope.message_id.clone(),
-            time,
-            original: None,
-            original_hex: None,
-            truncated: false,
+        let envelope = self.envelope;
+        let about = About {
+            tenant: self.tenant,
+            source: envelope.source().code(),
+            kind: &envelope.kind,
+            stage: "unify",
+            message_id: &envelope.message_id,
+            time_ms: self.at.stamp.time_ms,
         };
+        let reject = Reject::new(id, &about, refusal).with_partial(partial);
         let repeated = std::mem::replace(&mut self.has_original, true);
-        let reject = if repeated { reject } else { reject.with_original(&self.envelope.body) };
-        // Strings, numbers and enums only: writing them as JSON cannot fail.
-        let payload = serde_json::to_vec(&Message { reject, partial }).unwrap_or_default();
-        let group = u16::try_from(self.envelope.group % u32::from(millstream_model::key::GROUPS)).unwrap_or_default();
-        out.rejects.push(PublicMessage { key: self.tenant.as_bytes().to_vec(), headers, payload, group });
+        let reject = if repeated { reject } else { reject.with_original(&envelope.body) };
+        out.rejects.push(reject::message(&reject, self.trace.as_ref(), envelope.group));
     }
 }

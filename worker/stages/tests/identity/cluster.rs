@@ -123,12 +123,12 @@ impl Cluster {
         };
         let stamp = Stamp { time_ms: 1, offset: self.steps, index: 0 };
         let at = At { input, partition, stamp, batch_ms: 1, generation: 1, shards: self.shards };
-        let record: Record = ActionStage.decode(input, bytes).unwrap();
+        let record: Record = ActionStage::default().decode(input, bytes).unwrap();
         if std::env::var_os("IDENTITY_TRACE").is_some() {
             println!("step {} {channel:?} {}", self.steps, format!("{record:?}").replace('\n', " "));
         }
         let mut out = Outbox::default();
-        ActionStage.process(record, &at, &mut self.states[partition as usize], &mut out)?;
+        ActionStage::default().process(record, &at, &mut self.states[partition as usize], &mut out)?;
         for message in std::mem::take(&mut out.exchange) {
             let to = shard_of(message.group as u16, self.shards);
             self.channels.entry(Channel::Exchange(partition, to)).or_default().push_back(message.encode_to_vec());

@@ -5,6 +5,7 @@ use millstream_model::key::shard_of;
 use millstream_model::proto::change::Op;
 use millstream_model::proto::{Action, Change, Envelope, Identifier, Stamp};
 use millstream_model::value::format_time;
+use millstream_stages::action::{ActionStage, Record};
 use millstream_stages::source::{Accepted, Endpoint, Limits, Request, split};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
 use millstream_stages::{At, Input, MemoryState, Outbox, Stage};
@@ -13,7 +14,12 @@ use serde_json::{Value, json};
 /// When everything in these tests is received: 2023-11-14T22:13:20Z.
 pub(crate) const NOW: i64 = 1_700_000_000_000;
 
+/// As many as there are of each stage.
+pub(crate) const SHARDS: u32 = 4;
+
 pub(crate) type Memory = MemoryState<UnifyValue>;
+/// The state of all shards of the action stage.
+pub(crate) type Users = MemoryState<millstream_stages::action::Value>;
 
 pub(crate) fn request<'a>(endpoint: Endpoint, body: &'a [u8]) -> Request<'a> {
     Request {
@@ -53,10 +59,33 @@ pub(crate) fn unify(envelopes: &[Envelope], state: &mut Memory) -> Outbox {
     let stage = Unify::new(UnifyConfig::default());
     let mut out = Outbox::default();
     for (offset, envelope) in envelopes.iter().enumerate() {
-        let at = at(envelope, NOW, offset as u64, 4);
+        let at = at(envelope, NOW, offset as u64, SHARDS);
         stage.process(envelope.clone(), &at, state, &mut out).unwrap();
     }
     out
+}
+
+/// Applies actions one after the other, with all that they lead to.
+pub(crate) fn act(actions: Vec<Action>, state: &mut Users, out: &mut Outbox) {
+    let stage = ActionStage::default();
+    for action in actions {
+        step(&stage, Record::Action(Box::new(action)), state, out);
+    }
+}
+
+/// A record of the action stage at the shard of its key group, then the messages that it sends.
+pub(crate) fn step(stage: &ActionStage, record: Record, state: &mut Users, out: &mut Outbox) {
+    let (input, group) = match &record {
+        Record::Action(action) => (Input::Actions, action.group),
+        Record::Exchange(message) => (Input::Exchange, message.group),
+    };
+    let partition = shard_of(u16::try_from(group).unwrap(), SHARDS);
+    let stamp = Stamp { time_ms: NOW as u64, ..Stamp::default() };
+    let at = At { input, partition, stamp, batch_ms: NOW as u64, generation: 1, shards: SHARDS };
+    stage.process(record, &at, state, out).unwrap();
+    for message in std::mem::take(&mut out.exchange) {
+        step(stage, Record::Exchange(Box::new(message)), state, out);
+    }
 }
 
 pub(crate) fn envelopes(accepted: &[Accepted]) -> Vec<Envelope> {

@@ -26,6 +26,11 @@ const FIXED: [&str; 14] = [
     "transaction.timeout.ms",
 ];
 
+/// Frames and parts of changelogs keep to 1 MB, but each holds at least one record or entity; this leaves room for one of 1 MB and what surrounds it.
+const LEAST_MESSAGE: u32 = 2 << 20;
+/// librdkafka's own bound of `message.max.bytes`.
+const MOST_MESSAGE: u32 = 1_000_000_000;
+
 /// How to reach Kafka and how to use it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -60,8 +65,8 @@ pub struct KafkaConfig {
     /// Fencing a transactional id is given up after this time, milliseconds. It takes 0.5 to 1 s when all is well.
     #[serde(default = "default_init")]
     pub init_timeout_ms: u64,
-    /// Largest message, bytes before compression. Topics that are created take that much. Frames keep to 1 MB; what needs more is the state of one
-    /// large entity in the changelog.
+    /// Largest message, bytes before compression. Producers, readers and topics that are created take that much. Frames keep to 1 MB; what needs
+    /// more is the state of one large entity in the changelog.
     #[serde(default = "default_message")]
     pub max_message_bytes: u32,
     /// Compression of what is produced: `none`, `lz4`, `snappy` or `gzip`.
@@ -135,10 +140,36 @@ impl KafkaConfig {
         if self.replication_factor == 0 {
             return refuse("replication_factor must be at least 1".to_owned());
         }
+        self.check_message_size()?;
         if self.transaction_timeout_ms < 1000 {
             return refuse("transaction_timeout_ms must be at least 1000".to_owned());
         }
         Ok(())
+    }
+
+    fn check_message_size(&self) -> Result<(), LogError> {
+        let refuse = |message: String| Err(LogError::Configuration(message));
+        let bytes = self.max_message_bytes;
+        if bytes < LEAST_MESSAGE {
+            return refuse(format!(
+                "max_message_bytes must be at least {LEAST_MESSAGE}, it is {bytes}: frames keep to 1 MB, but the state of one large user or a record of its own must fit into one message, or its shard stops"
+            ));
+        }
+        if bytes > MOST_MESSAGE {
+            return refuse(format!(
+                "max_message_bytes must be at most {MOST_MESSAGE}, which is as much as the client takes"
+            ));
+        }
+        let elsewhere = [
+            ("properties", &self.properties, "message.max.bytes"),
+            ("topic_properties", &self.topic_properties, "max.message.bytes"),
+        ];
+        match elsewhere.iter().find(|(_, properties, name)| properties.contains_key(*name)) {
+            Some((field, _, name)) => refuse(format!(
+                "{field}: `{name}` must be the same for producers, readers and topics; set max_message_bytes instead"
+            )),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn request_timeout(&self) -> Duration {
@@ -162,6 +193,8 @@ impl KafkaConfig {
         client
             .set("bootstrap.servers", &self.bootstrap_servers)
             .set("client.id", "millstream")
+            // For readers too: librdkafka fetches at least that much at once. (The first batch of an answer comes whole, however large it is.)
+            .set("message.max.bytes", self.max_message_bytes.to_string())
             .set("socket.nagle.disable", "true")
             // Reconnect quickly: a broker's restart is otherwise seen up to 10 s late.
             .set("reconnect.backoff.ms", "50")
@@ -203,7 +236,6 @@ impl KafkaConfig {
             .set("compression.codec", &self.compression)
             .set("batch.size", "1000000")
             .set("batch.num.messages", "10000")
-            .set("message.max.bytes", self.max_message_bytes.to_string())
             // Close what is idle before the broker does, with a reason in the log that tells it from trouble.
             .set("connections.max.idle.ms", "180000");
         client
@@ -257,10 +289,29 @@ mod tests {
             ((|config| config.bootstrap_servers = " ".into()) as fn(&mut KafkaConfig), "bootstrap_servers"),
             (|config| config.replication_factor = 0, "replication_factor"),
             (|config| config.transaction_timeout_ms = 10, "transaction_timeout_ms"),
+            (|config| config.max_message_bytes = LEAST_MESSAGE - 1, "the state of one large user"),
+            (|config| config.max_message_bytes = MOST_MESSAGE + 1, "max_message_bytes must be at most"),
+            (
+                |config| drop(config.properties.insert("message.max.bytes".into(), "1".into())),
+                "properties: `message.max.bytes`",
+            ),
+            (
+                |config| drop(config.topic_properties.insert("max.message.bytes".into(), "1".into())),
+                "topic_properties: `max.message.bytes`",
+            ),
         ] {
             let mut config = KafkaConfig::new("a:1");
             change(&mut config);
             assert!(config.check().unwrap_err().to_string().contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn every_client_takes_the_largest_message() {
+        let config = KafkaConfig { max_message_bytes: LEAST_MESSAGE, ..KafkaConfig::new("a:1") };
+        config.check().unwrap();
+        for client in [config.reader(), config.producer(), config.transactional("t")] {
+            assert_eq!(client.get("message.max.bytes"), Some("2097152"));
         }
     }
 }
