@@ -4,12 +4,14 @@
 //! one. On SIGTERM or Ctrl-C the gateway finishes what is in flight, then the shards store their state and end; after `kill -9` the
 //! next start finds everything that was acknowledged in the log.
 
+pub mod backoff;
 pub mod directory;
 pub mod observe;
 pub mod reaction;
 pub mod stage;
 pub mod stores;
 pub mod system;
+mod writers;
 
 use crate::admin::{self, AdminState, Check};
 use crate::config::{self, ApiKey, Config, ConfigArgs, Tenant};
