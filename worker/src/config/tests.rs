@@ -32,6 +32,7 @@ tenants:
 limits: {request_bytes: 2MB, records: 100}
 gateway: {coalesce: 5ms}
 batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
+reaction: {backlog_bytes: 8MiB}
 telemetry: {otlp_endpoint: "http://127.0.0.1:4318", sample_ratio: 1, log_format: json, log_filter: debug}
 "#;
 
@@ -52,6 +53,7 @@ fn every_field_is_read() {
     assert_eq!(config.limits.request_bytes.bytes(), 2_000_000);
     assert_eq!(config.limits.source().max_records, 100);
     assert_eq!(config.batch.max_time.duration().as_millis(), 20);
+    assert_eq!(config.reaction.backlog_bytes.bytes(), 8 << 20);
     assert_eq!(config.telemetry.sample_ratio, Ratio(1.0));
 }
 

@@ -239,7 +239,10 @@ impl Process {
             environment: environment.clone(),
             creation: self.creation.clone(),
             documents: self.documents.clone().context("the role reaction needs a document store")?,
-            limits: ReactionLimits::default(),
+            limits: ReactionLimits {
+                backlog_bytes: self.config.reaction.backlog_bytes.bytes(),
+                ..ReactionLimits::default()
+            },
             observer: observer.clone(),
             stop: self.stop.clone(),
         };

@@ -1,7 +1,8 @@
 //! The reaction role: a thread per partition that reads mutations, and a few that write documents.
 //!
-//! The logic is `stages::reaction`; this only moves values: frames in, bulks out, outcomes back, and the position into the stage's changelog
-//! once a second and at the end. After a crash some mutations are written again, which their guard makes harmless (I8).
+//! The logic is `stages::reaction`; this only moves values: frames in, bulks out, outcomes back, requests for whole documents to
+//! `exchange.action`, and the position into the stage's changelog once a second and at the end. After a crash some mutations are written
+//! again, which their guard makes harmless (I8).
 
 use super::backoff::Backoff;
 use super::observe::Observer;
@@ -10,7 +11,8 @@ use super::stores::Creation;
 use super::system::Stop;
 use super::writers::{Outcomes, Writers};
 use millstream_model::event::cloud_event_headers;
-use millstream_model::frame::{self, Content};
+use millstream_model::frame::{self, Content, FrameWriter};
+use millstream_model::key::{GROUPS, shard_of};
 use millstream_model::proto::{Batch, Changelog, Mutation, Position, changelog::Record};
 use millstream_model::reject::{CLOUD_EVENT_TYPE, Reason, Reject};
 use millstream_model::{id::hex, trace, value::format_time};
@@ -22,6 +24,7 @@ use millstream_shard::runtime::Environment;
 use millstream_stages::StageSpan;
 use millstream_stages::reaction::{Decided, Reaction};
 use prost::Message as _;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
@@ -36,11 +39,14 @@ pub struct ReactionLimits {
     pub in_flight: usize,
     /// Undecided mutations per partition; reading pauses above.
     pub backlog: usize,
+    /// The same in encoded bytes: a mutation may be anything from a hundred bytes to a whole document. In memory it is held about twice, as it
+    /// came and in the fold that waits.
+    pub backlog_bytes: usize,
 }
 
 impl Default for ReactionLimits {
     fn default() -> ReactionLimits {
-        ReactionLimits { bulk: 500, in_flight: 2, backlog: 50_000 }
+        ReactionLimits { bulk: 500, in_flight: 2, backlog: 50_000, backlog_bytes: 64 << 20 }
     }
 }
 
@@ -160,7 +166,7 @@ impl ReactionThread {
             if stopping && turn.in_flight == 0 {
                 return Ok(());
             }
-            if !stopping && turn.reaction.backlog() < self.limits.backlog {
+            if !stopping && self.has_room(&turn.reaction) {
                 if self.poll(&mut *consumer, turn)? && !std::mem::replace(&mut turn.runs, true) {
                     runs();
                 }
@@ -171,6 +177,9 @@ impl ReactionThread {
             }
             for outcomes in writers.outcomes().try_iter() {
                 self.decide(outcomes, turn)?;
+            }
+            if !stopping {
+                self.ask(turn)?;
             }
             while !stopping && turn.in_flight < self.limits.in_flight {
                 let bulk = turn.reaction.take(self.limits.bulk, self.environment.clock.now_ms());
@@ -185,6 +194,10 @@ impl ReactionThread {
                 self.record(turn);
             }
         }
+    }
+
+    fn has_room(&self, reaction: &Reaction) -> bool {
+        reaction.backlog() < self.limits.backlog && reaction.backlog_bytes() < self.limits.backlog_bytes
     }
 
     /// Reads on; tells whether something came that can be read, or there is nothing more to read.
@@ -202,7 +215,8 @@ impl ReactionThread {
                         .collect::<Result<Result<Vec<Mutation>, String>, _>>()
                 });
             match mutations {
-                Ok(Ok(mutations)) => turn.reaction.offer(message.offset, mutations),
+                // Those that are decided with it need nothing: the whole document is asked for.
+                Ok(Ok(mutations)) => drop(turn.reaction.offer(message.offset, mutations)),
                 Ok(Err(error)) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
                 Err(error) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
             }
@@ -213,6 +227,30 @@ impl ReactionThread {
         Ok(messages > 0 || consumer.positions().first().is_some_and(|position| *position >= turn.end))
     }
 
+    /// Asks the homes of documents with a gap for the whole (I8). What is covered by the answers is decided only when the log has the requests.
+    fn ask(&self, turn: &mut Turn) -> Result<(), ShardError> {
+        let requests = turn.reaction.requests(frame::MAX_RECORDS, self.environment.clock.now_ms());
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let topics = &self.environment.topics;
+        let mut frames: BTreeMap<u32, FrameWriter> = BTreeMap::new();
+        for (_, request) in &requests {
+            let group = u16::try_from(request.group).unwrap_or(GROUPS).min(GROUPS - 1);
+            let frame = frames.entry(shard_of(group, topics.shards));
+            frame.or_insert_with(|| FrameWriter::new(Content::Exchange)).push(request);
+        }
+        for (partition, frame) in frames {
+            let payload = frame.finish();
+            let message = Outgoing { topic: &topics.exchange, partition, key: &[], payload: &payload, headers: &[] };
+            send_and_wait(&*turn.producer, message)?;
+        }
+        let covered = turn.reaction.asked(requests.iter().map(|(key, _)| key));
+        let (documents, mutations) = (requests.len(), covered.len());
+        tracing::warn!(shard = self.shard, documents, mutations, "documents have gaps; asked for the whole of each");
+        Ok(())
+    }
+
     fn decide(&self, outcomes: Outcomes, turn: &mut Turn) -> Result<(), ShardError> {
         turn.in_flight -= 1;
         let now_ms = self.environment.clock.now_ms();
@@ -221,6 +259,7 @@ impl ReactionThread {
             for decided in turn.reaction.complete(&key, written, now_ms) {
                 match decided {
                     Decided::Stored(mutation) => self.stored(&mutation, now_ms),
+                    Decided::Covered(_) => {}
                     Decided::Rejected(mutation, message) => self.reject(&mutation, message, &*turn.producer)?,
                 }
             }
