@@ -75,6 +75,7 @@ fn write(documents: &dyn DocumentStore, bulk: Bulk) -> Outcomes {
     let mut outcomes = documents.write(&mutations).into_iter();
     let written = |outcome| match outcome {
         Some(Outcome::Applied | Outcome::Stale) => Written::Done,
+        Some(Outcome::Gap) => Written::Gap,
         Some(Outcome::Refused(message)) => Written::Refused(message),
         Some(Outcome::Retry(message)) => Written::Retry(message),
         None => Written::Retry("the store gave no outcome".into()),
