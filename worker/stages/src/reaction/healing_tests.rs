@@ -22,10 +22,7 @@ enum Step {
         path: &'static str,
         lost: bool,
     },
-    Tombstone {
-        entity: usize,
-        lost: bool,
-    },
+    Tombstone(usize),
     Read,
     Write(usize),
     /// The oldest bulk in flight comes back; what it was told of each write.
@@ -213,16 +210,26 @@ impl World {
 
     fn note(&mut self, decided: Vec<Decided>) {
         for one in decided {
-            if let Decided::Rejected(mutation, _) = one {
-                self.rejected.push(mutation);
+            match one {
+                Decided::Stored(_) => {}
+                Decided::Covered(mutation) => assert!(self.is_answered(&mutation), "nobody was asked: {mutation:?}"),
+                Decided::Rejected(mutation, _) => self.rejected.push(mutation),
             }
         }
+    }
+
+    /// Does the whole document come behind this mutation, whatever happens to the stage?
+    fn is_answered(&self, mutation: &Mutation) -> bool {
+        let comes = |later: &Mutation| later.id == mutation.id && later.revision > mutation.revision && is_whole(later);
+        let is_asked =
+            |message: &Exchange| matches!(&message.body, Some(Body::Replace(asked)) if asked.id == mutation.id);
+        self.topic.iter().flatten().any(comes) || self.exchange.iter().any(is_asked)
     }
 
     fn step(&mut self, step: Step) {
         match step {
             Step::Change { entity, op, path, lost } => self.emit(entity, op, path, lost),
-            Step::Tombstone { entity, lost } => self.emit(entity, Op::Tombstone(true), "", lost),
+            Step::Tombstone(entity) => self.emit(entity, Op::Tombstone(true), "", false),
             Step::Read => _ = self.read(),
             Step::Write(max) => _ = self.write(max),
             Step::Land(answer) => _ = self.land(answer),
@@ -315,7 +322,7 @@ fn work() -> impl Strategy<Value = Step> {
 fn losses() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => change(true),
-        1 => (0..ENTITIES, any::<bool>()).prop_map(|(entity, lost)| Step::Tombstone { entity, lost }),
+        1 => (0..ENTITIES).prop_map(Step::Tombstone),
         1 => (0..ENTITIES, 1..6usize).prop_map(|(entity, back)| Step::Restore { entity, back }),
         16 => work(),
     ]
