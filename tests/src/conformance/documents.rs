@@ -30,6 +30,10 @@ crate::suite!($ document_conformance, dyn Subject, [
     documents::any_name_comes_back_equal,
     documents::sets_keep_each_element_once,
     documents::an_operation_on_a_field_of_another_type_is_refused_or_equals_the_reference,
+    documents::a_gap_is_told_and_changes_nothing,
+    documents::a_whole_document_heals_a_gap,
+    documents::whatever_is_lost_is_healed_at_the_next_mutation,
+    documents::without_operations_only_the_guard_moves,
     documents::what_is_never_taken_is_refused_and_stops_nothing_else,
     documents::a_document_that_would_grow_too_large_stays_as_it_is,
     documents::scan_gives_one_tenants_documents_in_order,
@@ -67,8 +71,9 @@ impl Place {
         }
     }
 
+    /// Builds on nothing, so it fits whatever is older.
     fn set(&self, id: &str, revision: u64, x: i64) -> Mutation {
-        self.mutation(id, revision, vec![("x", Op::Set(Value::integer(x)))])
+        Mutation { base: 0, ..self.mutation(id, revision, vec![("x", Op::Set(Value::integer(x)))]) }
     }
 
     /// Writes until nothing is to be repeated, as the reaction stage does; the last outcome of each.
@@ -158,7 +163,8 @@ pub fn a_bulk_repeated_changes_nothing(subject: &dyn Subject) {
             ("attributes.plan", Op::Set(Value::string("free"))),
         ]
     };
-    let bulk: Vec<Mutation> = (0..200).map(|id| place.mutation(&format!("{id:03}"), 3, operations())).collect();
+    let mutation = |id| Mutation { base: 0, ..place.mutation(&format!("{id:03}"), 3, operations()) };
+    let bulk: Vec<Mutation> = (0..200).map(mutation).collect();
     assert!(place.write(&bulk).iter().all(|outcome| *outcome == Outcome::Applied));
     let half: Vec<Mutation> = (0..200).step_by(2).map(|id| place.set(&format!("{id:03}"), 4, id)).collect();
     assert!(place.write(&half).iter().all(|outcome| *outcome == Outcome::Applied));
@@ -525,6 +531,116 @@ pub fn an_operation_on_a_field_of_another_type_is_refused_or_equals_the_referenc
     }
 }
 
+/// Changes that operators express, and one that is read, folded and written back.
+fn changes() -> [Op; 2] {
+    [Op::Set(Value::integer(9)), Op::AddToSet(List { items: vec![Value::integer(9)] })]
+}
+
+/// Missing, or below what the mutation builds on, in one bulk with others that fit or are stale.
+pub fn a_gap_is_told_and_changes_nothing(subject: &dyn Subject) {
+    let place = Place::new(subject, "gap");
+    for (round, change) in changes().into_iter().enumerate() {
+        let id = |name: &str| format!("{name}{round}");
+        let gone = place.mutation(&id("deleted"), 3, vec![("", Op::Tombstone(true))]);
+        let next = Mutation { generation: 2, ..place.set(&id("next generation"), 1, 1) };
+        let mut before = vec![gone, place.set(&id("former generation"), 9, 1), next];
+        before.extend(
+            [("lower", 3), ("base", 4), ("between", 5), ("newer", 7)]
+                .map(|(name, revision)| place.set(&id(name), revision, 1)),
+        );
+        assert!(place.write(&before).iter().all(|outcome| *outcome == Outcome::Applied));
+        let mutation = |name: &str, generation| {
+            let mutation = place.mutation(&id(name), 6, vec![("changed", change.clone())]);
+            Mutation { base: 4, generation, ..mutation }
+        };
+        let (gap, stale, applied) = (Outcome::Gap, Outcome::Stale, Outcome::Applied);
+        let cases = [
+            (mutation("missing", 1), gap.clone()),
+            (mutation("base", 1), applied.clone()),
+            (mutation("lower", 1), gap.clone()),
+            (mutation("newer", 1), stale.clone()),
+            (mutation("former generation", 2), gap.clone()),
+            (mutation("between", 1), applied),
+            (mutation("deleted", 1), gap),
+            (mutation("next generation", 1), stale),
+        ];
+        let (bulk, expected): (Vec<Mutation>, Vec<Outcome>) = cases.into_iter().unzip();
+        assert_eq!(place.write(&bulk), expected);
+        assert_eq!(place.get(&id("missing")), None);
+        for (mutation, outcome) in bulk.iter().zip(&expected).skip(1) {
+            let stored = before.iter().find(|stored| stored.id == mutation.id).unwrap();
+            let both = if *outcome == Outcome::Applied { fold([stored, mutation]) } else { fold([stored]) };
+            assert_eq!(place.get(&mutation.id), Some(both), "{}", mutation.id);
+        }
+        assert_eq!(place.write(&[mutation("base", 1)]), [Outcome::Stale], "once more");
+        assert_eq!(place.write(&[mutation("missing", 1)]), [Outcome::Gap], "for as long as nobody heals it");
+    }
+}
+
+/// A replacement or a tombstone needs nothing; what builds on it is no gap any more.
+pub fn a_whole_document_heals_a_gap(subject: &dyn Subject) {
+    let place = Place::new(subject, "heal");
+    let fields = || value::object([pair("x", Value::integer(7))]);
+    let set = |id: &str, revision| place.mutation(id, revision, vec![("y", Op::Set(Value::integer(1)))]);
+    place.write(&[place.set("replaced", 1, 1), place.set("deleted", 1, 1)]);
+    let ids = ["replaced", "deleted", "missing"];
+    assert!(place.write(&ids.map(|id| set(id, 6))).iter().all(|outcome| *outcome == Outcome::Gap));
+    let whole = |id: &str| {
+        let op = if id == "deleted" { Op::Tombstone(true) } else { Op::Replace(fields()) };
+        place.mutation(id, 7, vec![("", op)])
+    };
+    let healed = ids.map(whole);
+    assert!(place.write(&healed).iter().all(|outcome| *outcome == Outcome::Applied));
+    assert!(place.write(&ids.map(|id| set(id, 6))).iter().all(|outcome| *outcome == Outcome::Stale));
+    let next = ids.map(|id| set(id, 8));
+    assert!(place.write(&next).iter().all(|outcome| *outcome == Outcome::Applied));
+    for (whole, next) in healed.iter().zip(&next) {
+        assert_eq!(place.get(&whole.id).unwrap(), fold([whole, next]), "{}", whole.id);
+    }
+}
+
+/// Any of the mutations does not arrive; the next one is a gap, and what its home then sends makes the document equal to the reference.
+pub fn whatever_is_lost_is_healed_at_the_next_mutation(subject: &dyn Subject) {
+    let place = Place::new(subject, "losses");
+    let mut numbers = Numbers::new(77);
+    let histories: Vec<Vec<Mutation>> =
+        (0..20).map(|document| history(&place, &format!("{document:02}"), 30, 500 + document)).collect();
+    for step in 0..30 {
+        let arrives = |_: &&Vec<Mutation>| step == 29 || numbers.below(4) > 0;
+        let arrived: Vec<&Vec<Mutation>> = histories.iter().filter(arrives).collect();
+        let bulk: Vec<Mutation> = arrived.iter().map(|all| all[step].clone()).collect();
+        for (all, outcome) in arrived.iter().zip(place.write(&bulk)) {
+            let (id, expected) = (&all[step].id, fold(&all[..=step]));
+            if outcome == Outcome::Gap {
+                let fields = expected.fields.clone();
+                let op = if expected.deleted { Op::Tombstone(true) } else { Op::Replace(fields) };
+                let whole = place.mutation(id, all[step].revision, vec![("", op)]);
+                assert_eq!(place.write(&[whole]), [Outcome::Applied]);
+            }
+            assert_eq!(place.get(id).unwrap(), expected, "{id} after step {step}");
+        }
+    }
+}
+
+/// What the reaction stage writes in place of a refused mutation: the next one finds what it builds on.
+pub fn without_operations_only_the_guard_moves(subject: &dyn Subject) {
+    let place = Place::new(subject, "skip");
+    place.write(&[place.set("data", 1, 1), place.mutation("deleted", 1, vec![("", Op::Tombstone(true))])]);
+    let skip = |id: &str| Mutation { base: 0, ..place.mutation(id, 5, vec![]) };
+    let ids = ["data", "deleted", "missing"];
+    assert!(place.write(&ids.map(skip)).iter().all(|outcome| *outcome == Outcome::Applied));
+    assert_eq!(place.get("data").unwrap(), fold([&place.set("data", 1, 1), &skip("data")]));
+    for id in ["deleted", "missing"] {
+        let gone = Document { generation: 1, revision: 5, deleted: true, fields: Object::default() };
+        assert_eq!(place.get(id), Some(gone), "{id}");
+    }
+    let next = |id: &str| place.mutation(id, 6, vec![("y", Op::Set(Value::integer(6)))]);
+    assert!(place.write(&ids.map(next)).iter().all(|outcome| *outcome == Outcome::Applied));
+    assert_eq!(place.get("missing").unwrap().fields, value::object([pair("y", Value::integer(6))]));
+    assert_eq!(place.get("data").unwrap().fields.members.len(), 2);
+    assert!(place.write(&ids.map(skip)).iter().all(|outcome| *outcome == Outcome::Stale));
+}
+
 /// Larger than any document may be: refused with a reason; its neighbours in the bulk are applied.
 pub fn what_is_never_taken_is_refused_and_stops_nothing_else(subject: &dyn Subject) {
     let place = Place::new(subject, "refused");
@@ -546,6 +662,7 @@ pub fn a_document_that_would_grow_too_large_stays_as_it_is(subject: &dyn Subject
     let outcomes = place.write(&[place.mutation("1", 2, vec![("b", half())])]);
     assert!(matches!(&outcomes[..], [Outcome::Refused(_)]), "{outcomes:?}");
     assert!(place.get("1").unwrap() == fold([&first]), "it changed");
+    assert_eq!(place.write(&[place.mutation("1", 2, vec![])]), [Outcome::Applied], "the reaction stage goes on so");
     assert_eq!(place.write(&[place.mutation("1", 3, vec![("a", Op::Unset(true))])]), [Outcome::Applied]);
 }
 
@@ -598,8 +715,8 @@ pub fn everything_applied_is_there_after_opening_again(subject: &dyn Subject) {
 pub fn a_write_that_lands_after_its_time_out_changes_nothing_newer(subject: &dyn Subject) {
     let place = Place::new(subject, "late");
     let late = Late::new(place.store.clone());
-    let add =
-        |id: &str| place.mutation(id, 2, vec![("tags", Op::AddToSet(list(&["a"]))), ("x", Op::Set(Value::integer(2)))]);
+    let operations = || vec![("tags", Op::AddToSet(list(&["a"]))), ("x", Op::Set(Value::integer(2)))];
+    let add = |id: &str| Mutation { base: 0, ..place.mutation(id, 2, operations()) };
     let bulk = [add("kept"), add("deleted"), add("new")];
     late.delay();
     assert!(late.write(&bulk).iter().all(|outcome| matches!(outcome, Outcome::Retry(_))));

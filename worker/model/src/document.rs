@@ -26,11 +26,13 @@ impl Document {
         Document { generation: 0, revision: 0, deleted: false, fields: Object::default() }
     }
 
-    /// Applies a mutation if it is newer; tells whether it was.
+    /// Applies a mutation if it is newer; tells whether it was. What it builds on is for [`fit`] to say.
     pub fn apply(&mut self, mutation: &Mutation) -> bool {
         if (mutation.generation, mutation.revision) <= (self.generation, self.revision) {
             return false;
         }
+        // Where nothing is stored there is no content to keep: the guard alone is a tombstone.
+        self.deleted |= mutation.operations.is_empty() && self.revision == 0;
         (self.generation, self.revision) = (mutation.generation, mutation.revision);
         for operation in &mutation.operations {
             self.operate(operation);
@@ -58,6 +60,36 @@ impl Document {
             None => {}
         }
     }
+}
+
+/// How a mutation fits what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It is newer, and what it builds on is there: apply it.
+    Next,
+    /// It is there already, or something newer.
+    Stale,
+    /// It is newer, but what it builds on is not there: applied, it would hide that something is missing.
+    Gap,
+}
+
+/// How a mutation fits a document with this (generation, revision); (0, 0) where there is none.
+pub fn fit(stored: (u32, u64), mutation: &Mutation) -> Fit {
+    if stored >= (mutation.generation, mutation.revision) {
+        return Fit::Stale;
+    }
+    let has_base = needed_base(mutation).is_none_or(|base| stored >= (mutation.generation, base));
+    if has_base { Fit::Next } else { Fit::Gap }
+}
+
+/// The revision of its own generation that a document must have for a mutation to be applied. `None`: any lower one will do, also none.
+pub fn needed_base(mutation: &Mutation) -> Option<u64> {
+    (mutation.base > 0 && !is_whole(mutation)).then_some(mutation.base)
+}
+
+/// Does a mutation say all of the document, whatever was there: a replacement or a tombstone?
+pub fn is_whole(mutation: &Mutation) -> bool {
+    matches!(mutation.operations.as_slice(), [Operation { op: Some(Op::Replace(_) | Op::Tombstone(_)), .. }])
 }
 
 fn change(fields: &mut Object, path: &[&str], op: &Op) {
@@ -159,6 +191,31 @@ mod tests {
         assert!(!document.apply(&mutation(5, vec![("x", Op::Set(Value::integer(0)))])));
         assert!(!document.apply(&mutation(4, vec![("", Op::Tombstone(true))])));
         assert_eq!(json(&document), r#"{"x":5}"#);
+    }
+
+    #[test]
+    fn a_mutation_fits_where_what_it_builds_on_is_there() {
+        let set = |base| Mutation { generation: 2, base, ..mutation(5, vec![("x", Op::Set(Value::null()))]) };
+        let stored = [(0, 0), (1, 9), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (3, 1)];
+        let fits = |mutation: &Mutation| stored.map(|stored| fit(stored, mutation));
+        use Fit::{Gap, Next, Stale};
+        assert_eq!(fits(&set(3)), [Gap, Gap, Gap, Next, Next, Stale, Stale, Stale]);
+        let any = [Next, Next, Next, Next, Next, Stale, Stale, Stale];
+        assert_eq!(fits(&set(0)), any, "it builds on nothing");
+        for whole in [Op::Replace(Object::default()), Op::Tombstone(true)] {
+            let operations = vec![Operation { path: String::new(), op: Some(whole) }];
+            assert_eq!(fits(&Mutation { operations, ..set(4) }), any);
+        }
+    }
+
+    #[test]
+    fn without_operations_only_the_guard_moves() {
+        let mut document = Document::empty();
+        assert!(document.apply(&mutation(1, vec![])));
+        assert_eq!((document.revision, document.deleted), (1, true), "there is nothing to show");
+        document.apply(&mutation(2, vec![("x", Op::Set(Value::integer(1)))]));
+        document.apply(&mutation(3, vec![]));
+        assert_eq!((document.revision, document.deleted, json(&document).as_str()), (3, false, r#"{"x":1}"#));
     }
 
     #[test]

@@ -6,8 +6,6 @@
 //! The log's client compresses the message as a whole. A frame holds at most [`MAX_RECORDS`] records and about
 //! [`MAX_BYTES`] bytes; a single larger record gets a frame of its own. Reading borrows: no record is copied.
 
-use bytes::Bytes;
-
 /// The most records of a frame.
 pub const MAX_RECORDS: usize = 1000;
 /// A frame is closed when it is larger than this; a frame of one record may be larger.
@@ -172,14 +170,6 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// The records of a frame as slices that share its allocation.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_shared(bytes: &Bytes, expected: Content) -> Result<Vec<Bytes>, FrameError> {
-    read(bytes, expected)?.map(|record| record.map(|record| bytes.slice_ref(record))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,11 +192,10 @@ mod tests {
         for value in ["a", "b", "c"] {
             frame.push(&identifier(value));
         }
-        let bytes = Bytes::from(frame.finish());
-        let values: Vec<String> = read_shared(&bytes, Content::Action)
+        let bytes = frame.finish();
+        let values: Vec<String> = read(&bytes, Content::Action)
             .unwrap()
-            .into_iter()
-            .map(|record| <Identifier as prost::Message>::decode(record).unwrap().value)
+            .map(|record| <Identifier as prost::Message>::decode(record.unwrap()).unwrap().value)
             .collect();
         assert_eq!(values, ["a", "b", "c"]);
     }

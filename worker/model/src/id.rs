@@ -118,6 +118,11 @@ impl DeviceId {
         let [high, low, ..] = self.0;
         u16::from_be_bytes([high, low])
     }
+
+    /// `d_` and 36 hexadecimal digits; see [`std::fmt::Display`] for the reverse.
+    pub fn parse(text: &str) -> Option<DeviceId> {
+        DeviceId::from_bytes(&unhex(text.strip_prefix("d_")?)?)
+    }
 }
 
 impl std::fmt::Display for DeviceId {
@@ -198,6 +203,9 @@ mod tests {
         assert!(old.age() < new.age());
         assert_eq!(UserId::parse(&new.to_string()), Some(new));
         assert_eq!(new.home(), key::group_of("acme", &identifier("a")));
+        let device = DeviceId::of("acme", &identifier("a"));
+        assert_eq!(DeviceId::parse(&device.to_string()), Some(device));
+        assert_eq!((DeviceId::parse(&new.to_string()), DeviceId::parse("d_")), (None, None));
     }
 
     #[test]

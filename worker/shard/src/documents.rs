@@ -3,6 +3,9 @@
 //! Contract, checked by one conformance suite on every implementation (I8):
 //! - **Guard.** A mutation is applied only where the stored (generation, revision) is lower than its own; where no document is stored, it is
 //!   created. Repeating a write, or writing an older one later, changes nothing.
+//! - **Gaps.** A mutation that builds on a revision (`base`) and is no whole document is applied only where that revision of its generation, or a
+//!   later one, is stored. Where a lower one is, or none, it changes nothing and is a gap. [`millstream_model::document::fit`] is the rule.
+//! - A mutation without operations moves the guard and leaves the content as it is; where no document is stored, it is a tombstone.
 //! - A write that timed out may still take effect later, or never; the guard makes both harmless.
 //! - Deletion keeps the guard: a tombstone is a document without data.
 
@@ -14,8 +17,10 @@ use millstream_model::proto::Mutation;
 pub enum Outcome {
     /// The document holds it now.
     Applied,
-    /// The document holds it already, or a newer one.
+    /// The document holds it already, or a newer one. (A server that does not tell which writes of a bulk matched may make it `Applied`.)
     Stale,
+    /// Not applied: the document lacks what it builds on. Ask for the whole document.
+    Gap,
     /// The store will never take it; the message says why.
     Refused(String),
     /// Not known or not possible now: write it again later.

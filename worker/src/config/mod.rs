@@ -65,6 +65,8 @@ pub struct Config {
     pub action: Action,
     /// When a shard commits.
     pub batch: Batch,
+    /// How much waits to be written to documents.
+    pub reaction: Reaction,
     /// Logs and traces.
     pub telemetry: Telemetry,
 }
@@ -88,6 +90,7 @@ impl Default for Config {
             unify: UnifyConfig::default(),
             action: Action::default(),
             batch: Batch::default(),
+            reaction: Reaction::default(),
             telemetry: Telemetry::default(),
         }
     }
@@ -504,6 +507,20 @@ pub struct Batch {
 impl Default for Batch {
     fn default() -> Batch {
         Batch { max_time: Millis(50), max_records: 10_000, max_bytes: Size(4_000_000) }
+    }
+}
+
+/// How much waits to be written to documents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reaction {
+    /// Mutations of a partition that are read and not written yet (default 64 MiB): beyond it reading pauses. They are held in memory about twice.
+    pub backlog_bytes: Size,
+}
+
+impl Default for Reaction {
+    fn default() -> Reaction {
+        Reaction { backlog_bytes: Size(64 << 20) }
     }
 }
 

@@ -4,12 +4,14 @@
 //! one. On SIGTERM or Ctrl-C the gateway finishes what is in flight, then the shards store their state and end; after `kill -9` the
 //! next start finds everything that was acknowledged in the log.
 
+pub mod backoff;
 pub mod directory;
 pub mod observe;
 pub mod reaction;
 pub mod stage;
 pub mod stores;
 pub mod system;
+mod writers;
 
 use crate::admin::{self, AdminState, Check};
 use crate::config::{self, ApiKey, Config, ConfigArgs, Tenant};
@@ -239,7 +241,10 @@ impl Process {
             environment: environment.clone(),
             creation: self.creation.clone(),
             documents: self.documents.clone().context("the role reaction needs a document store")?,
-            limits: ReactionLimits::default(),
+            limits: ReactionLimits {
+                backlog_bytes: self.config.reaction.backlog_bytes.bytes(),
+                ..ReactionLimits::default()
+            },
             observer: observer.clone(),
             stop: self.stop.clone(),
         };

@@ -74,6 +74,7 @@ impl Observer for Exports {
     fn written(&self, written: &Written) {
         let outcome = match written {
             Written::Done => "written",
+            Written::Gap => "gap",
             Written::Refused(_) => "refused",
             Written::Retry(_) => "retried",
         };

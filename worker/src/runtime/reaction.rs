@@ -1,26 +1,31 @@
 //! The reaction role: a thread per partition that reads mutations, and a few that write documents.
 //!
-//! The logic is `stages::reaction`; this only moves values: frames in, bulks out, outcomes back, and the position into the stage's changelog
-//! once a second and at the end. After a crash some mutations are written again, which their guard makes harmless (I8).
+//! The logic is `stages::reaction`; this only moves values: frames in, bulks out, outcomes back, requests for whole documents to
+//! `exchange.action`, and the position into the stage's changelog once a second and at the end. After a crash some mutations are written
+//! again, which their guard makes harmless (I8).
 
+use super::backoff::Backoff;
 use super::observe::Observer;
 use super::stage::{Condition, ShardStatus};
 use super::stores::Creation;
 use super::system::Stop;
-use millstream_model::frame::{self, Content};
+use super::writers::{Outcomes, Writers};
+use millstream_model::frame::{self, Content, FrameWriter};
+use millstream_model::key::{GROUPS, shard_of};
 use millstream_model::proto::{Batch, Changelog, Mutation, Position, changelog::Record};
 use millstream_model::reject::{About, Reason, Refusal, Reject};
 use millstream_model::{id::hex, trace};
 use millstream_shard::ShardError;
 use millstream_shard::changelog;
-use millstream_shard::documents::{DocumentStore, Outcome};
+use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Consumer, LogError, Outgoing, Producer, Start, TopicPartition};
 use millstream_shard::runtime::Environment;
-use millstream_stages::reaction::{Decided, DocumentKey, Reaction, Written};
+use millstream_stages::reaction::{Decided, Reaction};
 use millstream_stages::{StageSpan, reject};
 use prost::Message as _;
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,11 +38,14 @@ pub struct ReactionLimits {
     pub in_flight: usize,
     /// Undecided mutations per partition; reading pauses above.
     pub backlog: usize,
+    /// The same in encoded bytes: a mutation may be anything from a hundred bytes to a whole document. In memory it is held about twice, as it
+    /// came and in the fold that waits.
+    pub backlog_bytes: usize,
 }
 
 impl Default for ReactionLimits {
     fn default() -> ReactionLimits {
-        ReactionLimits { bulk: 500, in_flight: 2, backlog: 50_000 }
+        ReactionLimits { bulk: 500, in_flight: 2, backlog: 50_000, backlog_bytes: 64 << 20 }
     }
 }
 
@@ -71,9 +79,6 @@ pub struct ReactionThread {
     pub stop: Arc<Stop>,
 }
 
-type Bulk = Vec<(DocumentKey, Mutation)>;
-type Outcomes = Vec<(DocumentKey, Written)>;
-
 impl ReactionThread {
     /// Starts the thread.
     ///
@@ -88,18 +93,24 @@ impl ReactionThread {
     }
 
     fn run(&self, status: &ShardStatus) {
+        let mut backoff = Backoff::default();
         while !self.stop.is_stopped() {
-            let Err(error) = self.run_once(status) else { return };
-            tracing::warn!(stage = "reaction", shard = self.shard, %error, "partition is opened again");
-            status.set(match error {
-                ShardError::Reopen(message) => Condition::Retrying(message),
-                ShardError::Stopped(message) => Condition::Stopped(message),
-            });
-            self.stop.wait(Duration::from_secs(1));
+            let Err(error) = self.run_once(status, &mut backoff) else { return };
+            match &error {
+                ShardError::Reopen(message) => {
+                    tracing::warn!(stage = "reaction", shard = self.shard, message, "partition is opened again");
+                }
+                ShardError::Stopped(message) => {
+                    tracing::error!(stage = "reaction", shard = self.shard, message, "partition stopped");
+                }
+            }
+            let pause = backoff.after(&error);
+            status.fail(error);
+            self.stop.wait(pause);
         }
     }
 
-    fn run_once(&self, status: &ShardStatus) -> Result<(), ShardError> {
+    fn run_once(&self, status: &ShardStatus, backoff: &mut Backoff) -> Result<(), ShardError> {
         let (log, topics) = (&*self.environment.log, &self.environment.topics);
         self.creation.ensure(&self.stop)?;
         self.documents.prepare(&["users", "devices"]).map_err(|error| ShardError::Reopen(error.to_string()))?;
@@ -114,7 +125,7 @@ impl ReactionThread {
             }
             recorded => recorded.map(|input| input.offset),
         };
-        let (first, _) = log.bounds(&mutations)?;
+        let (first, end) = log.bounds(&mutations)?;
         if start.is_none() && first > 0 {
             return Err(ShardError::Stopped(format!(
                 "{mutations} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; restore a savepoint"
@@ -122,29 +133,42 @@ impl ReactionThread {
         }
         let consumer = log.consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
         let writers = Writers::start(self.limits.in_flight, &self.documents)?;
-        status.set(Condition::Running);
         let mut turn = Turn {
             topic_id,
+            end,
+            runs: false,
             reaction: Reaction::starting_at(start.unwrap_or(0)),
             producer: log.producer()?,
             recorded: start,
             recorded_at_ms: 0,
             in_flight: 0,
         };
-        self.work(consumer, &writers, &mut turn)?;
+        self.work(consumer, &writers, &mut turn, &mut || {
+            backoff.reset();
+            status.set(Condition::Running);
+        })?;
         // Not after a failure: what failed may have left the reaction without being decided, and must be read again.
         self.record(&mut turn);
         Ok(())
     }
 
-    fn work(&self, mut consumer: Box<dyn Consumer>, writers: &Writers, turn: &mut Turn) -> Result<(), ShardError> {
+    /// Calls `runs` once, when it really does.
+    fn work(
+        &self,
+        mut consumer: Box<dyn Consumer>,
+        writers: &Writers,
+        turn: &mut Turn,
+        runs: &mut dyn FnMut(),
+    ) -> Result<(), ShardError> {
         loop {
             let stopping = self.stop.is_stopped();
             if stopping && turn.in_flight == 0 {
                 return Ok(());
             }
-            if !stopping && turn.reaction.backlog() < self.limits.backlog {
-                self.poll(&mut *consumer, turn)?;
+            if !stopping && self.has_room(&turn.reaction) {
+                if self.poll(&mut *consumer, turn)? && !std::mem::replace(&mut turn.runs, true) {
+                    runs();
+                }
             } else if turn.in_flight == 0 {
                 self.stop.wait(BUSY.max(IDLE / 4));
             } else if let Ok(outcomes) = writers.outcomes().recv_timeout(IDLE) {
@@ -152,6 +176,9 @@ impl ReactionThread {
             }
             for outcomes in writers.outcomes().try_iter() {
                 self.decide(outcomes, turn)?;
+            }
+            if !stopping {
+                self.ask(turn)?;
             }
             while !stopping && turn.in_flight < self.limits.in_flight {
                 let bulk = turn.reaction.take(self.limits.bulk, self.environment.clock.now_ms());
@@ -168,10 +195,15 @@ impl ReactionThread {
         }
     }
 
-    fn poll(&self, consumer: &mut dyn Consumer, turn: &mut Turn) -> Result<(), ShardError> {
+    fn has_room(&self, reaction: &Reaction) -> bool {
+        reaction.backlog() < self.limits.backlog && reaction.backlog_bytes() < self.limits.backlog_bytes
+    }
+
+    /// Reads on; tells whether something came that can be read, or there is nothing more to read.
+    fn poll(&self, consumer: &mut dyn Consumer, turn: &mut Turn) -> Result<bool, ShardError> {
         let wait = if turn.reaction.backlog() > 0 { BUSY } else { IDLE };
         let mut failed = None;
-        consumer.poll(MESSAGES, wait, &mut |message| {
+        let messages = consumer.poll(MESSAGES, wait, &mut |message| {
             if failed.is_some() {
                 return;
             }
@@ -182,12 +214,40 @@ impl ReactionThread {
                         .collect::<Result<Result<Vec<Mutation>, String>, _>>()
                 });
             match mutations {
-                Ok(Ok(mutations)) => turn.reaction.offer(message.offset, mutations),
+                // Those that are decided with it need nothing: the whole document is asked for.
+                Ok(Ok(mutations)) => drop(turn.reaction.offer(message.offset, mutations)),
                 Ok(Err(error)) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
                 Err(error) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
             }
         })?;
-        failed.map_or(Ok(()), |message| Err(ShardError::Stopped(message)))
+        if let Some(message) = failed {
+            return Err(ShardError::Stopped(message));
+        }
+        Ok(messages > 0 || consumer.positions().first().is_some_and(|position| *position >= turn.end))
+    }
+
+    /// Asks the homes of documents with a gap for the whole (I8). What is covered by the answers is decided only when the log has the requests.
+    fn ask(&self, turn: &mut Turn) -> Result<(), ShardError> {
+        let requests = turn.reaction.requests(frame::MAX_RECORDS, self.environment.clock.now_ms());
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let topics = &self.environment.topics;
+        let mut frames: BTreeMap<u32, FrameWriter> = BTreeMap::new();
+        for (_, request) in &requests {
+            let group = u16::try_from(request.group).unwrap_or(GROUPS).min(GROUPS - 1);
+            let frame = frames.entry(shard_of(group, topics.shards));
+            frame.or_insert_with(|| FrameWriter::new(Content::Exchange)).push(request);
+        }
+        for (partition, frame) in frames {
+            let payload = frame.finish();
+            let message = Outgoing { topic: &topics.exchange, partition, key: &[], payload: &payload, headers: &[] };
+            send_and_wait(&*turn.producer, message)?;
+        }
+        let covered = turn.reaction.asked(requests.iter().map(|(key, _)| key));
+        let (documents, mutations) = (requests.len(), covered.len());
+        tracing::warn!(shard = self.shard, documents, mutations, "documents have gaps; asked for the whole of each");
+        Ok(())
     }
 
     fn decide(&self, outcomes: Outcomes, turn: &mut Turn) -> Result<(), ShardError> {
@@ -198,6 +258,7 @@ impl ReactionThread {
             for decided in turn.reaction.complete(&key, written, now_ms) {
                 match decided {
                     Decided::Stored(mutation) => self.stored(&mutation, now_ms),
+                    Decided::Covered(_) => {}
                     Decided::Rejected(mutation, message) => self.reject(&mutation, message, &*turn.producer)?,
                 }
             }
@@ -309,6 +370,10 @@ impl ReactionThread {
 struct Turn {
     /// Of `mutations`.
     topic_id: String,
+    /// Of `mutations`, when it was opened.
+    end: u64,
+    /// Something was read, or there was nothing to read.
+    runs: bool,
     reaction: Reaction,
     producer: Box<dyn Producer>,
     recorded: Option<u64>,
@@ -321,64 +386,4 @@ fn send_and_wait(producer: &dyn Producer, message: Outgoing<'_>) -> Result<(), S
     producer.send(message, Box::new(move |result: Result<u64, LogError>| drop(done.send(result))));
     waiting.recv().map_err(|_| ShardError::Reopen("the log's producer is gone".into()))??;
     Ok(())
-}
-
-/// Threads that write bulks.
-struct Writers {
-    bulks: Option<SyncSender<Bulk>>,
-    outcomes: Mutex<Receiver<Outcomes>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Writers {
-    fn start(count: usize, documents: &Arc<dyn DocumentStore>) -> Result<Writers, ShardError> {
-        let (bulks, waiting) = sync_channel::<Bulk>(count);
-        let (decided, outcomes) = channel();
-        let waiting = Arc::new(Mutex::new(waiting));
-        let spawn = |_| {
-            let (documents, waiting, decided) = (documents.clone(), waiting.clone(), decided.clone());
-            std::thread::Builder::new().name("documents".into()).spawn(move || {
-                loop {
-                    let bulk = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(bulk) = bulk else { return };
-                    if decided.send(write(&*documents, bulk)).is_err() {
-                        return;
-                    }
-                }
-            })
-        };
-        let threads: Result<Vec<_>, _> = (0..count).map(spawn).collect();
-        let threads = threads.map_err(|error| ShardError::Reopen(format!("no thread for writes: {error}")))?;
-        Ok(Writers { bulks: Some(bulks), outcomes: Mutex::new(outcomes), threads })
-    }
-
-    fn outcomes(&self) -> std::sync::MutexGuard<'_, Receiver<Outcomes>> {
-        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn submit(&self, bulk: Bulk) -> Result<(), ShardError> {
-        let sent = self.bulks.as_ref().is_some_and(|bulks| bulks.send(bulk).is_ok());
-        if sent { Ok(()) } else { Err(ShardError::Reopen("the threads that write documents are gone".into())) }
-    }
-}
-
-impl Drop for Writers {
-    fn drop(&mut self) {
-        self.bulks = None;
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn write(documents: &dyn DocumentStore, bulk: Bulk) -> Outcomes {
-    let (keys, mutations): (Vec<DocumentKey>, Vec<Mutation>) = bulk.into_iter().unzip();
-    let mut outcomes = documents.write(&mutations).into_iter();
-    let written = |outcome| match outcome {
-        Some(Outcome::Applied | Outcome::Stale) => Written::Done,
-        Some(Outcome::Refused(message)) => Written::Refused(message),
-        Some(Outcome::Retry(message)) => Written::Retry(message),
-        None => Written::Retry("the store gave no outcome".into()),
-    };
-    keys.into_iter().map(|key| (key, written(outcomes.next()))).collect()
 }

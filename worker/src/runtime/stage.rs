@@ -1,5 +1,6 @@
 //! A thread per shard of a stage: opens the shard, runs its batches, opens it again when it must, answers look-ups between batches.
 
+use super::backoff::Backoff;
 use super::observe::Observer;
 use super::stores::Creation;
 use super::system::Stop;
@@ -13,11 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-/// Pause before a shard is opened again: doubles from the first to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// After so many polls without input, about a second, a shard that had stopped counts as working again. Before, the input that stopped it
+/// may only not have been fetched yet.
+const QUIET_POLLS: u32 = 10;
 
 /// How a shard fares, for readiness and look-ups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,25 @@ impl ShardStatus {
     /// Sets how it fares.
     pub fn set(&self, condition: Condition) {
         *self.condition.lock().unwrap_or_else(PoisonError::into_inner) = condition;
+    }
+
+    /// Notes why it does not work. What a person must look after stays until it works again: that another attempt failed otherwise,
+    /// because the log was away, says nothing about it.
+    pub fn fail(&self, error: ShardError) {
+        let mut condition = self.condition.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            ShardError::Stopped(message) => *condition = Condition::Stopped(message),
+            ShardError::Reopen(_) if matches!(*condition, Condition::Stopped(_)) => {}
+            ShardError::Reopen(message) => *condition = Condition::Retrying(message),
+        }
+    }
+
+    /// Notes that it polled without an error, so many times in turn without input.
+    fn polled(&self, quiet: u32) {
+        let mut condition = self.condition.lock().unwrap_or_else(PoisonError::into_inner);
+        if quiet == 0 || quiet >= QUIET_POLLS || !matches!(*condition, Condition::Stopped(_)) {
+            *condition = Condition::Running;
+        }
     }
 
     /// Sums per tenant as of the last batch.
@@ -135,22 +154,20 @@ where
     }
 
     fn run(&self, name: &'static str, status: &ShardStatus, queries: &Receiver<Query<S>>) {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::default();
         while !self.stop.is_stopped() {
-            match self.run_once(name, status, queries, &mut pause) {
-                Ok(()) => return,
-                Err(ShardError::Reopen(message)) => {
+            let Err(error) = self.run_once(name, status, queries, &mut backoff) else { return };
+            match &error {
+                ShardError::Reopen(message) => {
                     tracing::warn!(stage = name, shard = self.shard, message, "shard is opened again");
-                    status.set(Condition::Retrying(message));
                 }
-                Err(ShardError::Stopped(message)) => {
+                ShardError::Stopped(message) => {
                     tracing::error!(stage = name, shard = self.shard, message, "shard stopped");
-                    status.set(Condition::Stopped(message));
-                    pause = LAST_PAUSE;
                 }
             }
+            let pause = backoff.after(&error);
+            status.fail(error);
             self.stop.wait(pause);
-            pause = (pause * 2).min(LAST_PAUSE);
         }
     }
 
@@ -159,7 +176,7 @@ where
         name: &'static str,
         status: &ShardStatus,
         queries: &Receiver<Query<S>>,
-        pause: &mut Duration,
+        backoff: &mut Backoff,
     ) -> Result<(), ShardError> {
         let environment = self.environment.clone();
         self.creation.ensure(&self.stop)?;
@@ -168,10 +185,13 @@ where
         let mut shard = Shard::open((self.make)(), self.shard, environment, self.limits.clone(), store)?;
         tracing::info!(stage = name, shard = self.shard, epoch = shard.progress().1, "shard is open");
         self.publish(name, status, shard.usage());
-        status.set(Condition::Running);
+        let mut quiet = 0;
         while !self.stop.is_stopped() {
-            if let Some(report) = shard.run_batch()? {
-                *pause = FIRST_PAUSE;
+            let report = shard.run_batch()?;
+            quiet = if report.is_some() { 0 } else { quiet + 1 };
+            status.polled(quiet);
+            if let Some(report) = report {
+                backoff.reset();
                 self.publish(name, status, &report.usage);
                 self.report(name, &report);
             }
@@ -196,5 +216,36 @@ where
         for (tenant, reason) in &report.reasons {
             self.observer.rejected(name, tenant, *reason);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stopped_stays_until_it_works() {
+        let status = ShardStatus::new("unify", 0);
+        let stopped = Condition::Stopped("topic was made again".into());
+        status.fail(ShardError::Reopen("log away".into()));
+        assert_eq!(status.condition(), Condition::Retrying("log away".into()));
+        status.fail(ShardError::Stopped("topic was made again".into()));
+        status.fail(ShardError::Reopen("log away".into()));
+        assert_eq!(status.condition(), stopped, "another failure says nothing about it");
+        status.polled(QUIET_POLLS - 1);
+        assert_eq!(status.condition(), stopped, "what stopped it may not have been fetched yet");
+        status.polled(QUIET_POLLS);
+        assert_eq!(status.condition(), Condition::Running);
+        status.fail(ShardError::Stopped("again".into()));
+        status.polled(0);
+        assert_eq!(status.condition(), Condition::Running, "a batch was committed");
+    }
+
+    #[test]
+    fn a_shard_without_input_works_after_its_first_poll() {
+        let status = ShardStatus::new("unify", 0);
+        assert_eq!(status.condition(), Condition::Opening);
+        status.polled(1);
+        assert_eq!(status.condition(), Condition::Running);
     }
 }

@@ -285,7 +285,7 @@ impl StageMetrics {
         self.lag.remove(&ShardLabels { stage, shard });
     }
 
-    /// Document writes ended: `written`, `superseded`, `retried`, `refused`, ...
+    /// Document writes ended: `written`, `gap`, `retried` or `refused`.
     pub fn writes(&self, outcome: &'static str, count: usize) {
         self.writes.get_or_create(&OutcomeLabels { outcome }).inc_by(count as u64);
     }

@@ -1,15 +1,20 @@
 //! The documents of users and devices, and the mutations that lead there (I8).
 //!
-//! An entity's first mutation replaces the whole document; each further one holds only the difference. The layout is in
+//! An entity's first mutation replaces the whole document; each further one holds only the difference, and says which revision it
+//! builds on. When a document turns out to lack that, the reaction stage asks for the whole ([`Work::replace`]). The layout is in
 //! `docs/src/design/identity.md`. Names of attributes and types of identifiers are escaped, as they are segments of paths.
 
 use super::attributes;
-use crate::{At, Outbox};
-use millstream_model::document::escape;
-use millstream_model::id::{DeviceId, UserId};
+use super::state::{Value as Stored, device_key, user_key};
+use super::work::{Header, Work};
+use crate::{At, Outbox, StateError};
+use millstream_model::document::{escape, is_whole};
+use millstream_model::id::{DeviceId, UserId, message_hash};
+use millstream_model::key::StateKey;
 use millstream_model::proto::operation::Op;
 use millstream_model::proto::{
-    DeviceState, Identifier, Membership, Mutation, Object, Operation, Register, Stamp, TraceContext, User, Value,
+    DeviceState, Identifier, Membership, Mutation, Object, Operation, Register, Replace, Stamp, TraceContext, User,
+    Value,
 };
 use millstream_model::value;
 use std::collections::BTreeMap;
@@ -165,7 +170,7 @@ pub(super) fn publish_user(
         operations = replace(user_fields(cause.tenant, user));
     }
     let target = Target { collection: USERS, id: id.to_string(), home: id.home() };
-    publish(target, &mut user.revision, operations, cause, at, out);
+    publish(target, (&mut user.revision, &mut user.whole), operations, cause, at, out);
 }
 
 /// [`publish_user`] for a device.
@@ -181,7 +186,7 @@ pub(super) fn publish_device(
         operations = replace(device_fields(cause.tenant, device));
     }
     let target = Target { collection: DEVICES, id: id.to_string(), home: id.home() };
-    publish(target, &mut device.revision, operations, cause, at, out);
+    publish(target, (&mut device.revision, &mut device.whole), operations, cause, at, out);
 }
 
 struct Target {
@@ -190,14 +195,22 @@ struct Target {
     home: u16,
 }
 
-fn publish(to: Target, revision: &mut u64, operations: Vec<Operation>, cause: Cause<'_>, at: &At, out: &mut Outbox) {
+/// Sends operations as the next revision, and notes it when it is a whole document.
+fn publish(
+    to: Target,
+    (revision, whole): (&mut u64, &mut u64),
+    operations: Vec<Operation>,
+    cause: Cause<'_>,
+    at: &At,
+    out: &mut Outbox,
+) {
     if operations.is_empty() {
         return;
     }
     let base = *revision;
     *revision += 1;
     out.usage(cause.tenant).mutations += 1;
-    out.mutations.push(Mutation {
+    let mutation = Mutation {
         tenant: cause.tenant.to_owned(),
         collection: to.collection.to_owned(),
         id: to.id,
@@ -209,5 +222,48 @@ fn publish(to: Target, revision: &mut u64, operations: Vec<Operation>, cause: Ca
         trace: cause.trace.cloned(),
         group: u32::from(to.home),
         record_id: cause.record_id.to_vec(),
-    });
+    };
+    if is_whole(&mutation) {
+        *whole = *revision;
+    }
+    out.mutations.push(mutation);
+}
+
+impl Work<'_> {
+    /// At the home of a user or device whose document lacks something: sends all of it, or its tombstone, as the next revision. An entity's
+    /// mutations come in one partition in the order of their revisions; so when a whole document later than what the sender has read was
+    /// sent already, it is behind that, and nothing is to be done.
+    pub(super) fn replace(&mut self, header: &Header, message: &Replace) -> Result<(), StateError> {
+        let (tenant, read) = (header.tenant.as_str(), message.revision);
+        let Some(key) = state_key(tenant, message) else { return Ok(()) };
+        let stored = self.state.get_mut(&key)?;
+        let stamp = Stamp { time_ms: self.at.batch_ms, ..Stamp::default() };
+        let cause = |record_id| Cause { tenant, stamp, record_id, trace: None };
+        match stored {
+            Some(Stored::User(user)) if user.revision > 0 && user.whole <= read => {
+                let operations = render_user(tenant, user).map_or_else(tombstone, replace);
+                publish_user(user, operations, cause(&request_id(message, user.revision)), self.at, self.out);
+            }
+            Some(Stored::Device(device)) if device.revision > 0 && device.whole <= read => {
+                let operations = replace(device_fields(tenant, device));
+                publish_device(device, operations, cause(&request_id(message, device.revision)), self.at, self.out);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Where the entity of a document is.
+pub(super) fn state_key(tenant: &str, Replace { collection, id, .. }: &Replace) -> Option<StateKey> {
+    match collection.as_str() {
+        USERS => UserId::parse(id).map(|id| user_key(tenant, &id)),
+        DEVICES => DeviceId::parse(id).map(|id| device_key(tenant, &id)),
+        _ => None,
+    }
+}
+
+/// What stands for a record's id in a mutation that no record caused.
+fn request_id(Replace { collection, id, .. }: &Replace, revision: u64) -> [u8; 16] {
+    message_hash(&format!("replace\0{collection}\0{id}\0{revision}"))
 }

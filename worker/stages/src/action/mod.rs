@@ -20,6 +20,7 @@
 //!   user comes back, and what comes later waits in the node until a *drain* along the same way has returned.
 //! - Only a user's own home links a node to it. A merge that finds that a deletion took the common identifier asks the other user's home to
 //!   link it again (*Relink*), if it is still a member there.
+//! - The reaction stage asks for the whole document of a user or device that turned out to lack something (*Replace*, I8).
 //!
 //! What one user or device may hold is bounded ([`ActionLimits`]): what a record brings beyond is refused at the home, before anything is linked.
 //!
@@ -158,6 +159,7 @@ fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
         Some(Body::Drain(message)) => user(&message.user),
         Some(Body::Device(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
         Some(Body::Forget(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
+        Some(Body::Replace(message)) => document::state_key(tenant, message),
         None => None,
     });
 }

@@ -104,6 +104,7 @@ impl<'a> Work<'a> {
             Body::Drained(message) => self.drained(&header, &message),
             Body::Forget(message) => self.forget(&header, message),
             Body::Relink(message) => self.relink(&header, message),
+            Body::Replace(message) => self.replace(&header, &message),
         }
     }
 }

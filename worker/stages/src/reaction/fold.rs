@@ -1,15 +1,26 @@
 //! Folding: two mutations of one document, one after the other, as one.
 //!
 //! The fold of two must do to every document what both would do in turn (I8). Where the operations of the store cannot express that
-//! (elements first removed and then others added to one set), the mutations are not folded and go out one after the other.
+//! (elements first removed and then others added to one set), the mutations are not folded and go out one after the other. Nor are two
+//! between which one is missing: the fold would hide the gap from the store, which compares only what the first one builds on.
 
-use millstream_model::document::Document;
+use millstream_model::document::{Document, needed_base};
 use millstream_model::proto::{List, Mutation, Operation, Value, operation::Op};
 
 /// `first` then `second` as one mutation; `None` when they must stay two.
 pub fn fold(first: &Mutation, second: &Mutation) -> Option<Mutation> {
+    if !follows(first, second) {
+        return None;
+    }
     let operations = fold_operations(&first.operations, &second.operations)?;
     Some(Mutation { operations, base: first.base, ..second.clone() })
+}
+
+/// Is the second one newer, and what it builds on there once the first one is?
+fn follows(first: &Mutation, second: &Mutation) -> bool {
+    let after = (first.generation, first.revision);
+    after < (second.generation, second.revision)
+        && needed_base(second).is_none_or(|base| after >= (second.generation, base))
 }
 
 fn fold_operations(first: &[Operation], second: &[Operation]) -> Option<Vec<Operation>> {
@@ -125,6 +136,17 @@ mod tests {
                 prop_assert_eq!(without_empty(at_once), without_empty(one_by_one));
             }
         }
+    }
+
+    #[test]
+    fn a_fold_hides_no_gap() {
+        let set = |revision| mutation(revision, vec![Operation { path: "a".into(), op: Some(Op::Set(Value::null())) }]);
+        let gone = vec![Operation { path: String::new(), op: Some(Op::Tombstone(true)) }];
+        assert!(fold(&set(2), &set(3)).is_some());
+        assert_eq!(fold(&set(2), &set(4)), None, "3 is missing");
+        assert_eq!(fold(&set(2), &set(2)), None, "the same once more");
+        assert_eq!(fold(&set(2), &Mutation { generation: 2, ..set(3) }), None, "2 is of another generation");
+        assert!(fold(&set(2), &mutation(9, gone)).is_some(), "whatever was before");
     }
 
     #[test]

@@ -4,23 +4,31 @@
 //! write at a time and never blocks another. Writes are guarded by (generation, revision) in the store, so that repeating one, after
 //! a time-out, a crash or by two workers at once, changes nothing (I8): this stage needs no lock and no transaction. What may succeed
 //! later is tried again with growing pauses; what never will is rejected, but a refused fold is split first, so that one bad mutation does not
-//! take its neighbours along. The position moves up to the oldest mutation that is not yet decided.
+//! take its neighbours along. In place of a rejected mutation its revision alone is written, so that the next one finds what it builds on.
+//! A document that lacks what a mutation builds on is healed from its home (module `gap`).
+//! The position moves up to the oldest mutation that is not yet decided.
 //!
 //! Pure: time comes in as values; the worker feeds mutations and outcomes and carries the writes out.
 
+mod entity;
 mod fold;
+mod gap;
+#[cfg(test)]
+mod healing_tests;
+#[cfg(test)]
+mod tests;
 
 pub use fold::fold;
 
+use entity::{Entity, Part, Work};
 use millstream_model::proto::Mutation;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use prost::Message as _;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// First pause before a write is tried again; it doubles up to [`MAX_PAUSE_MS`].
 const FIRST_PAUSE_MS: u64 = 50;
 /// Longest pause: a store that comes back is noticed this late.
 const MAX_PAUSE_MS: u64 = 5_000;
-/// The most mutations in one fold: bounds what a split has to repeat.
-const MAX_FOLD: usize = 200;
 
 /// Which document.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,11 +41,20 @@ pub struct DocumentKey {
     pub id: String,
 }
 
+impl DocumentKey {
+    fn of(mutation: &Mutation) -> DocumentKey {
+        let Mutation { tenant, collection, id, .. } = mutation;
+        DocumentKey { tenant: tenant.clone(), collection: collection.clone(), id: id.clone() }
+    }
+}
+
 /// What became of a write, as the document store said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Written {
     /// The document holds it, or something newer.
     Done,
+    /// Not applied: the document lacks what it builds on.
+    Gap,
     /// Never possible.
     Refused(String),
     /// Perhaps later.
@@ -49,26 +66,10 @@ pub enum Written {
 pub enum Decided {
     /// In the document store.
     Stored(Mutation),
+    /// Not written: the whole document comes behind it, because its document has a gap.
+    Covered(Mutation),
     /// Rejected: it, and why.
     Rejected(Mutation, String),
-}
-
-#[derive(Debug)]
-struct Work {
-    /// What to write: all of `parts` in one.
-    folded: Mutation,
-    /// The mutations in it, each with the offset of its frame, in order.
-    parts: Vec<(u64, Mutation)>,
-    /// A fold was refused: write each part alone from now on.
-    split: bool,
-}
-
-#[derive(Debug, Default)]
-struct Entity {
-    waiting: VecDeque<Work>,
-    in_flight: Option<Work>,
-    attempts: u32,
-    not_before_ms: u64,
 }
 
 /// The reaction stage of one partition.
@@ -77,11 +78,14 @@ pub struct Reaction {
     entities: HashMap<DocumentKey, Entity>,
     ready: VecDeque<DocumentKey>,
     /// Entities that wait for a pause to end, by its end.
-    paused: BTreeMap<(u64, DocumentKey), ()>,
+    paused: BTreeSet<(u64, DocumentKey)>,
+    /// Entities with a gap, by when their home is to be asked.
+    asking: BTreeSet<(u64, DocumentKey)>,
     /// Undecided mutations per frame offset.
     undecided: BTreeMap<u64, usize>,
     next_offset: u64,
     backlog: usize,
+    backlog_bytes: usize,
 }
 
 impl Reaction {
@@ -90,34 +94,32 @@ impl Reaction {
         Reaction { next_offset: offset, ..Reaction::default() }
     }
 
-    /// Takes the mutations of the frame at `offset`.
-    pub fn offer(&mut self, offset: u64, mutations: Vec<Mutation>) {
+    /// Takes the mutations of the frame at `offset`; gives those that are decided with it.
+    pub fn offer(&mut self, offset: u64, mutations: Vec<Mutation>) -> Vec<Decided> {
         self.next_offset = self.next_offset.max(offset + 1);
-        if mutations.is_empty() {
-            return;
-        }
-        self.undecided.insert(offset, mutations.len());
-        self.backlog += mutations.len();
+        let mut decided = Vec::new();
         for mutation in mutations {
-            let key = DocumentKey {
-                tenant: mutation.tenant.clone(),
-                collection: mutation.collection.clone(),
-                id: mutation.id.clone(),
-            };
+            let key = DocumentKey::of(&mutation);
+            let part = self.count(offset, mutation);
             let entity = self.entities.entry(key.clone()).or_default();
-            let was_idle = entity.waiting.is_empty() && entity.in_flight.is_none();
-            entity.enqueue(offset, mutation);
+            if entity.gap.is_some() {
+                decided.extend(self.offer_to_gap(key, part));
+                continue;
+            }
+            let was_idle = entity.is_idle();
+            entity.enqueue(part);
             if was_idle {
                 self.ready.push_back(key);
             }
         }
+        decided
     }
 
     /// Up to `max` writes that may go out now, at most one per document.
     pub fn take(&mut self, max: usize, now_ms: u64) -> Vec<(DocumentKey, Mutation)> {
-        while let Some(((due, _), ())) = self.paused.first_key_value()
+        while let Some((due, _)) = self.paused.first()
             && *due <= now_ms
-            && let Some(((_, key), ())) = self.paused.pop_first()
+            && let Some((_, key)) = self.paused.pop_first()
         {
             self.ready.push_back(key);
         }
@@ -139,56 +141,69 @@ impl Reaction {
     /// Takes what became of a write; gives the mutations that are decided with it.
     pub fn complete(&mut self, key: &DocumentKey, written: Written, now_ms: u64) -> Vec<Decided> {
         let Some(entity) = self.entities.get_mut(key) else { return Vec::new() };
-        let Some(work) = entity.in_flight.take() else { return Vec::new() };
-        let decided: Vec<Decided> = match written {
-            Written::Done => self.decide(key, work, Decided::Stored),
-            Written::Refused(_) if work.parts.len() > 1 => {
-                entity.split(work);
-                Vec::new()
-            }
+        let Some(mut work) = entity.in_flight.take() else { return Vec::new() };
+        let mut decided = Vec::new();
+        match gap::or_refused(key, written) {
+            Written::Done => decided = self.decide(key, work),
+            Written::Gap => decided = self.gap(key, work, now_ms),
+            Written::Refused(_) if work.parts.len() > 1 => entity.split(work),
+            // Not even its revision can be written.
+            Written::Refused(_) if work.refused.is_some() => decided = self.decide(key, work),
             Written::Refused(message) => {
-                self.decide(key, work, |mutation| Decided::Rejected(mutation, message.clone()))
+                work.skip(message);
+                entity.waiting.push_front(work);
             }
             Written::Retry(_) => {
                 entity.attempts += 1;
                 let pause = FIRST_PAUSE_MS.saturating_mul(1 << entity.attempts.min(10).saturating_sub(1));
                 entity.not_before_ms = now_ms + pause.min(MAX_PAUSE_MS);
                 entity.put_back(work);
-                Vec::new()
             }
-        };
+        }
         self.reschedule(key, now_ms);
         decided
     }
 
-    fn decide(&mut self, key: &DocumentKey, work: Work, as_: impl Fn(Mutation) -> Decided) -> Vec<Decided> {
+    fn decide(&mut self, key: &DocumentKey, mut work: Work) -> Vec<Decided> {
         if let Some(entity) = self.entities.get_mut(key) {
             entity.attempts = 0;
             entity.not_before_ms = 0;
         }
-        let mut decided = Vec::with_capacity(work.parts.len());
-        for (offset, mutation) in work.parts {
-            self.backlog -= 1;
-            if let Some(left) = self.undecided.get_mut(&offset) {
-                *left -= 1;
-                if *left == 0 {
-                    self.undecided.remove(&offset);
-                }
-            }
-            decided.push(as_(mutation));
-        }
-        decided
+        let parts = std::mem::take(&mut work.parts);
+        parts.into_iter().map(|part| work.fate(self.discount(part))).collect()
     }
 
     fn reschedule(&mut self, key: &DocumentKey, now_ms: u64) {
         let Some(entity) = self.entities.get(key) else { return };
-        if entity.waiting.is_empty() {
+        if entity.gap.is_some() {
+            // It waits for its home.
+        } else if entity.waiting.is_empty() {
             self.entities.remove(key);
         } else if entity.not_before_ms > now_ms {
-            self.paused.insert((entity.not_before_ms, key.clone()), ());
+            self.paused.insert((entity.not_before_ms, key.clone()));
         } else {
             self.ready.push_back(key.clone());
         }
+    }
+
+    fn count(&mut self, offset: u64, mutation: Mutation) -> Part {
+        let part = Part { offset, bytes: mutation.encoded_len(), mutation };
+        *self.undecided.entry(offset).or_default() += 1;
+        self.backlog += 1;
+        self.backlog_bytes += part.bytes;
+        part
+    }
+
+    fn discount(&mut self, part: Part) -> Mutation {
+        self.backlog -= 1;
+        self.backlog_bytes -= part.bytes;
+        if let Some(left) = self.undecided.get_mut(&part.offset) {
+            *left -= 1;
+            if *left == 0 {
+                self.undecided.remove(&part.offset);
+            }
+        }
+        part.mutation
     }
 
     /// Every mutation before this offset is decided: where to read on after a crash.
@@ -201,133 +216,8 @@ impl Reaction {
         self.backlog
     }
 
-    /// When the next paused write may go out, milliseconds since 1970.
-    pub fn next_due_ms(&self) -> Option<u64> {
-        self.paused.first_key_value().map(|((due, _), ())| *due)
-    }
-}
-
-impl Entity {
-    fn enqueue(&mut self, offset: u64, mutation: Mutation) {
-        if let Some(last) = self.waiting.back_mut()
-            && !last.split
-            && last.parts.len() < MAX_FOLD
-            && let Some(folded) = fold(&last.folded, &mutation)
-        {
-            last.folded = folded;
-            last.parts.push((offset, mutation));
-            return;
-        }
-        self.waiting.push_back(Work { folded: mutation.clone(), parts: vec![(offset, mutation)], split: false });
-    }
-
-    /// What must be tried again goes out with what has come behind it in the meantime, when both fold.
-    fn put_back(&mut self, work: Work) {
-        if let Some(next) = self.waiting.front_mut()
-            && !work.split
-            && !next.split
-            && work.parts.len() + next.parts.len() <= MAX_FOLD
-            && let Some(folded) = fold(&work.folded, &next.folded)
-        {
-            next.folded = folded;
-            next.parts.splice(0..0, work.parts);
-            return;
-        }
-        self.waiting.push_front(work);
-    }
-
-    fn split(&mut self, work: Work) {
-        for (offset, mutation) in work.parts.into_iter().rev() {
-            self.waiting.push_front(Work { folded: mutation.clone(), parts: vec![(offset, mutation)], split: true });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use millstream_model::proto::{Operation, Value, operation::Op};
-
-    fn mutation(id: &str, revision: u64) -> Mutation {
-        let op = Op::Set(Value::integer(revision as i64));
-        Mutation {
-            tenant: "acme".into(),
-            collection: "users".into(),
-            id: id.into(),
-            generation: 1,
-            revision,
-            base: revision - 1,
-            operations: vec![Operation { path: "x".into(), op: Some(op) }],
-            ..Mutation::default()
-        }
-    }
-
-    fn revisions(writes: &[(DocumentKey, Mutation)]) -> Vec<(String, u64)> {
-        writes.iter().map(|(key, mutation)| (key.id.clone(), mutation.revision)).collect()
-    }
-
-    #[test]
-    fn one_write_in_flight_per_entity_and_the_rest_folds() {
-        let mut reaction = Reaction::starting_at(0);
-        reaction.offer(0, vec![mutation("a", 1), mutation("b", 1)]);
-        let first = reaction.take(10, 0);
-        assert_eq!(revisions(&first), [("a".into(), 1), ("b".into(), 1)]);
-        reaction.offer(1, vec![mutation("a", 2), mutation("a", 3)]);
-        assert!(reaction.take(10, 0).is_empty(), "a is in flight");
-        assert_eq!(reaction.complete(&first[0].0, Written::Done, 0).len(), 1);
-        assert_eq!(revisions(&reaction.take(10, 0)), [("a".into(), 3)]);
-        assert_eq!(reaction.position(), 0, "b of frame 0 is not decided");
-        reaction.complete(&first[1].0, Written::Done, 0);
-        assert_eq!(reaction.position(), 1);
-        assert_eq!(reaction.complete(&first[0].0, Written::Done, 0).len(), 2);
-        assert_eq!((reaction.position(), reaction.backlog()), (2, 0));
-    }
-
-    #[test]
-    fn what_may_succeed_later_is_tried_again_after_a_pause_and_blocks_nobody() {
-        let mut reaction = Reaction::starting_at(0);
-        reaction.offer(0, vec![mutation("a", 1)]);
-        let writes = reaction.take(10, 1000);
-        reaction.complete(&writes[0].0, Written::Retry("away".into()), 1000);
-        reaction.offer(1, vec![mutation("b", 1), mutation("a", 2)]);
-        assert_eq!(revisions(&reaction.take(10, 1000)), [("b".into(), 1)]);
-        assert_eq!(reaction.next_due_ms(), Some(1050));
-        assert_eq!(revisions(&reaction.take(10, 1050)), [("a".into(), 2)], "folded while it waited");
-        reaction.complete(&writes[0].0, Written::Retry("away".into()), 1050);
-        assert_eq!(reaction.next_due_ms(), Some(1150), "pauses grow");
-        assert_eq!(reaction.position(), 0);
-    }
-
-    #[test]
-    fn a_refused_fold_is_split_so_that_only_the_bad_one_is_rejected() {
-        let mut reaction = Reaction::starting_at(0);
-        reaction.offer(0, vec![mutation("a", 1), mutation("a", 2), mutation("a", 3)]);
-        let writes = reaction.take(10, 0);
-        assert_eq!(revisions(&writes), [("a".into(), 3)]);
-        let key = &writes[0].0;
-        assert!(reaction.complete(key, Written::Refused("too large".into()), 0).is_empty());
-        let mut decided = Vec::new();
-        for refused in [false, true, false] {
-            let writes = reaction.take(10, 0);
-            assert_eq!(writes.len(), 1);
-            let written = if refused { Written::Refused("too large".into()) } else { Written::Done };
-            decided.extend(reaction.complete(key, written, 0));
-        }
-        let kinds: Vec<bool> = decided.iter().map(|one| matches!(one, Decided::Stored(_))).collect();
-        assert_eq!(kinds, [true, false, true]);
-        assert_eq!((reaction.position(), reaction.backlog()), (1, 0));
-    }
-
-    #[test]
-    fn an_entity_that_is_done_leaves_nothing_behind() {
-        let mut reaction = Reaction::starting_at(7);
-        assert_eq!(reaction.position(), 7);
-        reaction.offer(9, vec![]);
-        assert_eq!(reaction.position(), 10);
-        reaction.offer(10, vec![mutation("a", 1)]);
-        let writes = reaction.take(1, 0);
-        reaction.complete(&writes[0].0, Written::Done, 0);
-        assert!(reaction.entities.is_empty() && reaction.undecided.is_empty() && reaction.ready.is_empty());
-        assert!(reaction.complete(&writes[0].0, Written::Done, 0).is_empty(), "decided once");
+    /// Their encoded bytes.
+    pub fn backlog_bytes(&self) -> usize {
+        self.backlog_bytes
     }
 }

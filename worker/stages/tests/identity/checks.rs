@@ -115,7 +115,7 @@ fn devices_are_their_last_users(cluster: &Cluster, history: &History) -> Checked
 }
 
 /// The fold of each entity's mutations is the document of its state, and each mutation builds on the one before (I8).
-fn documents(cluster: &Cluster) -> Checked {
+pub fn documents(cluster: &Cluster) -> Checked {
     let mut folds: BTreeMap<&str, Document> = BTreeMap::new();
     for mutation in &cluster.mutations {
         let document = folds.entry(&mutation.id).or_insert_with(Document::empty);
@@ -144,7 +144,7 @@ fn documents(cluster: &Cluster) -> Checked {
 }
 
 /// The document with the lists of attributes in one order: elements of a set have none.
-fn as_sets(fields: &Object) -> Object {
+pub fn as_sets(fields: &Object) -> Object {
     let mut fields = fields.clone();
     for member in fields.members.iter_mut().filter(|member| member.name == "attributes") {
         let attributes = member.value.as_ref().and_then(Attribute::as_object).cloned().unwrap_or_default();

@@ -13,6 +13,7 @@
 
 mod checks;
 mod cluster;
+mod gaps;
 mod history;
 mod races;
 mod reference;

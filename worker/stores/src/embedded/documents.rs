@@ -1,14 +1,14 @@
 //! The embedded document store: MongoDB's part in one process, on RocksDB.
 //!
-//! Invariant (I8): a document is the fold of its mutations by the reference ([`Document::apply`]), each applied only where the stored guard is
-//! lower. Bulks are applied one after another, each in one write that has reached the operating system before its outcomes are
+//! Invariant (I8): a document is the fold of its mutations by the reference ([`Document::apply`]), each applied only where the stored guard
+//! fits ([`fit`]). Bulks are applied one after another, each in one write that has reached the operating system before its outcomes are
 //! reported, so `kill -9` loses nothing that was reported as applied.
 //!
 //! ```text
 //! collection | 0x00 | tenant | 0x00 | id -> generation (4) | revision (8) | deleted (1) | fields (Protobuf)
 //! ```
 
-use millstream_model::document::Document;
+use millstream_model::document::{Document, Fit, fit};
 use millstream_model::proto::{Mutation, Object, Value};
 use millstream_shard::documents::{DocumentError, DocumentStore, Outcome};
 use prost::Message as _;
@@ -74,9 +74,11 @@ impl EmbeddedDocuments {
             Ok(stored) => stored.unwrap_or_else(Document::empty),
             Err(error) => return Outcome::Retry(error),
         };
-        if !document.apply(mutation) {
-            return Outcome::Stale;
-        }
+        match fit((document.generation, document.revision), mutation) {
+            Fit::Stale => return Outcome::Stale,
+            Fit::Gap => return Outcome::Gap,
+            Fit::Next => document.apply(mutation),
+        };
         if let Some(reason) = misfit(&document) {
             return Outcome::Refused(reason);
         }

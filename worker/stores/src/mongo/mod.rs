@@ -6,7 +6,9 @@
 mod command;
 mod config;
 mod convert;
+mod reply;
 mod update;
+mod verdict;
 mod write;
 
 pub use config::MongoConfig;

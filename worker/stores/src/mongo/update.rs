@@ -6,7 +6,7 @@
 
 use super::convert::{DELETED, GENERATION, ID, RESERVED, REVISION, TENANT, items, key, members, stored, to_bson};
 use bson::{Bson, Document as BsonDocument, doc};
-use millstream_model::document::Document;
+use millstream_model::document::{Document, needed_base};
 use millstream_model::proto::{List, Mutation, Object, Operation, Value, operation::Op, value::Kind};
 
 /// How a mutation is to be written.
@@ -25,12 +25,21 @@ pub(super) enum Plan {
 /// The largest update that is sent. MongoDB takes documents of 16 MiB; the command around it needs room.
 const MAX_BYTES: usize = 15 * 1024 * 1024;
 
-/// Matches the document where its guard is lower than the mutation's.
+/// May a write of it create the document? One that builds on a revision may not: where there is no document, there is a gap.
+pub(super) fn may_insert(mutation: &Mutation) -> bool {
+    needed_base(mutation).is_none()
+}
+
+/// Matches the document that the mutation fits: its guard is lower than the mutation's, and not lower than what that builds on.
 pub(super) fn filter(mutation: &Mutation) -> BsonDocument {
-    let generation = i64::from(mutation.generation);
-    let revision = i64::try_from(mutation.revision).unwrap_or(i64::MAX);
+    let number = |revision: u64| i64::try_from(revision).unwrap_or(i64::MAX);
+    let (generation, revision) = (i64::from(mutation.generation), number(mutation.revision));
+    let id = key(&mutation.tenant, &mutation.id);
+    if let Some(base) = needed_base(mutation) {
+        return doc! { ID: id, GENERATION: generation, REVISION: { "$gte": number(base), "$lt": revision } };
+    }
     doc! {
-        ID: key(&mutation.tenant, &mutation.id),
+        ID: id,
         "$or": [
             { GENERATION: { "$lt": generation } },
             { GENERATION: generation, REVISION: { "$lt": revision } },
@@ -159,7 +168,11 @@ fn update(mutation: &Mutation) -> BsonDocument {
         REVISION: i64::try_from(mutation.revision).unwrap_or(i64::MAX),
     };
     let (mut unset, mut add, mut remove) = (BsonDocument::new(), BsonDocument::new(), BsonDocument::new());
-    if !mutation.operations.is_empty() {
+    let mut insert = BsonDocument::new();
+    if mutation.operations.is_empty() {
+        // Only the guard moves; where there is no document, there is nothing to show.
+        insert.insert(DELETED, true);
+    } else {
         // A tombstone has no fields: without its mark it is the empty document that the fold starts from.
         unset.insert(DELETED, "");
     }
@@ -173,7 +186,8 @@ fn update(mutation: &Mutation) -> BsonDocument {
             Some(Op::Tombstone(_)) | None => {}
         }
     }
-    let operators = [("$set", set), ("$unset", unset), ("$addToSet", add), ("$pullAll", remove)];
+    let operators =
+        [("$set", set), ("$unset", unset), ("$addToSet", add), ("$pullAll", remove), ("$setOnInsert", insert)];
     operators
         .into_iter()
         .filter(|(_, operands)| !operands.is_empty())
@@ -255,6 +269,28 @@ mod tests {
                 other => panic!("{path}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_builds_on_a_revision_matches_it_and_creates_nothing() {
+        let set = Mutation { base: 3, ..mutation(vec![("a", Op::Set(Value::null()))]) };
+        let expected = doc! { ID: "t/1", GENERATION: 2_i64, REVISION: { "$gte": 3_i64, "$lt": 5_i64 } };
+        assert_eq!((filter(&set), may_insert(&set)), (expected, false));
+        let lower = [doc! { GENERATION: { "$lt": 2_i64 } }, doc! { GENERATION: 2_i64, REVISION: { "$lt": 5_i64 } }];
+        let expected = doc! { ID: "t/1", "$or": lower.to_vec() };
+        let whole = Mutation { base: 3, ..mutation(vec![("", Op::Tombstone(true))]) };
+        for mutation in [Mutation { base: 0, ..set }, whole] {
+            assert_eq!((filter(&mutation), may_insert(&mutation)), (expected.clone(), true));
+        }
+    }
+
+    #[test]
+    fn without_operations_only_the_guard_moves() {
+        let expected = doc! {
+            "$set": { TENANT: "t", GENERATION: 2_i64, REVISION: 5_i64 },
+            "$setOnInsert": { DELETED: true },
+        };
+        assert_eq!(plan(&mutation(vec![])), Plan::Update(expected));
     }
 
     #[test]

@@ -1,19 +1,23 @@
 //! Writing mutations so that documents converge (I8).
 //!
-//! 1. One unordered bulk of guarded upserts. Where the stored guard is not lower, the filter does not match, the upsert collides, and the
-//!    server answers E11000.
-//! 2. E11000 proves nothing: two upserts of a new document collide too, and another unique index could be in the way. So the stored guard
-//!    is read. Not lower than ours: stale. Lower: the write is repeated once **without** upsert, and only then "no match" means that a newer
-//!    one is there. No document: another index is in the way, for good.
+//! 1. One unordered bulk of guarded writes. A mutation that builds on a revision matches a document that has that revision and not ours yet; where
+//!    nothing matches, nothing happens. Any other is an upsert that matches a lower guard; where the stored guard is not lower, the filter does
+//!    not match, the upsert collides, and the server answers E11000.
+//! 2. Neither proves anything: two upserts of a new document collide too, another unique index could be in the way, and what did not match
+//!    may be newer, older, or not there. So the stored guards are read, in one query per collection, of those writes only. Not lower than ours: stale.
+//!    Lower than what it builds on, or no document: a gap. Else the write is repeated once **without** upsert, and only then "no match" means
+//!    that a newer one is there. E11000 and no document: another index is in the way, for good.
 //! 3. What operators cannot express is read, folded here, and written back where the guard is still the one that was read.
 
 use super::Server;
-use super::command::{Reply, Write, number, statement, update_replies};
+use super::command::{Write, statement};
 use super::convert::{GENERATION, ID, REVISION, guard, key, loaded, stored};
+use super::reply::{Reply, number, update_replies};
 use super::update::{Plan, filter, oversize, plan};
+use super::verdict::{ID_INDEX, Verdict, verdict};
 use bson::{Document as BsonDocument, doc};
 use futures::{StreamExt, TryStreamExt};
-use millstream_model::document::Document;
+use millstream_model::document::{Document, Fit, fit};
 use millstream_model::proto::Mutation;
 use millstream_shard::documents::Outcome;
 use std::collections::{BTreeMap, HashMap};
@@ -24,15 +28,12 @@ const FOLD_ROUNDS: usize = 5;
 /// Folds of one call that are under way at once.
 const FOLDS_AT_ONCE: usize = 16;
 
-/// Names the index that every collection has, in the text of E11000: the driver does not pass on the key pattern.
-const ID_INDEX: &str = "index: _id_";
-
 impl Server {
     /// Writes mutations, one outcome each.
     pub(super) async fn write_all(&self, mutations: &[Mutation]) -> Vec<Outcome> {
         let plans: Vec<Plan> = mutations.iter().map(plan).collect();
         let mut outcomes: Vec<Option<Outcome>> = plans.iter().map(refused).collect();
-        let (mut folds, mut duplicates) = (Vec::new(), Vec::new());
+        let (mut folds, mut doubts) = (Vec::new(), Vec::new());
         let (mut indexes, mut writes) = (Vec::new(), Vec::new());
         for (index, (mutation, plan)) in mutations.iter().zip(&plans).enumerate() {
             match plan {
@@ -46,71 +47,69 @@ impl Server {
         }
         for (index, reply) in indexes.into_iter().zip(self.send(&writes).await) {
             match reply {
-                Reply::Duplicate(message) => duplicates.push((index, message)),
+                Reply::Duplicate(_) | Reply::Unmatched | Reply::Unsure => doubts.push((index, reply)),
                 Reply::Shape => folds.push(index),
                 reply => put(&mut outcomes, index, outcome(reply)),
             }
         }
-        self.settle_all(mutations, &plans, duplicates, &mut outcomes, &mut folds).await;
+        self.settle_all(mutations, &plans, doubts, &mut outcomes, &mut folds).await;
         self.fold_all(mutations, folds, &mut outcomes).await;
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Outcome::Retry("no answer".to_owned()))).collect()
     }
 
-    /// Step 2, for all writes that collided.
+    /// Step 2, for all writes that collided or matched nothing.
     async fn settle_all(
         &self,
         mutations: &[Mutation],
         plans: &[Plan],
-        duplicates: Vec<(usize, String)>,
+        doubts: Vec<(usize, Reply)>,
         outcomes: &mut [Option<Outcome>],
         folds: &mut Vec<usize>,
     ) {
-        if duplicates.is_empty() {
+        if doubts.is_empty() {
             return;
         }
-        let collided = duplicates.iter().filter_map(|(index, _)| mutations.get(*index));
-        let guards = match self.guards(collided).await {
+        let guards = match self.guards(doubts.iter().filter_map(|(index, _)| mutations.get(*index))).await {
             Ok(guards) => guards,
             Err(error) => {
                 let retry = Outcome::Retry(error.to_string());
-                return duplicates.iter().for_each(|(index, _)| put(outcomes, *index, retry.clone()));
+                return doubts.iter().for_each(|(index, _)| put(outcomes, *index, retry.clone()));
             }
         };
-        for (index, message) in duplicates {
+        for (index, doubt) in doubts {
             let (Some(mutation), Some(plan)) = (mutations.get(index), plans.get(index)) else { continue };
             let found = guards.get(&(mutation.collection.as_str(), key(&mutation.tenant, &mutation.id))).copied();
-            match self.settle(&Write { mutation, plan }, found, message).await {
-                Reply::Shape => folds.push(index),
-                Reply::Duplicate(message) => put(outcomes, index, Outcome::Refused(message)),
-                Reply::Done => put(outcomes, index, Outcome::Applied),
-                Reply::Refused(why) if why.is_empty() => put(outcomes, index, Outcome::Stale),
-                reply => put(outcomes, index, outcome(reply)),
+            match self.settle(&Write { mutation, plan }, found, doubt).await {
+                Some(outcome) => put(outcomes, index, outcome),
+                None => folds.push(index),
             }
         }
     }
 
-    /// Step 2, for one write; `Refused` without a reason means that a newer one is there.
-    async fn settle(&self, write: &Write<'_>, found: Option<(u32, u64)>, message: String) -> Reply {
-        match verdict((write.mutation.generation, write.mutation.revision), found, &message) {
-            Verdict::Stale => Reply::Refused(String::new()),
+    /// Step 2, for one write; `None`: it is to be folded.
+    async fn settle(&self, write: &Write<'_>, found: Option<(u32, u64)>, doubt: Reply) -> Option<Outcome> {
+        match verdict(write.mutation, found, &doubt) {
+            Verdict::Applied => Some(Outcome::Applied),
+            Verdict::Stale => Some(Outcome::Stale),
+            Verdict::Gap => Some(Outcome::Gap),
             Verdict::Repeat => self.repeat(write).await,
-            Verdict::Later => Reply::Retry(message),
-            Verdict::Never => Reply::Duplicate(message),
+            Verdict::Later => Some(Outcome::Retry("the document was there, and is not any more".to_owned())),
+            Verdict::Never => Some(outcome(doubt)),
         }
     }
 
-    /// The write once more, without upsert.
-    async fn repeat(&self, write: &Write<'_>) -> Reply {
-        let Some(mut statement) = statement(write) else { return Reply::Shape };
+    /// The write once more, without upsert; `None`: it is to be folded.
+    async fn repeat(&self, write: &Write<'_>) -> Option<Outcome> {
+        let mut statement = statement(write)?;
         statement.insert("upsert", false);
-        match self.update(&write.mutation.collection, vec![statement]).await {
-            Ok(answer) => match update_replies(&answer, 1).pop() {
-                Some(Reply::Done) if number(&answer, "n") == Some(0) => Reply::Refused(String::new()),
-                Some(reply) => reply,
-                None => Reply::Retry("no answer".to_owned()),
+        let reply = match self.update(&write.mutation.collection, vec![statement]).await {
+            Ok(answer) => match update_replies(&answer, 1).pop()? {
+                Reply::Done if number(&answer, "n") == Some(0) => return Some(Outcome::Stale),
+                reply => reply,
             },
             Err(reply) => reply,
-        }
+        };
+        (reply != Reply::Shape).then(|| outcome(reply))
     }
 
     /// The guards of the documents that mutations are about, where they exist.
@@ -171,9 +170,11 @@ impl Server {
             Some(stored) => (Some(exactly(&key, &stored)), loaded(stored)),
             None => (None, Document::empty()),
         };
-        if !document.apply(mutation) {
-            return Some(Outcome::Stale);
-        }
+        match fit((document.generation, document.revision), mutation) {
+            Fit::Stale => return Some(Outcome::Stale),
+            Fit::Gap => return Some(Outcome::Gap),
+            Fit::Next => document.apply(mutation),
+        };
         let Some(written) = stored(&mutation.tenant, &key, &document) else {
             return Some(Outcome::Refused("revision above 2^63".to_owned()));
         };
@@ -186,28 +187,6 @@ impl Server {
             Ok(answer) => folded(&answer),
             Err(reply) => Some(outcome(reply)),
         }
-    }
-}
-
-/// What E11000 means, once the stored guard is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Ours is there already, or a newer one.
-    Stale,
-    /// An older one is there: two upserts collided. Once more, without upsert.
-    Repeat,
-    /// The document was there, and is not any more.
-    Later,
-    /// Another unique index is in the way.
-    Never,
-}
-
-fn verdict(ours: (u32, u64), found: Option<(u32, u64)>, message: &str) -> Verdict {
-    match found {
-        Some(stored) if stored >= ours => Verdict::Stale,
-        Some(_) => Verdict::Repeat,
-        None if message.contains(ID_INDEX) => Verdict::Later,
-        None => Verdict::Never,
     }
 }
 
@@ -251,29 +230,13 @@ fn outcome(reply: Reply) -> Outcome {
         Reply::Duplicate(message) | Reply::Refused(message) => Outcome::Refused(message),
         Reply::Shape => Outcome::Refused("the document has a field of another type in the way".to_owned()),
         Reply::Retry(message) => Outcome::Retry(message),
+        Reply::Unmatched | Reply::Unsure => Outcome::Retry("not known to have matched".to_owned()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The servers of the tests do not let two upserts collide, MongoDB does.
-    #[test]
-    fn a_collision_proves_nothing_until_the_stored_guard_is_known() {
-        let (by_id, by_other) = ("E11000 dup key: index: _id_ dup key", "E11000 dup key: index: email_1 dup key");
-        for (found, message, expected) in [
-            (Some((1, 4)), by_id, Verdict::Repeat),
-            (Some((0, 9)), by_id, Verdict::Repeat),
-            (Some((1, 5)), by_id, Verdict::Stale),
-            (Some((2, 0)), by_id, Verdict::Stale),
-            (Some((1, 4)), by_other, Verdict::Repeat),
-            (None, by_id, Verdict::Later),
-            (None, by_other, Verdict::Never),
-        ] {
-            assert_eq!(verdict((1, 5), found, message), expected, "{found:?} {message}");
-        }
-    }
 
     #[test]
     fn a_fold_that_matched_nothing_is_done_again() {
