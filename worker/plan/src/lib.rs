@@ -1,7 +1,7 @@
 //! Who owns which shard, who comes next, and what each worker does about it.
 //!
 //! Two topics carry all of it. The operator, or a person with `millstream plan`, publishes the [`plan::Plan`] to the compacted topic `control`;
-//! every worker says on `status` what it has open ([`status::WorkerStatus`]). Who publishes makes the plan with the `planner`; a worker keeps
+//! every worker says on `status` what it has open ([`status::WorkerStatus`]). Who publishes makes the plan with the [`planner`]; a worker keeps
 //! what it heard in a `view::View` and asks it for its duties. The operator is not in the failover path: owner and successors are in
 //! the plan, and silence is judged by each worker for itself.
 //!
@@ -23,6 +23,7 @@ pub mod file;
 pub mod incarnation;
 pub mod message;
 pub mod plan;
+pub mod planner;
 pub mod status;
 pub mod validate;
 mod wire;
