@@ -2,7 +2,7 @@
 //!
 //! Two topics carry all of it. The operator, or a person with `millstream plan`, publishes the [`plan::Plan`] to the compacted topic `control`;
 //! every worker says on `status` what it has open ([`status::WorkerStatus`]). Who publishes makes the plan with the [`planner`]; a worker keeps
-//! what it heard in a `view::View` and asks it for its duties. The operator is not in the failover path: owner and successors are in
+//! what it heard in a [`view::View`] and asks it for its duties. The operator is not in the failover path: owner and successors are in
 //! the plan, and silence is judged by each worker for itself.
 //!
 //! *What this crate does not do* is decide who may write. Kafka's transactional ids are the only lock (I4), and a duty is only advice on
@@ -16,7 +16,7 @@
 //! - **It comes to rest.** The same input gives the same plan, and a plan that would say the same is not published again.
 //!
 //! Protocol of a worker: read `control` and `status` to their ends and feed the view; then, several times per second, feed what came,
-//! ask `View::verdict` and, when that says go on, `View::duties`; report at least four times per bound of silence. All is pure:
+//! ask [`view::View::verdict`] and, when that says go on, [`view::View::duties`]; report at least four times per bound of silence. All is pure:
 //! time comes in as milliseconds of a monotonic clock.
 
 pub mod file;
@@ -26,4 +26,5 @@ pub mod plan;
 pub mod planner;
 pub mod status;
 pub mod validate;
+pub mod view;
 mod wire;
