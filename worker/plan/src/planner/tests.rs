@@ -213,6 +213,17 @@ fn a_move_to_a_worker_that_dies_or_leaves_is_given_up() {
 }
 
 #[test]
+fn a_move_to_a_worker_that_has_enough_by_now_is_given_up() {
+    let owners = [("a", Some("b")), ("a", None), ("b", None), ("b", None)];
+    let mut world = placed(
+        &["a", "b"],
+        &owners.map(|(owner, moving_to)| place(owner, if owner == "a" { &["b"] } else { &["a"] }, 1, moving_to)),
+    );
+    world.standings.get_mut(&id(0)).unwrap().lags.clear();
+    assert_eq!(at(&world.look(), 0), place("a", &["b"], 1, None));
+}
+
+#[test]
 fn successors_are_on_other_nodes_and_in_other_zones_when_there_are_any() {
     let mut world = world(&[], 6);
     world.limits.successors = 2;
