@@ -29,6 +29,10 @@ pub enum Content {
     Mutation = 4,
     /// [`crate::proto::Changelog`]
     Changelog = 5,
+    /// [`crate::proto::Control`]
+    Control = 6,
+    /// [`crate::proto::WorkerStatus`]
+    Status = 7,
 }
 
 /// Why bytes are not a frame.

@@ -1,0 +1,219 @@
+//! Control and status as bytes: one frame of one record per message (`docs/src/reference/frames.md`).
+//!
+//! `control` is compacted, so each message has a key that names what it is the newest of, and none repeats what another says. A message of a kind that
+//! this version does not know is skipped, not refused: it is for newer workers. What is malformed is refused and says
+//! which topic holds it; the reader skips it and goes on, because the last good plan is better than none.
+
+use crate::incarnation::NotAnIncarnation;
+use crate::plan::Plan;
+use crate::status::WorkerStatus;
+use crate::wire;
+use millstream_model::frame::{self, Content, FrameError};
+use millstream_model::proto;
+use prost::Message;
+
+/// The version in which workers write. Within a generation it is only raised; of several the greatest counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FormatLevel {
+    /// Generation of the pipeline that it is for.
+    pub generation: u32,
+    /// The level, from 1.
+    pub level: u32,
+}
+
+/// One message of `control`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Who owns what.
+    Plan(Plan),
+    /// In which version workers write.
+    FormatLevel(FormatLevel),
+}
+
+/// Bytes of `control` or `status` that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// Not a frame, or one of another topic.
+    #[error("cannot read a message of {topic}: {error}")]
+    Frame {
+        /// `control` or `status`.
+        topic: &'static str,
+        /// Why.
+        error: FrameError,
+    },
+    /// Not the record that the topic holds.
+    #[error("cannot read a message of {topic}: {what}; only Millstream may write there")]
+    Malformed {
+        /// `control` or `status`.
+        topic: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// A worker that names itself wrongly.
+    #[error("cannot read a message of status: {0}")]
+    Incarnation(#[from] NotAnIncarnation),
+}
+
+pub(crate) const CONTROL: &str = "control";
+pub(crate) const STATUS: &str = "status";
+
+/// The key of a control message: the compacted topic keeps the newest of each.
+pub fn control_key(control: &Control) -> &'static str {
+    match control {
+        Control::Plan(_) => "plan",
+        Control::FormatLevel(_) => "format-level",
+    }
+}
+
+/// The bytes of a control message.
+pub fn encode_control(control: &Control) -> Vec<u8> {
+    use proto::control::Kind;
+    let kind = match control {
+        Control::Plan(plan) => Kind::Plan(wire::plan_to_proto(plan)),
+        Control::FormatLevel(FormatLevel { generation, level }) => {
+            Kind::FormatLevel(proto::FormatLevel { generation: *generation, level: *level })
+        }
+    };
+    frame::single(Content::Control, &proto::Control { kind: Some(kind) })
+}
+
+/// Reads a control message; nothing when its kind is for newer workers.
+///
+/// # Errors
+/// [`MessageError`] when it is not one.
+pub fn decode_control(bytes: &[u8]) -> Result<Option<Control>, MessageError> {
+    use proto::control::Kind;
+    let control: proto::Control = record(bytes, Content::Control, CONTROL)?;
+    match control.kind {
+        Some(Kind::Plan(plan)) => wire::plan_from_proto(plan).map(Control::Plan).map(Some),
+        Some(Kind::FormatLevel(proto::FormatLevel { generation, level })) => {
+            Ok(Some(Control::FormatLevel(FormatLevel { generation, level })))
+        }
+        None => Ok(None),
+    }
+}
+
+/// The bytes of a report; its key is the worker's name.
+pub fn encode_status(status: &WorkerStatus) -> Vec<u8> {
+    frame::single(Content::Status, &wire::status_to_proto(status))
+}
+
+/// Reads a report.
+///
+/// # Errors
+/// [`MessageError`] when it is not one.
+pub fn decode_status(bytes: &[u8]) -> Result<WorkerStatus, MessageError> {
+    wire::status_from_proto(record(bytes, Content::Status, STATUS)?)
+}
+
+pub(crate) fn malformed(topic: &'static str, what: impl Into<String>) -> MessageError {
+    MessageError::Malformed { topic, what: what.into() }
+}
+
+/// The one record of a frame.
+fn record<M: Message + Default>(bytes: &[u8], content: Content, topic: &'static str) -> Result<M, MessageError> {
+    let of_frame = |error| MessageError::Frame { topic, error };
+    let mut records = frame::read(bytes, content).map_err(of_frame)?;
+    let first = records.next().ok_or_else(|| malformed(topic, "an empty frame"))?.map_err(of_frame)?;
+    if records.left() > 0 {
+        return Err(malformed(topic, "more than one record in a frame"));
+    }
+    M::decode(first).map_err(|error| malformed(topic, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incarnation::Incarnation;
+    use crate::plan::{Placement, ShardId, Version};
+    use crate::status::{Role, ShardStatus};
+    use crate::wire::{plan_to_proto, status_to_proto};
+    use std::collections::BTreeSet;
+
+    fn plan() -> Plan {
+        let placement = |owner: &str, moving_to: Option<&str>| Placement {
+            owner: owner.into(),
+            successors: vec!["b".into(), "c".into()],
+            warm: 1,
+            moving_to: moving_to.map(str::to_owned),
+        };
+        let placements =
+            [(ShardId::new("action", 1), placement("a", Some("c"))), (ShardId::new("unify", 0), placement("d", None))];
+        Plan { version: Version { term: 2, number: 7 }, generation: 3, placements: placements.into() }
+    }
+
+    fn status() -> WorkerStatus {
+        let shard = ShardStatus {
+            role: Role::Standby,
+            changelog_offset: 10,
+            lag: 2,
+            digest: u64::MAX,
+            epoch: 4,
+            batch_number: 9,
+            condition: "disk is slow".into(),
+            prepared: Some("b-17".into()),
+        };
+        WorkerStatus {
+            worker: "b".into(),
+            incarnation: Incarnation::new(1, 2),
+            sequence: 3,
+            generation: 1,
+            zone: "z".into(),
+            node: "n".into(),
+            started_ms: 1,
+            capacity: 2,
+            leaving: true,
+            stages: BTreeSet::from(["action".into()]),
+            shards: [(ShardId::new("action", 1), shard), (ShardId::new("action", 2), ShardStatus::default())].into(),
+        }
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        for control in [Control::Plan(plan()), Control::FormatLevel(FormatLevel { generation: 3, level: 2 })] {
+            assert_eq!(decode_control(&encode_control(&control)).unwrap(), Some(control));
+        }
+        assert_eq!(decode_status(&encode_status(&status())).unwrap(), status());
+    }
+
+    #[test]
+    fn each_kind_of_control_message_has_a_key_of_its_own() {
+        assert_eq!(control_key(&Control::Plan(plan())), "plan");
+        assert_eq!(control_key(&Control::FormatLevel(FormatLevel::default())), "format-level");
+    }
+
+    #[test]
+    fn a_kind_or_a_role_of_a_newer_version_is_no_error() {
+        // Some other message with nothing but field 15, which Control does not have.
+        let unknown = proto::Action { update_existing_only: true, ..proto::Action::default() };
+        let newer = frame::single(Content::Control, &unknown);
+        assert_eq!(decode_control(&newer).unwrap(), None);
+        let mut newer = status_to_proto(&status());
+        newer.shards[0].role = 99;
+        let read = decode_status(&frame::single(Content::Status, &newer)).unwrap();
+        assert_eq!(read.shards[&ShardId::new("action", 1)].role, Role::Opening);
+    }
+
+    #[test]
+    fn what_is_malformed_says_where_and_why() {
+        let error = |bytes: &[u8]| decode_status(bytes).unwrap_err().to_string();
+        assert!(error(b"{}").starts_with("cannot read a message of status: not a frame"));
+        assert!(error(&encode_control(&Control::Plan(plan()))).contains("content 6"));
+        let with = |change: fn(&mut proto::WorkerStatus)| {
+            let mut message = status_to_proto(&status());
+            change(&mut message);
+            frame::single(Content::Status, &message)
+        };
+        assert!(error(&with(|message| message.worker.clear())).contains("names no worker"));
+        assert!(error(&with(|message| message.incarnation = "19a-7".into())).contains("`19a-7` is no incarnation"));
+    }
+
+    #[test]
+    fn a_plan_that_places_a_shard_twice_is_refused() {
+        let mut twice = plan_to_proto(&plan());
+        twice.placements.push(twice.placements[0].clone());
+        let kind = Some(proto::control::Kind::Plan(twice));
+        let bytes = frame::single(Content::Control, &proto::Control { kind });
+        assert!(decode_control(&bytes).unwrap_err().to_string().contains("plan 2.7 places action[1] twice"));
+    }
+}

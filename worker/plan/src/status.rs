@@ -1,0 +1,75 @@
+//! What a worker says about itself.
+//!
+//! Every report is complete: it replaces the one before, so that a lost one costs nothing but time. Reports of one worker are ordered by
+//! (incarnation, sequence); what comes later in this order counts, whenever it arrives.
+
+use crate::incarnation::Incarnation;
+use crate::plan::ShardId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a worker does with a shard that it has open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// It may write.
+    Owner,
+    /// It follows the changelog.
+    Standby,
+    /// It restores, or takes over. (A role that a newer worker may report counts as this: it neither writes nor is ready to.)
+    #[default]
+    Opening,
+}
+
+/// One shard in a report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// What it does with it.
+    pub role: Role,
+    /// Offset in the changelog up to which it has applied, exclusive.
+    pub changelog_offset: u64,
+    /// Changelog messages between there and the end.
+    pub lag: u64,
+    /// Digest of the state at that position.
+    pub digest: u64,
+    /// Epoch of the newest ownership record that it has read or written.
+    pub epoch: u64,
+    /// Number of the newest batch in it.
+    pub batch_number: u64,
+    /// What is wrong, for people; empty: nothing.
+    pub condition: String,
+    /// The client that it prepared for taking the shard from the owner of this epoch (ownership rule 2), if it has one. Unique per client.
+    pub prepared: Option<String>,
+}
+
+/// All that one worker has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub worker: String,
+    /// Which process of that name.
+    pub incarnation: Incarnation,
+    /// Grows with each report of the incarnation.
+    pub sequence: u64,
+    /// Generation of the pipeline that it runs.
+    pub generation: u32,
+    /// Failure domain; empty: not known.
+    pub zone: String,
+    /// Machine; empty: not known.
+    pub node: String,
+    /// When the process started, milliseconds since 1970, by its own clock: for people.
+    pub started_ms: u64,
+    /// Relative to other workers: one of 2 gets twice the shards of one of 1.
+    pub capacity: u32,
+    /// It is ending: it gives its shards away and takes none.
+    pub leaving: bool,
+    /// Stages whose shards it can own.
+    pub stages: BTreeSet<String>,
+    /// Shards that it has open or opens.
+    pub shards: BTreeMap<ShardId, ShardStatus>,
+}
+
+impl WorkerStatus {
+    /// Where it stands among the reports of its worker.
+    pub fn order(&self) -> (&Incarnation, u64) {
+        (&self.incarnation, self.sequence)
+    }
+}

@@ -1,0 +1,256 @@
+//! What a worker keeps of `control` and `status`.
+//!
+//! Of plans the one of the highest (term, number) counts, of each worker's reports the one of the highest (incarnation, sequence), of format levels the
+//! highest of the generation: a lower one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
+//! order and however often; only *when* they heard it is each one's own.
+//!
+//! Time is in milliseconds of a monotonic clock of the process that has the view; it is never compared with anybody else's. A worker must hear its own
+//! reports through the topic, not short-cut them: one that does not hear itself is cut off, and knows by that not to judge others by
+//! their silence ([`silence`]).
+//!
+//! What a worker is to do follows from the view and the moment ([`duties`]).
+
+pub mod duties;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod scene;
+mod silence;
+#[cfg(test)]
+mod tests;
+
+use crate::incarnation::Incarnation;
+use crate::message::{Control, FormatLevel};
+use crate::plan::{Plan, ShardId};
+use crate::planner::{Standing, Worker};
+use crate::status::{Role, WorkerStatus};
+pub use duties::{Duty, Heir};
+use silence::Presence;
+use std::collections::BTreeMap;
+
+/// Bounds of patience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// A worker that was not heard for longer than so many milliseconds is silent. Workers report at least four times as often.
+    pub silence_ms: u64,
+    /// The silence of most workers at once is believed after so many bounds.
+    pub believe_after: u64,
+    /// An owner that the plan has replaced, and that lives, must have handed off so many milliseconds after its heir was prepared.
+    pub handoff_ms: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        // A handoff takes one batch, 200 ms at most: 5 s is an owner that hangs, not one that is busy.
+        Bounds { silence_ms: 3_000, believe_after: 10, handoff_ms: 5_000 }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Me<'a> {
+    /// Its name.
+    pub worker: &'a str,
+    /// Which process of that name.
+    pub incarnation: &'a Incarnation,
+    /// It was told to end (SIGTERM).
+    pub leaving: bool,
+}
+
+/// Whether a process may go on at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    GoOn,
+    /// A newer process of its name runs: it must exit at once.
+    Fenced {
+        /// The newer one.
+        by: Incarnation,
+    },
+    /// The pipeline was restored into a higher generation: it stops its shards and waits to be replaced.
+    Superseded {
+        /// The higher one.
+        generation: u32,
+    },
+}
+
+/// What was heard of one worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Heard {
+    /// When its newest report came; without one, when a plan first named it.
+    at_ms: u64,
+    report: Option<WorkerStatus>,
+    /// The prepared client of each shard, and since when it is told.
+    prepared: BTreeMap<ShardId, (String, u64)>,
+}
+
+/// What a worker keeps of `control` and `status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    generation: u32,
+    bounds: Bounds,
+    plan: Option<Plan>,
+    /// The planned owner of each shard, and since when.
+    owners: BTreeMap<ShardId, (String, u64)>,
+    format: Option<FormatLevel>,
+    workers: BTreeMap<String, Heard>,
+}
+
+impl View {
+    /// Of a process that runs this generation of the pipeline.
+    pub fn new(generation: u32, bounds: Bounds) -> View {
+        View { generation, bounds, plan: None, owners: BTreeMap::new(), format: None, workers: BTreeMap::new() }
+    }
+
+    /// Takes in a message of `control`.
+    pub fn control(&mut self, control: Control, now_ms: u64) {
+        match control {
+            Control::Plan(plan) if self.plan.as_ref().is_none_or(|current| *current < plan) => self.adopt(plan, now_ms),
+            Control::FormatLevel(level) => self.format = self.format.max(Some(level)),
+            Control::Plan(_) => {}
+        }
+    }
+
+    fn adopt(&mut self, plan: Plan, now_ms: u64) {
+        self.owners.retain(|id, _| plan.placements.contains_key(id));
+        for (id, placement) in &plan.placements {
+            let since = self.owners.entry(id.clone()).or_insert_with(|| (placement.owner.clone(), now_ms));
+            if since.0 != placement.owner {
+                *since = (placement.owner.clone(), now_ms);
+            }
+        }
+        // Whoever is named and was never heard is silent only after the bound: at a cold start others may just be slower.
+        let named: std::collections::BTreeSet<&str> = plan.names().collect();
+        self.workers.retain(|name, heard| heard.report.is_some() || named.contains(name.as_str()));
+        for name in named.into_iter().filter(|name| !name.is_empty()) {
+            self.workers.entry(name.to_owned()).or_insert_with(|| Heard::named(now_ms));
+        }
+        self.plan = Some(plan);
+    }
+
+    /// Takes in a report.
+    pub fn status(&mut self, status: WorkerStatus, now_ms: u64) {
+        let heard = self.workers.entry(status.worker.clone()).or_insert_with(|| Heard::named(now_ms));
+        if heard.report.as_ref().is_none_or(|newest| newest.order() < status.order()) {
+            heard.take(status, now_ms);
+        }
+    }
+
+    /// The plan that counts, of whatever generation.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref()
+    }
+
+    /// The plan that is to be followed: none while it is one of an older generation.
+    fn plan_in_force(&self) -> Option<&Plan> {
+        self.plan.as_ref().filter(|plan| plan.generation == self.generation)
+    }
+
+    /// The format level in which this generation is written, once one was published.
+    pub fn format_level(&self) -> Option<u32> {
+        self.format.filter(|format| format.generation == self.generation).map(|format| format.level)
+    }
+
+    /// The newest report of each worker that was heard, and when it came.
+    pub fn reports(&self) -> impl Iterator<Item = (&WorkerStatus, u64)> {
+        self.workers.values().filter_map(|heard| Some((heard.report.as_ref()?, heard.at_ms)))
+    }
+
+    /// The newest incarnation of a name that was heard: see [`Incarnation::after`].
+    pub fn newest_incarnation(&self, worker: &str) -> Option<&Incarnation> {
+        self.workers.get(worker)?.report.as_ref().map(|report| &report.incarnation)
+    }
+
+    /// Whether this process may go on.
+    pub fn verdict(&self, me: &Me<'_>) -> Verdict {
+        if let Some(newest) = self.newest_incarnation(me.worker).filter(|newest| *newest > me.incarnation) {
+            return Verdict::Fenced { by: newest.clone() };
+        }
+        match &self.plan {
+            Some(plan) if plan.generation > self.generation => Verdict::Superseded { generation: plan.generation },
+            _ => Verdict::GoOn,
+        }
+    }
+
+    /// Each worker that the plan names was heard, or its silence is believed.
+    ///
+    /// Before that nobody must make a plan: an operator that has just started would take for dead whom it has not heard yet.
+    pub fn knows_all(&self, now_ms: u64) -> bool {
+        let presence = self.presence(now_ms);
+        let unheard = self.workers.iter().filter(|(_, heard)| heard.report.is_none());
+        unheard.into_iter().all(|(name, _)| presence.get(name.as_str()) == Some(&Presence::Gone))
+    }
+
+    /// Workers that are alive, for the planner; see [`Self::knows_all`]. Those whose silence is not believed yet are.
+    pub fn alive(&self, now_ms: u64) -> Vec<Worker> {
+        let presence = self.presence(now_ms);
+        let present = self.reports().filter(|(report, _)| {
+            report.generation == self.generation && presence.get(report.worker.as_str()) != Some(&Presence::Gone)
+        });
+        present.map(|(report, _)| Worker::of(report)).collect()
+    }
+
+    /// What those that are alive report of each shard, for the planner.
+    pub fn standings(&self, now_ms: u64) -> BTreeMap<ShardId, Standing> {
+        let presence = self.presence(now_ms);
+        let present = |worker: &str| presence.get(worker) != Some(&Presence::Gone);
+        let mut standings: BTreeMap<ShardId, Standing> = BTreeMap::new();
+        for (id, (_, worker)) in self.holders().into_iter().filter(|(_, (_, worker))| present(worker)) {
+            standings.entry(id.clone()).or_default().holder = Some(worker.to_owned());
+        }
+        for (report, _) in self.reports_here().filter(|(report, _)| present(&report.worker)) {
+            for (id, shard) in report.shards.iter().filter(|(_, shard)| shard.role == Role::Standby) {
+                standings.entry(id.clone()).or_default().lags.insert(report.worker.clone(), shard.lag);
+            }
+        }
+        standings
+    }
+
+    /// Reports of workers that run this generation.
+    fn reports_here(&self) -> impl Iterator<Item = (&WorkerStatus, u64)> {
+        self.reports().filter(|(report, _)| report.generation == self.generation)
+    }
+
+    /// Who says that it owns each shard, with its epoch: of several the highest, for the others were fenced by it.
+    fn holders(&self) -> BTreeMap<&ShardId, (u64, &str)> {
+        let mut holders = BTreeMap::new();
+        for (report, _) in self.reports_here() {
+            for (id, shard) in report.shards.iter().filter(|(_, shard)| shard.role == Role::Owner) {
+                let holder = (shard.epoch, report.worker.as_str());
+                let highest = holders.entry(id).or_insert(holder);
+                *highest = holder.max(*highest);
+            }
+        }
+        holders
+    }
+}
+
+impl Heard {
+    fn named(now_ms: u64) -> Heard {
+        Heard { at_ms: now_ms, report: None, prepared: BTreeMap::new() }
+    }
+
+    fn take(&mut self, status: WorkerStatus, now_ms: u64) {
+        let mut prepared = BTreeMap::new();
+        for (id, shard) in &status.shards {
+            let Some(client) = &shard.prepared else { continue };
+            let since =
+                self.prepared.get(id).filter(|(before, _)| before == client).map_or(now_ms, |(_, since)| *since);
+            prepared.insert(id.clone(), (client.clone(), since));
+        }
+        *self = Heard { at_ms: now_ms, report: Some(status), prepared };
+    }
+}
+
+impl Worker {
+    fn of(report: &WorkerStatus) -> Worker {
+        Worker {
+            name: report.worker.clone(),
+            zone: report.zone.clone(),
+            node: report.node.clone(),
+            capacity: report.capacity,
+            leaving: report.leaving,
+            stages: report.stages.clone(),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Behaviours of the view, one by one; what holds for all histories is in [`super::properties`].
+
+use super::scene::{REPORT_MS, Scene, owner, plan_of, report, shard, standby};
+use super::*;
+use crate::status::ShardStatus;
+
+const PREPARE: Duty = Duty::Standby { prepare: true };
+const STANDBY: Duty = Duty::Standby { prepare: false };
+
+fn heir(worker: &str, client: &str) -> Duty {
+    let to = Heir { worker: worker.into(), incarnation: Incarnation::new(1, 1), client: client.into() };
+    Duty::Release { to: Some(to) }
+}
+
+#[test]
+fn in_peace_the_owner_owns_and_only_the_first_successor_prepares() {
+    let mut scene = Scene::new(&["a", "b", "c", "d", "e"], plan_of(1, "a", &["b", "c", "d"], 2));
+    assert_eq!(scene.duties(["a", "b", "c", "d", "e"]), [Duty::Own, STANDBY, STANDBY, Duty::Nothing, Duty::Nothing]);
+    scene.says("a", owner(1)).pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b", "c", "d", "e"]), [Duty::Own, PREPARE, STANDBY, Duty::Nothing, Duty::Nothing]);
+}
+
+#[test]
+fn the_first_live_successor_takes_over_and_keeps_it() {
+    let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["b", "c"], 1));
+    scene.says("a", owner(1)).pass(REPORT_MS).mute(&["b"]).pass(20_000).mute(&["a"]).pass(3_000);
+    assert_eq!(scene.duties(["c", "d"]), [PREPARE, Duty::Nothing], "not beyond the bound yet");
+    scene.pass(1);
+    assert_eq!(scene.duties(["b", "c", "d"]), [Duty::Standby { prepare: false }, Duty::TakeOver, Duty::Nothing]);
+    scene.says("c", owner(2)).pass(REPORT_MS);
+    scene.mute.remove("b");
+    scene.pass(REPORT_MS);
+    assert_eq!(scene.duties(["b", "c"]), [PREPARE, Duty::Own], "one who comes back does not take it from who has it");
+}
+
+#[test]
+fn a_successor_waits_for_each_one_before_it() {
+    let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["b", "c"], 2));
+    scene.says("a", owner(1)).pass(REPORT_MS).mute(&["a"]).pass(60_000);
+    assert_eq!(scene.duties(["b", "c"]), [Duty::TakeOver, STANDBY]);
+}
+
+#[test]
+fn an_owner_that_comes_back_prepares_and_is_handed_its_shard() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("b", owner(2)).pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b"]), [PREPARE, Duty::Release { to: None }]);
+    scene.says("a", standby(2, Some("a-1"))).pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b"]), [PREPARE, heir("a", "a-1")]);
+}
+
+#[test]
+fn a_client_that_was_prepared_before_the_present_epoch_is_no_heir() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("b", owner(2)).says("a", standby(1, Some("a-1"))).pass(REPORT_MS);
+    assert_eq!(scene.duty("b"), Duty::Release { to: None });
+    scene.says("a", ShardStatus { role: Role::Opening, ..standby(2, Some("a-1")) }).pass(REPORT_MS);
+    assert_eq!(scene.duty("b"), Duty::Release { to: None });
+}
+
+#[test]
+fn of_two_that_say_they_own_it_the_higher_epoch_does() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("a", owner(7)).says("b", owner(8)).pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b"]), [PREPARE, Duty::Release { to: None }]);
+}
+
+#[test]
+fn an_owner_that_does_not_hand_off_in_time_loses_its_shard() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("a", owner(1)).says("b", standby(1, Some("b-1"))).pass(60_000);
+    scene.view.control(plan_of(2, "b", &["a"], 1), scene.now_ms);
+    assert_eq!(scene.duties(["a", "b"]), [heir("b", "b-1"), PREPARE]);
+    scene.pass(5_000);
+    assert_eq!(scene.duty("b"), PREPARE);
+    scene.pass(1);
+    assert_eq!(scene.duty("b"), Duty::TakeOver);
+    // Whoever prepares anew begins to wait anew.
+    scene.says("b", standby(1, Some("b-2"))).pass(REPORT_MS);
+    assert_eq!(scene.duty("b"), PREPARE);
+}
+
+#[test]
+fn a_leaving_worker_releases_to_the_first_live_successor_that_has_prepared() {
+    let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["b", "c", "d"], 1));
+    scene.says("a", owner(1)).pass(REPORT_MS).mute(&["b"]).pass(20_000).leaves("a").leaves("c").pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "c", "d"]), [Duty::Release { to: None }, Duty::Nothing, PREPARE]);
+    scene.says("d", standby(1, Some("d-1"))).pass(REPORT_MS);
+    assert_eq!(scene.duty("a"), heir("d", "d-1"));
+    scene.closes("a").pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "d"]), [Duty::Nothing, Duty::TakeOver], "nobody has it, and all before are out");
+}
+
+#[test]
+fn without_standbys_one_is_made_for_an_owner_that_leaves() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 0));
+    scene.says("a", owner(1)).pass(REPORT_MS);
+    assert_eq!(scene.duty("b"), Duty::Nothing);
+    scene.leaves("a").pass(REPORT_MS);
+    assert_eq!(scene.duty("b"), PREPARE);
+}
+
+#[test]
+fn when_most_fall_silent_at_once_nobody_takes_over_until_ten_bounds() {
+    let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["c"], 1));
+    scene.says("a", owner(1)).pass(REPORT_MS).mute(&["a"]).pass(2_000).mute(&["b"]).pass(4_000);
+    assert_eq!(scene.duty("c"), STANDBY, "two of three");
+    scene.pass(30_000);
+    assert_eq!(scene.duty("c"), Duty::TakeOver);
+}
+
+#[test]
+fn most_are_doubted_already_when_only_the_first_of_them_is_silent() {
+    // The reports do not come at one moment: a is heard last at 500 ms, b at 1,900.
+    let mut view = View::new(1, Bounds::default());
+    view.control(plan_of(1, "a", &["c"], 1), 0);
+    view.status(report("a", 1), 500);
+    view.status(report("b", 1), 1_900);
+    view.status(report("c", 1), 3_400);
+    let me = Me { worker: "c", incarnation: &Incarnation::new(1, 1), leaving: false };
+    assert_eq!(view.duties(&me, 3_501)[&shard()], STANDBY);
+    view.status(report("b", 2), 3_502);
+    assert_eq!(view.duties(&me, 3_502)[&shard()], Duty::TakeOver);
+}
+
+#[test]
+fn those_that_fell_silent_one_after_the_other_are_believed() {
+    let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["c"], 1));
+    scene.mute(&["b"]).pass(8_000).mute(&["a"]).pass(3_001);
+    assert_eq!(scene.duty("c"), Duty::TakeOver);
+}
+
+#[test]
+fn half_of_them_is_not_most() {
+    let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["c"], 1));
+    scene.mute(&["a", "b"]).pass(3_001);
+    assert_eq!(scene.duty("c"), Duty::TakeOver);
+}
+
+#[test]
+fn those_that_said_they_leave_are_not_counted_and_are_believed() {
+    let mut scene = Scene::new(&["a", "b", "c", "d", "e"], plan_of(1, "a", &["c"], 1));
+    scene.says("a", owner(1)).leaves("a").leaves("b").leaves("d").pass(REPORT_MS).mute(&["a", "b", "d"]).pass(3_001);
+    assert_eq!(scene.duty("c"), Duty::TakeOver);
+}
+
+#[test]
+fn whoever_does_not_hear_itself_acquires_nothing_and_keeps_what_it_has() {
+    let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["b"], 1));
+    scene.says("a", owner(1)).pass(REPORT_MS).mute(&["a", "b", "c"]).pass(600_000);
+    assert_eq!(scene.duties(["a", "b"]), [Duty::Own, STANDBY]);
+    scene.view.control(plan_of(2, "b", &["a"], 1), scene.now_ms);
+    assert_eq!(scene.duty("b"), STANDBY);
+}
+
+#[test]
+fn at_a_cold_start_those_that_are_not_there_yet_are_waited_for() {
+    let names = ["a", "b", "c", "d"];
+    let mut scene = Scene::new(&names, plan_of(1, "a", &["b", "c", "d"], 1));
+    scene.view = View::new(1, Bounds::default());
+    scene.view.control(plan_of(1, "a", &["b", "c", "d"], 1), scene.now_ms);
+    scene.mute(&["a", "c", "d"]).pass(10_000);
+    assert_eq!(scene.duty("b"), STANDBY);
+    scene.pass(20_001);
+    assert_eq!(scene.duty("b"), Duty::TakeOver);
+}
+
+#[test]
+fn a_process_that_sees_a_newer_one_of_its_name_must_exit() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    let [old, new] = [(1, 1), (1, 2)].map(|(time, random)| Incarnation::new(time, random));
+    scene.view.status(WorkerStatus { incarnation: new.clone(), ..report("a", 0) }, scene.now_ms);
+    let me = |incarnation| Me { worker: "a", incarnation, leaving: false };
+    assert_eq!(scene.view.verdict(&me(&old)), Verdict::Fenced { by: new.clone() });
+    assert_eq!(scene.view.duties(&me(&old), scene.now_ms)[&shard()], Duty::Nothing);
+    assert_eq!(scene.view.verdict(&me(&new)), Verdict::GoOn);
+    assert_eq!(scene.view.duties(&me(&new), scene.now_ms)[&shard()], Duty::Own);
+    scene.view.status(report("a", 99), scene.now_ms);
+    assert_eq!(scene.view.newest_incarnation("a"), Some(&new), "the older one is not listened to any more");
+}
+
+#[test]
+fn a_restarted_process_acquires_nothing_before_it_hears_itself() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("a", owner(1)).pass(REPORT_MS);
+    let again = Incarnation::new(2, 2);
+    let duty = |scene: &Scene| {
+        scene.view.duties(&Me { worker: "a", incarnation: &again, leaving: false }, scene.now_ms)[&shard()].clone()
+    };
+    assert_eq!(duty(&scene), STANDBY, "the owner that is reported is its predecessor");
+    scene.view.status(WorkerStatus { incarnation: again.clone(), ..report("a", 0) }, scene.now_ms);
+    assert_eq!(duty(&scene), Duty::Own);
+}
+
+#[test]
+fn a_plan_of_a_higher_generation_stops_and_one_of_a_lower_is_not_followed() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    let Control::Plan(mut plan) = plan_of(2, "a", &["b"], 1) else { panic!() };
+    plan.generation = 2;
+    let me = Me { worker: "a", incarnation: &Incarnation::new(1, 1), leaving: false };
+    scene.view.control(Control::Plan(plan), scene.now_ms);
+    assert_eq!(scene.view.verdict(&me), Verdict::Superseded { generation: 2 });
+    assert_eq!(scene.view.duties(&me, scene.now_ms), BTreeMap::new());
+    let mut later = View::new(2, Bounds::default());
+    later.control(plan_of(1, "a", &["b"], 1), 0);
+    assert_eq!((later.verdict(&me), later.duties(&me, 0)), (Verdict::GoOn, BTreeMap::new()));
+}
+
+#[test]
+fn workers_of_another_generation_hold_nothing_here() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.reports.get_mut("a").unwrap().generation = 2;
+    scene.says("a", owner(9)).pass(REPORT_MS);
+    assert_eq!(scene.duty("b"), Duty::TakeOver);
+    assert_eq!(scene.view.alive(scene.now_ms).len(), 1);
+}
+
+#[test]
+fn the_format_level_is_the_highest_of_the_generation() {
+    let mut view = View::new(2, Bounds::default());
+    assert_eq!(view.format_level(), None);
+    for (generation, level) in [(1, 9), (2, 3), (2, 2), (1, 10)] {
+        view.control(Control::FormatLevel(FormatLevel { generation, level }), 0);
+    }
+    assert_eq!(view.format_level(), Some(3));
+}
+
+#[test]
+fn nobody_makes_a_plan_before_all_that_are_named_were_heard_or_are_gone() {
+    let mut view = View::new(1, Bounds::default());
+    assert!(view.knows_all(0), "a first plan waits for nobody");
+    view.control(plan_of(1, "a", &["b", "c"], 1), 0);
+    ["b", "c"].iter().for_each(|name| view.status(report(name, 1), 100));
+    assert!(!view.knows_all(100));
+    ["b", "c"].iter().for_each(|name| view.status(report(name, 2), 3_000));
+    assert!(!view.knows_all(3_000));
+    assert!(view.knows_all(3_001));
+}
+
+#[test]
+fn the_planner_is_told_who_lives_and_what_stands_where() {
+    let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["b", "c"], 1));
+    scene.says("a", owner(1)).says("b", standby(1, None)).says("c", ShardStatus::default()).leaves("b").pass(REPORT_MS);
+    let expected = Standing { holder: Some("a".into()), lags: [("b".to_owned(), 3)].into() };
+    assert_eq!(scene.view.standings(scene.now_ms), [(shard(), expected)].into());
+    scene.mute(&["a"]).pass(3_001);
+    assert_eq!(scene.view.standings(scene.now_ms)[&shard()].holder, None);
+    let alive: Vec<(String, bool)> =
+        scene.view.alive(scene.now_ms).into_iter().map(|worker| (worker.name, worker.leaving)).collect();
+    assert_eq!(alive, [("b", true), ("c", false), ("d", false)].map(|(name, leaving)| (name.to_owned(), leaving)));
+}

@@ -1,0 +1,113 @@
+//! Plan and report in the shapes of the Protobuf contract, where an empty text stands for nothing.
+
+use crate::incarnation::Incarnation;
+use crate::message::{CONTROL, MessageError, STATUS, malformed};
+use crate::plan::{Placement, Plan, ShardId, Version};
+use crate::status::{Role, ShardStatus, WorkerStatus};
+use millstream_model::proto;
+use std::collections::BTreeMap;
+
+pub(crate) fn plan_to_proto(plan: &Plan) -> proto::Plan {
+    let placements = plan.placements.iter().map(|(id, placement)| proto::Placement {
+        stage: id.stage.clone(),
+        shard: id.shard,
+        owner: placement.owner.clone(),
+        successors: placement.successors.clone(),
+        warm: placement.warm,
+        moving_to: placement.moving_to.clone().unwrap_or_default(),
+    });
+    proto::Plan {
+        term: plan.version.term,
+        number: plan.version.number,
+        generation: plan.generation,
+        placements: placements.collect(),
+    }
+}
+
+pub(crate) fn plan_from_proto(plan: proto::Plan) -> Result<Plan, MessageError> {
+    let mut placements = BTreeMap::new();
+    for of in plan.placements {
+        let id = ShardId { stage: of.stage, shard: of.shard };
+        let moving_to = Some(of.moving_to).filter(|to| !to.is_empty());
+        let placement = Placement { owner: of.owner, successors: of.successors, warm: of.warm, moving_to };
+        if placements.insert(id.clone(), placement).is_some() {
+            return Err(malformed(CONTROL, format!("plan {}.{} places {id} twice", plan.term, plan.number)));
+        }
+    }
+    let version = Version { term: plan.term, number: plan.number };
+    Ok(Plan { version, generation: plan.generation, placements })
+}
+
+pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
+    proto::WorkerStatus {
+        worker: status.worker.clone(),
+        incarnation: status.incarnation.to_string(),
+        sequence: status.sequence,
+        generation: status.generation,
+        zone: status.zone.clone(),
+        node: status.node.clone(),
+        started_ms: status.started_ms,
+        capacity: status.capacity,
+        leaving: status.leaving,
+        stages: status.stages.iter().cloned().collect(),
+        shards: status.shards.iter().map(shard_to_proto).collect(),
+    }
+}
+
+pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerStatus, MessageError> {
+    if status.worker.is_empty() {
+        return Err(malformed(STATUS, "a report names no worker"));
+    }
+    Ok(WorkerStatus {
+        incarnation: Incarnation::parse(&status.incarnation)?,
+        worker: status.worker,
+        sequence: status.sequence,
+        generation: status.generation,
+        zone: status.zone,
+        node: status.node,
+        started_ms: status.started_ms,
+        capacity: status.capacity,
+        leaving: status.leaving,
+        stages: status.stages.into_iter().collect(),
+        shards: status.shards.into_iter().map(shard_from_proto).collect(),
+    })
+}
+
+fn shard_to_proto((id, shard): (&ShardId, &ShardStatus)) -> proto::ShardStatus {
+    let role = match shard.role {
+        Role::Owner => proto::ShardRole::Owner,
+        Role::Standby => proto::ShardRole::Standby,
+        Role::Opening => proto::ShardRole::Opening,
+    };
+    proto::ShardStatus {
+        stage: id.stage.clone(),
+        shard: id.shard,
+        role: role.into(),
+        changelog_offset: shard.changelog_offset,
+        lag: shard.lag,
+        digest: shard.digest,
+        epoch: shard.epoch,
+        batch_number: shard.batch_number,
+        condition: shard.condition.clone(),
+        prepared_client: shard.prepared.clone().unwrap_or_default(),
+    }
+}
+
+fn shard_from_proto(shard: proto::ShardStatus) -> (ShardId, ShardStatus) {
+    let role = match shard.role() {
+        proto::ShardRole::Owner => Role::Owner,
+        proto::ShardRole::Standby => Role::Standby,
+        proto::ShardRole::Opening | proto::ShardRole::Unspecified => Role::Opening,
+    };
+    let status = ShardStatus {
+        role,
+        changelog_offset: shard.changelog_offset,
+        lag: shard.lag,
+        digest: shard.digest,
+        epoch: shard.epoch,
+        batch_number: shard.batch_number,
+        condition: shard.condition,
+        prepared: Some(shard.prepared_client).filter(|client| !client.is_empty()),
+    };
+    (ShardId { stage: shard.stage, shard: shard.shard }, status)
+}
