@@ -79,7 +79,7 @@ fn ways_can_be_replayed_without_the_fold() {
 }
 
 #[test]
-#[ignore = "a minute or two: cargo test -p millstream-ownership-model -- --ignored"]
+#[ignore = "40 CPU-seconds: cargo test -p millstream-ownership-model -- --ignored"]
 fn more_workers_and_longer_logs() {
     for workers in 5..=6 {
         one_owner_and_never_none_for_good(the_rules(), workers);
