@@ -43,8 +43,8 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 	@$(TIMED) tests cargo test --locked --workspace
 
 .PHONY: unit
-unit: setup-build ## only the tests that need no server: model, stages, plan, shard
-	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard
+unit: setup-build ## only the tests that need no server: model, stages, plan, shard, ownership
+	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard -p millstream-ownership-model
 
 .PHONY: servers
 servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatible) into the cache
