@@ -57,7 +57,7 @@ fn outcome(fixture: &Value) -> Value {
     if let Some(order) = fixture["apply"].as_array() {
         let actions = order.iter().map(|index| out.actions[index.as_u64().unwrap() as usize].clone());
         let mut applied = millstream_stages::Outbox::default();
-        act(actions.collect(), &mut Users::new(), &mut applied);
+        act(actions.collect(), &mut Users::default(), &mut applied);
         outcome["action_rejects"] = applied.rejects.iter().map(reject).collect();
     }
     outcome

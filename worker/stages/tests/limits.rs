@@ -30,7 +30,7 @@ struct World {
 
 impl World {
     fn new(limits: ActionLimits) -> World {
-        World { stage: ActionStage::new(limits), state: Users::new(), out: Outbox::default(), records: 0 }
+        World { stage: ActionStage::new(limits), state: Users::default(), out: Outbox::default(), records: 0 }
     }
 
     /// Applies a record, each with a later stamp; gives what it is rejected with.
@@ -48,7 +48,7 @@ impl World {
     }
 
     fn users(&self) -> Vec<&User> {
-        let users = self.state.values().filter_map(|value| match value {
+        let users = self.state.entries.values().filter_map(|value| match value {
             Value::User(user) if user.fate.is_none() => Some(&**user),
             _ => None,
         });
@@ -63,7 +63,7 @@ impl World {
 
     fn device(&self, primary: &str) -> &DeviceState {
         let id = DeviceId::of(TENANT, &id(primary));
-        match &self.state[&StateKey::new(id.home(), TENANT, Kind::Device, id.as_bytes())] {
+        match &self.state.entries[&StateKey::new(id.home(), TENANT, Kind::Device, id.as_bytes())] {
             Value::Device(device) => device,
             other => panic!("{other:?}"),
         }
@@ -126,7 +126,7 @@ fn one_identifier_too_many_is_not_linked_and_the_rest_takes_effect() {
     let user = world.user();
     assert_eq!((user.identifiers.len(), user.attributes.len(), user.events), (3, 1, 2));
     assert_eq!(world.usage(), (2, 0), "a partial reject counts in no sum");
-    assert!(!world.state.contains_key(&StateKey::of_identifier(TENANT, Kind::Node, &id("email=c@d"))));
+    assert!(!world.state.entries.contains_key(&StateKey::of_identifier(TENANT, Kind::Node, &id("email=c@d"))));
     assert_eq!(world.apply(record(&["email=c@d"], &[])), [] as [Json; 0]);
     assert_eq!(world.users().len(), 2, "it goes on naming whom it names");
 }
@@ -298,7 +298,7 @@ fn stored(value: &Value) -> usize {
 }
 
 fn check(world: &World, limits: &ActionLimits) {
-    for value in world.state.values() {
+    for value in world.state.entries.values() {
         let (identifiers, attributes, devices) = match value {
             Value::User(user) => (&user.identifiers, &user.attributes, user.devices.len()),
             Value::Device(device) => (&device.identifiers, &device.attributes, 0),
@@ -319,7 +319,7 @@ fn check_documents(world: &World) {
     for mutation in &world.out.mutations {
         folds.entry(&mutation.id).or_insert_with(Document::empty).apply(mutation);
     }
-    for value in world.state.values() {
+    for value in world.state.entries.values() {
         let (id, fields) = match value {
             Value::User(user) => {
                 let id = millstream_model::id::UserId::from_bytes(&user.id).unwrap().to_string();

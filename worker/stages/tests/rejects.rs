@@ -85,7 +85,7 @@ fn an_action_that_is_sent_again_as_it_is_shown_is_the_same_action() {
 fn rejected(message: Exchange) -> Value {
     let mut out = Outbox::default();
     let record = millstream_stages::action::Record::Exchange(Box::new(message));
-    support::step(&ActionStage::default(), record, &mut Users::new(), &mut out);
+    support::step(&ActionStage::default(), record, &mut Users::default(), &mut out);
     assert_eq!((out.usage["acme"].rejects, out.rejects.len()), (1, 1));
     serde_json::from_slice(&out.rejects[0].payload).unwrap()
 }
@@ -125,7 +125,7 @@ fn a_merge_of_a_user_with_itself_is_shown_whole() {
     let id = Identifier::new("user_id", "42");
     let merge = Merge { retained: Some(id.clone()), merged: Some(id.clone()) };
     let mut out = Outbox::default();
-    act(vec![Action { merge: Some(merge), ..action(&[id]) }], &mut Users::new(), &mut out);
+    act(vec![Action { merge: Some(merge), ..action(&[id]) }], &mut Users::default(), &mut out);
     let reject: Value = serde_json::from_slice(&out.rejects[0].payload).unwrap();
     let side = json!({"type": "user_id", "value": "42"});
     assert_eq!((&reject["reason"], &reject["action"]["type"]), (&json!("invalid_merge"), &json!("merge")));
