@@ -131,10 +131,15 @@ impl Reject {
         self
     }
 
-    /// Keeps the record in its consolidated form, up to [`MAX_ACTION`] bytes, and where its own bytes are.
-    pub fn with_action(mut self, action: &Action, ingress: Ingress) -> Reject {
+    /// Says where the record's own bytes are.
+    pub fn with_ingress(self, ingress: Ingress) -> Reject {
+        Reject { ingress: Some(ingress), ..self }
+    }
+
+    /// Keeps the record in its consolidated form, up to [`MAX_ACTION`] bytes.
+    pub fn with_action(mut self, action: &Action) -> Reject {
         let (json, truncated) = action::readable(action, MAX_ACTION);
-        (self.action, self.truncated, self.ingress) = (Some(json), truncated, Some(ingress));
+        (self.action, self.truncated) = (Some(json), truncated);
         self
     }
 
@@ -195,7 +200,10 @@ mod tests {
         let action = Action { delete: true, ..Action::default() };
         let place = r#""ingress":{"partition":3,"offset":42,"index":7}"#;
         let shown = r#""action":{"type":"delete","time":"1970-01-01T00:00:00Z"}"#;
-        assert_eq!(text(&reject().with_action(&action, ingress)), format!("{begin}{end},{place},{shown}}}"));
+        assert_eq!(
+            text(&reject().with_ingress(ingress).with_action(&action)),
+            format!("{begin}{end},{place},{shown}}}")
+        );
         assert_eq!(serde_json::from_slice::<Reject>(&original.payload()).unwrap(), original);
     }
 
@@ -237,7 +245,7 @@ mod tests {
             event: Some(Event { name: bad.clone(), properties: (0..100).map(property).collect() }),
             ..Action::default()
         };
-        let kept = reject().with_action(&action, Ingress { partition: 0, offset: 0, index: 0 });
+        let kept = reject().with_action(&action);
         let size = kept.payload().len();
         assert!(kept.truncated && size < 1_000_000 && size > MAX_ACTION - 10_000, "{size} bytes");
         let json = kept.action.unwrap();

@@ -142,6 +142,8 @@ fn a_deleted_users_device_forgets_it() {
     assert_eq!(device.user, None);
     run(&mut cluster, &[action(15, &["email=a@x"], &[]), action(30, &["email=a@x"], &[])]);
     assert_eq!(reasons(&cluster), ["m15 user_deleted"]);
+    let reject: serde_json::Value = serde_json::from_slice(&cluster.rejects[0].payload).unwrap();
+    assert!(reject.get("action").is_none() && reject.get("ingress").is_some(), "a deleted user is not shown: {reject}");
     assert_eq!(user(&mut cluster, "email=a@x").identifiers.len(), 1);
 }
 
