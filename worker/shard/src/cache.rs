@@ -72,19 +72,21 @@ impl<V: StateValue> Frozen<V> {
         more: &[(StateKey, Vec<u8>)],
         position: &StatePosition,
     ) -> Result<(), StoreError> {
-        let (mut bytes, mut ranges) = (Vec::new(), Vec::with_capacity(self.entries.len()));
-        for entry in &self.entries {
+        // In key order, a memtable finds the place of each entry beside that of the one before.
+        let mut sorted: Vec<&FrozenEntry<V>> = self.entries.iter().collect();
+        sorted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let (mut bytes, mut ranges) = (Vec::new(), Vec::with_capacity(sorted.len()));
+        for entry in &sorted {
             let start = bytes.len();
             if let Some(value) = &entry.value {
                 value.encode(&mut bytes);
             }
             ranges.push(start..bytes.len());
         }
-        let stored = |(entry, range): (&FrozenEntry<V>, std::ops::Range<usize>)| {
-            entry.value.is_some().then(|| bytes.get(range).unwrap_or_default())
-        };
-        let keys = self.entries.iter().map(|entry| &entry.key);
-        let frozen = keys.zip(self.entries.iter().zip(ranges).map(stored));
+        let frozen = sorted.iter().zip(ranges).map(|(entry, range)| {
+            let entry: &FrozenEntry<V> = entry;
+            (&entry.key, entry.value.is_some().then(|| bytes.get(range).unwrap_or_default()))
+        });
         let mut entries = frozen.chain(more.iter().map(|(key, bytes)| (key, Some(bytes.as_slice()))));
         store.write(self.forget.as_ref(), &mut entries, position)
     }
