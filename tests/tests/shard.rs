@@ -7,6 +7,7 @@ use millstream_model::proto::{Envelope, Usage};
 use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Shard};
+use millstream_shard::standby::{Acquired, Received, Standby};
 use millstream_shard::topics::Topics;
 use millstream_shard::{Clock, Executor, ShardError};
 use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
@@ -111,17 +112,31 @@ impl Fixture {
         Fixture { folder, log, faults: Faults::default(), topics, limits }
     }
 
-    fn open_at(&self, store: &str) -> Result<Shard<Counting>, ShardError> {
+    fn environment(&self, worker: &str) -> Environment {
         let log = FaultyLog { inner: self.log.clone(), faults: self.faults.clone() };
-        let environment = Environment {
+        Environment {
             log: Arc::new(log),
             clock: Arc::new(ManualClock::default()),
             executor: Arc::new(AtOnce),
             topics: self.topics.clone(),
-            claimant: Claimant { worker: "w".into(), incarnation: "1".into() },
-        };
-        let store = RocksState::open(&self.folder.path().join(store), &Resources::new(1 << 20)).unwrap();
-        Shard::open(Counting, 0, environment, self.limits.clone(), Arc::new(store))
+            claimant: Claimant::new(worker, "1"),
+        }
+    }
+
+    fn store(&self, name: &str) -> Arc<RocksState> {
+        Arc::new(RocksState::open(&self.folder.path().join(name), &Resources::new(1 << 20)).unwrap())
+    }
+
+    fn open_at(&self, store: &str) -> Result<Shard<Counting>, ShardError> {
+        Shard::open(Counting, 0, self.environment(store), self.limits.clone(), self.store(store))
+    }
+
+    fn standby(&self, name: &str) -> Standby {
+        Standby::open("unify", 0, self.environment(name), self.store(name)).unwrap()
+    }
+
+    fn own(&self, acquired: Acquired) -> Shard<Counting> {
+        Shard::own(Counting, acquired, self.limits.clone()).unwrap()
     }
 
     fn open(&self) -> Shard<Counting> {
@@ -362,4 +377,118 @@ fn what_an_internal_reader_cannot_read_stops_it() {
     let mut shard = fixture.open();
     fixture.send_bytes(b"no frame");
     assert!(matches!(shard.run_batch(), Err(ShardError::Stopped(_))), "this stage rejects nothing");
+}
+
+/// Follows until everything that is visible was read.
+fn catch_up(standby: &mut Standby) {
+    while standby.lag().unwrap() > 0 {
+        standby.follow(Duration::from_millis(100)).unwrap();
+    }
+}
+
+fn client(standby: &Standby) -> (String, u32) {
+    standby.client().map(|(name, slot)| (name.to_owned(), slot)).unwrap()
+}
+
+fn ours(received: Received) -> Acquired {
+    match received {
+        Received::Ours(acquired) => *acquired,
+        Received::Waiting(_) => panic!("it was not released to this client"),
+    }
+}
+
+#[test]
+fn a_handoff_goes_to_the_prepared_client_back_and_forth() {
+    let fixture = Fixture::new();
+    let mut owner = fixture.open_at("a").unwrap();
+    let mut epoch = owner.progress().1;
+    for name in ["b", "a", "b", "c"] {
+        fixture.send(&["x", "y"], 0);
+        run(&mut owner, 2);
+        let mut next = fixture.standby(if name == "a" { "a again" } else { name });
+        next.prepare().unwrap();
+        next.prefetch().unwrap();
+        fixture.send(&["x"], 0);
+        run(&mut owner, 1);
+        let (client, slot) = client(&next);
+        owner.release((&client, slot)).unwrap();
+        catch_up(&mut next);
+        owner = fixture.own(ours(next.receive((0, 0)).unwrap()));
+        assert_eq!(owner.progress().1, epoch + 1);
+        epoch += 1;
+        drop(fixture.standby("read only"));
+    }
+    fixture.send(&["y"], 0);
+    run(&mut owner, 1);
+    let counts = |id: &str, most: usize| (1..=most).map(|n| format!("{id}={n}")).collect::<Vec<_>>();
+    assert_eq!(fixture.events(), [counts("x", 8), counts("y", 5)].concat());
+    assert_eq!(accepted(owner.usage()), 13);
+}
+
+#[test]
+fn only_the_client_that_a_release_names_goes_on() {
+    let fixture = Fixture::new();
+    let mut owner = fixture.open_at("a").unwrap();
+    fixture.send(&["x"], 0);
+    run(&mut owner, 1);
+    let (mut first, mut second) = (fixture.standby("b"), fixture.standby("c"));
+    first.prepare().unwrap();
+    let named = client(&first);
+    second.prepare().unwrap();
+    owner.release((&named.0, named.1)).unwrap();
+    catch_up(&mut second);
+    let Received::Waiting(mut second) = second.receive((0, 0)).unwrap() else { panic!("named somebody else") };
+    second.prepare().unwrap();
+    assert_ne!(second.client().map(|(name, _)| name), Some(&*named.0));
+    catch_up(&mut first);
+    // Its id was initialised by the second one: the release is void, and only a takeover helps.
+    let Err(ShardError::Reopen(_)) = first.receive((0, 0)) else { panic!("a fenced client went on") };
+    let mut owner = fixture.own(second.take_over((0, 0)).unwrap());
+    fixture.send(&["x"], 0);
+    run(&mut owner, 1);
+    assert_eq!(fixture.events(), ["x=1", "x=2"]);
+}
+
+#[test]
+fn a_release_of_unknown_outcome_ends_in_a_takeover_without_loss() {
+    for fault in [Fault::CommittedUnknown, Fault::LostUnknown] {
+        let fixture = Fixture::new();
+        let mut owner = fixture.open_at("a").unwrap();
+        fixture.send(&["x"], 0);
+        run(&mut owner, 1);
+        let mut next = fixture.standby("b");
+        next.prepare().unwrap();
+        let (client, slot) = client(&next);
+        fixture.faults.plan([fault]);
+        assert!(matches!(owner.release((&client, slot)), Err(ShardError::Reopen(_))));
+        catch_up(&mut next);
+        let acquired = match (next.receive((0, 0)).unwrap(), fault) {
+            (Received::Ours(acquired), Fault::CommittedUnknown) => *acquired,
+            (Received::Waiting(next), Fault::LostUnknown) => next.take_over((0, 0)).unwrap(),
+            _ => panic!("{fault:?}"),
+        };
+        let mut owner = fixture.own(acquired);
+        fixture.send(&["x"], 0);
+        run(&mut owner, 1);
+        assert_eq!(fixture.events(), ["x=1", "x=2"], "{fault:?}");
+    }
+}
+
+#[test]
+fn a_standby_takes_over_from_a_live_owner_and_an_older_plan_does_not() {
+    let fixture = Fixture::new();
+    let mut owner = fixture.own(fixture.standby("a").take_over((3, 7)).unwrap());
+    fixture.send(&["x"], 0);
+    run(&mut owner, 1);
+    let older = fixture.standby("b").take_over((3, 6)).map(|_| ());
+    assert!(matches!(&older, Err(ShardError::Reopen(why)) if why.contains("plan")), "{older:?}");
+    fixture.send(&["x"], 0);
+    run(&mut owner, 1);
+    let mut standby = fixture.standby("c");
+    standby.prepare().unwrap();
+    let mut second = fixture.own(standby.take_over((4, 1)).unwrap());
+    fixture.send(&["x"], 0);
+    assert!(matches!(owner.run_batch(), Err(ShardError::Reopen(_))), "it was fenced");
+    run(&mut second, 1);
+    assert_eq!(fixture.events(), ["x=1", "x=2", "x=3"]);
 }

@@ -206,7 +206,7 @@ fn drain(log: &Arc<dyn Log>, topics: &Topics, args: &Args) -> Result<Cost> {
             clock: Arc::new(SystemClock),
             executor: Arc::new(Threads),
             topics: topics.clone(),
-            claimant: Claimant { worker: "bench".into(), incarnation: "1".into() },
+            claimant: Claimant::new("bench", "1"),
         };
         let path = folder.path().join(shard.to_string());
         let store: Arc<dyn StateStore> = Arc::new(millstream_stores::rocks::RocksState::open(&path, &cache)?);

@@ -4,7 +4,7 @@
 
 use crate::ShardError;
 use crate::cache::Cache;
-use crate::log::{Message, TopicPartition, Transactional};
+use crate::log::{Message, Transactional};
 use crate::output::Output;
 use crate::topics::Topics;
 use millstream_model::frame::{self, Content};
@@ -15,7 +15,6 @@ use millstream_stages::{At, DecodeError, Input, Outbox, Stage, State};
 /// Where the inputs are read.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
-    pub(crate) inputs: &'a [(Input, TopicPartition)],
     pub(crate) shard: u32,
     pub(crate) topics: &'a Topics,
 }
@@ -78,9 +77,9 @@ impl<'a, S: Stage> Batch<'a, S> {
     }
 
     /// Processes a message.
-    pub(crate) fn take(&mut self, message: &Message<'_>, batch_ms: u64) {
+    pub(crate) fn take(&mut self, input: Input, message: &Message<'_>, batch_ms: u64) {
         if self.failed.is_none()
-            && let Err(error) = self.try_take(message, batch_ms)
+            && let Err(error) = self.try_take(input, message, batch_ms)
         {
             self.failed = Some(error);
         }
@@ -91,13 +90,12 @@ impl<'a, S: Stage> Batch<'a, S> {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    fn try_take(&mut self, message: &Message<'_>, batch_ms: u64) -> Result<(), ShardError> {
-        let Some((input, _)) = self.place.inputs.get(message.assignment) else { return Ok(()) };
+    fn try_take(&mut self, input: Input, message: &Message<'_>, batch_ms: u64) -> Result<(), ShardError> {
         if !std::mem::replace(&mut self.begun, true) {
             self.output.clear();
             self.producer.begin()?;
         }
-        self.decode(message, *input, batch_ms);
+        self.decode(message, input, batch_ms);
         self.records += self.decoded.len();
         self.bytes += message.payload.len();
         self.prefetch()?;

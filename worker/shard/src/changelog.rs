@@ -5,7 +5,7 @@
 //! [`changes`](crate::changes) of a batch are cut into parts at any byte.
 
 use millstream_model::frame::{self, Content, FrameError};
-use millstream_model::proto::{Batch, Changelog, Genesis, Ownership, Position, changelog::Record};
+use millstream_model::proto::{Batch, Changelog, Genesis, Ownership, Position, Release, changelog::Record};
 use prost::Message as _;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -121,6 +121,8 @@ pub enum Step {
     Genesis(Genesis),
     /// Who may write from here on.
     Ownership(Ownership),
+    /// Nobody writes any more but the client that is named.
+    Release(Release),
     /// A batch, all its parts in one.
     Batch(Batch),
 }
@@ -141,6 +143,11 @@ impl Assembler {
         Assembler { digest, known: number, open: None }
     }
 
+    /// Is it in the middle of a batch?
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Reads the message at `offset`; gives what is complete with it.
     ///
     /// # Errors
@@ -154,6 +161,7 @@ impl Assembler {
             match record.record {
                 Some(Record::Genesis(genesis)) => steps.push(Step::Genesis(genesis)),
                 Some(Record::Ownership(ownership)) => steps.push(Step::Ownership(ownership)),
+                Some(Record::Release(release)) => steps.push(Step::Release(release)),
                 Some(Record::Batch(batch)) => steps.extend(self.part(offset, batch)?.map(Step::Batch)),
                 None => return Err(unreadable("a kind of record that this version does not know; upgrade it".into())),
             }

@@ -1,6 +1,6 @@
 //! Following a changelog into the local store.
 //!
-//! Used to open a shard (and, later, by standbys). **I6, no silent start**: local state that belongs to another topic, or lies outside the
+//! Used to open a shard, and by standbys, which follow for as long as somebody else owns the shard. **I6, no silent start**: local state that belongs to another topic, or lies outside the
 //! log, is given up and the whole changelog read instead; when the log does not hold the whole any more, the shard stops with a condition.
 //! **I5**: entries and position are written together, only between batches.
 
@@ -36,6 +36,8 @@ pub struct Follower {
     has_genesis: bool,
     /// Began at a position of the local store, not at the beginning of the changelog.
     from_local: bool,
+    /// The client that the newest record names, when that is a release.
+    released_to: Option<String>,
     /// Of the state as followed.
     totals: Totals,
     groups: std::ops::Range<u16>,
@@ -86,6 +88,7 @@ impl Follower {
             position,
             has_genesis,
             from_local: has_genesis,
+            released_to: None,
             forget: None,
             pending: Pending::default(),
             pending_bytes: 0,
@@ -101,19 +104,50 @@ impl Follower {
         let mut idle = 0;
         while self.consumer.positions().first().is_none_or(|position| *position < end) {
             let before = self.consumer.positions();
-            self.poll()?;
+            self.poll(POLL)?;
             idle = if before == self.consumer.positions() { idle + 1 } else { 0 };
             if idle > PATIENCE {
                 return Err(ShardError::Reopen(format!("{} cannot be read to its end at {end}", self.at)));
             }
         }
-        self.write_pending(end)
+        self.settle()
     }
 
-    fn poll(&mut self) -> Result<(), ShardError> {
+    /// Reads what is there within `wait`, without going to the end.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn follow(&mut self, wait: Duration) -> Result<(), ShardError> {
+        self.poll(wait)
+    }
+
+    /// How many messages of the changelog are still to be read.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn lag(&self, log: &dyn Log) -> Result<u64, ShardError> {
+        let read = self.consumer.positions().first().copied().unwrap_or_default();
+        Ok(log.bounds(&self.at)?.1.saturating_sub(read))
+    }
+
+    /// Writes what was read to the local store.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn settle(&mut self) -> Result<(), ShardError> {
+        let read = self.consumer.positions().first().copied().filter(|_| !self.assembler.is_open());
+        self.write_pending(read.unwrap_or(self.position.changelog_offset))
+    }
+
+    /// The client that the newest record names, when that is a release.
+    pub fn released_to(&self) -> Option<&str> {
+        self.released_to.as_deref()
+    }
+
+    fn poll(&mut self, wait: Duration) -> Result<(), ShardError> {
         let mut steps = Vec::new();
         let (assembler, mut failed) = (&mut self.assembler, None);
-        self.consumer.poll(MESSAGES, POLL, &mut |message| {
+        self.consumer.poll(MESSAGES, wait, &mut |message| {
             if failed.is_none() {
                 match assembler.read(message.offset, message.payload) {
                     Ok(read) => steps.extend(read),
@@ -137,8 +171,15 @@ impl Follower {
             Step::Ownership(record) if record.epoch > self.position.epoch => {
                 self.position.epoch = record.epoch;
                 self.position.slot = record.slot;
+                (self.position.plan_term, self.position.plan_number) = (record.plan_term, record.plan_number);
+                self.released_to = None;
             }
             Step::Ownership(_) => {}
+            Step::Release(record) if record.epoch == self.position.epoch => {
+                self.position.slot = record.slot;
+                self.released_to = Some(record.client);
+            }
+            Step::Release(_) => {}
             Step::Batch(batch) => self.batch(batch)?,
         }
         Ok(())

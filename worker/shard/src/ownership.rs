@@ -1,11 +1,18 @@
 //! Who may write for a shard (I4).
 //!
-//! Kafka's transactional ids are the only lock. A shard has two, and the newest ownership record in its changelog names the one that may write.
-//! *Takeover*, the way of every acquisition that is no handoff: read the changelog; initialise the **idle** id; then, never in parallel and
-//! never in the other order, the **named** id; then read to the end. If the log still names that id, nobody else can commit any more:
-//! continue on the other one, whose first transaction carries an ownership record with epoch + 1. If it names another one, somebody
-//! else has it: back off, then start again.
-//! Nobody re-initialises the named id and goes on with it: a commit of its former owner could still land afterwards.
+//! Kafka's transactional ids are the only lock. A shard has two, and the newest record about ownership in its changelog names the one that may write: an
+//! *ownership* record the id of its writer, a *release* the id of the client that it names.
+//!
+//! *Takeover*, the way of every acquisition that is no handoff: read the changelog; initialise the **idle** id (or use a client that was prepared for it); then,
+//! never in parallel and never in the other order, the **named** id; then read to the end. If the log still names that id, nobody else can commit any
+//! more: continue on the other one, whose first transaction carries an ownership record with epoch + 1. If it names another one, somebody
+//! else has it: back off, then start again. Nobody re-initialises the named id and goes on with it: a commit of its former owner could still land afterwards.
+//!
+//! *Handoff*: the next owner [prepares](prepare) a client while the present one works: it initialises the idle id, then reads to the end, and gives up if the log names that id by
+//! now. The owner's last transaction is a release to that very client, which goes on with an ownership record of its own. Any other client, also one of the same
+//! worker that was made after the release, has to take over.
+//!
+//! Nobody acquires under a plan that is older than the one of the newest ownership record.
 //!
 //! Every shard begins with a *genesis* record, written once, when its pipeline is created (I6).
 
@@ -14,15 +21,51 @@ use crate::follower::Follower;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
-use millstream_model::proto::{Changelog, Genesis, Ownership, changelog::Record};
+use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Who acquires.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Claimant {
     /// Worker's name.
     pub worker: String,
     /// One process of that name.
     pub incarnation: String,
+    /// Clients made by this process: no two have the same name.
+    clients: Arc<AtomicU64>,
+}
+
+impl Claimant {
+    /// A process of a worker.
+    pub fn new(worker: impl Into<String>, incarnation: impl Into<String>) -> Claimant {
+        Claimant { worker: worker.into(), incarnation: incarnation.into(), clients: Arc::default() }
+    }
+
+    fn next_client(&self) -> String {
+        let number = self.clients.fetch_add(1, Ordering::Relaxed);
+        format!("{}/{}/{number}", self.worker, self.incarnation)
+    }
+}
+
+/// Number of a plan: term, and number within it.
+pub type PlanNumber = (u64, u64);
+
+/// A shard of a stage in a log, and who wants it.
+#[derive(Clone, Copy)]
+pub struct Claim<'a> {
+    /// The log.
+    pub log: &'a dyn Log,
+    /// The pipeline's topics.
+    pub topics: &'a Topics,
+    /// `unify` or `action`.
+    pub stage: &'a str,
+    /// The shard.
+    pub shard: u32,
+    /// Who acquires.
+    pub claimant: &'a Claimant,
+    /// The plan that says so; (0, 0) without one.
+    pub plan: PlanNumber,
 }
 
 /// The right to write.
@@ -33,48 +76,145 @@ pub struct Lease {
     pub epoch: u64,
     /// Which of the two ids it is.
     pub slot: u32,
+    /// The plan under which it was acquired.
+    pub plan: PlanNumber,
 }
 
-/// Takes a shard over; the follower has then read everything that any former owner committed.
-///
-/// # Errors
-/// [`ShardError::Reopen`] when it must be tried again, [`ShardError::Stopped`] without a genesis record.
-pub fn take_over(
-    log: &dyn Log,
+/// A client of the idle id, made while somebody else owns the shard.
+pub struct Prepared {
+    producer: Box<dyn Transactional>,
+    slot: u32,
+    client: String,
+}
+
+impl Prepared {
+    /// Its name, which a release must say, and its id.
+    pub fn client(&self) -> (&str, u32) {
+        (&self.client, self.slot)
+    }
+}
+
+impl Claim<'_> {
+    fn id(&self, slot: u32) -> String {
+        self.topics.transactional_id(self.stage, self.shard, slot)
+    }
+
+    fn reopen(&self, why: &str) -> ShardError {
+        ShardError::Reopen(format!("{}[{}]: {why}", self.stage, self.shard))
+    }
+
+    fn check_plan(&self, follower: &Follower) -> Result<(), ShardError> {
+        let position = follower.position();
+        let newest = (position.plan_term, position.plan_number);
+        if self.plan < newest {
+            let why = format!("the plan {:?} is older than {newest:?}, under which it is owned", self.plan);
+            return Err(self.reopen(&why));
+        }
+        Ok(())
+    }
+
+    /// Makes a client for a handoff; `None` when the log names its id by now.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn prepare(&self, follower: &mut Follower) -> Result<Option<Prepared>, ShardError> {
+        follower.read_to_end(self.log)?;
+        self.check_genesis(follower)?;
+        let slot = idle(follower);
+        let producer = self.log.transactional(&self.id(slot))?;
+        let client = self.claimant.next_client();
+        follower.read_to_end(self.log)?;
+        let is_named = follower.position().slot == slot;
+        Ok((!is_named).then_some(Prepared { producer, slot, client }))
+    }
+
+    /// Goes on with a prepared client when the follower has read that the shard was released to it; gives the client back when not.
+    ///
+    /// # Errors
+    /// [`ShardError`]: the outcome is unknown, take over.
+    pub fn receive(&self, prepared: Prepared, follower: &mut Follower) -> Result<Result<Lease, Prepared>, ShardError> {
+        let is_ours = follower.released_to() == Some(&prepared.client) && follower.position().slot == prepared.slot;
+        if !is_ours {
+            return Ok(Err(prepared));
+        }
+        self.check_plan(follower)?;
+        self.lease(prepared.producer, prepared.slot, follower).map(Ok)
+    }
+
+    /// Takes a shard over; the follower has then read everything that any former owner committed.
+    ///
+    /// # Errors
+    /// [`ShardError::Reopen`] when it must be tried again, [`ShardError::Stopped`] without a genesis record.
+    pub fn take_over(
+        &self,
+        prepared: Option<Prepared>,
+        follower: &mut Follower,
+        executor: &dyn Executor,
+    ) -> Result<Lease, ShardError> {
+        follower.read_to_end(self.log)?;
+        self.check_genesis(follower)?;
+        self.check_plan(follower)?;
+        let (named, slot) = (follower.position().slot, idle(follower));
+        let producer = match prepared {
+            Some(prepared) if prepared.slot == slot => prepared.producer,
+            _ => self.log.transactional(&self.id(slot))?,
+        };
+        let fenced = self.log.transactional(&self.id(named))?;
+        // It has done its work by being there; ending it takes some clients half a second.
+        executor.run(Box::new(move || drop(fenced)));
+        follower.read_to_end(self.log)?;
+        if follower.position().slot != named {
+            return Err(self.reopen("somebody else took it over in between"));
+        }
+        self.check_plan(follower)?;
+        self.lease(producer, slot, follower)
+    }
+
+    /// The first transaction of a new owner.
+    fn lease(
+        &self,
+        mut producer: Box<dyn Transactional>,
+        slot: u32,
+        follower: &mut Follower,
+    ) -> Result<Lease, ShardError> {
+        let (epoch, (plan_term, plan_number)) = (follower.position().epoch + 1, self.plan);
+        let (worker, incarnation) = (self.claimant.worker.clone(), self.claimant.incarnation.clone());
+        let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number };
+        self.commit_record(&mut *producer, Record::Ownership(record))?;
+        Ok(Lease { producer, epoch, slot, plan: self.plan })
+    }
+
+    fn check_genesis(&self, follower: &Follower) -> Result<(), ShardError> {
+        if follower.has_genesis() {
+            return Ok(());
+        }
+        Err(ShardError::Stopped(format!(
+            "{} has no genesis record: the pipeline was not created, or its changelog was lost",
+            TopicPartition::new(self.topics.changelog(self.stage), self.shard)
+        )))
+    }
+
+    fn commit_record(&self, producer: &mut dyn Transactional, record: Record) -> Result<(), ShardError> {
+        commit_record(producer, self.topics, self.stage, self.shard, record)
+    }
+}
+
+/// The id that the log does not name.
+fn idle(follower: &Follower) -> u32 {
+    1 - follower.position().slot.min(1)
+}
+
+/// The owner's last transaction: gives the shard to a prepared client, (name, slot).
+pub(crate) fn release(
+    producer: &mut dyn Transactional,
     topics: &Topics,
     stage: &str,
     shard: u32,
-    claimant: &Claimant,
-    follower: &mut Follower,
-    executor: &dyn Executor,
-) -> Result<Lease, ShardError> {
-    follower.read_to_end(log)?;
-    if !follower.has_genesis() {
-        return Err(ShardError::Stopped(format!(
-            "{} has no genesis record: the pipeline was not created, or its changelog was lost",
-            TopicPartition::new(topics.changelog(stage), shard)
-        )));
-    }
-    let named = follower.position().slot;
-    let idle = 1 - named.min(1);
-    let mut producer = log.transactional(&topics.transactional_id(stage, shard, idle))?;
-    let fenced = log.transactional(&topics.transactional_id(stage, shard, named))?;
-    // It has done its work by being there; ending it takes some clients half a second.
-    executor.run(Box::new(move || drop(fenced)));
-    follower.read_to_end(log)?;
-    if follower.position().slot != named {
-        return Err(ShardError::Reopen(format!("{stage}[{shard}]: somebody else took it over in between")));
-    }
-    let epoch = follower.position().epoch + 1;
-    let record =
-        Ownership { epoch, slot: idle, worker: claimant.worker.clone(), incarnation: claimant.incarnation.clone() };
-    commit_record(&mut *producer, topics, stage, shard, Record::Ownership(record))?;
-    follower.read_to_end(log)?;
-    // Our own record may not be visible yet; a newer one would be somebody else's.
-    if follower.position().epoch > epoch {
-        return Err(ShardError::Reopen(format!("{stage}[{shard}]: somebody else took it over at once")));
-    }
-    Ok(Lease { producer, epoch, slot: idle })
+    epoch: u64,
+    (client, slot): (&str, u32),
+) -> Result<(), ShardError> {
+    let record = Release { epoch, slot, client: client.to_owned() };
+    commit_record(producer, topics, stage, shard, Record::Release(record))
 }
 
 fn commit_record(

@@ -10,18 +10,19 @@ use crate::batch::{Batch, Place};
 use crate::cache::{Cache, Frozen};
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
-use crate::follower::Follower;
-use crate::log::{Consumer, Log, Outgoing, Start, TopicPartition, Transactional};
+use crate::inputs::Inputs;
+use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::output::Output;
 use crate::ownership::{self, Claimant};
+use crate::standby::{Acquired, Standby};
 use crate::state::{Forget, StateStore, StoreError};
 use crate::sums::Sums;
 use crate::topics::Topics;
 use crate::{Clock, Executor, ShardError};
 use millstream_model::key::groups_of;
-use millstream_model::proto::{Position, StatePosition, Usage};
+use millstream_model::proto::{StatePosition, Usage};
 use millstream_model::reject::Reason;
-use millstream_stages::{Input, Outbox, Stage, StageSpan, State};
+use millstream_stages::{Outbox, Stage, StageSpan, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -128,17 +129,14 @@ pub struct Shard<S: Stage> {
     limits: Limits,
     /// Of the next batch: between `limits.batch_time` and [`BUSY_FACTOR`] times as much.
     batch_time: Duration,
-    inputs: Vec<(Input, TopicPartition)>,
+    inputs: Inputs,
     cache: Cache<S::Value>,
     store: Arc<dyn StateStore>,
-    consumer: Box<dyn Consumer>,
     producer: Box<dyn Transactional>,
     output: Output,
     /// Its `changelog_offset` was the end of the changelog before a batch that we then committed: nobody else can have written in between, so
     /// following from there meets everything that may not be in the local store, and everything that others write later.
     position: StatePosition,
-    /// Of the inputs.
-    topic_ids: Vec<String>,
     sums: Sums,
     out: Outbox,
     flushing: Option<Receiver<Result<Frozen<S::Value>, StoreError>>>,
@@ -157,33 +155,37 @@ impl<S: Stage> Shard<S> {
         limits: Limits,
         store: Arc<dyn StateStore>,
     ) -> Result<Shard<S>, ShardError> {
-        let (log, topics) = (&*environment.log, &environment.topics);
-        let changelog = TopicPartition::new(topics.changelog(stage.name()), shard);
-        let mut follower = Follower::open(log, changelog, topics.shards, store.clone())?;
-        let (claimant, executor) = (&environment.claimant, &*environment.executor);
-        let lease = ownership::take_over(log, topics, stage.name(), shard, claimant, &mut follower, executor)?;
-        let position = follower.position().clone();
-        let inputs: Vec<(Input, TopicPartition)> = inputs_of(stage.name(), topics, shard);
-        let topic_ids = inputs.iter().map(|(_, at)| log.topic_id(&at.topic)).collect::<Result<Vec<_>, _>>()?;
-        let mut starts = Vec::with_capacity(inputs.len());
-        for ((_, at), topic_id) in inputs.iter().zip(&topic_ids) {
-            starts.push((at.clone(), start_of(&position, at, topic_id)?));
-        }
+        let standby = Standby::open(stage.name(), shard, environment, store)?;
+        let lease = standby.take_over((0, 0))?;
+        Shard::own(stage, lease, limits)
+    }
+
+    /// Goes on where a standby stands that has acquired the shard.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn own(stage: S, acquired: Acquired, limits: Limits) -> Result<Shard<S>, ShardError> {
+        let Acquired { shard, environment, store, position, lease, inputs } = acquired;
+        let topics = &environment.topics;
         let totals = Totals::of(position.state_digest, &position.periods);
+        let inputs = match inputs {
+            Some(inputs) => inputs,
+            None => Inputs::open(&*environment.log, topics, stage.name(), shard, &position)?,
+        };
+        let (plan_term, plan_number) = lease.plan;
+        let position = StatePosition { epoch: lease.epoch, slot: lease.slot, plan_term, plan_number, ..position };
         Ok(Shard {
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
-            consumer: log.consumer(&starts)?,
+            inputs: inputs.at(&position)?,
             sums: Sums::load(&*store, groups_of(shard, topics.shards).start)?,
             output: Output::new(topics.clone()),
             batch_time: limits.batch_time,
             stage,
             shard,
             limits,
-            inputs,
             store,
             producer: lease.producer,
-            position: StatePosition { epoch: lease.epoch, slot: lease.slot, ..position },
-            topic_ids,
+            position,
             out: Outbox::default(),
             flushing: None,
             environment,
@@ -225,7 +227,7 @@ impl<S: Stage> Shard<S> {
     fn read(&mut self) -> Result<Option<Read>, ShardError> {
         let clock = self.environment.clock.clone();
         let topics = &self.environment.topics;
-        let place = Place { inputs: &self.inputs, shard: self.shard, topics };
+        let place = Place { shard: self.shard, topics };
         let (position, slack_ms) = (&self.position, self.limits.clock_slack_ms);
         let (cache, producer) = (&mut self.cache, &mut *self.producer);
         let mut batch =
@@ -234,12 +236,12 @@ impl<S: Stage> Shard<S> {
         let mut at_once = FIRST_MESSAGES;
         let mut began = None;
         loop {
-            let messages = self.consumer.poll(at_once, wait, &mut |message| {
+            let messages = self.inputs.poll(at_once, wait, &mut |input, message| {
                 let time_ms = began.get_or_insert_with(|| {
                     let now_ms = clock.now_ms();
                     (now_ms, position.time_ms.max(now_ms.min(message.timestamp_ms + slack_ms)))
                 });
-                batch.take(&message, time_ms.1);
+                batch.take(input, &message, time_ms.1);
             })?;
             batch.check()?;
             let Some((began_ms, time_ms)) = began else { return Ok(None) };
@@ -266,7 +268,7 @@ impl<S: Stage> Shard<S> {
             time_ms: read.time_ms,
             epoch: self.position.epoch,
             stamp_time_ms: read.stamp_time_ms,
-            inputs: self.next_inputs(),
+            inputs: self.inputs.next(),
             state_digest: batch.totals.digest,
             forget_before: read.forget_before,
         };
@@ -304,18 +306,6 @@ impl<S: Stage> Shard<S> {
             })?;
         }
         Ok(digest)
-    }
-
-    fn next_inputs(&self) -> Vec<Position> {
-        let positions = self.consumer.positions();
-        let inputs = self.inputs.iter().zip(&self.topic_ids).zip(positions);
-        let position = |(((_, at), topic_id), offset): ((&(Input, TopicPartition), &String), u64)| Position {
-            topic: at.topic.to_string(),
-            partition: at.partition,
-            offset,
-            topic_id: topic_id.clone(),
-        };
-        inputs.map(position).collect()
     }
 
     /// Writes what is dirty to the local store, in the background.
@@ -360,6 +350,16 @@ impl<S: Stage> Shard<S> {
         Ok(frozen.write(&*self.store, &self.sums.entries(), &self.position)?)
     }
 
+    /// Gives the shard to a prepared client, (name, slot), as this owner's last word, and stores everything. Whatever comes of it, this owner does not go on.
+    ///
+    /// # Errors
+    /// [`ShardError`]: whether the client has it now is unknown.
+    pub fn release(mut self, to: (&str, u32)) -> Result<(), ShardError> {
+        let (topics, stage) = (&self.environment.topics, self.stage.name());
+        ownership::release(&mut *self.producer, topics, stage, self.shard, self.position.epoch, to)?;
+        self.close()
+    }
+
     /// The sums of each tenant, as committed.
     pub fn usage(&self) -> &BTreeMap<String, Usage> {
         self.sums.all()
@@ -382,27 +382,5 @@ impl<S: Stage> Drop for Shard<S> {
         if let Some(flushing) = self.flushing.take() {
             let _ = flushing.recv();
         }
-    }
-}
-
-fn inputs_of(stage: &str, topics: &Topics, shard: u32) -> Vec<(Input, TopicPartition)> {
-    let at = |topic: &Arc<str>| TopicPartition::new(topic.clone(), shard);
-    if stage == "unify" {
-        vec![(Input::Ingress, at(&topics.ingress))]
-    } else {
-        vec![(Input::Actions, at(&topics.actions)), (Input::Exchange, at(&topics.exchange))]
-    }
-}
-
-/// Where to read on. A topic that was deleted and made again holds other records under the same offsets (I6).
-fn start_of(position: &StatePosition, at: &TopicPartition, topic_id: &str) -> Result<Start, ShardError> {
-    let recorded = position.inputs.iter().find(|input| *input.topic == *at.topic && input.partition == at.partition);
-    match recorded {
-        None => Ok(Start::Earliest),
-        Some(input) if input.topic_id == topic_id => Ok(Start::At(input.offset)),
-        Some(input) => Err(ShardError::Stopped(format!(
-            "{at} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
-            input.offset
-        ))),
     }
 }

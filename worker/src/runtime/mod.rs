@@ -197,7 +197,7 @@ impl Process {
             clock: Arc::new(SystemClock),
             executor: Arc::new(Threads),
             topics: self.topics.clone(),
-            claimant: Claimant { worker: self.config.worker.as_str().to_owned(), incarnation },
+            claimant: Claimant::new(self.config.worker.as_str(), incarnation),
         }
     }
 

@@ -1,0 +1,118 @@
+//! The inputs of a shard: which partitions, from where, and how far.
+//!
+//! **I6**: reading starts exactly where the last committed batch ended, in the topic that was read then; a topic that was deleted and made again holds other records
+//! under the same offsets. Inputs may be opened before the position is known for good (a standby that expects a handoff fetches ahead); what lies below the
+//! position is then dropped.
+
+use crate::ShardError;
+use crate::log::{Consumer, Log, LogError, Message, Start, TopicPartition};
+use crate::topics::Topics;
+use millstream_model::proto::{Position, StatePosition};
+use millstream_stages::Input;
+use std::sync::Arc;
+use std::time::Duration;
+
+struct Source {
+    input: Input,
+    at: TopicPartition,
+    topic_id: String,
+    /// What lies below was processed.
+    from: u64,
+}
+
+/// A reader of a shard's inputs.
+pub(crate) struct Inputs {
+    sources: Vec<Source>,
+    consumer: Box<dyn Consumer>,
+}
+
+impl Inputs {
+    /// Starts to read from a position, or from the beginning what was never read.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub(crate) fn open(
+        log: &dyn Log,
+        topics: &Topics,
+        stage: &str,
+        shard: u32,
+        position: &StatePosition,
+    ) -> Result<Inputs, ShardError> {
+        let mut sources = Vec::new();
+        for (input, topic) in topics_of(stage, topics) {
+            let at = TopicPartition::new(topic.clone(), shard);
+            sources.push(Source { input, topic_id: log.topic_id(topic)?, from: 0, at });
+        }
+        let mut starts = Vec::with_capacity(sources.len());
+        for source in &mut sources {
+            let start = source.start(position)?;
+            source.from = if let Start::At(offset) = start { offset } else { 0 };
+            starts.push((source.at.clone(), start));
+        }
+        Ok(Inputs { consumer: log.consumer(&starts)?, sources })
+    }
+
+    /// What lies below the position is dropped from here on.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub(crate) fn at(mut self, position: &StatePosition) -> Result<Inputs, ShardError> {
+        for source in &mut self.sources {
+            if let Start::At(offset) = source.start(position)? {
+                source.from = source.from.max(offset);
+            }
+        }
+        Ok(self)
+    }
+
+    /// As [`Consumer::poll`], with each message's input.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub(crate) fn poll(
+        &mut self,
+        max: usize,
+        wait: Duration,
+        each: &mut dyn FnMut(Input, Message<'_>),
+    ) -> Result<usize, LogError> {
+        let sources = &self.sources;
+        self.consumer.poll(max, wait, &mut |message| {
+            if let Some(source) = sources.get(message.assignment).filter(|source| message.offset >= source.from) {
+                each(source.input, message);
+            }
+        })
+    }
+
+    /// Where the next batch reads on.
+    pub(crate) fn next(&self) -> Vec<Position> {
+        let next = |(source, offset): (&Source, u64)| Position {
+            topic: source.at.topic.to_string(),
+            partition: source.at.partition,
+            offset: offset.max(source.from),
+            topic_id: source.topic_id.clone(),
+        };
+        self.sources.iter().zip(self.consumer.positions()).map(next).collect()
+    }
+}
+
+impl Source {
+    fn start(&self, position: &StatePosition) -> Result<Start, ShardError> {
+        let at = &self.at;
+        let is_it = |input: &&Position| *input.topic == *at.topic && input.partition == at.partition;
+        match position.inputs.iter().find(is_it) {
+            None => Ok(Start::Earliest),
+            Some(input) if input.topic_id == self.topic_id => Ok(Start::At(input.offset)),
+            Some(input) => Err(ShardError::Stopped(format!(
+                "{at} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
+                input.offset
+            ))),
+        }
+    }
+}
+
+fn topics_of<'a>(stage: &str, topics: &'a Topics) -> Vec<(Input, &'a Arc<str>)> {
+    match stage {
+        "unify" => vec![(Input::Ingress, &topics.ingress)],
+        _ => vec![(Input::Actions, &topics.actions), (Input::Exchange, &topics.exchange)],
+    }
+}

@@ -1,0 +1,163 @@
+//! A standby: a shard's state kept up with its changelog while somebody else owns it.
+//!
+//! It becomes the owner in one of two ways ([`ownership`](crate::ownership)): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
+//! takeover, from everybody else, in every other case, also where a handoff went wrong. Opening a shard is a standby that takes over at once.
+
+use crate::follower::Follower;
+use crate::inputs::Inputs;
+use crate::log::TopicPartition;
+use crate::ownership::{Claim, Lease, PlanNumber, Prepared};
+use crate::runtime::Environment;
+use crate::state::StateStore;
+use crate::{ShardError, ownership};
+use millstream_model::proto::StatePosition;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A shard that this process follows.
+pub struct Standby {
+    stage: &'static str,
+    shard: u32,
+    environment: Environment,
+    store: Arc<dyn StateStore>,
+    follower: Follower,
+    prepared: Option<Prepared>,
+    inputs: Option<Inputs>,
+}
+
+/// Everything that an owner starts with.
+pub struct Acquired {
+    pub(crate) shard: u32,
+    pub(crate) environment: Environment,
+    pub(crate) store: Arc<dyn StateStore>,
+    pub(crate) position: StatePosition,
+    pub(crate) lease: Lease,
+    pub(crate) inputs: Option<Inputs>,
+}
+
+/// What came of waiting for a release.
+pub enum Received {
+    /// The shard is ours.
+    Ours(Box<Acquired>),
+    /// Not yet.
+    Waiting(Box<Standby>),
+}
+
+impl Standby {
+    /// Begins to follow, from the local state if it fits.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn open(
+        stage: &'static str,
+        shard: u32,
+        environment: Environment,
+        store: Arc<dyn StateStore>,
+    ) -> Result<Standby, ShardError> {
+        let (log, topics) = (&*environment.log, &environment.topics);
+        let changelog = TopicPartition::new(topics.changelog(stage), shard);
+        let follower = Follower::open(log, changelog, topics.shards, store.clone())?;
+        Ok(Standby { stage, shard, environment, store, follower, prepared: None, inputs: None })
+    }
+
+    /// Reads what comes within `wait`.
+    ///
+    /// # Errors
+    /// [`ShardError`]: open it again.
+    pub fn follow(&mut self, wait: Duration) -> Result<(), ShardError> {
+        self.follower.follow(wait)
+    }
+
+    /// How many messages of the changelog are still to be read.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn lag(&self) -> Result<u64, ShardError> {
+        self.follower.lag(&*self.environment.log)
+    }
+
+    /// How far it is.
+    pub fn position(&self) -> &StatePosition {
+        self.follower.position()
+    }
+
+    /// The client that a release can name, (name, slot).
+    pub fn client(&self) -> Option<(&str, u32)> {
+        self.prepared.as_ref().map(Prepared::client)
+    }
+
+    /// Makes the client for a handoff, when there is none, and gives up one whose id the log names without naming the client. Only the first successor should.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn prepare(&mut self) -> Result<(), ShardError> {
+        let position = self.follower.position();
+        let is_ours =
+            |(client, slot): (&str, u32)| position.slot != slot || self.follower.released_to() == Some(client);
+        if self.client().is_some_and(is_ours) {
+            return Ok(());
+        }
+        self.prepared = None;
+        let (environment, claimant) = (&self.environment, &self.environment.claimant);
+        let claim = claim(environment, claimant, self.stage, self.shard, (0, 0));
+        self.prepared = claim.prepare(&mut self.follower)?;
+        Ok(())
+    }
+
+    /// Fetches the inputs ahead, for a handoff that is near.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn prefetch(&mut self) -> Result<(), ShardError> {
+        if self.inputs.is_none() {
+            let (log, topics) = (&*self.environment.log, &self.environment.topics);
+            self.inputs = Some(Inputs::open(log, topics, self.stage, self.shard, self.follower.position())?);
+        }
+        Ok(())
+    }
+
+    /// Becomes the owner if the shard was released to the prepared client.
+    ///
+    /// # Errors
+    /// [`ShardError`]: open it again.
+    pub fn receive(mut self, plan: PlanNumber) -> Result<Received, ShardError> {
+        let Some(prepared) = self.prepared.take() else { return Ok(Received::Waiting(Box::new(self))) };
+        let (environment, claimant) = (&self.environment, &self.environment.claimant);
+        let claim = claim(environment, claimant, self.stage, self.shard, plan);
+        match claim.receive(prepared, &mut self.follower)? {
+            Ok(lease) => self.acquired(lease).map(|acquired| Received::Ours(Box::new(acquired))),
+            Err(prepared) => {
+                self.prepared = Some(prepared);
+                Ok(Received::Waiting(Box::new(self)))
+            }
+        }
+    }
+
+    /// Takes the shard over, whoever has it.
+    ///
+    /// # Errors
+    /// [`ShardError`]: open it again.
+    pub fn take_over(mut self, plan: PlanNumber) -> Result<Acquired, ShardError> {
+        let (environment, prepared) = (&self.environment, self.prepared.take());
+        let claim = claim(environment, &environment.claimant, self.stage, self.shard, plan);
+        let lease = claim.take_over(prepared, &mut self.follower, &*environment.executor)?;
+        self.acquired(lease)
+    }
+
+    fn acquired(mut self, lease: Lease) -> Result<Acquired, ShardError> {
+        self.follower.settle()?;
+        let position = self.follower.position().clone();
+        let (shard, environment, store) = (self.shard, self.environment, self.store);
+        Ok(Acquired { shard, environment, store, position, lease, inputs: self.inputs })
+    }
+}
+
+fn claim<'a>(
+    environment: &'a Environment,
+    claimant: &'a ownership::Claimant,
+    stage: &'a str,
+    shard: u32,
+    plan: PlanNumber,
+) -> Claim<'a> {
+    Claim { log: &*environment.log, topics: &environment.topics, stage, shard, claimant, plan }
+}
