@@ -8,6 +8,7 @@ use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Shard};
 use millstream_shard::standby::{Acquired, Received, Standby};
+use millstream_shard::state::StateStore as _;
 use millstream_shard::topics::Topics;
 use millstream_shard::{Clock, Executor, ShardError};
 use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
@@ -73,7 +74,6 @@ fn key(id: &str) -> StateKey {
 }
 
 /// A clock that only tests move.
-#[derive(Default)]
 struct ManualClock(AtomicU64);
 
 impl Clock for ManualClock {
@@ -97,6 +97,7 @@ struct Fixture {
     faults: Faults,
     topics: Topics,
     limits: Limits,
+    clock: Arc<ManualClock>,
 }
 
 impl Fixture {
@@ -109,14 +110,16 @@ impl Fixture {
         log.create_topics(&topics.specs()).unwrap();
         ownership::begin(&*log, &topics, "unify", 0).unwrap();
         let limits = Limits { dirty_bytes: usize::MAX, ..Limits::default() };
-        Fixture { folder, log, faults: Faults::default(), topics, limits }
+        // Ahead of the log's own clock, so that times are the log's.
+        let clock = Arc::new(ManualClock(AtomicU64::new(4_000_000_000_000)));
+        Fixture { folder, log, faults: Faults::default(), topics, limits, clock }
     }
 
     fn environment(&self, worker: &str) -> Environment {
         let log = FaultyLog { inner: self.log.clone(), faults: self.faults.clone() };
         Environment {
             log: Arc::new(log),
-            clock: Arc::new(ManualClock::default()),
+            clock: self.clock.clone(),
             executor: Arc::new(AtOnce),
             topics: self.topics.clone(),
             claimant: Claimant::new(worker, "1"),
@@ -491,4 +494,80 @@ fn a_standby_takes_over_from_a_live_owner_and_an_older_plan_does_not() {
     assert!(matches!(owner.run_batch(), Err(ShardError::Reopen(_))), "it was fenced");
     run(&mut second, 1);
     assert_eq!(fixture.events(), ["x=1", "x=2", "x=3"]);
+}
+
+#[test]
+fn records_that_were_deleted_before_a_new_shard_read_them_stop_it() {
+    let fixture = Fixture::new();
+    for _ in 0..3 {
+        fixture.send(&["a"], 0);
+    }
+    let ingress = TopicPartition::new(fixture.topics.ingress.clone(), 0);
+    fixture.log.delete_records(&ingress, 2).unwrap();
+    let opened = fixture.open_at("state").and_then(|mut shard| shard.run_batch().map(|_| ()));
+    assert!(matches!(opened, Err(ShardError::Stopped(_))), "{opened:?}");
+}
+
+#[test]
+fn positions_that_moved_over_aborted_data_are_committed_after_a_while() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    let mut other = fixture.log.transactional("other").unwrap();
+    other.begin().unwrap();
+    let topic = &fixture.topics.ingress;
+    other.send(Outgoing { topic, partition: 0, key: &[], payload: b"never", headers: &[] }).unwrap();
+    other.abort().unwrap();
+    assert!(shard.run_batch().unwrap().is_none());
+    let batches = shard.progress().0;
+    assert!(shard.run_batch().unwrap().is_none() && shard.progress().0 == batches, "not at once");
+    fixture.clock.0.fetch_add(61_000, Ordering::Relaxed);
+    assert!(shard.run_batch().unwrap().is_none() && shard.progress().0 == batches + 1);
+    drop(shard);
+    let ingress = TopicPartition::new(topic.clone(), 0);
+    let (_, end) = fixture.log.bounds(&ingress).unwrap();
+    fixture.log.delete_records(&ingress, end).unwrap();
+    fixture.send(&["a"], 0);
+    run(&mut fixture.open(), 1);
+    assert_eq!(fixture.events(), ["a=1", "a=2"]);
+}
+
+#[test]
+fn a_few_entries_that_change_all_the_time_are_flushed_all_the_same() {
+    let mut fixture = Fixture::new();
+    fixture.limits.dirty_bytes = 2_000;
+    let mut shard = fixture.open();
+    for _ in 0..200 {
+        fixture.send(&["a"], 100);
+        run(&mut shard, 1);
+    }
+    drop(shard);
+    let position = fixture.store("state").position().unwrap().unwrap();
+    assert!(position.batch_number > 50, "a crash replays {} batches", 200 - position.batch_number);
+}
+
+#[test]
+fn a_clock_that_runs_far_ahead_takes_no_message_ids_with_it() {
+    let fixture = Fixture::new();
+    fixture.clock.0.store(1_000_000, Ordering::Relaxed);
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    let failed = shard.run_batch().unwrap_err();
+    assert!(matches!(&failed, ShardError::Reopen(why) if why.contains("clocks")), "{failed}");
+    drop(shard);
+    fixture.clock.0.store(4_000_000_000_000, Ordering::Relaxed);
+    run(&mut fixture.open(), 1);
+    assert_eq!(fixture.events(), ["a=1"]);
+}
+
+#[test]
+fn a_frame_of_a_newer_version_stops_the_shard_and_is_not_rejected() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    let mut payload = frame::single(Content::Envelope, &Envelope::default());
+    payload[1] = 2;
+    fixture.send_bytes(&payload);
+    let failed = shard.run_batch().unwrap_err();
+    assert!(matches!(&failed, ShardError::Stopped(why) if why.contains("upgrade")), "{failed}");
 }

@@ -7,7 +7,7 @@ use crate::cache::Cache;
 use crate::log::{Message, Transactional};
 use crate::output::Output;
 use crate::topics::Topics;
-use millstream_model::frame::{self, Content};
+use millstream_model::frame::{self, Content, FrameError};
 use millstream_model::key::StateKey;
 use millstream_model::proto::Stamp;
 use millstream_stages::{At, DecodeError, Input, Outbox, Stage, State};
@@ -17,7 +17,12 @@ use millstream_stages::{At, DecodeError, Input, Outbox, Stage, State};
 pub(crate) struct Place<'a> {
     pub(crate) shard: u32,
     pub(crate) topics: &'a Topics,
+    /// No append time is later than this: [`FAR_AHEAD_MS`] after now.
+    pub(crate) latest_ms: u64,
 }
+
+/// Clocks of brokers and workers may differ by so much: far more than they should, far less than message ids are remembered.
+pub(crate) const FAR_AHEAD_MS: u64 = 3_600_000;
 
 /// A record with its place; bytes that are none, with why.
 type Decoded<R> = (At, Result<R, (DecodeError, Vec<u8>)>);
@@ -95,7 +100,7 @@ impl<'a, S: Stage> Batch<'a, S> {
             self.output.clear();
             self.producer.begin()?;
         }
-        self.decode(message, input, batch_ms);
+        self.decode(message, input, batch_ms)?;
         self.records += self.decoded.len();
         self.bytes += message.payload.len();
         self.prefetch()?;
@@ -122,14 +127,22 @@ impl<'a, S: Stage> Batch<'a, S> {
     }
 
     /// Each record of the message, once.
-    fn decode(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) {
-        let (first, content) = (self.first(message, input, batch_ms), content_of(input));
+    fn decode(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> Result<(), ShardError> {
+        let (first, content) = (self.first(message, input, batch_ms)?, content_of(input));
         let unreadable = |error: &dyn std::fmt::Display| {
             (DecodeError { input, message: error.to_string() }, message.payload.to_vec())
         };
         let records = match frame::read(message.payload, content) {
             Ok(records) => records,
-            Err(error) => return self.decoded.push((first, Err(unreadable(&error)))),
+            // Written by a newer version, which is no fault of the records.
+            Err(error @ FrameError::Format(_)) => {
+                let at = (input, message.offset);
+                return Err(ShardError::Stopped(format!("{at:?}: {error}: upgrade this worker")));
+            }
+            Err(error) => {
+                self.decoded.push((first, Err(unreadable(&error))));
+                return Ok(());
+            }
         };
         for (index, record) in (0..).zip(records) {
             let at = At { stamp: Stamp { index, ..first.stamp }, ..first };
@@ -139,23 +152,32 @@ impl<'a, S: Stage> Batch<'a, S> {
             };
             self.decoded.push((at, record));
         }
+        Ok(())
     }
 
-    /// The place of the message's first record. Stamps of `ingress` never go back (I7).
-    fn first(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> At {
+    /// The place of the message's first record. Stamps of `ingress` never go back, so none may run far ahead (I7): it would take message ids with it that
+    /// are still to be told apart.
+    fn first(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> Result<At, ShardError> {
         let mut time_ms = message.timestamp_ms;
         if input == Input::Ingress {
+            if time_ms > self.place.latest_ms {
+                let ahead_ms = time_ms.saturating_sub(self.place.latest_ms).saturating_add(FAR_AHEAD_MS);
+                return Err(ShardError::Reopen(format!(
+                    "offset {} of ingress was appended {ahead_ms} ms in the future by this worker's clock: set the clocks of brokers and workers right",
+                    message.offset
+                )));
+            }
             self.stamp_time_ms = self.stamp_time_ms.max(time_ms);
             time_ms = self.stamp_time_ms;
         }
-        At {
+        Ok(At {
             input,
             partition: self.place.shard,
             stamp: Stamp { time_ms, offset: message.offset, index: 0 },
             batch_ms,
             generation: self.place.topics.generation,
             shards: self.place.topics.shards,
-        }
+        })
     }
 }
 

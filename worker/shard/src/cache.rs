@@ -122,6 +122,8 @@ pub struct Cache<V> {
     flush: u64,
     bytes: usize,
     dirty_bytes: usize,
+    /// Of the flush under way.
+    frozen_bytes: usize,
     capacity: usize,
     totals: Totals,
 }
@@ -142,6 +144,7 @@ impl<V: StateValue> Cache<V> {
             flush: 1,
             bytes: 0,
             dirty_bytes: 0,
+            frozen_bytes: 0,
             capacity,
             totals,
         }
@@ -379,7 +382,7 @@ impl<V: StateValue> Cache<V> {
     pub fn freeze(&mut self) -> Frozen<V> {
         let number = self.flush;
         self.flush += 1;
-        self.dirty_bytes = 0;
+        self.frozen_bytes = std::mem::take(&mut self.dirty_bytes);
         let entry = |number: u32| {
             let slot = self.slot(number)?;
             Some(FrozenEntry { slot: number, key: slot.key.clone(), value: slot.value.clone() })
@@ -391,6 +394,7 @@ impl<V: StateValue> Cache<V> {
 
     /// A flush has returned: what it wrote, and has not changed since, may be evicted.
     pub fn flushed(&mut self, frozen: &Frozen<V>) {
+        self.frozen_bytes = 0;
         for entry in &frozen.entries {
             if let Some(slot) = self.slot_mut(entry.slot)
                 && slot.flush <= frozen.number
@@ -404,6 +408,10 @@ impl<V: StateValue> Cache<V> {
 
     /// Drops stored values that were not used lately, until the cache is within its capacity or everything was looked at twice.
     fn evict(&mut self) {
+        if self.dirty_bytes + self.frozen_bytes >= self.capacity {
+            // Hardly anything can go before the flush has returned.
+            return;
+        }
         let mut looks = self.slots.len() * 2;
         while self.bytes > self.capacity && looks > 0 {
             looks -= 1;

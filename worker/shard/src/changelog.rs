@@ -134,13 +134,15 @@ pub struct Assembler {
     digest: u64,
     /// Batches up to this number are known already and skipped.
     known: u64,
+    /// The digest of the last of them.
+    at_known: Option<u64>,
     open: Option<Batch>,
 }
 
 impl Assembler {
     /// Reads on after the batch `number` with `digest` (0, 0: from the start). Earlier batches may come again.
     pub fn after(number: u64, digest: u64) -> Assembler {
-        Assembler { digest, known: number, open: None }
+        Assembler { digest, known: number, at_known: (number > 0).then_some(digest), open: None }
     }
 
     /// Is it in the middle of a batch?
@@ -170,10 +172,13 @@ impl Assembler {
     }
 
     fn part(&mut self, offset: u64, batch: Batch) -> Result<Option<Batch>, ChangelogError> {
-        if batch.number <= self.known {
-            return Ok(None);
-        }
         let broken = |expected, found| Err(ChangelogError::Broken { offset, expected, found });
+        if batch.number <= self.known {
+            // The last of those that are known must be the one that was known.
+            let is_last = batch.number == self.known && batch.part == batch.parts && self.open.is_none();
+            let differs = is_last && self.at_known.is_some_and(|digest| digest != batch.digest);
+            return if differs { broken(self.at_known.unwrap_or_default(), batch.digest) } else { Ok(None) };
+        }
         if batch.previous_digest != self.digest {
             return broken(self.digest, batch.previous_digest);
         }
@@ -255,5 +260,16 @@ mod tests {
             damage(batch);
             assert!(broken(&changed), "changed");
         }
+    }
+
+    #[test]
+    fn what_is_known_already_is_skipped_and_must_be_what_was_known() {
+        let (first, digest) = records(&header(1), vec![1; 10], 0);
+        let (second, after) = records(&header(2), vec![2; 10], digest);
+        let (other, _) = records(&header(2), vec![3; 10], digest);
+        assert_eq!(follow(&[first.clone(), second.clone()].concat(), &mut Assembler::after(2, after)), Ok(vec![]));
+        let broken = follow(&[first, other].concat(), &mut Assembler::after(2, after));
+        assert!(matches!(broken, Err(ChangelogError::Broken { .. })), "{broken:?}");
+        assert_eq!(follow(&second, &mut Assembler::after(1, digest)).map(|steps| steps.len()), Ok(1));
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! *Totals*: the state's digest is the wrapping sum of [`entry_hash`] over all entries, kept up to date from the hashes before and after; the part of it that belongs
 //! to each period is kept too, since what is forgotten with its period is never read again. Owner and followers fold the same changes into
-//! the same totals, and the owner's are in the changelog, so that a follower that comes to others knows at once that its state differs.
+//! the same totals, and the owner's are in the changelog, so that a follower that comes to others knows at once that it folded something else. (That what lies in a local store
+//! is what was folded is another question: only reading all of it answers that.)
 
 use millstream_model::id::entry_hash;
 use millstream_model::key::StateKey;

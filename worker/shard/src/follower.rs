@@ -78,6 +78,7 @@ impl Follower {
         let consumer = log.consumer(&[(at.clone(), Start::At(position.changelog_offset))])?;
         let assembler = Assembler::after(position.batch_number, position.digest);
         let has_genesis = position.changelog_offset > 0;
+        let from_local = has_genesis || position.batch_number > 0;
         Ok(Follower {
             groups: groups_of(at.partition, shards),
             totals: Totals::of(position.state_digest, &position.periods),
@@ -87,7 +88,7 @@ impl Follower {
             assembler,
             position,
             has_genesis,
-            from_local: has_genesis,
+            from_local,
             released_to: None,
             forget: None,
             pending: Pending::default(),
@@ -167,7 +168,12 @@ impl Follower {
 
     fn apply(&mut self, step: Step) -> Result<(), ShardError> {
         match step {
-            Step::Genesis(_) => self.has_genesis = true,
+            Step::Genesis(genesis) => {
+                self.has_genesis = true;
+                if self.position.batch_number == 0 {
+                    self.position.inputs = genesis.inputs;
+                }
+            }
             Step::Ownership(record) if record.epoch > self.position.epoch => {
                 self.position.epoch = record.epoch;
                 self.position.slot = record.slot;

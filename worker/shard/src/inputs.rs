@@ -27,7 +27,7 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// Starts to read from a position, or from the beginning what was never read.
+    /// Starts to read from a position.
     ///
     /// # Errors
     /// [`ShardError`].
@@ -45,9 +45,8 @@ impl Inputs {
         }
         let mut starts = Vec::with_capacity(sources.len());
         for source in &mut sources {
-            let start = source.start(position)?;
-            source.from = if let Start::At(offset) = start { offset } else { 0 };
-            starts.push((source.at.clone(), start));
+            source.from = source.start(position)?;
+            starts.push((source.at.clone(), Start::At(source.from)));
         }
         Ok(Inputs { consumer: log.consumer(&starts)?, sources })
     }
@@ -58,9 +57,7 @@ impl Inputs {
     /// [`ShardError`].
     pub(crate) fn at(mut self, position: &StatePosition) -> Result<Inputs, ShardError> {
         for source in &mut self.sources {
-            if let Start::At(offset) = source.start(position)? {
-                source.from = source.from.max(offset);
-            }
+            source.from = source.from.max(source.start(position)?);
         }
         Ok(self)
     }
@@ -95,13 +92,28 @@ impl Inputs {
     }
 }
 
+/// Where the inputs of a new shard begin: its genesis record keeps that, so that what is deleted before it was read is noticed.
+///
+/// # Errors
+/// [`LogError`].
+pub(crate) fn beginnings(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<Vec<Position>, LogError> {
+    let beginning = |(_, topic): (Input, &Arc<str>)| {
+        let at = TopicPartition::new(topic.clone(), shard);
+        let (offset, _) = log.bounds(&at)?;
+        Ok(Position { topic: topic.to_string(), partition: shard, offset, topic_id: log.topic_id(topic)? })
+    };
+    topics_of(stage, topics).into_iter().map(beginning).collect()
+}
+
 impl Source {
-    fn start(&self, position: &StatePosition) -> Result<Start, ShardError> {
+    fn start(&self, position: &StatePosition) -> Result<u64, ShardError> {
         let at = &self.at;
         let is_it = |input: &&Position| *input.topic == *at.topic && input.partition == at.partition;
         match position.inputs.iter().find(is_it) {
-            None => Ok(Start::Earliest),
-            Some(input) if input.topic_id == self.topic_id => Ok(Start::At(input.offset)),
+            None => Err(ShardError::Stopped(format!(
+                "no position was ever recorded for {at}: the shard began with other topics; restore a savepoint"
+            ))),
+            Some(input) if input.topic_id == self.topic_id => Ok(input.offset),
             Some(input) => Err(ShardError::Stopped(format!(
                 "{at} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
                 input.offset

@@ -18,6 +18,7 @@
 
 use crate::changelog;
 use crate::follower::Follower;
+use crate::inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
@@ -254,6 +255,8 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
             "{changelog} is empty, but {output} is not: the changelog was lost; restore a savepoint"
         )));
     }
+    // What is added to the inputs from here on is read, or the shard stops.
+    let inputs = inputs::beginnings(log, topics, stage, shard)?;
     let mut producer = log.transactional(&topics.transactional_id(stage, shard, 0))?;
     if log.bounds(&changelog)?.1 > 0 {
         return Ok(());
@@ -265,6 +268,7 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
         shards: topics.shards,
         generation: u32::from(topics.generation),
         format_level: 1,
+        inputs,
     };
     commit_record(&mut *producer, topics, stage, shard, Record::Genesis(genesis))
 }

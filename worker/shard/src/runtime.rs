@@ -6,7 +6,7 @@
 //! changelog record, so that state, outputs and position move together (I1). After any error of the transaction the shard is dropped and opened again, which
 //! reads what was really committed: an unknown outcome is found out, never guessed.
 
-use crate::batch::{Batch, Place};
+use crate::batch::{Batch, FAR_AHEAD_MS, Place};
 use crate::cache::{Cache, Frozen};
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
@@ -41,7 +41,7 @@ pub struct Limits {
     pub linger: Duration,
     /// Memory for state.
     pub cache_bytes: usize,
-    /// Changed state is written to the local store when it is this large; bounds the replay after a crash.
+    /// Changed state is written to the local store when it is this large, or when the changelog has grown by eight times as much; bounds the replay after a crash.
     pub dirty_bytes: usize,
     /// A batch's time is at most this far ahead of the append time of its first input (I7).
     pub clock_slack_ms: u64,
@@ -91,7 +91,14 @@ pub const BUSY_FACTOR: u32 = 4;
 const IDLE: Duration = Duration::from_millis(100);
 /// Messages of a batch's first poll, and of any: each may be a frame of 1 MB and 1,000 records, so that a batch outgrows its bounds only a little.
 const FIRST_MESSAGES: usize = 4;
-const MOST_MESSAGES: usize = 64;
+const MOST_MESSAGES: usize = 16;
+/// A flush is due, too, when the changelog has grown by so many times the bound of dirty state since the last one: a few entries that change all the time
+/// are never much dirty state, but a long replay.
+const MOST_REPLAY: usize = 8;
+/// How often the end of the changelog is noted, so that a clean restart has little to skip.
+const NOTE_EVERY_MS: u64 = 5_000;
+/// Positions that moved without a record (over markers of transactions) are committed after so long, so that they do not fall behind what the log keeps.
+const IDLE_COMMIT_MS: u64 = 60_000;
 /// A flush is waited for when so many times the bound has become dirty meanwhile.
 const MOST_DIRTY: usize = 4;
 
@@ -140,6 +147,11 @@ pub struct Shard<S: Stage> {
     sums: Sums,
     out: Outbox,
     flushing: Option<Receiver<Result<Frozen<S::Value>, StoreError>>>,
+    /// Bytes of changes in the changelog since the last flush.
+    replay_bytes: usize,
+    /// When the end of the changelog was noted, and when a batch was committed last, milliseconds since 1970.
+    noted_ms: u64,
+    committed_ms: u64,
 }
 
 impl<S: Stage> Shard<S> {
@@ -188,6 +200,9 @@ impl<S: Stage> Shard<S> {
             position,
             out: Outbox::default(),
             flushing: None,
+            replay_bytes: 0,
+            noted_ms: 0,
+            committed_ms: environment.clock.now_ms(),
             environment,
         })
     }
@@ -199,8 +214,16 @@ impl<S: Stage> Shard<S> {
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
         let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes.saturating_mul(MOST_DIRTY);
         self.collect_flush(behind)?;
-        let is_due = self.flushing.is_none() && self.cache.dirty_bytes() >= self.limits.dirty_bytes;
-        let safe_offset = if is_due { Some(self.changelog_end()?) } else { None };
+        let is_due = self.flushing.is_none()
+            && (self.cache.dirty_bytes() >= self.limits.dirty_bytes
+                || self.replay_bytes >= self.limits.dirty_bytes.saturating_mul(MOST_REPLAY));
+        let now_ms = self.environment.clock.now_ms();
+        let safe_offset = if is_due || now_ms >= self.noted_ms + NOTE_EVERY_MS {
+            self.noted_ms = now_ms;
+            Some(self.changelog_end()?)
+        } else {
+            None
+        };
         let result = self.transact();
         if !matches!(result, Ok(Some(_))) {
             self.cache.discard();
@@ -208,6 +231,8 @@ impl<S: Stage> Shard<S> {
         let Some(mut report) = result? else { return Ok(None) };
         if let Some(safe_offset) = safe_offset {
             self.position.changelog_offset = safe_offset;
+        }
+        if is_due {
             self.flush();
         }
         report.committed_ms = self.environment.clock.now_ms();
@@ -217,17 +242,29 @@ impl<S: Stage> Shard<S> {
     }
 
     fn transact(&mut self) -> Result<Option<Report>, ShardError> {
-        let Some(read) = self.read()? else { return Ok(None) };
+        let Some(read) = self.read()? else { return self.idle().map(|()| None) };
         self.output.finish(&mut *self.producer)?;
         let usage = self.commit(&read)?;
         Ok(Some(Report { records: read.records, began_ms: read.began_ms, usage, ..Report::default() }))
+    }
+
+    /// Commits positions that moved without a record, after a while.
+    fn idle(&mut self) -> Result<(), ShardError> {
+        let now_ms = self.environment.clock.now_ms();
+        if now_ms < self.committed_ms + IDLE_COMMIT_MS || self.inputs.next() == self.position.inputs {
+            return Ok(());
+        }
+        let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
+        self.producer.begin()?;
+        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(drop)
     }
 
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
     fn read(&mut self) -> Result<Option<Read>, ShardError> {
         let clock = self.environment.clock.clone();
         let topics = &self.environment.topics;
-        let place = Place { shard: self.shard, topics };
+        let latest_ms = clock.now_ms().saturating_add(FAR_AHEAD_MS);
+        let place = Place { shard: self.shard, topics, latest_ms };
         let (position, slack_ms) = (&self.position, self.limits.clock_slack_ms);
         let (cache, producer) = (&mut self.cache, &mut *self.producer);
         let mut batch =
@@ -273,12 +310,15 @@ impl<S: Stage> Shard<S> {
             forget_before: read.forget_before,
         };
         let block = std::mem::take(&mut batch.changes).into_block();
+        let block_bytes = block.len();
         let digest = self.send_changelog(&header, block)?;
         self.producer.commit()?;
         let groups = groups_of(self.shard, self.environment.topics.shards);
         let forget = (read.forget_before > 0).then_some(Forget { groups, before: read.forget_before });
         self.cache.commit(batch, forget);
         self.sums.commit(&usage);
+        self.replay_bytes += block_bytes;
+        self.committed_ms = self.environment.clock.now_ms();
         self.position = StatePosition {
             digest,
             batch_number: header.number,
@@ -310,12 +350,13 @@ impl<S: Stage> Shard<S> {
 
     /// Writes what is dirty to the local store, in the background.
     fn flush(&mut self) {
+        self.replay_bytes = 0;
         let (frozen, store, position) = (self.cache.freeze(), self.store.clone(), self.position.clone());
         let sums = self.sums.entries();
         let (done, flushing) = channel();
         self.flushing = Some(flushing);
         self.environment.executor.run(Box::new(move || {
-            let result = frozen.write(&*store, &sums, &position).map(|()| frozen);
+            let result = frozen.write(&*store, &sums, &position).and_then(|()| store.sync()).map(|()| frozen);
             // Whoever waits for this may open the same store again at once.
             drop(store);
             // Nobody listens any more when the shard was closed.

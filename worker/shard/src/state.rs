@@ -55,6 +55,12 @@ pub trait StateStore: Send + Sync {
         position: &StatePosition,
     ) -> Result<(), StoreError>;
 
+    /// From here on, a crash keeps what was written.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn sync(&self) -> Result<(), StoreError>;
+
     /// Every entry whose key starts with `prefix`, in key order.
     ///
     /// # Errors
@@ -113,6 +119,10 @@ pub(crate) mod memory {
                 };
             }
             state.1 = Some(position.clone());
+            Ok(())
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
             Ok(())
         }
 

@@ -52,11 +52,7 @@ impl RocksState {
         Ok(RocksState { db })
     }
 
-    /// Writes what is in memory to files: from here on, a crash keeps it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn flush(&self) -> Result<(), StoreError> {
+    fn flush(&self) -> Result<(), StoreError> {
         let mut options = FlushOptions::default();
         options.set_wait(true);
         self.db.flush_opt(&options).map_err(failed("flush"))
@@ -133,6 +129,10 @@ impl StateStore for RocksState {
         }
         batch.put(POSITION, position.encode_to_vec());
         self.db.write_opt(batch, &without_wal()).map_err(failed("write"))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.flush()
     }
 
     fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&StateKey, &[u8])) -> Result<(), StoreError> {

@@ -38,7 +38,7 @@ pub(super) struct Topic {
 unsafe impl Send for Topic {}
 
 impl Topic {
-    /// The handle keeps the producer's client alive by itself.
+    /// It must be dropped before the client.
     pub(super) fn new<C: ClientContext>(client: &Client<C>, name: &str) -> Result<Topic, RDKafkaErrorCode> {
         let name = CString::new(name).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
         // SAFETY: the client is live and copies the name.

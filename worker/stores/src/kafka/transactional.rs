@@ -72,7 +72,7 @@ impl ProducerContext for Watch {
 pub(super) struct KafkaTransactional {
     shared: Arc<Shared>,
     id: String,
-    /// Before the client: each handle belongs to it.
+    /// Before the client: each handle belongs to it and must be dropped first, as fields are in this order.
     topics: Vec<KnownTopic>,
     client: BaseProducer<Watch>,
     dead: Option<String>,
@@ -176,6 +176,8 @@ impl KafkaTransactional {
         let handle = raw::Topic::new(self.client.client(), message.topic)
             .map_err(|code| about(message.topic, code, "cannot send to"))?;
         let partitions = self.shared.partitions(message.topic, wait)?;
+        // One that has grown since takes the place of what was known of it.
+        self.topics.retain(|topic| topic.name != message.topic);
         self.topics.push(KnownTopic { name: message.topic.to_owned(), partitions, handle });
         Ok(self.topics.len() - 1)
     }
