@@ -404,8 +404,7 @@ fn ours(received: Received) -> Acquired {
 fn a_handoff_goes_to_the_prepared_client_back_and_forth() {
     let fixture = Fixture::new();
     let mut owner = fixture.open_at("a").unwrap();
-    let mut epoch = owner.progress().1;
-    for name in ["b", "a", "b", "c"] {
+    for (epoch, name) in (owner.progress().1 + 1..).zip(["b", "a", "b", "c"]) {
         fixture.send(&["x", "y"], 0);
         run(&mut owner, 2);
         let mut next = fixture.standby(if name == "a" { "a again" } else { name });
@@ -417,8 +416,7 @@ fn a_handoff_goes_to_the_prepared_client_back_and_forth() {
         owner.release((&client, slot)).unwrap();
         catch_up(&mut next);
         owner = fixture.own(ours(next.receive((0, 0)).unwrap()));
-        assert_eq!(owner.progress().1, epoch + 1);
-        epoch += 1;
+        assert_eq!(owner.progress().1, epoch);
         drop(fixture.standby("read only"));
     }
     fixture.send(&["y"], 0);
