@@ -121,7 +121,8 @@ pub struct AttributeView {
     pub name: String,
     /// What readers see; null when it is unset.
     pub value: Option<millstream_model::proto::Value>,
-    /// Received time of the record that set or unset it, RFC 3339; none when elements were only added or removed.
+    /// Received time of the record that set or unset it, RFC 3339; of the newest that added or removed an element when none did. (Elements do not
+    /// remember their record.)
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
     /// That record's id, hexadecimal.
@@ -225,10 +226,12 @@ fn identifier(member: &Membership) -> Option<IdentifierView> {
 }
 
 fn attribute(register: &Register) -> AttributeView {
+    let of_elements = register.elements.iter().filter_map(|element| element.stamp);
+    let newest = of_elements.max_by_key(|stamp| (stamp.time_ms, stamp.offset, stamp.index));
     AttributeView {
         name: register.name.clone(),
         value: attributes::seen(register),
-        set: register.stamp.map(|stamp| when(Some(stamp))),
+        set: register.stamp.or(newest).map(|stamp| when(Some(stamp))),
         record: hex(&register.record_id),
     }
 }
@@ -236,4 +239,24 @@ fn attribute(register: &Register) -> AttributeView {
 fn when(stamp: Option<Stamp>) -> String {
     let time_ms = stamp.map_or(0, |stamp| stamp.time_ms);
     format_time(i64::try_from(time_ms).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_model::proto::{Element, Value};
+
+    #[test]
+    fn an_attribute_made_of_elements_alone_says_when_the_newest_came() {
+        let element = |time_ms| Element {
+            value: Some(Value::integer(time_ms as i64)),
+            stamp: Some(Stamp { time_ms, offset: 0, index: 0 }),
+            removed: false,
+        };
+        let mut register =
+            Register { name: "tags".into(), elements: vec![element(3_000), element(1_000)], ..Register::default() };
+        assert_eq!(attribute(&register).set.as_deref(), Some("1970-01-01T00:00:03Z"));
+        register.stamp = Some(Stamp { time_ms: 2_000, offset: 0, index: 0 });
+        assert_eq!(attribute(&register).set.as_deref(), Some("1970-01-01T00:00:02Z"));
+    }
 }
