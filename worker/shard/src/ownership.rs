@@ -8,7 +8,7 @@
 //! more: continue on the other one, whose first transaction carries an ownership record with epoch + 1. If it names another one, somebody
 //! else has it: back off, then start again. Nobody re-initialises the named id and goes on with it: a commit of its former owner could still land afterwards.
 //!
-//! *Handoff*: the next owner [prepares](prepare) a client while the present one works: it initialises the idle id, then reads to the end, and gives up if the log names that id by
+//! *Handoff*: the next owner [prepares](Claim::prepare) a client while the present one works: it initialises the idle id, then reads to the end, and gives up if the log names that id by
 //! now. The owner's last transaction is a release to that very client, which goes on with an ownership record of its own. Any other client, also one of the same
 //! worker that was made after the release, has to take over.
 //!
