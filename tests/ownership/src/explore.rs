@@ -92,9 +92,11 @@ impl<M: Model> Explored<'_, M> {
         self.edges.len()
     }
 
-    /// All states.
+    /// All states, in the order in which they were found.
     pub fn all(&self) -> impl Iterator<Item = &M::State> {
-        self.index.keys()
+        let mut states: Vec<_> = self.index.iter().collect();
+        states.sort_unstable_by_key(|(_, number)| **number);
+        states.into_iter().map(|(state, _)| state)
     }
 
     /// True when such a state was visited.
