@@ -181,7 +181,7 @@ impl Claim<'_> {
         let (epoch, (plan_term, plan_number)) = (follower.position().epoch + 1, self.plan);
         let (worker, incarnation) = (self.claimant.worker.clone(), self.claimant.incarnation.clone());
         let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number };
-        self.commit_record(&mut *producer, Record::Ownership(record))?;
+        commit_record(&mut *producer, self.topics, self.stage, self.shard, Record::Ownership(record))?;
         Ok(Lease { producer, epoch, slot, plan: self.plan })
     }
 
@@ -193,10 +193,6 @@ impl Claim<'_> {
             "{} has no genesis record: the pipeline was not created, or its changelog was lost",
             TopicPartition::new(self.topics.changelog(self.stage), self.shard)
         )))
-    }
-
-    fn commit_record(&self, producer: &mut dyn Transactional, record: Record) -> Result<(), ShardError> {
-        commit_record(producer, self.topics, self.stage, self.shard, record)
     }
 }
 

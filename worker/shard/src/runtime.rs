@@ -181,14 +181,14 @@ impl<S: Stage> Shard<S> {
         let topics = &environment.topics;
         let totals = Totals::of(position.state_digest, &position.periods);
         let inputs = match inputs {
-            Some(inputs) => inputs,
+            Some(ahead) => ahead.at(&position)?,
             None => Inputs::open(&*environment.log, topics, stage.name(), shard, &position)?,
         };
         let (plan_term, plan_number) = lease.plan;
         let position = StatePosition { epoch: lease.epoch, slot: lease.slot, plan_term, plan_number, ..position };
         Ok(Shard {
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
-            inputs: inputs.at(&position)?,
+            inputs,
             sums: Sums::load(&*store, groups_of(shard, topics.shards).start)?,
             output: Output::new(topics.clone()),
             batch_time: limits.batch_time,

@@ -1,15 +1,15 @@
 //! A standby: a shard's state kept up with its changelog while somebody else owns it.
 //!
-//! It becomes the owner in one of two ways ([`ownership`]): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
+//! It becomes the owner in one of two ways ([`ownership`](crate::ownership)): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
 //! takeover, from everybody else, in every other case, also where a handoff went wrong. Opening a shard is a standby that takes over at once.
 
+use crate::ShardError;
 use crate::follower::Follower;
 use crate::inputs::Inputs;
 use crate::log::TopicPartition;
 use crate::ownership::{Claim, Lease, PlanNumber, Prepared};
 use crate::runtime::Environment;
 use crate::state::StateStore;
-use crate::{ShardError, ownership};
 use millstream_model::proto::StatePosition;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,8 +98,7 @@ impl Standby {
             return Ok(());
         }
         self.prepared = None;
-        let (environment, claimant) = (&self.environment, &self.environment.claimant);
-        let claim = claim(environment, claimant, self.stage, self.shard, (0, 0));
+        let claim = claim(&self.environment, self.stage, self.shard, (0, 0));
         self.prepared = claim.prepare(&mut self.follower)?;
         Ok(())
     }
@@ -122,8 +121,7 @@ impl Standby {
     /// [`ShardError`]: open it again.
     pub fn receive(mut self, plan: PlanNumber) -> Result<Received, ShardError> {
         let Some(prepared) = self.prepared.take() else { return Ok(Received::Waiting(Box::new(self))) };
-        let (environment, claimant) = (&self.environment, &self.environment.claimant);
-        let claim = claim(environment, claimant, self.stage, self.shard, plan);
+        let claim = claim(&self.environment, self.stage, self.shard, plan);
         match claim.receive(prepared, &mut self.follower)? {
             Ok(lease) => self.acquired(lease).map(|acquired| Received::Ours(Box::new(acquired))),
             Err(prepared) => {
@@ -139,7 +137,7 @@ impl Standby {
     /// [`ShardError`]: open it again.
     pub fn take_over(mut self, plan: PlanNumber) -> Result<Acquired, ShardError> {
         let (environment, prepared) = (&self.environment, self.prepared.take());
-        let claim = claim(environment, &environment.claimant, self.stage, self.shard, plan);
+        let claim = claim(environment, self.stage, self.shard, plan);
         let lease = claim.take_over(prepared, &mut self.follower, &*environment.executor)?;
         self.acquired(lease)
     }
@@ -152,12 +150,7 @@ impl Standby {
     }
 }
 
-fn claim<'a>(
-    environment: &'a Environment,
-    claimant: &'a ownership::Claimant,
-    stage: &'a str,
-    shard: u32,
-    plan: PlanNumber,
-) -> Claim<'a> {
-    Claim { log: &*environment.log, topics: &environment.topics, stage, shard, claimant, plan }
+fn claim<'a>(environment: &'a Environment, stage: &'a str, shard: u32, plan: PlanNumber) -> Claim<'a> {
+    let Environment { log, topics, claimant, .. } = environment;
+    Claim { log: &**log, topics, stage, shard, claimant, plan }
 }

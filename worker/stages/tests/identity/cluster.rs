@@ -9,30 +9,11 @@ use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
 use millstream_model::proto::{Action, Exchange, Mutation, Stamp};
 use millstream_stages::action::{ActionStage, Node, Record, Value};
-use millstream_stages::{At, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
+use millstream_stages::{At, Input, MemoryState, Outbox, PublicMessage, Stage, StateError, StateValue};
 use prost::Message;
 use std::collections::{BTreeMap, VecDeque};
 
-#[derive(Default)]
-pub struct Memory(pub BTreeMap<StateKey, Value>);
-
-impl State<Value> for Memory {
-    fn get(&mut self, key: &StateKey) -> Result<Option<&Value>, StateError> {
-        Ok(self.0.get(key))
-    }
-
-    fn get_mut(&mut self, key: &StateKey) -> Result<Option<&mut Value>, StateError> {
-        Ok(self.0.get_mut(key))
-    }
-
-    fn put(&mut self, key: StateKey, value: Value) {
-        self.0.insert(key, value);
-    }
-
-    fn remove(&mut self, key: StateKey) {
-        self.0.remove(&key);
-    }
-}
+pub type Memory = MemoryState<Value>;
 
 /// Where a record or message waits: actions per key group, exchange messages per (from, to).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,7 +130,7 @@ impl Cluster {
     pub fn values(&self) -> Result<Vec<(&StateKey, &Value)>, String> {
         let mut all = Vec::new();
         for (shard, state) in self.states.iter().enumerate() {
-            for (key, value) in &state.0 {
+            for (key, value) in &state.entries {
                 if shard_of(key.group().unwrap(), self.shards) != shard as u32 {
                     return Err(format!("{key:?} is in shard {shard}"));
                 }
@@ -166,7 +147,7 @@ impl Cluster {
 
     pub fn user(&self, id: &UserId) -> Option<&User> {
         let key = StateKey::new(id.home(), TENANT, Kind::User, id.as_bytes());
-        match self.states[shard_of(id.home(), self.shards) as usize].0.get(&key) {
+        match self.states[shard_of(id.home(), self.shards) as usize].entries.get(&key) {
             Some(Value::User(user)) => Some(user),
             _ => None,
         }
@@ -174,7 +155,7 @@ impl Cluster {
 
     pub fn node(&self, identifier: &millstream_model::proto::Identifier) -> Option<&Node> {
         let key = StateKey::of_identifier(TENANT, Kind::Node, identifier);
-        match self.states[shard_of(key.group().unwrap(), self.shards) as usize].0.get(&key) {
+        match self.states[shard_of(key.group().unwrap(), self.shards) as usize].entries.get(&key) {
             Some(Value::Node(node)) => Some(node),
             _ => None,
         }

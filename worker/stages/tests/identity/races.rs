@@ -17,14 +17,14 @@ fn stamp(time_ms: u64) -> Option<Stamp> {
 fn lose_node(cluster: &mut Cluster, text: &str) {
     let key = StateKey::of_identifier(TENANT, Kind::Node, &id(text));
     let shard = shard_of(key.group().unwrap(), SHARDS) as usize;
-    assert!(cluster.states[shard].0.remove(&key).is_some());
+    assert!(cluster.states[shard].entries.remove(&key).is_some());
 }
 
 /// As after an unlink whose drain is under way.
 fn close_node(cluster: &mut Cluster, text: &str) {
     let key = StateKey::of_identifier(TENANT, Kind::Node, &id(text));
     let shard = shard_of(key.group().unwrap(), SHARDS) as usize;
-    let Some(Value::Node(node)) = cluster.states[shard].0.get_mut(&key) else { panic!("{text} has no node") };
+    let Some(Value::Node(node)) = cluster.states[shard].entries.get_mut(&key) else { panic!("{text} has no node") };
     node.closing = Some(Box::new(Closing::default()));
 }
 

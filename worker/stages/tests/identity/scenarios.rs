@@ -234,7 +234,7 @@ fn a_circle_of_forwards_ends_as_a_reject() {
     let forward = millstream_model::proto::user::Fate::Forward(node.as_bytes().to_vec());
     let user = User { id: node.as_bytes().to_vec(), fate: Some(forward), ..User::default() };
     let shard = shard_of(node.home(), SHARDS) as usize;
-    cluster.states[shard].0.insert(key, Value::User(Box::new(user)));
+    cluster.states[shard].entries.insert(key, Value::User(Box::new(user)));
     run(&mut cluster, &[action(20, &["user_id=1"], &[])]);
     assert_eq!(reasons(&cluster), ["m20 unresolved"]);
 }
