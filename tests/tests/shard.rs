@@ -10,7 +10,7 @@ use millstream_shard::runtime::{Environment, Limits, Shard};
 use millstream_shard::standby::{Acquired, Received, Standby};
 use millstream_shard::state::StateStore as _;
 use millstream_shard::topics::Topics;
-use millstream_shard::{Clock, Executor, ShardError};
+use millstream_shard::{Clock, Executor, Job, ShardError};
 use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
@@ -86,9 +86,16 @@ impl Clock for ManualClock {
 struct AtOnce;
 
 impl Executor for AtOnce {
-    fn run(&self, work: Box<dyn FnOnce() + Send>) {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
         work();
+        Box::new(Done)
     }
+}
+
+struct Done;
+
+impl Job for Done {
+    fn wait(self: Box<Self>) {}
 }
 
 struct Fixture {
