@@ -141,8 +141,8 @@ impl Fixture {
         Shard::open(Counting, 0, self.environment(store), self.limits.clone(), self.store(store))
     }
 
-    fn standby(&self, name: &str) -> Standby {
-        Standby::open("unify", 0, self.environment(name), self.store(name)).unwrap()
+    fn standby(&self, name: &str) -> Box<Standby> {
+        Box::new(Standby::open("unify", 0, self.environment(name), self.store(name)).unwrap())
     }
 
     fn own(&self, acquired: Acquired) -> Shard<Counting> {
@@ -416,7 +416,7 @@ fn a_handoff_goes_to_the_prepared_client_back_and_forth() {
         run(&mut owner, 2);
         let mut next = fixture.standby(if name == "a" { "a again" } else { name });
         next.prepare().unwrap();
-        next.prefetch().unwrap();
+        next.prefetch(0).unwrap();
         fixture.send(&["x"], 0);
         run(&mut owner, 1);
         let (client, slot) = client(&next);
