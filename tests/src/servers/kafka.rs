@@ -39,11 +39,19 @@ impl Kafka {
     /// # Errors
     /// When Kafka cannot be installed or started.
     pub fn start_cluster(nodes: usize) -> Result<Kafka> {
+        Kafka::start_with(nodes, "")
+    }
+
+    /// Several nodes with further lines in their configuration.
+    ///
+    /// # Errors
+    /// When Kafka cannot be installed or started.
+    pub fn start_with(nodes: usize, more: &str) -> Result<Kafka> {
         ensure!(nodes > 0, "a cluster has at least one node");
         let classpath = format!("{}/*", install_kafka()?.display());
         let ports = free_ports(nodes * 2)?;
         let (ports, controllers) = ports.split_at(nodes);
-        let cluster = Cluster { classpath, ports, controllers };
+        let cluster = Cluster { classpath, ports, controllers, more };
         let nodes: Vec<Server> = std::thread::scope(|scope| -> Result<Vec<Server>> {
             let cluster = &cluster;
             let starts: Vec<_> = (0..nodes).map(|index| scope.spawn(move || cluster.start(index))).collect();
@@ -117,6 +125,7 @@ struct Cluster<'a> {
     classpath: String,
     ports: &'a [u16],
     controllers: &'a [u16],
+    more: &'a str,
 }
 
 impl Cluster<'_> {
@@ -161,7 +170,8 @@ impl Cluster<'_> {
         let replication = self.ports.len().min(3);
         let port = self.ports.get(index).context("no port")?;
         let controller_port = self.controllers.get(index).context("no port")?;
-        Ok(PROPERTIES
+        let properties = format!("{PROPERTIES}{}\n", self.more);
+        Ok(properties
             .replace("{id}", &(index + 1).to_string())
             .replace("{voters}", &voters.join(","))
             .replace("{port}", &port.to_string())
