@@ -158,7 +158,7 @@ fn a_topic_that_is_missing_or_has_another_number_of_partitions_is_named() {
     send(&pipeline, "after");
     wait_for_condition(process(&mut pipeline, "unify"), "g1.actions");
     let more = Settings { shards: 3, ..settings(kafka, "ignored") };
-    let other = Settings { pipeline: first.pipeline.clone(), ..more };
+    let other = Settings { pipeline: first.pipeline, ..more };
     let mut wrong = Pipeline::launched(&other, &[("unify", "unify-of-three")]).unwrap();
     wait_for_condition(process(&mut wrong, "unify-of-three"), "2 partitions, not 3");
 }

@@ -91,7 +91,7 @@ fn main() -> Result<()> {
     let handoffs = (0..args.handoffs).map(|round| bench.handoff(round, &probe.arrivals)).collect::<Result<Vec<_>>>()?;
     let kills = (0..args.kills).map(|round| bench.kill(round, &probe.arrivals)).collect::<Result<Vec<_>>>()?;
     drop(probe);
-    write(&args, rest, handoffs, kills)
+    write(&args, rest, &handoffs, &kills)
 }
 
 struct Bench {
@@ -183,7 +183,8 @@ impl Bench {
         })?;
         self.moved(stage, to)?;
         let gap = worst(arrivals, from);
-        println!("handoff of {} shards of {} to worker {to}: worst gap {gap:?}", self.shards / 2, STAGES[stage.min(1)]);
+        let name = STAGES.get(stage).copied().unwrap_or_default();
+        println!("handoff of {} shards of {name} to worker {to}: worst gap {gap:?}", self.shards / 2);
         self.publish(|_, shard| (Some(shard as usize % 2), None))?;
         self.moved_back()?;
         self.settled(arrivals)?;
@@ -248,7 +249,7 @@ fn percentile(values: &[Duration], share: f64) -> Duration {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-fn write(args: &Args, rest: Duration, handoffs: Vec<Duration>, kills: Vec<Duration>) -> Result<()> {
+fn write(args: &Args, rest: Duration, handoffs: &[Duration], kills: &[Duration]) -> Result<()> {
     let beyond = |gap: &Duration| gap.saturating_sub(rest.max(EVERY));
     let handoffs: Vec<Duration> = handoffs.iter().map(beyond).collect();
     let after: Vec<Duration> = kills.iter().map(|gap| gap.saturating_sub(SILENCE)).collect();

@@ -15,7 +15,7 @@ mod units;
 
 pub use action::Action;
 pub use load::{ConfigArgs, ConfigError, load, parse};
-pub use ownership::{Ownership, PlanOwnership};
+pub use ownership::{Ownership, Plan};
 pub use secret::{KeyHash, Secret, without_credentials};
 pub use units::{Millis, Size};
 

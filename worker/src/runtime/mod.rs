@@ -263,7 +263,7 @@ impl Process {
         Ok(())
     }
 
-    fn profile(&self, plan: &config::PlanOwnership, roles: &[Role]) -> Profile {
+    fn profile(&self, plan: &config::Plan, roles: &[Role]) -> Profile {
         let text = |name: &Option<config::Name>| name.as_ref().map(ToString::to_string).unwrap_or_default();
         Profile {
             worker: self.config.worker.to_string(),

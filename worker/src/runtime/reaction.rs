@@ -191,6 +191,7 @@ impl Work {
         self.desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
             backoff.reset();
+            tracing::info!(stage = "reaction", shard = self.shard, start, "partition is open");
             self.desk.set(Condition::Running);
         })?;
         // Not after a failure: what failed may have left the reaction without being decided, and must be read again.
