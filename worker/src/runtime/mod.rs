@@ -9,6 +9,7 @@ pub mod desk;
 pub mod directory;
 pub mod membership;
 pub mod observe;
+mod pace;
 pub mod reaction;
 pub mod stage;
 pub mod stores;
