@@ -357,7 +357,9 @@ impl Work {
 
     /// The reject's id is the mutation's own, so that one that is written again after a crash is recognised.
     fn reject(&self, mutation: &Mutation, message: String, producer: &dyn Producer) -> Result<(), ShardError> {
-        tracing::warn!(tenant = mutation.tenant, document = mutation.id, message, "document store refuses a mutation");
+        let (tenant, document) = (&mutation.tenant, &mutation.id);
+        let trace_id = trace::sampled_id(mutation.trace.as_ref());
+        tracing::warn!(tenant, document, trace_id, message, "document store refuses a mutation");
         let message_id = hex(&mutation.record_id);
         let about = About {
             tenant: &mutation.tenant,
