@@ -8,7 +8,7 @@ use crate::follower::Follower;
 use crate::inputs::Inputs;
 use crate::log::TopicPartition;
 use crate::output;
-use crate::ownership::{Claim, Lease, PlanNumber, Prepared};
+use crate::ownership::{self, Claim, Lease, PlanNumber, Prepared};
 use crate::runtime::Environment;
 use crate::state::StateStore;
 use millstream_model::proto::StatePosition;
@@ -98,6 +98,19 @@ impl Standby {
     /// The client that a release can name, (name, slot).
     pub fn client(&self) -> Option<(&str, u32)> {
         self.prepared.as_ref().map(Prepared::client)
+    }
+
+    /// Writes the shard's first record, when there is none: this standby may have been opened before anybody owned the shard.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn begin(&mut self) -> Result<(), ShardError> {
+        let Environment { log, topics, .. } = &self.environment;
+        self.follower.read_to_end(&**log)?;
+        if self.follower.has_genesis() {
+            return Ok(());
+        }
+        ownership::begin(&**log, topics, self.stage, self.shard)
     }
 
     /// Makes the client for a handoff, when there is none, and gives up one whose id the log names without naming the client. Only the first successor should.
