@@ -9,6 +9,7 @@
 //! again while its flush is under way belongs to the next flush, so that a flush that returns never makes a newer value look stored.
 
 use crate::changes::{Changes, Stored, Totals};
+use crate::mutant::{self, Mutant};
 use crate::state::{Forget, StateStore, StoreError};
 use hashbrown::HashTable;
 use millstream_model::id::entry_hash;
@@ -199,7 +200,7 @@ impl<V: StateValue> Cache<V> {
     /// # Errors
     /// [`StateError`].
     pub fn prefetch(&mut self, keys: &mut Vec<StateKey>) -> Result<(), StateError> {
-        keys.retain(|key| self.find(key, xxh3_64(key.as_bytes())).is_none());
+        keys.retain(|key| mutant::is(Mutant::LateReadWins) || self.find(key, xxh3_64(key.as_bytes())).is_none());
         keys.sort_unstable();
         keys.dedup();
         if keys.is_empty() {
@@ -209,6 +210,13 @@ impl<V: StateValue> Cache<V> {
         let values = self.store.multi_get(&references).map_err(|error| StateError(error.to_string()))?;
         for (key, bytes) in keys.drain(..).zip(values) {
             let key_hash = xxh3_64(key.as_bytes());
+            if let Some(number) = self.find(&key, key_hash).filter(|_| mutant::is(Mutant::LateReadWins)) {
+                let (value, stored) = decode::<V>(&key, bytes.as_deref())?;
+                if let Some(slot) = self.slot_mut(number) {
+                    (slot.value, slot.stored) = (value, stored);
+                }
+                continue;
+            }
             self.insert_clean(key, key_hash, bytes.as_deref())?;
         }
         Ok(())

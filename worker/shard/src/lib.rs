@@ -14,6 +14,7 @@ pub mod follower;
 mod inputs;
 pub mod log;
 pub mod member;
+pub mod mutant;
 pub mod output;
 pub mod ownership;
 pub mod runtime;

@@ -20,6 +20,7 @@ use crate::changelog;
 use crate::follower::Follower;
 use crate::inputs;
 use crate::log::{Log, Outgoing, Start, TopicPartition, Transactional};
+use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
@@ -112,7 +113,7 @@ impl Claim<'_> {
     fn check_plan(&self, follower: &Follower) -> Result<(), ShardError> {
         let position = follower.position();
         let newest = (position.plan_term, position.plan_number);
-        if self.plan < newest {
+        if self.plan < newest && !mutant::is(Mutant::OldPlanFollowed) {
             let why = format!("the plan {:?} is older than {newest:?}, under which it is owned", self.plan);
             return Err(self.reopen(&why));
         }
@@ -130,7 +131,7 @@ impl Claim<'_> {
         let producer = self.log.transactional(&self.id(slot))?;
         let client = self.claimant.next_client();
         follower.read_to_end(self.log)?;
-        let is_named = follower.position().slot == slot;
+        let is_named = follower.position().slot == slot && !mutant::is(Mutant::PreparedUnchecked);
         Ok((!is_named).then_some(Prepared { producer, slot, client }))
     }
 
@@ -160,16 +161,31 @@ impl Claim<'_> {
         follower.read_to_end(self.log)?;
         self.check_plan(follower)?;
         let (named, slot) = (follower.position().slot, idle(follower));
+        let too_early =
+            if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
         let producer = match prepared {
             Some(prepared) if prepared.slot == slot => prepared.producer,
             _ => self.log.transactional(&self.id(slot))?,
         };
-        let fenced = self.log.transactional(&self.id(named))?;
+        if mutant::is(Mutant::NamedIdNotFenced) {
+            follower.read_to_end(self.log)?;
+            return self.lease(producer, slot, follower);
+        }
+        let fenced = match too_early {
+            Some(fenced) => fenced,
+            None => self.log.transactional(&self.id(named))?,
+        };
+        if mutant::is(Mutant::NamedIdUsedOn) {
+            follower.read_to_end(self.log)?;
+            return self.lease(fenced, named, follower);
+        }
         // It has done its work by being there; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
-        follower.read_to_end(self.log)?;
-        // Not before: that its commit was decided does not mean that it can be read already, but the inits wait for that.
-        self.check_genesis(follower)?;
+        if !mutant::is(Mutant::NotReadAgain) {
+            follower.read_to_end(self.log)?;
+            // Not before: that its commit was decided does not mean that it can be read already, but the inits wait for that.
+            self.check_genesis(follower)?;
+        }
         if follower.position().slot != named {
             return Err(self.reopen("somebody else took it over in between"));
         }

@@ -12,6 +12,7 @@ use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
 use crate::inputs::Inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
+use crate::mutant::{self, Mutant};
 use crate::output::Output;
 use crate::ownership::{self, Claimant};
 use crate::standby::{Acquired, Standby};
@@ -230,16 +231,25 @@ impl<S: Stage> Shard<S> {
         } else {
             None
         };
+        let before = mutant::is(Mutant::FlushNewerThanPosition).then(|| self.position.clone());
         let result = self.transact();
-        if !matches!(result, Ok(Some(_))) {
+        if result.is_err() && mutant::is(Mutant::ClientKept) {
+            self.cache.discard();
+            return self.go_on_in_place().map(|()| None);
+        }
+        if !matches!(result, Ok(Some(_))) && !mutant::is(Mutant::OverlayLeaks) {
             self.cache.discard();
         }
         let Some(mut report) = result? else { return Ok(None) };
         if let Some(safe_offset) = safe_offset {
             self.position.changelog_offset = safe_offset;
         }
-        if is_due {
+        if is_due && !mutant::is(Mutant::ApplyBeforeCommit) {
+            let newest = before.map(|before| std::mem::replace(&mut self.position, before));
             self.flush();
+            if let Some(newest) = newest {
+                self.position = newest;
+            }
         }
         report.committed_ms = self.environment.clock.now_ms();
         report.spans = std::mem::take(&mut self.out.spans);
@@ -248,10 +258,23 @@ impl<S: Stage> Shard<S> {
     }
 
     fn transact(&mut self) -> Result<Option<Report>, ShardError> {
-        let Some(read) = self.read()? else { return self.idle().map(|()| None) };
+        let read = self.read();
+        if read.is_err() && mutant::is(Mutant::OverlayLeaks) {
+            return self.go_on_in_place().map(|()| None);
+        }
+        let Some(read) = read? else { return self.idle().map(|()| None) };
         self.output.finish(&mut *self.producer)?;
         let usage = self.commit(&read)?;
         Ok(Some(Report { records: read.records, began_ms: read.began_ms, usage, ..Report::default() }))
+    }
+
+    /// What nobody may do: go on with the same client, as if the batch had not been. Only mutants come here.
+    fn go_on_in_place(&mut self) -> Result<(), ShardError> {
+        let _ = self.producer.abort();
+        self.out = Outbox::default();
+        let Environment { log, topics, .. } = &self.environment;
+        self.inputs = Inputs::open(&**log, topics, self.stage.name(), self.shard, &self.position)?;
+        Ok(())
     }
 
     /// Commits positions that moved without a record, after a while.
@@ -318,7 +341,9 @@ impl<S: Stage> Shard<S> {
         let block = std::mem::take(&mut batch.changes).into_block();
         let block_bytes = block.len();
         let digest = self.send_changelog(&header, block)?;
-        self.producer.commit()?;
+        if !mutant::is(Mutant::ApplyBeforeCommit) {
+            self.producer.commit()?;
+        }
         let groups = groups_of(self.shard, self.environment.topics.shards);
         let forget = (read.forget_before > 0).then_some(Forget { groups, before: read.forget_before });
         self.cache.commit(batch, forget);
@@ -335,6 +360,10 @@ impl<S: Stage> Shard<S> {
             periods: self.cache.totals().periods(),
             ..std::mem::take(&mut self.position)
         };
+        if mutant::is(Mutant::ApplyBeforeCommit) {
+            self.flush();
+            self.producer.commit()?;
+        }
         Ok(usage)
     }
 
@@ -414,9 +443,13 @@ impl<S: Stage> Shard<S> {
     /// # Errors
     /// [`ShardError`]: whether the client has it now is unknown.
     pub fn release(mut self, to: (&str, u32)) -> Result<(), ShardError> {
-        let (topics, stage) = (&self.environment.topics, self.stage.name());
-        ownership::release(&mut *self.producer, topics, stage, self.shard, self.position.epoch, to)?;
+        self.give(to)?;
         self.close()
+    }
+
+    pub(crate) fn give(&mut self, to: (&str, u32)) -> Result<(), ShardError> {
+        let (topics, stage) = (&self.environment.topics, self.stage.name());
+        ownership::release(&mut *self.producer, topics, stage, self.shard, self.position.epoch, to)
     }
 
     /// The sums of each tenant, as committed.

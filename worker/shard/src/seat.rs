@@ -19,6 +19,7 @@
 use crate::ShardError;
 use crate::log::TopicPartition;
 use crate::member::Order;
+use crate::mutant::{self, Mutant};
 use crate::ownership;
 use crate::runtime::{Environment, Limits, Report, Shard};
 use crate::standby::{Received, Standby};
@@ -235,6 +236,10 @@ impl<S: Stage> Seat<S> {
             Duty::Release { to: Some(heir) } => {
                 let Heir { client, .. } = heir;
                 let slot = 1 - shard.position().slot.min(1);
+                if mutant::is(Mutant::ReleaseIgnored) {
+                    shard.give((client, slot))?;
+                    return Ok((Place::Owner(shard), Step::Released));
+                }
                 shard.release((client, slot))?;
                 Ok((Place::Closed, Step::Released))
             }

@@ -1,6 +1,6 @@
 //! A standby: a shard's state kept up with its changelog while somebody else owns it.
 //!
-//! It becomes the owner in one of two ways ([`ownership`](crate::ownership)): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
+//! It becomes the owner in one of two ways ([`ownership`]): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
 //! takeover, from everybody else, in every other case, also where a handoff went wrong. Opening a shard is a standby that takes over at once.
 
 use crate::ShardError;
