@@ -7,6 +7,7 @@
 mod action;
 mod load;
 mod secret;
+mod state;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -15,6 +16,7 @@ mod units;
 pub use action::Action;
 pub use load::{ConfigArgs, ConfigError, load, parse};
 pub use secret::{KeyHash, Secret, without_credentials};
+pub use state::State;
 pub use units::{Millis, Size};
 
 use millstream_stages::source;
@@ -65,6 +67,8 @@ pub struct Config {
     pub action: Action,
     /// When a shard commits.
     pub batch: Batch,
+    /// Memory and disk of the local state.
+    pub state: State,
     /// How much waits to be written to documents.
     pub reaction: Reaction,
     /// Logs and traces.
@@ -90,6 +94,7 @@ impl Default for Config {
             unify: UnifyConfig::default(),
             action: Action::default(),
             batch: Batch::default(),
+            state: State::default(),
             reaction: Reaction::default(),
             telemetry: Telemetry::default(),
         }

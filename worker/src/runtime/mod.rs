@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod directory;
+pub mod memory;
 pub mod observe;
 pub mod reaction;
 pub mod stage;
@@ -16,17 +17,20 @@ mod writers;
 use crate::admin::{self, AdminState, Check};
 use crate::config::{self, ApiKey, Config, ConfigArgs, Tenant};
 use crate::gateway::{self, GatewayState};
-use crate::telemetry::{self, Metrics, SpanExporter};
+use crate::telemetry::{self, Metrics, SpanExporter, StateFigures};
 use anyhow::{Context, Result};
 use directory::{Directory, LogCheck, ShardCheck};
+use memory::Parts;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
+use millstream_shard::memory::Pool;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::{Environment, Limits};
 use millstream_shard::topics::Topics;
 use millstream_stages::Stage;
 use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
+use millstream_stores::rocks::Resources;
 use observe::{Exports, Observer};
 use reaction::{ReactionLimits, ReactionThread};
 use stage::{ShardStatus, StageHandle, StageThread};
@@ -129,13 +133,19 @@ struct Process {
     topics: Topics,
     creation: Arc<Creation>,
     directory: Arc<Directory>,
+    pool: Pool,
+    resources: Resources,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<Stop>,
 }
 
 impl Process {
     fn open(config: Config, roles: &[Role]) -> Result<Process> {
-        let metrics = Metrics::new(config.tenants.iter().map(|tenant| tenant.name.as_str()));
+        let with_state = [Role::Unify, Role::Action].iter().filter(|role| roles.contains(role)).count();
+        let parts = Parts::of(&config.state, with_state * config.owned_shards().len()).map_err(anyhow::Error::msg)?;
+        let (resources, budget_bytes) = (Resources::with(&parts.rocks), config.state.memory.bytes());
+        let tenants = config.tenants.iter().map(|tenant| tenant.name.as_str());
+        let metrics = Metrics::with_state(tenants, Some(StateFigures { budget_bytes, resources: resources.clone() }));
         let names: Vec<String> = roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();
         let service = if roles.len() > 1 { "millstream".to_owned() } else { format!("millstream-{}", names.concat()) };
         let endpoint = config.telemetry.otlp_endpoint.as_deref();
@@ -148,6 +158,8 @@ impl Process {
             directory: Arc::new(Directory::new(config.shards.0)),
             stop: Arc::new(Stop::default()),
             creation: Arc::new(Creation::new(log.clone(), topics.clone())),
+            pool: parts.pool(),
+            resources,
             threads: Vec::new(),
             config,
             metrics,
@@ -162,7 +174,7 @@ impl Process {
 
     fn start_shards(&mut self, roles: &[Role]) -> Result<()> {
         let observer: Arc<dyn Observer> = Arc::new(Exports::new(self.metrics.clone(), self.spans.clone()));
-        let (environment, folder) = (self.environment(), StateFolder::new(&self.config));
+        let (environment, folder) = (self.environment(), StateFolder::new(&self.config, self.resources.clone()));
         let mut directory = Directory::new(self.config.shards.0);
         for shard in self.config.owned_shards() {
             if roles.contains(&Role::Unify) {
@@ -221,6 +233,7 @@ impl Process {
                 batch_records: self.config.batch.max_records,
                 batch_bytes: self.config.batch.max_bytes.bytes(),
                 batch_time: self.config.batch.max_time.duration(),
+                pool: Some(self.pool.clone()),
                 ..Limits::default()
             },
             observer: observer.clone(),
