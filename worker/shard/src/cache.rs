@@ -22,6 +22,10 @@ use xxhash_rust::xxh3::xxh3_64;
 /// places in the table and in the list of what is dirty, the counts and the rounding of two allocations.
 const ENTRY_OVERHEAD: usize = 192;
 
+/// Entries that are looked at, at most, to make room after one batch: twice what a large batch brings. A cache that has to give much back at once, since
+/// another shard came, does so over several batches.
+const MOST_LOOKS: usize = 200_000;
+
 /// What the running batch makes of an entry.
 #[derive(Debug)]
 enum Pending<V> {
@@ -427,7 +431,7 @@ impl<V: StateValue> Cache<V> {
             // Hardly anything can go before the flush has returned.
             return;
         }
-        let mut looks = self.slots.len() * 2;
+        let mut looks = (self.slots.len() * 2).min(MOST_LOOKS);
         while self.bytes > self.capacity && looks > 0 {
             looks -= 1;
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };

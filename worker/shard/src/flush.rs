@@ -7,7 +7,7 @@
 use crate::cache::Frozen;
 use crate::memory::Pool;
 use crate::state::{StateStore, StoreError};
-use crate::{Executor, ShardError};
+use crate::{Executor, Job, ShardError};
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
 use millstream_stages::StateValue;
@@ -46,7 +46,7 @@ type Outcome<V> = (Work<V>, Result<(), StoreError>);
 
 enum Stage<V> {
     Idle,
-    Running(Receiver<Outcome<V>>),
+    Running(Box<dyn Job>, Receiver<Outcome<V>>),
     /// Until then, milliseconds since 1970.
     Waiting(Work<V>, u64),
 }
@@ -78,8 +78,7 @@ impl<V: StateValue> Flushes<V> {
     pub(crate) fn begin(&mut self, mut work: Work<V>) {
         let (store, pool) = (self.store.clone(), self.pool.clone());
         let (done, outcome) = channel();
-        self.stage = Stage::Running(outcome);
-        self.executor.run(Box::new(move || {
+        let job = self.executor.run(Box::new(move || {
             let turn = pool.as_ref().map(Pool::turn);
             let result = work.run(&*store);
             // Whoever waits for this may open the same store again at once.
@@ -87,6 +86,7 @@ impl<V: StateValue> Flushes<V> {
             // Nobody listens any more when the shard was closed.
             let _ = done.send((work, result));
         }));
+        self.stage = Stage::Running(job, outcome);
     }
 
     /// What a flush has stored since it was asked last. With `wait`, a flush that is under way has ended, and what cannot be stored is an error.
@@ -95,14 +95,35 @@ impl<V: StateValue> Flushes<V> {
     /// [`ShardError`]: the entries are not stored; the shard must be opened again.
     pub(crate) fn collect(&mut self, wait: bool, now_ms: u64) -> Result<Option<Frozen<V>>, ShardError> {
         self.begin_again(wait, now_ms);
-        let Stage::Running(outcome) = &self.stage else { return Ok(None) };
-        let outcome = if wait { outcome.recv().map_err(|_| TryRecvError::Disconnected) } else { outcome.try_recv() };
-        let (work, result) = match outcome {
-            Err(TryRecvError::Empty) => return Ok(None),
-            Err(TryRecvError::Disconnected) => return Err(ShardError::Reopen("a flush was given up".into())),
-            Ok(outcome) => outcome,
+        let (job, outcome) = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Running(job, outcome) => (job, outcome),
+            stage => {
+                self.stage = stage;
+                return Ok(None);
+            }
         };
-        self.stage = Stage::Idle;
+        let ended = match outcome.try_recv() {
+            Err(TryRecvError::Empty) if !wait => {
+                self.stage = Stage::Running(job, outcome);
+                return Ok(None);
+            }
+            Err(TryRecvError::Empty) => {
+                job.wait();
+                outcome.try_recv()
+            }
+            ended => ended,
+        };
+        let (work, result) = ended.map_err(|_| ShardError::Reopen("a flush was given up".into()))?;
+        self.ended(work, result, wait, now_ms)
+    }
+
+    fn ended(
+        &mut self,
+        work: Work<V>,
+        result: Result<(), StoreError>,
+        wait: bool,
+        now_ms: u64,
+    ) -> Result<Option<Frozen<V>>, ShardError> {
         match result {
             Ok(()) => {
                 self.trouble = None;
@@ -128,8 +149,8 @@ impl<V: StateValue> Flushes<V> {
 impl<V> Drop for Flushes<V> {
     /// A flush that is under way must end before somebody opens the same local store again.
     fn drop(&mut self) {
-        if let Stage::Running(outcome) = &self.stage {
-            let _ = outcome.recv();
+        if let Stage::Running(job, _) = std::mem::replace(&mut self.stage, Stage::Idle) {
+            job.wait();
         }
     }
 }

@@ -423,4 +423,14 @@ impl<S: Stage> Shard<S> {
     pub fn progress(&self) -> (u64, u64) {
         (self.position.batch_number, self.position.epoch)
     }
+
+    /// Why nothing can be written to the local store, while that is so.
+    pub fn trouble(&self) -> Option<&str> {
+        self.flushes.trouble()
+    }
+
+    /// The last committed batch. Its `changelog_offset` is where a follower has to start, which is noted now and then only.
+    pub fn position(&self) -> &StatePosition {
+        &self.position
+    }
 }

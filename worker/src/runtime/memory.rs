@@ -12,7 +12,7 @@ use millstream_shard::memory::Pool;
 use millstream_stores::rocks::Bounds;
 
 /// The smallest share of one shard in the caches.
-const LEAST_SHARE: usize = 8 << 20;
+const LEAST_SHARE: usize = 4 << 20;
 /// Bounds of one memtable of one store: below, each flush is many files; above, one store takes what all should share.
 const MEMTABLE: (usize, usize) = (1 << 20, 16 << 20);
 
@@ -52,9 +52,9 @@ impl Parts {
         Ok(Parts { caches: total / 2, rocks, seats })
     }
 
-    /// The pool of the caches.
-    pub fn pool(&self) -> Pool {
-        Pool::new(self.caches, self.seats)
+    /// The pool of the caches, for all seats (`all_owned`), or for as many as there turn out to be.
+    pub fn pool(&self, all_owned: bool) -> Pool {
+        Pool::new(self.caches, if all_owned { self.seats } else { 1 })
     }
 }
 
@@ -69,19 +69,19 @@ mod tests {
 
     #[test]
     fn the_parts_are_less_than_the_whole_and_shares_follow_the_seats() {
-        for (memory, seats) in [(256 << 20, 16), (512 << 20, 1), (512 << 20, 8), (8 << 30, 64)] {
+        for (memory, seats) in [(128 << 20, 16), (512 << 20, 1), (512 << 20, 8), (8 << 30, 64)] {
             let parts = parts(memory, seats).unwrap();
             assert_eq!((parts.caches + parts.rocks.cache_bytes) * 4, memory as usize * 3);
             assert!(parts.rocks.memtable_bytes * seats <= parts.rocks.cache_bytes, "{parts:?}");
-            let members: Vec<_> = std::iter::repeat_with(|| parts.pool().join()).take(seats).collect();
+            let members: Vec<_> = std::iter::repeat_with(|| parts.pool(true).join()).take(seats).collect();
             assert!(members.iter().map(|member| member.cache_bytes()).sum::<usize>() <= parts.caches);
         }
     }
 
     #[test]
     fn too_little_is_refused_with_what_to_do() {
-        let error = parts(255 << 20, 16).unwrap_err();
-        assert!(error.contains("255MiB") && error.contains("256MiB") && error.contains("`owned`"), "{error}");
+        let error = parts(127 << 20, 16).unwrap_err();
+        assert!(error.contains("127MiB") && error.contains("128MiB") && error.contains("`owned`"), "{error}");
     }
 
     #[test]

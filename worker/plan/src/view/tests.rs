@@ -4,8 +4,9 @@ use super::scene::{REPORT_MS, Scene, owner, plan_of, report, shard, standby};
 use super::*;
 use crate::status::ShardStatus;
 
-const PREPARE: Duty = Duty::Standby { prepare: true };
-const STANDBY: Duty = Duty::Standby { prepare: false };
+const PREPARE: Duty = Duty::Standby { prepare: true, soon: false };
+const EXPECT: Duty = Duty::Standby { prepare: true, soon: true };
+const STANDBY: Duty = Duty::Standby { prepare: false, soon: false };
 
 fn heir(worker: &str, client: &str) -> Duty {
     let to = Heir { worker: worker.into(), incarnation: Incarnation::new(1, 1), client: client.into() };
@@ -26,7 +27,7 @@ fn the_first_live_successor_takes_over_and_keeps_it() {
     scene.says("a", owner(1)).pass(REPORT_MS).mute(&["b"]).pass(20_000).mute(&["a"]).pass(3_000);
     assert_eq!(scene.duties(["c", "d"]), [PREPARE, Duty::Nothing], "not beyond the bound yet");
     scene.pass(1);
-    assert_eq!(scene.duties(["b", "c", "d"]), [Duty::Standby { prepare: false }, Duty::TakeOver, Duty::Nothing]);
+    assert_eq!(scene.duties(["b", "c", "d"]), [STANDBY, Duty::TakeOver, Duty::Nothing]);
     scene.says("c", owner(2)).pass(REPORT_MS);
     scene.mute.remove("b");
     scene.pass(REPORT_MS);
