@@ -47,7 +47,7 @@ type Outcome<V> = (Work<V>, Result<(), StoreError>);
 enum Stage<V> {
     Idle,
     Running(Box<dyn Job>, Receiver<Outcome<V>>),
-    /// Until then, milliseconds since 1970.
+    /// Since then, milliseconds since 1970.
     Waiting(Work<V>, u64),
 }
 
@@ -131,7 +131,7 @@ impl<V: StateValue> Flushes<V> {
             }
             Err(error @ StoreError::Full(_)) if !wait => {
                 self.trouble = Some(error.to_string());
-                self.stage = Stage::Waiting(work, now_ms.saturating_add(AGAIN_MS));
+                self.stage = Stage::Waiting(work, now_ms);
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -139,8 +139,10 @@ impl<V: StateValue> Flushes<V> {
     }
 
     fn begin_again(&mut self, now: bool, now_ms: u64) {
+        // A clock that was set back must not make it wait for ever.
+        let is_over = |since: u64| now_ms >= since.saturating_add(AGAIN_MS) || now_ms < since;
         match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Waiting(work, until) if now || now_ms >= until => self.begin(work),
+            Stage::Waiting(work, since) if now || is_over(since) => self.begin(work),
             stage => self.stage = stage,
         }
     }
