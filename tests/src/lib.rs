@@ -5,5 +5,6 @@ pub mod counting;
 pub mod faulty;
 pub mod load;
 pub mod pipeline;
+pub mod plan;
 pub mod proxy;
 pub mod servers;

@@ -10,7 +10,7 @@
 //! | held by nobody, or by one that is gone | planned owner | own |
 //! | | successor, and all claimants before it are out | take over |
 //! | held by another that is present | planned owner, prepared for longer than the bound | take over |
-//! | | first available claimant beside the holder | standby, prepare |
+//! | | first available claimant beside the holder | standby, prepare; soon, when the shard moves to it or the holder leaves |
 //! | else | one of the first `warm` successors, or planned owner | standby |
 //!
 //! Whoever does not hear its own reports acquires nothing, whatever the table says: it is cut off, or has just started.
