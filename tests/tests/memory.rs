@@ -196,7 +196,7 @@ struct Load {
     shard: Shard<Counting>,
     number: u32,
     producer: Box<dyn Producer>,
-    topic: String,
+    topic: Arc<str>,
     random: Numbers,
     peak: Arc<AtomicU64>,
 }
