@@ -50,6 +50,11 @@ unit: setup-build ## only the tests that need no server: model, stages, plan, sh
 servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatible) into the cache
 	@cargo run --locked --quiet -p millstream-tests --bin servers -- install
 
+.PHONY: bench-failover
+bench-failover: setup-test ## longest gaps when a worker is killed, and when its shards are handed off: bench/results/failover.json
+	@cargo build --locked --workspace --bins
+	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-failover"
+
 .PHONY: lint
 lint: setup-build ## formatting, clippy, rustdoc, licences and bans, unsafe rule, generated files, documents
 	@tools/check-unsafe

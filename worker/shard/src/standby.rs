@@ -7,6 +7,7 @@ use crate::ShardError;
 use crate::follower::Follower;
 use crate::inputs::Inputs;
 use crate::log::TopicPartition;
+use crate::output;
 use crate::ownership::{Claim, Lease, PlanNumber, Prepared};
 use crate::runtime::Environment;
 use crate::state::StateStore;
@@ -59,6 +60,7 @@ impl Standby {
         store: Arc<dyn StateStore>,
     ) -> Result<Standby, ShardError> {
         let (log, topics) = (&*environment.log, &environment.topics);
+        output::check(log, topics, stage)?;
         let changelog = TopicPartition::new(topics.changelog(stage), shard);
         let follower = Follower::open(log, changelog, topics.shards, store.clone())?;
         Ok(Standby { stage, shard, environment, store, follower, prepared: None, inputs: None })

@@ -79,6 +79,9 @@ impl Desk {
     pub fn set_order(&self, order: Order) {
         let mut inner = self.lock();
         if inner.order != order {
+            if inner.condition == Condition::Closed && order.duty != Duty::Nothing {
+                inner.condition = Condition::Opening;
+            }
             inner.order = order;
             self.ordered.notify_all();
         }

@@ -10,7 +10,7 @@ use millstream_shard::topics::Topics;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
-use millstream_stores::kafka::KafkaLog;
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::mongo::MongoDocuments;
 use millstream_stores::rocks::{Resources, RocksState};
 use std::path::PathBuf;
@@ -24,11 +24,21 @@ pub fn open_log(config: &Config) -> Result<Arc<dyn Log>> {
     match &config.log {
         LogConfig::Embedded => {
             let path = config.data_dir.join("log");
-            let log = EmbeddedLog::open(&path, LogOptions::default(), Arc::new(SystemClock));
+            let queue_bytes = usize::try_from(queue_bytes(config)).unwrap_or(usize::MAX);
+            let options = LogOptions { queue_bytes, ..LogOptions::default() };
+            let log = EmbeddedLog::open(&path, options, Arc::new(SystemClock));
             Ok(Arc::new(log.with_context(|| format!("opening the embedded log in {}", path.display()))?))
         }
-        LogConfig::Kafka(kafka) => Ok(Arc::new(KafkaLog::new(kafka.store())?)),
+        LogConfig::Kafka(kafka) => {
+            let queue_bytes = queue_bytes(config);
+            Ok(Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, ..kafka.store() })?))
+        }
     }
+}
+
+/// A producer's queue holds whatever the gateway may have in flight, so that it is the gateway that says no, before it has taken anything.
+fn queue_bytes(config: &Config) -> u64 {
+    config.gateway.in_flight_bytes.0.saturating_mul(2)
 }
 
 /// The document store.

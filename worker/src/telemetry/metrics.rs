@@ -273,9 +273,13 @@ impl StageMetrics {
         self.rejects.get_or_create(&labels).inc();
     }
 
-    /// The sums of a tenant over this process's shards of a stage. Call it with each configured tenant's sum; sums of other tenants must be
-    /// added up by the caller, because they share one label.
-    pub fn usage(&self, stage: &'static str, tenant: &str, usage: &Usage) {
+    /// How a tenant is called here; those that are not configured share one label.
+    pub fn label(&self, tenant: &str) -> Arc<str> {
+        self.tenants.label(tenant)
+    }
+
+    /// The sums of all tenants of a label ([`StageMetrics::label`]) over this process's shards of a stage.
+    pub fn usage(&self, stage: &'static str, label: &Arc<str>, usage: &Usage) {
         let outcomes = [
             ("accepted", usage.accepted),
             ("effects", usage.effects),
@@ -283,7 +287,7 @@ impl StageMetrics {
             ("rejects", usage.rejects),
         ];
         for (outcome, sum) in outcomes {
-            let labels = UsageLabels { tenant: self.tenants.label(tenant), stage, outcome };
+            let labels = UsageLabels { tenant: label.clone(), stage, outcome };
             self.usage.get_or_create(&labels).set(i64::try_from(sum).unwrap_or(i64::MAX));
         }
     }
@@ -355,7 +359,7 @@ mod tests {
         metrics.gateway.reject("acme", Reason::TooDeep);
         metrics.gateway.frame(3);
         metrics.stages.batch("unify", 7, Duration::from_millis(30));
-        metrics.stages.usage("action", "acme", &Usage { effects: 5, ..Usage::default() });
+        metrics.stages.usage("action", &metrics.stages.label("acme"), &Usage { effects: 5, ..Usage::default() });
         metrics.stages.lag("unify", 2, 11);
         metrics.stages.lag("unify", 3, 11);
         metrics.stages.forget_shard("unify", 3);

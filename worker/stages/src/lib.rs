@@ -6,6 +6,7 @@
 //! [`action`] resolves and applies them; [`reaction`] folds mutations into document writes. What cannot be processed goes to [`reject`].
 
 pub mod action;
+mod pattern;
 pub mod reaction;
 pub mod reject;
 pub mod source;
