@@ -205,7 +205,7 @@ impl SimState {
 
 /// The store's error.
 pub fn failed(what: &str) -> StoreError {
-    StoreError(what.to_owned())
+    StoreError::Failed(what.to_owned())
 }
 
 impl StateStore for SimState {

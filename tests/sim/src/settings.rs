@@ -128,5 +128,6 @@ fn limits(rng: &mut Rng, large: bool) -> Limits {
         cache_bytes: rng.between(500, 20_000) as usize,
         dirty_bytes: rng.between(300, 6_000) as usize,
         clock_slack_ms: 1_000,
+        pool: None,
     }
 }

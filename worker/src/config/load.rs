@@ -187,6 +187,7 @@ fn check(config: &Config) -> Result<(), Complaint> {
     check_limits(config)?;
     check_unify(config)?;
     check_action(config)?;
+    check_state(config)?;
     if config.generation == 0 {
         return complaint("generation", "must be 1 or more");
     }
@@ -306,6 +307,19 @@ fn check_limits(config: &Config) -> Result<(), Complaint> {
             largest_request(limits)
         );
         return complaint("gateway.in_flight_bytes", message);
+    }
+    Ok(())
+}
+
+/// Whether the memory is enough depends on the shards that the process owns: `runtime/memory.rs` checks that.
+fn check_state(config: &Config) -> Result<(), Complaint> {
+    let state = &config.state;
+    if !(1..=64).contains(&state.compaction_threads) {
+        return complaint("state.compaction_threads", "must be a number from 1 to 64");
+    }
+    // A flush that takes minutes makes batches wait.
+    if state.write_per_second.0 > 0 && state.write_per_second < Size(1_000_000) {
+        return complaint("state.write_per_second", "must be 0B (no bound) or at least 1MB");
     }
     Ok(())
 }

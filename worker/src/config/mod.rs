@@ -8,6 +8,7 @@ mod action;
 mod load;
 mod ownership;
 mod secret;
+mod state;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -18,6 +19,7 @@ pub use action::Action;
 pub use load::{ConfigArgs, ConfigError, load, parse};
 pub use ownership::{Ownership, Plan};
 pub use secret::{KeyHash, Secret, without_credentials};
+pub use state::State;
 pub use unify::{RecordLimits, TenantRules, Unify};
 pub use units::{Millis, Size};
 
@@ -71,6 +73,8 @@ pub struct Config {
     pub action: Action,
     /// When a shard commits.
     pub batch: Batch,
+    /// Memory and disk of the local state.
+    pub state: State,
     /// How much waits to be written to documents.
     pub reaction: Reaction,
     /// Logs and traces.
@@ -97,6 +101,7 @@ impl Default for Config {
             unify: Unify::default(),
             action: Action::default(),
             batch: Batch::default(),
+            state: State::default(),
             reaction: Reaction::default(),
             telemetry: Telemetry::default(),
         }

@@ -38,6 +38,7 @@ unify:
   tenants: {acme: {forbidden_values: [nobody]}}
 action: {max_devices: 5, max_bytes: 256KiB}
 batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
+state: {memory: 1GiB, compaction_threads: 4, write_per_second: 50MB}
 reaction: {backlog_bytes: 8MiB}
 telemetry: {otlp_endpoint: "http://127.0.0.1:4318", sample_ratio: 1, log_format: json, log_filter: debug}
 "#;
@@ -66,6 +67,8 @@ fn every_field_is_read() {
     let limits = config.action.limits();
     assert_eq!((limits.max_devices, limits.max_bytes), (5, 256 << 10));
     assert_eq!(config.batch.max_time.duration().as_millis(), 20);
+    assert_eq!(config.state.memory.bytes(), 1 << 30);
+    assert_eq!((config.state.compaction_threads, config.state.write_per_second), (4, Size(50_000_000)));
     assert_eq!(config.reaction.backlog_bytes.bytes(), 8 << 20);
     assert_eq!(config.telemetry.sample_ratio, Ratio(1.0));
 }

@@ -148,7 +148,7 @@ impl Check for ShardCheck {
 
     fn check(&self) -> Result<(), String> {
         match self.0.condition() {
-            Condition::Running | Condition::Following | Condition::Closed => Ok(()),
+            Condition::Running | Condition::Hampered(_) | Condition::Following | Condition::Closed => Ok(()),
             Condition::Opening => Err("is being opened".into()),
             Condition::Retrying(message) => Err(format!("is opened again: {message}")),
             Condition::Stopped(message) => Err(format!("stopped: {message}")),

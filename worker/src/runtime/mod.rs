@@ -10,6 +10,7 @@ pub mod desk;
 pub mod directory;
 pub mod files;
 pub mod membership;
+pub mod memory;
 pub mod observe;
 mod pace;
 pub mod reaction;
@@ -21,22 +22,25 @@ mod writers;
 use crate::admin::{self, AdminState, Check};
 use crate::config::{self, ApiKey, Config, ConfigArgs, Ownership, Tenant};
 use crate::gateway::{self, GatewayState, MAX_CONNECTIONS, Serving};
-use crate::telemetry::{self, Metrics, SpanExporter};
+use crate::telemetry::{self, Metrics, SpanExporter, StateFigures};
 use anyhow::{Context, Result};
 use checks::{Phase, PhaseCheck, StoreCheck};
 use desk::Desk;
 use directory::{Directory, ShardCheck};
 use membership::{MemberSettings, Membership, Starter};
+use memory::Parts;
 use millstream_plan::view::Duty;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::member::Profile;
+use millstream_shard::memory::Pool;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::{Environment, Limits};
 use millstream_shard::topics::Topics;
 use millstream_stages::Stage;
 use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
+use millstream_stores::rocks::Resources;
 use observe::{Exports, Observer};
 use reaction::{ReactionLimits, ReactionThread};
 use stage::{Query, SeatThread};
@@ -168,6 +172,8 @@ struct Process {
     directory: Arc<Directory>,
     /// Of a process that follows the plan.
     membership: Option<Arc<membership::Shared>>,
+    pool: Pool,
+    resources: Resources,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<Stop>,
     /// How many files may be open.
@@ -197,7 +203,12 @@ impl Shards {
 
 impl Process {
     fn open(config: Config, roles: &[Role]) -> Result<Process> {
-        let metrics = Metrics::new(config.tenants.iter().map(|tenant| tenant.name.as_str()));
+        let with_state = [Role::Unify, Role::Action].iter().filter(|role| roles.contains(role)).count();
+        // Whoever follows the plan may come to own every shard.
+        let parts = Parts::of(&config.state, with_state * config.owned_shards().len()).map_err(anyhow::Error::msg)?;
+        let (resources, budget_bytes) = (Resources::with(&parts.rocks), config.state.memory.bytes());
+        let tenants = config.tenants.iter().map(|tenant| tenant.name.as_str());
+        let metrics = Metrics::with_state(tenants, Some(StateFigures { budget_bytes, resources: resources.clone() }));
         let names: Vec<String> = roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();
         let service = if roles.len() > 1 { "millstream".to_owned() } else { format!("millstream-{}", names.concat()) };
         let endpoint = config.telemetry.otlp_endpoint.as_deref();
@@ -211,6 +222,8 @@ impl Process {
             membership: None,
             stop: Arc::new(Stop::default()),
             creation: Arc::new(Creation::new(log.clone(), topics.clone())),
+            pool: parts.pool(matches!(config.ownership, Ownership::Static)),
+            resources,
             threads: Vec::new(),
             open_files: files::raise_limit(),
             phase: PhaseCheck::default(),
@@ -233,7 +246,7 @@ impl Process {
             starters: Vec::new(),
         };
         let observer: Arc<dyn Observer> = Arc::new(Exports::new(self.metrics.clone(), self.spans.clone()));
-        let folder = StateFolder::new(&self.config);
+        let folder = StateFolder::new(&self.config, self.resources.clone());
         for shard in self.config.owned_shards() {
             if roles.contains(&Role::Unify) {
                 let (rules, tenants, (_, waiting)) = (self.config.unify.rules(), self.tenants(), channel());
@@ -333,6 +346,7 @@ impl Process {
                 batch_records: self.config.batch.max_records,
                 batch_bytes: self.config.batch.max_bytes.bytes(),
                 batch_time: self.config.batch.max_time.duration(),
+                pool: Some(self.pool.clone()),
                 ..Limits::default()
             },
             observer: observer.clone(),

@@ -6,7 +6,7 @@ use millstream_model::reject::Reason;
 use millstream_shard::runtime::Report;
 use millstream_stages::StageSpan;
 use millstream_stages::reaction::Written;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,17 +46,38 @@ pub struct Exports {
     spans: SpanExporter,
     /// Sums per stage, label, shard and tenant: a process has several shards of a stage, the metric has one value per label.
     sums: Mutex<BTreeMap<(&'static str, Arc<str>), PerShard>>,
+    /// Shards whose state cannot be stored at the moment: it is said once when that begins and once when it ends.
+    failing: Mutex<BTreeSet<(&'static str, u32)>>,
 }
 
 impl Exports {
     /// To these metrics and this exporter.
     pub fn new(metrics: Arc<Metrics>, spans: SpanExporter) -> Exports {
-        Exports { metrics, spans, sums: Mutex::default() }
+        Exports { metrics, spans, sums: Mutex::default(), failing: Mutex::default() }
+    }
+
+    fn store(&self, stage: &'static str, shard: u32, report: &Report) {
+        let trouble = report.trouble.as_deref();
+        self.metrics.caches.cache(stage, shard, report.cache_bytes, report.dirty_bytes, trouble.is_some());
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(trouble) if failing.insert((stage, shard)) => {
+                tracing::warn!(
+                    stage,
+                    shard,
+                    trouble,
+                    "state cannot be stored; batches go on until too much waits for it"
+                );
+            }
+            None if failing.remove(&(stage, shard)) => tracing::info!(stage, shard, "state is stored again"),
+            _ => {}
+        }
     }
 }
 
 impl Observer for Exports {
-    fn batch(&self, stage: &'static str, _: u32, report: &Report) {
+    fn batch(&self, stage: &'static str, shard: u32, report: &Report) {
+        self.store(stage, shard, report);
         let took = Duration::from_millis(report.committed_ms.saturating_sub(report.began_ms));
         self.metrics.stages.batch(stage, report.records, took);
     }
@@ -73,6 +94,7 @@ impl Observer for Exports {
     }
 
     fn lost(&self, stage: &'static str, shard: u32) {
+        self.metrics.caches.forget_shard(stage, shard);
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         for ((of, label), shards) in sums.iter_mut().filter(|((of, _), _)| *of == stage) {
             let before = shards.len();

@@ -16,9 +16,6 @@ use millstream_stores::rocks::{Resources, RocksState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Memory for blocks read from the local state of all shards of a process.
-const BLOCK_CACHE_BYTES: usize = 128 << 20;
-
 /// The log.
 ///
 /// # Errors
@@ -92,7 +89,7 @@ impl Creation {
     }
 }
 
-/// Opens the local state of this process's shards, below one block cache.
+/// Opens the local state of this process's shards, which share what RocksDB may use.
 #[derive(Clone)]
 pub struct StateFolder {
     folder: PathBuf,
@@ -101,8 +98,8 @@ pub struct StateFolder {
 
 impl StateFolder {
     /// The folder `state` of the configuration's data folder.
-    pub fn new(config: &Config) -> StateFolder {
-        StateFolder { folder: config.data_dir.join("state"), resources: Resources::new(BLOCK_CACHE_BYTES) }
+    pub fn new(config: &Config, resources: Resources) -> StateFolder {
+        StateFolder { folder: config.data_dir.join("state"), resources }
     }
 
     /// The state of one shard.
@@ -111,7 +108,6 @@ impl StateFolder {
     /// [`StoreError`].
     pub fn open(&self, stage: &str, shard: u32) -> Result<Arc<dyn StateStore>, StoreError> {
         let path = self.folder.join(format!("{stage}-{shard}"));
-        std::fs::create_dir_all(&path).map_err(|error| StoreError(format!("{}: {error}", path.display())))?;
         Ok(Arc::new(RocksState::open(&path, &self.resources)?))
     }
 }

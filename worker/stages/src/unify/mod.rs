@@ -79,6 +79,10 @@ impl StateValue for UnifyValue {
             _ => Err(StateError(format!("{key:?} is no key of the stage unify"))),
         }
     }
+
+    fn memory(&self, _: usize) -> usize {
+        size_of::<UnifyValue>()
+    }
 }
 
 impl Stage for Unify {
