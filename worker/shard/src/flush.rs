@@ -48,7 +48,7 @@ enum Stage<V> {
     Idle,
     Running(Box<dyn Job>, Receiver<Outcome<V>>),
     /// Since then, milliseconds since 1970.
-    Waiting(Work<V>, u64),
+    Waiting(Box<Work<V>>, u64),
 }
 
 /// The flushes of one shard: one at a time.
@@ -131,7 +131,7 @@ impl<V: StateValue> Flushes<V> {
             }
             Err(error @ StoreError::Full(_)) if !wait => {
                 self.trouble = Some(error.to_string());
-                self.stage = Stage::Waiting(work, now_ms);
+                self.stage = Stage::Waiting(Box::new(work), now_ms);
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -142,7 +142,7 @@ impl<V: StateValue> Flushes<V> {
         // A clock that was set back must not make it wait for ever.
         let is_over = |since: u64| now_ms >= since.saturating_add(AGAIN_MS) || now_ms < since;
         match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Waiting(work, since) if now || is_over(since) => self.begin(work),
+            Stage::Waiting(work, since) if now || is_over(since) => self.begin(*work),
             stage => self.stage = stage,
         }
     }

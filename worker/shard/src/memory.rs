@@ -116,6 +116,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "a bound on threads is tested with threads")]
     fn no_more_flushes_than_allowed_have_a_turn() {
         let pool = Pool::new(1, 1);
         let running = AtomicUsize::new(0);

@@ -67,14 +67,18 @@ fn list(name: &str) -> Value {
 }
 
 fn object(required: &[&str], properties: Value) -> Value {
-    json!({"type": "object", "required": required, "properties": properties})
+    let members = [("type", json!("object")), ("required", json!(required)), ("properties", properties)];
+    Value::Object(members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// An object that has the members of others, too.
 fn with(others: &[&Value], required: &[&str], properties: Value) -> Value {
     let mut all = serde_json::Map::new();
-    let members = others.iter().filter_map(|other| other.get("properties")).chain([&properties]);
+    let members = others.iter().filter_map(|other| other.get("properties"));
     members.filter_map(Value::as_object).for_each(|members| all.extend(members.clone()));
+    if let Value::Object(own) = properties {
+        all.extend(own);
+    }
     object(required, Value::Object(all))
 }
 
@@ -184,7 +188,7 @@ fn segment() -> Vec<(&'static str, Value)> {
     );
     let traits = json!({"traits": reference("Attributes")});
     let properties = reference("Attributes");
-    let view = json!({"name": text("Of the page or screen"), "category": text(""), "properties": properties.clone()});
+    let view = json!({"name": text("Of the page or screen"), "category": text(""), "properties": properties});
     let group = json!({"groupId": reference("Scalar"), "traits": reference("Attributes")});
     let batch = json!({"batch": list("SegmentCall"), "context": reference("Attributes"), "sentAt": reference("Time")});
     let calls = ["SegmentIdentify", "SegmentTrack", "SegmentView", "SegmentGroup", "SegmentAlias"];

@@ -33,17 +33,17 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
 }
 
-fn is_damaged<T>(result: Result<T, StoreError>) -> bool {
+fn is_damaged<T>(result: &Result<T, StoreError>) -> bool {
     matches!(result, Err(StoreError::Damaged(_)))
 }
 
 /// It says so until it is cleared, also when it is opened again; then it is a new store.
 fn stays_damaged_until_cleared(folder: &Path, store: RocksState) {
-    assert!(is_damaged(store.position()) && is_damaged(store.multi_get(&[&key(1)])));
+    assert!(is_damaged(&store.position()) && is_damaged(&store.multi_get(&[&key(1)])));
     drop(store);
     let resources = Resources::new(1 << 20);
     let store = open(folder, &resources);
-    assert!(is_damaged(store.position()));
+    assert!(is_damaged(&store.position()));
     store.clear().unwrap();
     assert_eq!((store.position().unwrap(), store.multi_get(&[&key(1)]).unwrap()), (None, vec![None]));
     assert_eq!(resources.figures().cleared, 1);
@@ -84,7 +84,7 @@ fn a_changed_byte_is_found_by_the_read_that_meets_it() {
     let store = open(folder.path(), &Resources::new(1 << 20));
     assert_eq!(store.position().unwrap().unwrap().batch_number, 1, "the position lies in another block");
     let keys: Vec<StateKey> = (0..1000).map(key).collect();
-    assert!(is_damaged(store.multi_get(&keys.iter().collect::<Vec<_>>())));
+    assert!(is_damaged(&store.multi_get(&keys.iter().collect::<Vec<_>>())));
     stays_damaged_until_cleared(folder.path(), store);
 }
 
@@ -92,7 +92,8 @@ fn a_changed_byte_is_found_by_the_read_that_meets_it() {
 fn a_file_that_is_gone_or_cut_is_found_at_opening() {
     let truncate = |path: &Path| std::fs::write(path, b"").unwrap();
     let remove = |path: &Path| std::fs::remove_file(path).unwrap();
-    let harms: [(&str, &dyn Fn(&Path)); 4] = [
+    type Harm<'a> = (&'a str, &'a dyn Fn(&Path));
+    let harms: [Harm<'_>; 4] = [
         ("a table is gone", &|folder| remove(&files(folder, "sst")[0])),
         ("a table is cut", &|folder| truncate(&files(folder, "sst")[0])),
         ("the list of tables is gone", &|folder| {
@@ -106,7 +107,7 @@ fn a_file_that_is_gone_or_cut_is_found_at_opening() {
         fill(&open(folder.path(), &Resources::new(1 << 20)), 100, 1);
         harm(folder.path());
         let store = open(folder.path(), &Resources::new(1 << 20));
-        assert!(is_damaged(store.position()), "{what}");
+        assert!(is_damaged(&store.position()), "{what}");
         stays_damaged_until_cleared(folder.path(), store);
     }
 }
@@ -116,7 +117,7 @@ fn a_position_that_cannot_be_read_is_damage() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), &Resources::new(1 << 20));
     store.with(|db| db.put(POSITION, b"\xff\xff\xff").map_err(failed("write"))).unwrap();
-    assert!(is_damaged(store.position()));
+    assert!(is_damaged(&store.position()));
     stays_damaged_until_cleared(folder.path(), store);
 }
 
