@@ -1,7 +1,7 @@
 //! Certificates for servers on loopback, made anew for each run: nothing secret is kept, nothing expires.
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -35,6 +35,8 @@ impl Authority {
     /// When its file cannot be written.
     pub fn new() -> Result<Authority> {
         let (key, mut params) = (KeyPair::generate()?, CertificateParams::new(Vec::new())?);
+        // Of another name than what it issues: a certificate whose issuer has its own name counts as self-signed.
+        params.distinguished_name.push(DnType::CommonName, "Millstream test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let folder = tempfile::tempdir().context("a folder for the certificate")?;
         std::fs::write(folder.path().join("ca.pem"), params.self_signed(&key)?.pem())?;
@@ -52,7 +54,8 @@ impl Authority {
     /// When a name is none.
     pub fn issue(&self, names: &[&str]) -> Result<Issued> {
         let key = KeyPair::generate()?;
-        let params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
+        let mut params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
+        params.distinguished_name.push(DnType::CommonName, "Millstream test server");
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Issued { certificate, key: key.serialize_pem() })
     }

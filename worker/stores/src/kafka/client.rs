@@ -8,8 +8,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls, but for one thing:
-/// why there is no connection (a refused password, a certificate that is not trusted) is only logged, and a call says that it timed out.
-/// So the last such line is kept, for the error of the call.
+/// why there is no connection (a refused password, a certificate that is not trusted) is an event of the client, and a call says that it timed out.
+/// So the last such event is kept, for the error of the call.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quiet(Arc<Mutex<Option<String>>>);
 
@@ -26,25 +26,19 @@ impl Quiet {
             (failed, _) => failed,
         }
     }
-
-    /// librdkafka's facility for a connection that was lost, or did not come about.
-    fn note(&self, facility: &str, message: &str) {
-        if facility == "FAIL" {
-            // The name of the client and its thread come first: `[thrd:...]: `.
-            let message = message.split_once("]: ").map_or(message, |(_, message)| message);
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.to_owned());
-        }
-    }
 }
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.note(facility, message);
         report(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client");
+        // That all brokers are down follows from what came before, which says why.
+        if code(&error) != RDKafkaErrorCode::AllBrokersDown {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
     }
 }
 
@@ -116,8 +110,11 @@ mod tests {
     fn an_error_says_why_there_is_no_connection_until_there_is_one() {
         let (quiet, away) = (Quiet::default(), || Err::<(), _>(LogError::Unavailable("timed out".into())));
         assert_eq!(quiet.explain(away()).unwrap_err().to_string(), "log unavailable: timed out");
-        quiet.log(RDKafkaLogLevel::Error, "FAIL", "[thrd:b:1/bootstrap]: b:1/bootstrap: Connect to 127.0.0.1 failed");
-        quiet.log(RDKafkaLogLevel::Error, "OTHER", "[thrd:x]: another thing");
+        quiet.error(
+            KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure),
+            "b:1/bootstrap: Connect to 127.0.0.1 failed",
+        );
+        quiet.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
         let explained = quiet.explain(away()).unwrap_err().to_string();
         assert_eq!(explained, "log unavailable: timed out; b:1/bootstrap: Connect to 127.0.0.1 failed");
         quiet.explain(Ok(())).unwrap();

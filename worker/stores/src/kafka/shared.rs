@@ -19,6 +19,9 @@ const BATCH_OVERHEAD: u32 = 65_536;
 /// How long to wait before asking again for metadata that is on its way.
 const METADATA_BACKOFF: Duration = Duration::from_millis(20);
 
+/// Events that may have come since the last call: some of each broker that is away.
+const EVENTS: usize = 32;
+
 pub(super) struct Shared {
     pub(super) config: KafkaConfig,
     /// Of the clients that ask and administer.
@@ -43,13 +46,22 @@ impl Shared {
         BaseConsumer::from_config_and_context(&self.config.reader(), Quiet::default()).map_err(|e| creation(&e))
     }
 
+    /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like
+    /// nothing; it reads nothing, so that events are all there is.
+    fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
+        for _ in 0..EVENTS {
+            drop(self.queries.poll(Duration::ZERO));
+        }
+        self.quiet.explain(result)
+    }
+
     /// The number of brokers that are there.
     pub(super) fn brokers(&self, wait: Duration) -> Result<usize, LogError> {
         let metadata = self
             .queries
             .fetch_metadata(Some("__millstream_probe"), wait)
             .map_err(|error| LogError::Unavailable(format!("cannot reach {}: {error}", self.config.bootstrap_servers)));
-        Ok(self.quiet.explain(metadata)?.brokers().len())
+        Ok(self.explain(metadata)?.brokers().len())
     }
 
     /// The number of partitions of a topic.
@@ -61,7 +73,7 @@ impl Shared {
             .queries
             .fetch_metadata(Some(topic), wait)
             .map_err(|error| about(topic, code(&error), "cannot get the metadata of topic"));
-        let metadata = self.quiet.explain(metadata)?;
+        let metadata = self.explain(metadata)?;
         let found = metadata.topics().first();
         if let Some(error) = found.and_then(|found| found.error()) {
             return Err(about(topic, error.into(), "cannot get the metadata of topic"));
@@ -93,7 +105,7 @@ impl Shared {
 
     /// First offset and last stable offset, asked of the leader: a read-committed client's ListOffsets carries its isolation level.
     pub(super) fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
-        self.quiet.explain(self.watermarks(&self.queries, at))
+        self.explain(self.watermarks(&self.queries, at))
     }
 
     /// One after the last message, open transactions included.
@@ -124,7 +136,7 @@ impl Shared {
 
     pub(super) fn topic_id(&self, topic: &str) -> Result<String, LogError> {
         let found = raw::topic_id(self.admin.inner(), topic, self.config.request_timeout());
-        self.quiet.explain(found.map_err(|code| about(topic, code, "cannot describe topic")))
+        self.explain(found.map_err(|code| about(topic, code, "cannot describe topic")))
     }
 
     pub(super) fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
@@ -139,7 +151,7 @@ impl Shared {
         let options = self.options().operation_timeout(Some(self.config.request_timeout()));
         let results = futures::executor::block_on(self.admin.create_topics(&wanted, &options))
             .map_err(|error| about("(all)", code(&error), "cannot create topics"));
-        for (result, topic) in self.quiet.explain(results)?.into_iter().zip(topics) {
+        for (result, topic) in self.explain(results)?.into_iter().zip(topics) {
             match result {
                 Ok(_) => {}
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => self.check_topic(topic)?,
