@@ -41,11 +41,14 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 	@$(TIMED) program cargo build --locked --workspace --bins
 	@$(TIMED) build cargo test --locked --workspace --no-run --quiet
 	@$(TIMED) tests cargo test --locked --workspace
-	@$(TIMED) mutants cargo test --locked -p millstream-sim --features mutants --test mutants
 
 .PHONY: unit
 unit: setup-build ## only the tests that need no server: model, stages, plan, shard, ownership, simulation
 	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard -p millstream-ownership-model -p millstream-sim
+
+.PHONY: mutants
+mutants: setup-build ## the simulation with its deliberate bugs: each must be found
+	@cargo test --locked -p millstream-sim --features mutants --test mutants
 
 .PHONY: sim
 SEEDS ?= 10000
