@@ -65,6 +65,8 @@ pub struct Frozen<V> {
     number: u64,
     forget: Option<Forget>,
     entries: Vec<FrozenEntry<V>>,
+    /// Bytes of the values as they are stored.
+    stored_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,8 @@ impl<V: StateValue> Frozen<V> {
         // In key order, a memtable finds the place of each entry beside that of the one before.
         let mut sorted: Vec<&FrozenEntry<V>> = self.entries.iter().collect();
         sorted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        let (mut bytes, mut ranges) = (Vec::new(), Vec::with_capacity(sorted.len()));
+        // In one piece from the start: a buffer that grows takes twice its size, and is there three times while it is copied.
+        let (mut bytes, mut ranges) = (Vec::with_capacity(self.stored_bytes), Vec::with_capacity(sorted.len()));
         for entry in &sorted {
             let start = bytes.len();
             if let Some(value) = &entry.value {
@@ -231,6 +234,8 @@ impl<V: StateValue> Cache<V> {
             }
             self.insert_clean(key, key_hash, bytes.as_deref())?;
         }
+        // Now and not only after the batch: what a large batch reads would be beyond the bound.
+        self.evict(1);
         Ok(())
     }
 
@@ -366,7 +371,7 @@ impl<V: StateValue> Cache<V> {
         }
         // What is left was set to what it was before.
         self.discard();
-        self.evict();
+        self.evict(2);
     }
 
     /// Entries of earlier periods go, here now and in the store with the next flush.
@@ -410,13 +415,15 @@ impl<V: StateValue> Cache<V> {
         let number = self.flush;
         self.flush += 1;
         self.frozen_bytes = std::mem::take(&mut self.dirty_bytes);
+        let mut stored_bytes = 0;
         let entry = |number: u32| {
             let slot = self.slot(number)?;
+            stored_bytes += slot.stored.size;
             Some(FrozenEntry { slot: number, key: slot.key.clone(), value: slot.value.clone() })
         };
         let entries = self.dirty.iter().copied().filter_map(entry).collect();
         self.dirty.clear();
-        Frozen { number, forget: self.forget.take(), entries }
+        Frozen { number, forget: self.forget.take(), entries, stored_bytes }
     }
 
     /// A flush has returned: what it wrote, and has not changed since, may be evicted.
@@ -430,21 +437,23 @@ impl<V: StateValue> Cache<V> {
                 slot.flush = 0;
             }
         }
-        self.evict();
+        self.evict(2);
     }
 
-    /// Drops stored values that were not used lately, until the cache is within its capacity or everything was looked at twice.
-    fn evict(&mut self) {
+    /// Drops stored values that were not used lately, until the cache is within its capacity or everything was looked at so many times. What is looked at once
+    /// and was used since the time before stays, so that one pass leaves what the running batch has just loaded.
+    fn evict(&mut self, passes: usize) {
         if self.dirty_bytes + self.frozen_bytes >= self.capacity {
             // Hardly anything can go before the flush has returned.
             return;
         }
-        let mut looks = (self.slots.len() * 2).min(MOST_LOOKS);
+        let mut looks = (self.slots.len() * passes).min(MOST_LOOKS);
         while self.bytes > self.capacity && looks > 0 {
             looks -= 1;
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
             let Some(Some(slot)) = self.slots.get_mut(self.hand) else { continue };
-            if slot.flush == 0 && !std::mem::take(&mut slot.used) {
+            let is_stored = slot.flush == 0 && matches!(slot.pending, Pending::Unchanged);
+            if is_stored && !std::mem::take(&mut slot.used) {
                 self.drop_slot(self.hand as u32);
             }
         }
@@ -603,6 +612,20 @@ mod tests {
         assert!(cache.bytes() <= 5 * ENTRY_OVERHEAD, "{}", cache.bytes());
         assert_eq!(text(&mut cache, "b"), Some("newer".into()), "changed after the freeze");
         assert_eq!(text(&mut cache, "f"), Some("f2".into()), "read back from the store");
+    }
+
+    #[test]
+    fn a_batch_that_reads_more_than_the_cache_holds_keeps_its_changes_and_little_else() {
+        let (store, mut cache) = cache(10 * ENTRY_OVERHEAD);
+        let names: Vec<String> = (0..400).map(|number| number.to_string()).collect();
+        names.iter().for_each(|name| store.seed(&key(name), b"old"));
+        for frame in names.chunks(4) {
+            cache.prefetch(&mut frame.iter().map(|name| key(name)).collect()).unwrap();
+            cache.get_mut(&key(&frame[0])).unwrap().unwrap().0.push('!');
+        }
+        assert!(cache.bytes() < 120 * (ENTRY_OVERHEAD + 64), "the changed ones and a few: {}", cache.bytes());
+        assert_eq!(committed(&mut cache).len(), 100);
+        assert_eq!((text(&mut cache, "0"), text(&mut cache, "1")), (Some("old!".into()), Some("old".into())));
     }
 
     #[test]

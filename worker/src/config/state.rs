@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
-    /// Memory for the state of all shards of this process (default 512MiB): half for changed and recently used state, in equal shares; a quarter for RocksDB's blocks
-    /// and memtables; a quarter for work on them. At least 8MiB per shard and stage that this process
-    /// may come to own. What a running batch holds is beside it.
+    /// Memory for the state of all shards of this process (default 512MiB): three eighths for changed and recently used state, in equal shares; a quarter for RocksDB's
+    /// blocks and memtables; the rest for work on them. At least 8MiB per shard and stage that this process may come to own. What a running batch holds is beside it.
     pub memory: Size,
     /// Threads that compact RocksDB's files, at low priority, for all shards together (default 2).
     pub compaction_threads: u16,

@@ -1,9 +1,10 @@
 //! How the memory for state is divided in a process.
 //!
 //! One number, `state.memory`, bounds all of it, however many shards the process has:
-//! - **a half** for the write-back caches of all shards, in equal shares ([`Pool`]), with what is changed and not stored yet;
+//! - **three eighths** for the write-back caches of all shards, in equal shares ([`Pool`]), with what is changed and not stored yet;
 //! - **a quarter** for RocksDB: blocks, indexes and filters, and in it, up to a half, memtables;
-//! - **a quarter** for work: flushes hold their entries as a write batch and encoded, standbys and openings hold what they have read and not written, allocators round up.
+//! - **three eighths** for work: flushes hold their entries encoded and as a write batch, and what has been replaced meanwhile; compactions have buffers; standbys and
+//!   openings hold what they have read and not written; allocators round up. As much as that was measured (docs/src/design/memory.md).
 //!
 //! What a share must hold at least is the state of a large batch: a cache that turns over within a batch reads everything twice.
 
@@ -11,8 +12,8 @@ use crate::config;
 use millstream_shard::memory::Pool;
 use millstream_stores::rocks::Bounds;
 
-/// The smallest share of one shard in the caches.
-const LEAST_SHARE: usize = 4 << 20;
+/// The least memory for one shard; three eighths of it are its share in the caches.
+const LEAST: usize = 8 << 20;
 /// Bounds of one memtable of one store: below, each flush is many files; above, one store takes what all should share.
 const MEMTABLE: (usize, usize) = (1 << 20, 16 << 20);
 
@@ -33,7 +34,7 @@ impl Parts {
     /// It is too little for them; says what to do.
     pub fn of(state: &config::State, seats: usize) -> Result<Parts, String> {
         let (total, seats) = (state.memory.bytes(), seats.max(1));
-        let least = seats.saturating_mul(LEAST_SHARE * 2);
+        let least = seats.saturating_mul(LEAST);
         if total < least {
             return Err(format!(
                 "state.memory: {} is too little for the {seats} shards of this process: give it at least {}MiB, or fewer shards (`owned`)",
@@ -49,7 +50,7 @@ impl Parts {
             compaction_threads: state.compaction_threads,
             write_bytes_per_second: state.write_per_second.0,
         };
-        Ok(Parts { caches: total / 2, rocks, seats })
+        Ok(Parts { caches: total / 8 * 3, rocks, seats })
     }
 
     /// The pool of the caches, for all seats (`all_owned`), or for as many as there turn out to be.
@@ -71,7 +72,7 @@ mod tests {
     fn the_parts_are_less_than_the_whole_and_shares_follow_the_seats() {
         for (memory, seats) in [(128 << 20, 16), (512 << 20, 1), (512 << 20, 8), (8 << 30, 64)] {
             let parts = parts(memory, seats).unwrap();
-            assert_eq!((parts.caches + parts.rocks.cache_bytes) * 4, memory as usize * 3);
+            assert_eq!((parts.caches + parts.rocks.cache_bytes) * 8, memory as usize * 5);
             assert!(parts.rocks.memtable_bytes * seats <= parts.rocks.cache_bytes, "{parts:?}");
             let members: Vec<_> = std::iter::repeat_with(|| parts.pool(true).join()).take(seats).collect();
             assert!(members.iter().map(|member| member.cache_bytes()).sum::<usize>() <= parts.caches);

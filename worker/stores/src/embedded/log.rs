@@ -32,11 +32,13 @@ pub struct LogOptions {
     pub max_message_bytes: usize,
     /// Bytes that may wait to be written; beyond them [`Producer::send`] refuses, as unavailable.
     pub queue_bytes: usize,
+    /// What is kept in memory before it goes to a file. Messages are read soon after they were written: with much of it, most are never read from a file.
+    pub memtable_bytes: usize,
 }
 
 impl Default for LogOptions {
     fn default() -> LogOptions {
-        LogOptions { fsync: false, max_message_bytes: 8 << 20, queue_bytes: 64 << 20 }
+        LogOptions { fsync: false, max_message_bytes: 8 << 20, queue_bytes: 64 << 20, memtable_bytes: 32 << 20 }
     }
 }
 
@@ -111,7 +113,7 @@ impl EmbeddedLog {
     /// # Errors
     /// [`LogError::Configuration`]: another process uses the folder, a newer version wrote it, or it is damaged.
     pub fn open(folder: &Path, options: LogOptions, clock: Arc<dyn Clock>) -> Result<EmbeddedLog, LogError> {
-        let db = open_db(folder)?;
+        let db = open_db(folder, options.memtable_bytes)?;
         let folder_id = identify(&db, folder, &*clock)?;
         let state = load(&db)?;
         let queue = Queue::new(options.queue_bytes);

@@ -24,13 +24,12 @@ fn damaged(what: &str) -> LogError {
 }
 
 /// Opens RocksDB; one process at a time can.
-pub(super) fn open_db(folder: &Path) -> Result<DB, LogError> {
+pub(super) fn open_db(folder: &Path, memtable_bytes: usize) -> Result<DB, LogError> {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_compression_type(DBCompressionType::Lz4);
-    // Messages are read soon after they were written: large memtables keep most reads out of files.
-    options.set_write_buffer_size(32 << 20);
+    options.set_write_buffer_size(memtable_bytes);
     options.set_max_total_wal_size(256 << 20);
     options.set_max_log_file_size(4 << 20);
     options.set_keep_log_file_num(2);

@@ -131,7 +131,7 @@ fn clients_of_a_deleted_topic_are_told() {
 fn a_folder_of_a_newer_version_is_refused() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), clock(1000));
     drop(open(folder.path(), &clock, LogOptions::default()));
-    open_db(folder.path()).unwrap().put(b"F", [2]).unwrap();
+    open_db(folder.path(), 1 << 20).unwrap().put(b"F", [2]).unwrap();
     let error = EmbeddedLog::open(folder.path(), LogOptions::default(), clock).err().unwrap().to_string();
     assert!(error.contains("format 2, newer"), "{error}");
 }

@@ -22,6 +22,7 @@ use prost::Message as _;
 use rocksdb::{DB, FlushOptions, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 const POSITION: &[u8] = b"\xffposition";
@@ -35,6 +36,8 @@ pub struct RocksState {
     folder: PathBuf,
     resources: Resources,
     opened: RwLock<Opened>,
+    /// Bytes of the last write, for the next one's buffer: flushes are about equally large, and a buffer that grows is there three times while it is copied.
+    written: AtomicUsize,
 }
 
 enum Opened {
@@ -50,7 +53,8 @@ impl RocksState {
     /// [`StoreError`]: the folder cannot be written, or another process uses it.
     pub fn open(folder: &Path, resources: &Resources) -> Result<RocksState, StoreError> {
         let opened = RwLock::new(open(folder, resources)?);
-        Ok(RocksState { folder: folder.to_owned(), resources: resources.clone(), opened })
+        let (folder, resources, written) = (folder.to_owned(), resources.clone(), AtomicUsize::new(0));
+        Ok(RocksState { folder, resources, opened, written })
     }
 
     /// Does something with RocksDB, and remembers when that shows damage.
@@ -125,8 +129,9 @@ fn batch_of(
     forget: Option<&Forget>,
     entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
     position: &StatePosition,
+    expected: usize,
 ) -> Result<WriteBatch, StoreError> {
-    let mut batch = WriteBatch::default();
+    let mut batch = WriteBatch::with_capacity_bytes(expected + expected / 8);
     for [start, end] in forget.into_iter().flat_map(Forget::ranges) {
         batch.delete_range(start, end);
     }
@@ -165,7 +170,8 @@ impl StateStore for RocksState {
         entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
         position: &StatePosition,
     ) -> Result<(), StoreError> {
-        let batch = batch_of(forget, entries, position)?;
+        let batch = batch_of(forget, entries, position, self.written.load(Ordering::Relaxed))?;
+        self.written.store(batch.size_in_bytes(), Ordering::Relaxed);
         self.with(|db| db.write_opt(batch, &without_wal()).map_err(failed("write")))
     }
 

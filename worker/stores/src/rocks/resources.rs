@@ -219,6 +219,9 @@ fn compact(options: &mut Options, bounds: &Bounds) {
     // What a flush writes is soon rewritten: compressing it would be work for nothing. The last entry stands for all deeper levels.
     options.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::Lz4]);
     options.set_max_background_jobs(2);
+    // Buffers of a compaction, for each file that it reads and writes, are in no cache and in no bound: by default they are 2 MB and 1 MB. The system reads ahead, too.
+    options.set_compaction_readahead_size(256 << 10);
+    options.set_writable_file_max_buffer_size(256 << 10);
     if bounds.write_bytes_per_second > 0 {
         // Flushes come first; refilled ten times a second, of which compactions get at least a tenth.
         let rate = i64::try_from(bounds.write_bytes_per_second).unwrap_or(i64::MAX);
