@@ -14,4 +14,5 @@ mod process;
 pub use cache::{install_kafka, install_mongo};
 pub use kafka::Kafka;
 pub use mongo::Mongo;
+pub(crate) use process::free_ports;
 pub use process::{Server, Stop};

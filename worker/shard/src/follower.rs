@@ -77,8 +77,9 @@ impl Follower {
         };
         let consumer = log.consumer(&[(at.clone(), Start::At(position.changelog_offset))])?;
         let assembler = Assembler::after(position.batch_number, position.digest);
-        let has_genesis = position.changelog_offset > 0;
-        let from_local = has_genesis || position.batch_number > 0;
+        // The genesis record is what first says where the inputs begin. An offset proves nothing: an aborted genesis has one too.
+        let has_genesis = !position.inputs.is_empty();
+        let from_local = position.changelog_offset > 0 || position.batch_number > 0;
         Ok(Follower {
             groups: groups_of(at.partition, shards),
             totals: Totals::of(position.state_digest, &position.periods),

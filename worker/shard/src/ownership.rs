@@ -19,12 +19,17 @@
 use crate::changelog;
 use crate::follower::Follower;
 use crate::inputs;
-use crate::log::{Log, Outgoing, TopicPartition, Transactional};
+use crate::log::{Log, Outgoing, Start, TopicPartition, Transactional};
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long one look for a first record waits, and how many there are before the log counts as unavailable.
+const POLL: Duration = Duration::from_millis(200);
+const PATIENCE: u32 = 150;
 
 /// Who acquires.
 #[derive(Clone, Debug)]
@@ -233,15 +238,16 @@ fn commit_record(
     Ok(producer.commit()?)
 }
 
-/// Writes the genesis record of a shard whose changelog is empty; the pipeline's topics exist.
+/// Writes the genesis record of a shard whose changelog has no record; the pipeline's topics exist.
 ///
-/// An empty changelog of a shard that has written before is a lost one, not a new one: that is refused.
+/// An empty changelog of a shard that has written before is a lost one, not a new one: that is refused. A genesis that was aborted leaves a changelog with an
+/// end but without a record, so offsets do not tell: records are looked for.
 ///
 /// # Errors
 /// [`ShardError`].
 pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<(), ShardError> {
     let changelog = TopicPartition::new(topics.changelog(stage), shard);
-    if log.bounds(&changelog)?.1 > 0 {
+    if has_history(log, &changelog)? {
         return Ok(());
     }
     let written = if stage == "unify" { &topics.actions } else { &topics.mutations };
@@ -254,7 +260,8 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
     // What is added to the inputs from here on is read, or the shard stops.
     let inputs = inputs::beginnings(log, topics, stage, shard)?;
     let mut producer = log.transactional(&topics.transactional_id(stage, shard, 0))?;
-    if log.bounds(&changelog)?.1 > 0 {
+    // Whoever had the id before has written it by now, or never will.
+    if has_history(log, &changelog)? {
         return Ok(());
     }
     let genesis = Genesis {
@@ -267,4 +274,21 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
         inputs,
     };
     commit_record(&mut *producer, topics, stage, shard, Record::Genesis(genesis))
+}
+
+/// Does the changelog have a record that readers see, or did it have one?
+fn has_history(log: &dyn Log, changelog: &TopicPartition) -> Result<bool, ShardError> {
+    let (start, end) = log.bounds(changelog)?;
+    if start > 0 || end == 0 {
+        return Ok(start > 0);
+    }
+    let mut consumer = log.consumer(&[(changelog.clone(), Start::At(start))])?;
+    let mut found = false;
+    for _ in 0..PATIENCE {
+        consumer.poll(1, POLL, &mut |_| found = true)?;
+        if found || consumer.positions().first().is_some_and(|position| *position >= end) {
+            return Ok(found);
+        }
+    }
+    Err(ShardError::Reopen(format!("{changelog} cannot be read to its end at {end}")))
 }

@@ -35,6 +35,7 @@ gateway: {coalesce: 5ms}
 action: {max_devices: 5, max_bytes: 256KiB}
 batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
 reaction: {backlog_bytes: 8MiB}
+embedded: {retention: 1d}
 telemetry: {otlp_endpoint: "http://127.0.0.1:4318", sample_ratio: 1, log_format: json, log_filter: debug}
 "#;
 
@@ -59,6 +60,7 @@ fn every_field_is_read() {
     assert_eq!((limits.max_devices, limits.max_bytes), (5, 256 << 10));
     assert_eq!(config.batch.max_time.duration().as_millis(), 20);
     assert_eq!(config.reaction.backlog_bytes.bytes(), 8 << 20);
+    assert_eq!(config.embedded.retention, Millis(86_400_000));
     assert_eq!(config.telemetry.sample_ratio, Ratio(1.0));
 }
 

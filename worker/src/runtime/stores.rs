@@ -1,5 +1,6 @@
 //! The stores that a configuration names.
 
+use super::late::LateDocuments;
 use super::system::Stop;
 use crate::config::{Config, Documents, Log as LogConfig};
 use anyhow::{Context, Result};
@@ -19,25 +20,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Memory for blocks read from the local state of all shards of a process.
 const BLOCK_CACHE_BYTES: usize = 128 << 20;
 
-/// The log.
+/// The log; also as the embedded one, if that is it.
 ///
 /// # Errors
 /// When it cannot be opened; says what to do.
-pub fn open_log(config: &Config) -> Result<Arc<dyn Log>> {
+pub fn open_log(config: &Config) -> Result<(Arc<dyn Log>, Option<Arc<EmbeddedLog>>)> {
     match &config.log {
         LogConfig::Embedded => {
             let path = config.data_dir.join("log");
             let log = EmbeddedLog::open(&path, LogOptions::default(), Arc::new(SystemClock));
-            Ok(Arc::new(log.with_context(|| format!("opening the embedded log in {}", path.display()))?))
+            let log = Arc::new(log.with_context(|| format!("opening the embedded log in {}", path.display()))?);
+            Ok((log.clone(), Some(log)))
         }
-        LogConfig::Kafka(kafka) => Ok(Arc::new(KafkaLog::new(kafka.store())?)),
+        LogConfig::Kafka(kafka) => Ok((Arc::new(KafkaLog::new(kafka.store())?), None)),
     }
 }
 
 /// The document store.
 ///
 /// # Errors
-/// When it cannot be opened; says what to do.
+/// When it cannot be opened, or its configuration is wrong; says what to do. One that is a server need not be there yet.
 pub fn open_documents(config: &Config) -> Result<Arc<dyn DocumentStore>> {
     match &config.documents {
         Documents::Embedded => {
@@ -47,7 +49,11 @@ pub fn open_documents(config: &Config) -> Result<Arc<dyn DocumentStore>> {
                 documents.with_context(|| format!("opening the embedded document store in {}", path.display()))?;
             Ok(Arc::new(opened))
         }
-        Documents::Mongodb(mongodb) => Ok(Arc::new(MongoDocuments::connect(mongodb.store())?)),
+        Documents::Mongodb(mongodb) => {
+            let config = mongodb.store();
+            let connect = move || Ok(Arc::new(MongoDocuments::connect(config.clone())?) as Arc<dyn DocumentStore>);
+            Ok(Arc::new(LateDocuments::open(connect)?))
+        }
     }
 }
 
