@@ -317,8 +317,10 @@ mod trouble {
     fn a_collision_of_the_repetition_is_no_success() {
         let colliding = Colliding::new(false);
         assert_eq!(colliding.beside.write(&[set("users", "1", 1, 1)]), [Outcome::Applied]);
-        colliding.proxy.collide(1);
-        let outcome = colliding.write(set("users", "1", 2, 2));
+        let before = colliding.proxy.answered();
+        colliding.proxy.collide(2);
+        let [outcome] = <[Outcome; 1]>::try_from(colliding.behind.write(&[set("users", "1", 2, 2)])).unwrap();
+        assert_eq!(colliding.proxy.answered(), before + 2, "the write and its repetition collide");
         assert!(matches!(outcome, Outcome::Refused(_) | Outcome::Retry(_)), "{outcome:?}");
         assert_eq!(colliding.stored(), Some((1, Some(1))));
     }

@@ -170,7 +170,7 @@ async fn usage_and_inspection_come_from_the_shards() {
         ("/v1/inspect/user?tenant=acme&id=away", 400, "type=value"),
         ("/v1/inspect/user?tenant=acme&id=user_id=opening", 503, "being opened"),
         ("/v1/inspect/user?tenant=acme&id=user_id=away", 421, r#""elsewhere":{"shard":3}"#),
-        ("/v1/inspect/user?tenant=acme&id=user_id=merged", 421, r#"{"forwarded_from":["u_0"],"shard":3,"user":"u_1"}"#),
+        ("/v1/inspect/user?tenant=acme&id=user_id=merged", 421, r#"{"shard":3,"user":"u_1","forwarded_from":["u_0"]}"#),
         ("/v1/inspect/user?tenant=acme&user=42", 400, "no id of a user"),
         ("/v1/inspect/device?tenant=acme&user=42", 400, "tenant=acme&id=user_id=42"),
         ("/v1/inspect/user?tenant=acme", 400, "tenant=acme&id=user_id=42"),

@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn an_error_says_what_the_process_said() {
         let admin = answering(
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 39\r\n\r\n{\"error\":{\"message\":\"unify 3: opening\"}}",
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 40\r\n\r\n{\"error\":{\"message\":\"unify 3: opening\"}}",
         );
         let text = admin.json::<u8>("/v1/usage", &[]).unwrap_err().to_string();
         assert!(text.ends_with("/v1/usage answers HTTP 503: unify 3: opening"), "{text}");
