@@ -77,9 +77,8 @@ impl From<millstream_stages::StateError> for ShardError {
     fn from(error: millstream_stages::StateError) -> ShardError {
         use millstream_stages::StateError as E;
         match error {
-            // A former owner that was fenced and does not know it yet reads what only its successor's state explains: that is no damage, and it ends with
-            // its commit. So what does not fit is looked at again from what is committed; real damage says the same each time.
-            E::Io(_) | E::Invalid(_) => ShardError::Reopen(error.to_string()),
+            E::Io(_) | E::Missing(_) => ShardError::Reopen(error.to_string()),
+            E::Invalid(_) => ShardError::Stopped(error.to_string()),
         }
     }
 }

@@ -55,6 +55,10 @@ pub enum StateError {
         "state or messages are damaged, or of a newer version: {0}; upgrade, or remove the shard's folder below `data_dir`/state, which is then read anew from the changelog"
     )]
     Invalid(String),
+    /// Something is named that is not there. A former owner that was fenced and does not know it yet reads messages that only its successor's state explains;
+    /// its commit fails, and this with it. So open the shard again: what was lost in earnest says the same each time.
+    #[error("{0} is named but not there: another process may have the shard by now; when it stays so, state was lost")]
+    Missing(String),
 }
 
 /// What a value of a shard's state can do.

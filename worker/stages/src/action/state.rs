@@ -144,9 +144,7 @@ pub(super) fn user<'s>(state: &'s mut dyn State<Value>, key: &StateKey) -> Resul
     match state.get(key)? {
         Some(Value::User(user)) => Ok(user),
         Some(_) => Err(mismatch(key)),
-        None => Err(StateError::Invalid(format!(
-            "{key:?} is named but not there: state was lost or a message overtook another"
-        ))),
+        None => Err(StateError::Missing(format!("{key:?}"))),
     }
 }
 
@@ -155,9 +153,7 @@ pub(super) fn user_mut<'s>(state: &'s mut dyn State<Value>, key: &StateKey) -> R
     match state.get_mut(key)? {
         Some(Value::User(user)) => Ok(user),
         Some(_) => Err(mismatch(key)),
-        None => Err(StateError::Invalid(format!(
-            "{key:?} is named but not there: state was lost or a message overtook another"
-        ))),
+        None => Err(StateError::Missing(format!("{key:?}"))),
     }
 }
 
