@@ -36,7 +36,8 @@ impl StateValue for Count {
     }
 
     fn decode(key: &StateKey, bytes: &[u8]) -> Result<Count, StateError> {
-        let (count, filler) = bytes.split_first_chunk().ok_or_else(|| StateError(format!("{key:?} is cut")))?;
+        let (count, filler) =
+            bytes.split_first_chunk().ok_or_else(|| StateError::Invalid(format!("{key:?} is cut")))?;
         Ok(Count { count: u64::from_le_bytes(*count), filler: filler.to_vec() })
     }
 }

@@ -1,5 +1,6 @@
 //! What the tests share: the conformance suites, faults, generated load, Millstream's processes, and the harness that starts real servers.
 
+pub mod collisions;
 pub mod conformance;
 pub mod counting;
 pub mod faulty;

@@ -3,7 +3,8 @@
 use crate::pipeline::{Pipeline, Settings, until};
 use anyhow::{Context, Result, bail};
 use millstream::cli::sender::{Progress, Target, send_lines};
-use millstream::cli::{Admin, snapshot, usage, verify};
+use millstream::cli::verify::{self, Snapshot};
+use millstream::cli::{Admin, snapshot, usage};
 use millstream::generate::{Load, Options, generate};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -90,10 +91,17 @@ impl Sending {
     /// # Errors
     /// When that takes too long.
     pub fn wait_for_share(&self, numerator: u64, denominator: u64) -> Result<()> {
-        until("a share of the load", || {
-            let done = self.progress.accepted.load(Ordering::Relaxed) + self.progress.refused.load(Ordering::Relaxed);
-            Ok((done * denominator >= self.total * numerator).then_some(()))
-        })
+        let is_there = || Ok((self.answered() * denominator >= self.total * numerator).then_some(()));
+        until("a share of the load", is_there)
+    }
+
+    fn answered(&self) -> u64 {
+        self.progress.accepted.load(Ordering::Relaxed) + self.progress.refused.load(Ordering::Relaxed)
+    }
+
+    /// Records that have no answer yet: what was done before this is called was done in mid-load, if there are any.
+    pub fn left(&self) -> u64 {
+        self.total.saturating_sub(self.answered())
     }
 
     /// Requests that were sent again.
@@ -105,15 +113,7 @@ impl Sending {
     ///
     /// # Errors
     /// What a sender could not send.
-    pub fn finish(mut self) -> Result<()> {
-        self.join()
-    }
-
-    /// [`Sending::finish`], and look at it afterwards.
-    ///
-    /// # Errors
-    /// What a sender could not send.
-    pub fn join(&mut self) -> Result<()> {
+    pub fn finish(&mut self) -> Result<()> {
         for sender in self.senders.drain(..) {
             match sender.join() {
                 Ok(result) => result?,
@@ -124,17 +124,17 @@ impl Sending {
     }
 }
 
-/// Waits until everything that came out is as the truth says, and looks twice.
+/// Waits until everything that came out is as the truth says, and looks twice; what it saw.
 ///
 /// # Errors
 /// What is not as it must be, when the time is up.
-pub fn check(pipeline: &Pipeline, load: &Load) -> Result<()> {
+pub fn check(pipeline: &Pipeline, load: &Load) -> Result<Snapshot> {
     let admins: Result<Vec<Admin>, _> = pipeline.admins().iter().map(|url| Admin::new(url)).collect();
     let admins = admins?;
-    let look = || -> Result<Option<()>> {
+    let look = || -> Result<Option<Snapshot>> {
         let seen = snapshot::fetch(&admins, load.truth.tenants.keys().map(String::as_str))?;
         let mismatches = verify::verify(&load.truth, &seen);
-        let Some(first) = mismatches.first() else { return Ok(Some(())) };
+        let Some(first) = mismatches.first() else { return Ok(Some(seen)) };
         let shown: Vec<String> = mismatches.iter().take(10).map(ToString::to_string).collect();
         bail!("{} mismatches, the first {first}:\n{}", mismatches.len(), shown.join("\n"))
     };
@@ -153,7 +153,7 @@ pub fn check_with_repeats(pipeline: &Pipeline, mut load: Load) -> Result<()> {
         truth.accepted += extra;
         truth.duplicates += extra;
     }
-    check(pipeline, &load)
+    check(pipeline, &load).map(drop)
 }
 
 /// Per tenant, how many more duplicates there are than the truth says, once nothing is under way any more.

@@ -1,12 +1,11 @@
 //! Millstream's processes, run as a user runs them: `millstream local`, or one process per role on real servers.
 //!
-//! Children are started with a configuration file in the pipeline's folder, log to files there, and are ended on drop. A test that fails keeps
-//! the folder when `MILLSTREAM_KEEP` is set.
+//! Children are started with a configuration file in the pipeline's folder and log to files there. They end on drop, and with this process, in whatever way it
+//! ends ([`Server`]). A test that fails keeps the folder when `MILLSTREAM_KEEP` is set.
 
+use crate::servers::{Server, Stop, free_ports};
 use anyhow::{Context, Result, bail, ensure};
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything that should happen may take before a test fails.
@@ -45,14 +44,6 @@ pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Res
     bail!("{what} did not happen within {DEADLINE:?}: {last}")
 }
 
-/// A port that is free now.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 /// What the processes of a pipeline share.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -86,7 +77,7 @@ pub struct Process {
     pub admin: u16,
     folder: PathBuf,
     starts: u32,
-    child: Option<Child>,
+    server: Option<Server>,
 }
 
 impl Process {
@@ -97,10 +88,10 @@ impl Process {
     pub fn new(role: &'static str, name: &str, settings: &Settings, folder: &Path) -> Result<Process> {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder)?;
-        let (port, admin) = (free_port()?, free_port()?);
+        let [port, admin] = <[u16; 2]>::try_from(free_ports(2)?).ok().context("two ports")?;
         let yaml = yaml(settings, name, port, admin, &folder);
         std::fs::write(folder.join("config.yaml"), yaml)?;
-        Ok(Process { role, name: name.to_owned(), port, admin, folder, starts: 0, child: None })
+        Ok(Process { role, name: name.to_owned(), port, admin, folder, starts: 0, server: None })
     }
 
     /// Starts it, or starts it again; returns when it is ready.
@@ -118,16 +109,16 @@ impl Process {
     /// When it cannot be started.
     pub fn launch(&mut self) -> Result<()> {
         self.starts += 1;
-        let log = File::create(self.folder.join(format!("{}.log", self.starts)))?;
-        let mut command = Command::new(binary()?);
+        let folder = self.folder.join(self.starts.to_string());
+        std::fs::create_dir_all(&folder)?;
+        let mut command = vec![binary()?.display().to_string()];
         if self.role == "local" {
-            command.arg("local");
+            command.push("local".to_owned());
         } else {
-            command.args(["worker", "--role", self.role]);
+            command.extend(["worker", "--role", self.role].map(str::to_owned));
         }
-        command.arg("--config").arg(self.folder.join("config.yaml"));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.child = Some(command.spawn().context("starting millstream")?);
+        command.extend(["--config".to_owned(), self.folder.join("config.yaml").display().to_string()]);
+        self.server = Some(Server::start_and_keep(folder, Stop::Kill, &command).context("starting millstream")?);
         Ok(())
     }
 
@@ -138,21 +129,13 @@ impl Process {
     pub fn ready(&mut self) -> Result<()> {
         let client = reqwest::blocking::Client::new();
         let url = format!("http://127.0.0.1:{}/readyz", self.admin);
-        let result = until(&format!("{} ready", self.role), || {
-            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().transpose()) {
-                bail!("{} ended: {}", self.role, status?);
-            }
+        let server = self.server.as_ref().context("it does not run")?;
+        let ask = || -> Result<()> {
             let answer = client.get(&url).timeout(Duration::from_secs(2)).send()?;
-            if answer.status().is_success() { Ok(Some(())) } else { bail!("{}", answer.text()?) }
-        });
-        result.with_context(|| format!("its log ends with:\n{}", self.log_end()))
-    }
-
-    /// The end of its log.
-    pub fn log_end(&self) -> String {
-        let log = std::fs::read_to_string(self.folder.join(format!("{}.log", self.starts))).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
+            ensure!(answer.status().is_success(), "{}", answer.text()?);
+            Ok(())
+        };
+        server.wait_until(DEADLINE, ask).with_context(|| format!("{} does not get ready", self.role))
     }
 
     /// `kill -9`.
@@ -160,10 +143,9 @@ impl Process {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self) -> Result<()> {
-        let mut child = self.child.take().context("it does not run")?;
-        child.kill()?;
-        child.wait()?;
-        Ok(())
+        let mut server = self.server.take().context("it does not run")?;
+        server.signal("KILL")?;
+        server.ended(DEADLINE).map(drop)
     }
 
     /// Sends it a signal, by name.
@@ -171,24 +153,26 @@ impl Process {
     /// # Errors
     /// When it does not run.
     pub fn signal(&self, signal: &str) -> Result<()> {
-        let child = self.child.as_ref().context("it does not run")?;
-        let signalled = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status()?;
-        ensure!(signalled.success(), "cannot signal {}", self.name);
-        Ok(())
+        self.server.as_ref().context("it does not run")?.signal(signal)
     }
 
     /// Was it started, and not ended by us?
     pub fn is_running(&self) -> bool {
-        self.child.is_some()
+        self.server.is_some()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it ends by itself; its exit code.
     ///
     /// # Errors
     /// When it does not, in time.
-    pub fn ended(&mut self) -> Result<ExitStatus> {
-        let mut child = self.child.take().context("it does not run")?;
-        until(&format!("the end of {}", self.name), || Ok(child.try_wait()?))
+    pub fn ended(&mut self) -> Result<Option<i32>> {
+        self.server.take().context("it does not run")?.ended(DEADLINE)
+    }
+
+    /// What it wrote since it was started last.
+    pub fn log(&self) -> String {
+        let file = self.folder.join(self.starts.to_string()).join("server.log");
+        std::fs::read_to_string(file).unwrap_or_default()
     }
 
     /// Its configuration.
@@ -201,11 +185,10 @@ impl Process {
     /// # Errors
     /// When it did not end in time, or not with 0.
     pub fn terminate(&mut self) -> Result<()> {
-        let mut child = self.child.take().context("it does not run")?;
-        let signalled = Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
-        ensure!(signalled.success(), "cannot signal {}", self.role);
-        let status = until(&format!("the end of {}", self.role), || Ok(child.try_wait()?))?;
-        ensure!(status.success(), "{} ended with {status}:\n{}", self.role, self.log_end());
+        let mut server = self.server.take().context("it does not run")?;
+        server.signal("TERM")?;
+        let code = server.ended(DEADLINE)?;
+        ensure!(code == Some(0), "{} ended with {code:?}:\n{}", self.role, server.log());
         Ok(())
     }
 
@@ -217,15 +200,6 @@ impl Process {
     /// URL of the public port.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

@@ -266,9 +266,9 @@ mod killed {
         assert!(!child.status.success() && text.contains("another process uses it"), "{text}");
     }
 
-    /// More than 50,000 small messages a second, acknowledged and read.
+    /// How quick that is, it prints (`--nocapture`): a figure of a busy machine proves nothing.
     #[test]
-    fn small_messages_are_quick() {
+    fn many_small_messages_are_acknowledged_and_read() {
         let folder = tempfile::tempdir().unwrap();
         let log: Arc<dyn Log> = Arc::new(open_log(folder.path()));
         log.create_topics(&[with::spec("quick", 4)]).unwrap();

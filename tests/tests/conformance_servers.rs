@@ -72,6 +72,7 @@ mod trouble {
     use millstream_shard::documents::{DocumentError, Outcome};
     use millstream_shard::log::{LogError, Outgoing, Start, Transactional};
     use millstream_stores::kafka::KafkaConfig;
+    use millstream_tests::collisions::Collisions;
     use millstream_tests::conformance::reader::{contents, message, poll, send, spec, topic, transact};
     use millstream_tests::conformance::{eventually, unique};
     use millstream_tests::servers::Server;
@@ -128,20 +129,22 @@ mod trouble {
         config.transaction_timeout_ms = 60_000;
         let log = open(&config);
         let (topic, id) = (topic(&log, "hang", 1), unique("hang"));
-        let mut client = begun(&log, &id, message(&topic, 0, b"in doubt"));
+        let client = begun(&log, &id, message(&topic, 0, b"in doubt"));
         // The message itself is in the log before the broker hangs: only the commit is in doubt.
-        let visible = Instant::now() + Duration::from_secs(1);
-        while Instant::now() < visible {
-            std::thread::park_timeout(Duration::from_millis(100));
-        }
+        let behind_it = [(TopicPartition::new(topic.as_str(), 0), Start::At(1))];
+        eventually("the message is in the log", || log.consumer(&behind_it).is_ok().then_some(()));
         let node = &kafka.nodes()[0];
         stop(node);
-        let outcome = std::thread::scope(|scope| {
-            let commit = scope.spawn(|| client.commit());
-            let resume = Instant::now() + Duration::from_secs(3);
-            while Instant::now() < resume && !commit.is_finished() {
-                std::thread::park_timeout(Duration::from_millis(100));
-            }
+        let (mut client, outcome) = std::thread::scope(|scope| {
+            let (done, committed) = std::sync::mpsc::channel();
+            let commit = scope.spawn(move || {
+                let mut client = client;
+                let outcome = client.commit();
+                done.send(()).unwrap();
+                (client, outcome)
+            });
+            // It hangs for three times as long as a request may take, or until the client gives up.
+            let _ = committed.recv_timeout(Duration::from_secs(3));
             signal(node, "CONT");
             commit.join().unwrap()
         });
@@ -244,6 +247,82 @@ mod trouble {
             matches!(&outcomes[..], [Outcome::Refused(why), Outcome::Applied] if why.contains("dup")),
             "{outcomes:?}"
         );
+    }
+
+    /// Two clients of one database: one through a proxy whose server lets upserts collide, and one beside it.
+    struct Colliding {
+        proxy: Collisions,
+        behind: MongoDocuments,
+        beside: MongoDocuments,
+    }
+
+    impl Colliding {
+        fn new(bulk_write: bool) -> Colliding {
+            let mongo = Mongo::shared().unwrap();
+            let proxy = Collisions::start(mongo.port()).unwrap();
+            let direct = MongoConfig { bulk_write, ..mongo.config(&unique("collide")) };
+            let behind = MongoDocuments::connect(MongoConfig { uri: proxy.uri(), ..direct.clone() }).unwrap();
+            let beside = MongoDocuments::connect(direct).unwrap();
+            behind.prepare(&["users"]).unwrap();
+            Colliding { proxy, behind, beside }
+        }
+
+        /// A write whose upsert collides.
+        fn write(&self, mutation: Mutation) -> Outcome {
+            let before = self.proxy.answered();
+            self.proxy.collide(1);
+            let [outcome] = <[Outcome; 1]>::try_from(self.behind.write(&[mutation])).unwrap();
+            assert_eq!(self.proxy.answered(), before + 1, "the write did not collide");
+            outcome
+        }
+
+        fn stored(&self) -> Option<(u64, Option<i64>)> {
+            let document = self.beside.get("acme", "users", "1").unwrap()?;
+            let x = document.fields.get("x").and_then(|value| match value.kind {
+                Some(millstream_model::proto::value::Kind::Integer(x)) => Some(x),
+                _ => None,
+            });
+            Some((document.revision, x))
+        }
+    }
+
+    /// E11000 proves nothing: what is stored decides (I8).
+    #[test]
+    fn a_collision_while_a_lower_revision_is_stored_is_written_after_all() {
+        for bulk_write in [true, false] {
+            let colliding = Colliding::new(bulk_write);
+            assert_eq!(colliding.beside.write(&[set("users", "1", 1, 1)]), [Outcome::Applied]);
+            assert_eq!(colliding.write(set("users", "1", 2, 2)), Outcome::Applied);
+            assert_eq!(colliding.stored(), Some((2, Some(2))), "bulk_write: {bulk_write}");
+            assert_eq!(colliding.write(set("users", "1", 2, 2)), Outcome::Stale, "it is there already");
+            assert_eq!(colliding.write(set("users", "1", 1, 1)), Outcome::Stale, "a newer one is there");
+            assert_eq!(colliding.stored(), Some((2, Some(2))));
+        }
+    }
+
+    #[test]
+    fn a_collision_with_a_document_that_is_not_there_is_to_be_repeated() {
+        for bulk_write in [true, false] {
+            let colliding = Colliding::new(bulk_write);
+            let outcome = colliding.write(set("users", "1", 1, 1));
+            assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+            assert_eq!(colliding.stored(), None);
+            assert_eq!(colliding.behind.write(&[set("users", "1", 1, 1)]), [Outcome::Applied]);
+            assert_eq!(colliding.stored(), Some((1, Some(1))));
+        }
+    }
+
+    /// The repetition without upsert collides with nothing; when it is answered so all the same, the index is another one, for good.
+    #[test]
+    fn a_collision_of_the_repetition_is_no_success() {
+        let colliding = Colliding::new(false);
+        assert_eq!(colliding.beside.write(&[set("users", "1", 1, 1)]), [Outcome::Applied]);
+        let before = colliding.proxy.answered();
+        colliding.proxy.collide(2);
+        let [outcome] = <[Outcome; 1]>::try_from(colliding.behind.write(&[set("users", "1", 2, 2)])).unwrap();
+        assert_eq!(colliding.proxy.answered(), before + 2, "the write and its repetition collide");
+        assert!(matches!(outcome, Outcome::Refused(_) | Outcome::Retry(_)), "{outcome:?}");
+        assert_eq!(colliding.stored(), Some((1, Some(1))));
     }
 
     #[test]

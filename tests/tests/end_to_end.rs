@@ -2,6 +2,7 @@
 //! started again in the middle, come to exactly what the generator's truth says (I1, I2, I8, I9).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+use millstream::cli::verify::differences;
 use millstream::cli::{Admin, snapshot};
 use millstream_tests::conformance::unique;
 use millstream_tests::load::{Sending, check, check_with_repeats, generated, settings};
@@ -11,40 +12,39 @@ use millstream_tests::servers::{Kafka, Mongo};
 use std::sync::atomic::Ordering;
 
 #[test]
-fn local_comes_to_the_truth() {
-    let load = generated(11, 3, 60).unwrap();
-    let pipeline = Pipeline::local(&settings(&unique("local"), &load)).unwrap();
-    Sending::start(&pipeline, &load).finish().unwrap();
-    check(&pipeline, &load).unwrap();
-}
-
-#[test]
 fn local_survives_kill_9_in_mid_load() {
     let load = generated(12, 2, 150).unwrap();
     let mut pipeline = Pipeline::local(&settings(&unique("local-kill"), &load)).unwrap();
-    let sending = Sending::start(&pipeline, &load);
+    let mut sending = Sending::start(&pipeline, &load);
     for quarter in 1..=3 {
         sending.wait_for_share(quarter, 4).unwrap();
-        pipeline.processes[0].kill().unwrap();
-        pipeline.processes[0].start().unwrap();
+        kill_in_mid_load(&mut pipeline, 0, &sending);
     }
     sending.finish().unwrap();
+    assert!(sending.repeated() > 0, "no request was hit");
     check_with_repeats(&pipeline, load.clone()).unwrap();
     pipeline.processes[0].terminate().unwrap();
     pipeline.processes[0].start().unwrap();
     check_with_repeats(&pipeline, load).unwrap();
 }
 
+/// One load, through one process on embedded stores and through four on real ones: both come to the truth, and to the same, field by field.
 #[test]
-fn four_roles_on_real_servers_come_to_the_truth() {
+fn local_and_four_roles_on_real_servers_come_to_the_same_truth() {
     let load = generated(11, 3, 60).unwrap();
+    let local = Pipeline::local(&settings(&unique("local"), &load)).unwrap();
+    Sending::start(&local, &load).finish().unwrap();
+    let one = check(&local, &load).unwrap();
+    drop(local);
     let mut settings = settings(&unique("roles"), &load);
     settings.kafka = Some(Kafka::shared().unwrap().bootstrap().to_owned());
     settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
-    let mut pipeline = Pipeline::roles(&settings).unwrap();
-    Sending::start(&pipeline, &load).finish().unwrap();
-    check(&pipeline, &load).unwrap();
-    for process in &mut pipeline.processes {
+    let mut roles = Pipeline::roles(&settings).unwrap();
+    Sending::start(&roles, &load).finish().unwrap();
+    let other = check(&roles, &load).unwrap();
+    let differences = differences(&load.truth, &one, &other);
+    assert!(differences.is_empty(), "{differences:#?}");
+    for process in &mut roles.processes {
         process.terminate().unwrap();
     }
 }
@@ -56,13 +56,13 @@ fn each_role_survives_kill_9_in_mid_load() {
     settings.kafka = Some(Kafka::shared().unwrap().bootstrap().to_owned());
     settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
     let mut pipeline = Pipeline::roles(&settings).unwrap();
-    let sending = Sending::start(&pipeline, &load);
+    let mut sending = Sending::start(&pipeline, &load);
     for role in 0..pipeline.processes.len() {
         sending.wait_for_share(role as u64 + 1, 6).unwrap();
-        pipeline.processes[role].kill().unwrap();
-        pipeline.processes[role].start().unwrap();
+        kill_in_mid_load(&mut pipeline, role, &sending);
     }
     sending.finish().unwrap();
+    assert!(sending.repeated() > 0, "no request of the gateway was hit");
     check_with_repeats(&pipeline, load).unwrap();
 }
 
@@ -72,7 +72,7 @@ fn an_answer_that_is_lost_on_its_way_doubles_nothing() {
     let pipeline = Pipeline::local(&settings(&unique("lost-answer"), &load)).unwrap();
     let proxy = CuttingProxy::start(pipeline.gateway().unwrap().port).unwrap();
     let mut sending = Sending::start_to(&format!("http://127.0.0.1:{}", proxy.port), &load);
-    sending.join().unwrap();
+    sending.finish().unwrap();
     assert!(proxy.cuts.load(Ordering::Relaxed) > 0, "no answer was cut");
     assert!(sending.repeated() > 0, "nothing was sent again");
     check_with_repeats(&pipeline, load).unwrap();
@@ -100,4 +100,12 @@ fn what_the_configuration_says_of_unify_reaches_the_stage() {
     })
     .unwrap();
     assert_eq!(rejects[0].reason, "forbidden_identifier");
+}
+
+/// `kill -9` and a new start, while records are still to be sent.
+fn kill_in_mid_load(pipeline: &mut Pipeline, number: usize, sending: &Sending) {
+    let process = &mut pipeline.processes[number];
+    process.kill().unwrap();
+    assert!(sending.left() > 0, "everything was sent before {} was killed", process.role);
+    process.start().unwrap();
 }

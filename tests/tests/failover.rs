@@ -113,7 +113,7 @@ fn a_pipeline_of_two_workers_per_stage_on_three_brokers_goes_on_through_everythi
     let mut kafka = Kafka::start_cluster(3).unwrap();
     let settings = settings_on(&kafka, 3, "chaos", &load);
     let mut pipeline = start(&settings).unwrap();
-    let sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, duration());
+    let mut sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, duration());
     let end = Instant::now() + duration();
     for blow in BLOWS.iter().cycle() {
         let took = strike(*blow, &mut pipeline, &mut kafka);
@@ -135,14 +135,13 @@ fn the_older_of_two_processes_of_one_name_ends_and_loses_nothing() {
     let kafka = Kafka::shared().unwrap();
     let settings = settings_on(kafka, 1, "twins", &load);
     let mut pipeline = start(&settings).unwrap();
-    let sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, Duration::from_secs(15));
+    let mut sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, Duration::from_secs(15));
     sending.wait_for_share(1, 4).unwrap();
     // On a disk of its own, as on another node.
     let mut twin = Pipeline::launched(&settings, &[("action", "action-0")]).unwrap();
     let older = pipeline.processes.iter_mut().find(|process| process.name == "action-0").unwrap();
-    let status = older.ended().unwrap();
-    assert_eq!(status.code(), Some(2), "{}", older.log_end());
-    assert!(older.log_end().contains("a newer process of the worker action-0 runs"), "{}", older.log_end());
+    assert_eq!(older.ended().unwrap(), Some(2), "{}", older.log());
+    assert!(older.log().contains("a newer process of the worker action-0 runs"), "{}", older.log());
     twin.processes[0].ready().unwrap();
     let index = pipeline.processes.iter().position(|process| process.name == "action-0").unwrap();
     pipeline.processes[index] = twin.processes.remove(0);
@@ -160,10 +159,10 @@ fn a_worker_that_is_told_to_end_hands_off_and_the_last_one_ends_at_once() {
     assert!(asked(&pipeline).values().any(|owner| owner == "action-0"), "{:?}", asked(&pipeline));
     let index = pipeline.processes.iter().position(|process| process.name == "action-0").unwrap();
     pipeline.processes[index].terminate().unwrap();
-    assert!(pipeline.processes[index].log_end().contains("shard was handed off"));
+    assert!(pipeline.processes[index].log().contains("shard was handed off"));
     recovered(&pipeline, SHARDS, &["action-0"]).unwrap();
     let heir = pipeline.processes.iter_mut().find(|process| process.name == "action-1").unwrap();
-    assert!(heir.log_end().contains("by_handoff=true"), "{}", heir.log_end());
+    assert!(heir.log().contains("by_handoff=true"), "{}", heir.log());
     let began = Instant::now();
     heir.terminate().unwrap();
     assert!(began.elapsed() < Duration::from_secs(15), "nobody is left to wait for: {:?}", began.elapsed());

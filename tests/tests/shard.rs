@@ -35,7 +35,10 @@ impl StateValue for Count {
         bytes.resize(bytes.len() + self.1, b'x');
     }
     fn decode(_: &StateKey, bytes: &[u8]) -> Result<Count, StateError> {
-        Ok(Count(u64::from_le_bytes(bytes[..8].try_into().unwrap()), bytes.len() - 8))
+        let Some((count, filler)) = bytes.split_first_chunk() else {
+            return Err(StateError::Invalid(format!("{bytes:?} is no count")));
+        };
+        Ok(Count(u64::from_le_bytes(*count), filler.len()))
     }
 }
 
@@ -109,13 +112,18 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Fixture {
+        let fixture = Fixture::without_genesis();
+        ownership::begin(&*fixture.log, &fixture.topics, "unify", 0).unwrap();
+        fixture
+    }
+
+    fn without_genesis() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let log = Arc::new(
             EmbeddedLog::open(&folder.path().join("log"), LogOptions::default(), Arc::new(SystemClock)).unwrap(),
         );
         let topics = Topics::new("test", 1, 1);
         log.create_topics(&topics.specs()).unwrap();
-        ownership::begin(&*log, &topics, "unify", 0).unwrap();
         let limits = Limits { dirty_bytes: usize::MAX, ..Limits::default() };
         // Ahead of the log's own clock, so that times are the log's.
         let clock = Arc::new(ManualClock(AtomicU64::new(4_000_000_000_000)));
@@ -257,6 +265,70 @@ fn an_opening_that_fails_at_its_ownership_record_can_be_repeated() {
     }
     run(&mut fixture.open(), 1);
     assert_eq!(fixture.events(), ["a=1"]);
+}
+
+/// The marker of the aborted transaction moves the end of the changelog, which has no record all the same.
+#[test]
+fn a_genesis_that_was_aborted_is_written_again() {
+    let fixture = Fixture::without_genesis();
+    let changelog = TopicPartition::new(fixture.topics.changelog("unify"), 0);
+    let id = fixture.topics.transactional_id("unify", 0, 0);
+    for _ in 0..2 {
+        let mut died = fixture.log.transactional(&id).unwrap();
+        died.begin().unwrap();
+        let topic = &changelog.topic;
+        died.send(Outgoing { topic, partition: 0, key: &[], payload: b"genesis", headers: &[] }).unwrap();
+        drop(died);
+        // Somebody looked while there was none, and keeps what was found.
+        drop(fixture.log.transactional(&id).unwrap());
+        assert!(fixture.log.bounds(&changelog).unwrap().1 > 0);
+        let opened = fixture.open_at("state").map(|_| ());
+        assert!(matches!(&opened, Err(ShardError::Stopped(why)) if why.contains("genesis")), "{opened:?}");
+    }
+    fixture.send(&["a"], 0);
+    for (store, records) in [("state", 1), ("another disk", 0)] {
+        ownership::begin(&*fixture.log, &fixture.topics, "unify", 0).unwrap();
+        run(&mut fixture.open_at(store).unwrap(), records);
+    }
+    assert_eq!(fixture.events(), ["a=1"]);
+}
+
+#[test]
+fn a_genesis_of_unknown_outcome_is_found_out() {
+    for fault in [Fault::LostUnknown, Fault::CommittedUnknown] {
+        let fixture = Fixture::without_genesis();
+        let log = fixture.environment("a").log;
+        fixture.faults.plan([fault]);
+        let begun = ownership::begin(&*log, &fixture.topics, "unify", 0);
+        assert!(matches!(begun, Err(ShardError::Reopen(_))), "{begun:?}");
+        for _ in 0..2 {
+            ownership::begin(&*log, &fixture.topics, "unify", 0).unwrap();
+        }
+        fixture.send(&["a"], 0);
+        run(&mut fixture.open(), 1);
+        assert_eq!(fixture.events(), ["a=1"], "{fault:?}");
+        assert!(fixture.open_at("another disk").unwrap().position().batch_number == 1, "one genesis, one batch");
+    }
+}
+
+#[test]
+fn a_value_that_cannot_be_read_stops_the_shard() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    shard.close().unwrap();
+    drop(shard);
+    let store = fixture.store("state");
+    let position = store.position().unwrap().unwrap();
+    let (damaged, bytes) = (key("a"), b"x");
+    store.write(None, &mut [(&damaged, Some(&bytes[..]))].into_iter(), &position).unwrap();
+    drop(store);
+    fixture.send(&["a"], 0);
+    let failed = fixture.open().run_batch().unwrap_err();
+    assert!(matches!(&failed, ShardError::Stopped(why) if why.contains("remove the shard's folder")), "{failed}");
+    run(&mut fixture.open_at("another disk").unwrap(), 1);
+    assert_eq!(fixture.events(), ["a=1", "a=2"]);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream::cli::Admin;
-use millstream_tests::pipeline::{binary, free_port, until};
+use millstream_tests::pipeline::{binary, until};
 use millstream_tests::servers::certificates::{Authority, Issued};
+use millstream_tests::servers::free_ports;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use rustls::pki_types::pem::PemObject;
@@ -104,7 +105,7 @@ impl Drop for Local {
 fn spans_are_exported_over_tls() {
     let (authority, folder) = (Authority::new().unwrap(), tempfile::tempdir().unwrap());
     let (collector, received) = serve(&authority, "");
-    let (listen, admin) = (free_port().unwrap(), free_port().unwrap());
+    let (listen, admin) = (free_ports(1).unwrap()[0], free_ports(1).unwrap()[0]);
     let mut command = Command::new(binary().unwrap());
     command.args(["local", "--shards", "1", "--sample-ratio", "1", "--otlp-endpoint", &collector]);
     command.arg("--listen").arg(format!("127.0.0.1:{listen}")).arg("--admin-listen").arg(format!("127.0.0.1:{admin}"));

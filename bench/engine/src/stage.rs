@@ -60,7 +60,7 @@ impl Stage for Synthetic {
         out: &mut Outbox,
     ) -> Result<(), StateError> {
         let record: Record<'_> =
-            serde_json::from_slice(&envelope.body).map_err(|error| StateError(error.to_string()))?;
+            serde_json::from_slice(&envelope.body).map_err(|error| StateError::Invalid(error.to_string()))?;
         let key = key(&envelope);
         if state.get(&key)?.is_none() {
             state.put(key.clone(), Profile(vec![7; 300]));
@@ -78,7 +78,7 @@ impl Stage for Synthetic {
             record.ts,
             at.stamp.offset
         );
-        enriched.map_err(|error| StateError(error.to_string()))?;
+        enriched.map_err(|error| StateError::Invalid(error.to_string()))?;
         out.events.push(PublicMessage {
             key: user.as_bytes().to_vec(),
             headers: Vec::new(),

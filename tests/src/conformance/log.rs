@@ -40,6 +40,7 @@ crate::suite!($ log_conformance, dyn Subject, [
     log_faults::twins_race_and_no_transaction_is_torn,
     log_faults::a_producer_dropped_in_mid_transaction_leaves_nothing,
     log_faults::an_open_transaction_is_gone_after_opening_again,
+    log_faults::a_genesis_that_was_aborted_is_written_again,
     log_faults::below_the_start_is_out_of_range,
     log_faults::above_the_end_is_out_of_range,
     log_faults::a_reader_that_the_trim_overtook_never_jumps,

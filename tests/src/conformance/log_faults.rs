@@ -1,9 +1,11 @@
 //! The suite of `Log`: fencing, twins, clients that die, offsets outside the log.
 
 use super::log::first_error;
-use super::reader::{Subject, contents, message, poll, read, reader, send_all, topic, transact};
+use super::reader::{Subject, contents, drain, message, poll, read, reader, send_all, topic, transact};
 use super::{eventually, unique};
 use millstream_shard::log::{LogError, Start, TopicPartition};
+use millstream_shard::ownership;
+use millstream_shard::topics::Topics;
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
@@ -62,6 +64,28 @@ pub fn producers_of_different_ids_do_not_disturb_each_other(subject: &dyn Subjec
     let mut visible = contents(&log, &topic, 1).concat();
     visible.sort();
     assert_eq!(visible, ["0", "2"]);
+}
+
+/// A process that dies in its first transaction leaves a changelog with an end and without a record: the shard is as new (I6).
+pub fn a_genesis_that_was_aborted_is_written_again(subject: &dyn Subject) {
+    let log = subject.open();
+    let topics = Topics::new(&unique("genesis"), 1, 1);
+    log.create_topics(&topics.specs()).unwrap();
+    let (changelog, id) = (topics.changelog("unify"), topics.transactional_id("unify", 0, 0));
+    for _ in 0..2 {
+        let mut died = log.transactional(&id).unwrap();
+        died.begin().unwrap();
+        died.send(message(&changelog, 0, b"genesis")).unwrap();
+        drop(died);
+        drop(log.transactional(&id).unwrap());
+    }
+    let at = TopicPartition::new(changelog.clone(), 0);
+    eventually("the mark of the aborted transaction", || (log.bounds(&at).unwrap().1 > 0).then_some(()));
+    for _ in 0..2 {
+        ownership::begin(&*log, &topics, "unify", 0).unwrap();
+        let mut reader = reader(&log, &changelog, 1, Start::Earliest);
+        assert_eq!(drain(&log, &mut *reader, &changelog, 1).len(), 1);
+    }
 }
 
 /// Processes that all believe to be the owner: a transaction is in both partitions or in none; what was reported as committed is there;

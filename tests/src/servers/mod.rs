@@ -15,4 +15,5 @@ mod process;
 pub use cache::{install_kafka, install_mongo};
 pub use kafka::{Kafka, USER};
 pub use mongo::Mongo;
+pub use process::free_ports;
 pub use process::{Server, Stop};

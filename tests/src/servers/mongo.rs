@@ -15,6 +15,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A running server.
 #[derive(Debug)]
 pub struct Mongo {
+    port: u16,
     uri: String,
     server: Server,
 }
@@ -39,7 +40,7 @@ impl Mongo {
             "--log-level=WARNING".to_owned(),
         ];
         let server = Server::start(folder, Stop::Terminate, &command)?;
-        let mongo = Mongo { uri: format!("mongodb://127.0.0.1:{port}/?directConnection=true"), server };
+        let mongo = Mongo { port, uri: format!("mongodb://127.0.0.1:{port}/?directConnection=true"), server };
         let probe = MongoConfig { write_timeout_ms: 2000, ..mongo.config("probe") };
         mongo.server.wait_until(READY_WITHIN, || MongoDocuments::connect(probe.clone()).map(drop))?;
         Ok(mongo)
@@ -53,6 +54,11 @@ impl Mongo {
         static SHARED: OnceLock<Result<Mongo, String>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| Mongo::start().map_err(|error| format!("{error:#}")));
         shared.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Its connection string.

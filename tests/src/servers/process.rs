@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const WATCHDOG: &str = r#"
-folder=$1; signal=$2; shift 2
+folder=$1; signal=$2; then=$3; shift 3
 run() {
     "$@" >>"$folder/server.log" 2>&1 &
     server=$!
@@ -29,7 +29,9 @@ done
 kill -s CONT "$server" 2>/dev/null
 kill -s "$signal" "$server" 2>/dev/null
 wait "$server"
-rm -rf "$folder"
+code=$?
+test "$then" = keep || rm -rf "$folder"
+exit "$code"
 "#;
 
 /// How a server is ended.
@@ -59,6 +61,18 @@ impl Server {
     /// # Errors
     /// When the process cannot be started.
     pub fn start(folder: PathBuf, stop: Stop, command: &[String]) -> Result<Server> {
+        Server::watched(folder, stop, "remove", command)
+    }
+
+    /// The same, and the folder stays.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn start_and_keep(folder: PathBuf, stop: Stop, command: &[String]) -> Result<Server> {
+        Server::watched(folder, stop, "keep", command)
+    }
+
+    fn watched(folder: PathBuf, stop: Stop, then: &str, command: &[String]) -> Result<Server> {
         let signal = match stop {
             Stop::Terminate => "TERM",
             Stop::Kill => "KILL",
@@ -66,7 +80,7 @@ impl Server {
         let mut watchdog = Command::new("sh")
             .args(["-c", WATCHDOG, "watchdog"])
             .arg(&folder)
-            .arg(signal)
+            .args([signal, then])
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -115,6 +129,16 @@ impl Server {
         self.pid
     }
 
+    /// Sends it a signal: `TERM`, `KILL`, `STOP`.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let sent = Command::new("kill").args(["-s", name, &self.pid.to_string()]).status()?;
+        anyhow::ensure!(sent.success(), "process {} cannot be sent {name}", self.pid);
+        Ok(())
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -124,6 +148,22 @@ impl Server {
     pub fn is_running(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    }
+
+    /// Waits until it has ended; its exit code, as a shell sees it.
+    ///
+    /// # Errors
+    /// When it does not end within `limit`.
+    pub fn ended(&mut self, limit: Duration) -> Result<Option<i32>> {
+        let deadline = Instant::now() + limit;
+        while self.is_running() {
+            if Instant::now() >= deadline {
+                bail!("the process does not end within {limit:?}; its log:\n{}", self.log());
+            }
+            std::thread::sleep(ASK_EVERY);
+        }
+        drop(self.watchdog.stdin.take());
+        Ok(self.watchdog.wait()?.code())
     }
 
     /// The end of what it wrote.
@@ -173,7 +213,10 @@ pub(super) fn folder(name: &str) -> Result<PathBuf> {
 }
 
 /// Ports that nobody listens on. Below those that the kernel gives to outgoing connections, so that none of these takes one in between.
-pub(super) fn free_ports(count: usize) -> Result<Vec<u16>> {
+///
+/// # Errors
+/// When there are not so many.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(97);
@@ -264,6 +307,16 @@ mod tests {
         let server = Server::start(folder("test").unwrap(), Stop::Kill, &command).unwrap();
         let error = server.wait_until(Duration::from_secs(10), || Err::<(), _>("not yet")).unwrap_err().to_string();
         assert!(error.contains("no such option"), "{error}");
+    }
+
+    #[test]
+    fn how_a_process_ended_is_known_and_what_it_wrote_is_kept() {
+        let kept = tempfile::tempdir().unwrap();
+        let command = ["sh", "-c", "echo last words; exit 3"].map(str::to_owned);
+        let mut server = Server::start_and_keep(kept.path().to_owned(), Stop::Kill, &command).unwrap();
+        assert_eq!(server.ended(Duration::from_secs(10)).unwrap(), Some(3));
+        drop(server);
+        assert!(std::fs::read_to_string(kept.path().join("server.log")).unwrap().contains("last words"));
     }
 
     #[test]

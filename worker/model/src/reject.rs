@@ -38,7 +38,7 @@ pub enum Reason {
     UserUnknown,
     /// A merge of a user with itself, or of something that is not a user.
     InvalidMerge,
-    /// Could not be resolved within the bounded number of hops.
+    /// Its user's merges go round in a circle: state is damaged.
     Unresolved,
     /// Written to `ingress` by someone else, for the wrong partition or an unknown tenant.
     Misrouted,

@@ -222,7 +222,7 @@ impl<V: StateValue> Cache<V> {
             return Ok(());
         }
         let references: Vec<&StateKey> = keys.iter().collect();
-        let values = self.store.multi_get(&references).map_err(|error| StateError(error.to_string()))?;
+        let values = self.store.multi_get(&references).map_err(|error| StateError::Io(error.to_string()))?;
         for (key, bytes) in keys.drain(..).zip(values) {
             let key_hash = xxh3_64(key.as_bytes());
             if let Some(number) = self.find(&key, key_hash).filter(|_| mutant::is(Mutant::LateReadWins)) {
@@ -240,7 +240,7 @@ impl<V: StateValue> Cache<V> {
     }
 
     fn load(&mut self, key: &StateKey, key_hash: u64) -> Result<u32, StateError> {
-        let values = self.store.multi_get(&[key]).map_err(|error| StateError(error.to_string()))?;
+        let values = self.store.multi_get(&[key]).map_err(|error| StateError::Io(error.to_string()))?;
         let bytes = values.into_iter().next().flatten();
         self.insert_clean(key.clone(), key_hash, bytes.as_deref())
     }
@@ -331,7 +331,7 @@ impl<V: StateValue> Cache<V> {
             return Ok(());
         }
         let references: Vec<&StateKey> = keys.iter().collect();
-        let values = self.store.multi_get(&references).map_err(|error| StateError(error.to_string()))?;
+        let values = self.store.multi_get(&references).map_err(|error| StateError::Io(error.to_string()))?;
         for ((number, key), bytes) in numbers.into_iter().zip(&keys).zip(values) {
             let (value, stored) = decode::<V>(key, bytes.as_deref())?;
             let cost = cost(key, value.as_deref(), stored);

@@ -75,7 +75,21 @@ impl From<state::StoreError> for ShardError {
 
 impl From<millstream_stages::StateError> for ShardError {
     fn from(error: millstream_stages::StateError) -> ShardError {
-        ShardError::Reopen(error.to_string())
+        use millstream_stages::StateError as E;
+        match error {
+            E::Io(_) | E::Missing(_) => ShardError::Reopen(error.to_string()),
+            E::Invalid(_) => ShardError::Stopped(error.to_string()),
+        }
+    }
+}
+
+impl From<documents::DocumentError> for ShardError {
+    fn from(error: documents::DocumentError) -> ShardError {
+        use documents::DocumentError as E;
+        match error {
+            E::Unavailable(_) => ShardError::Reopen(error.to_string()),
+            E::Configuration(_) => ShardError::Stopped(error.to_string()),
+        }
     }
 }
 

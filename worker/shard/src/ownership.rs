@@ -255,9 +255,10 @@ fn commit_record(
     Ok(producer.commit()?)
 }
 
-/// Writes the genesis record of a shard whose changelog is empty; the pipeline's topics exist.
+/// Writes the genesis record of a shard whose changelog has no record; the pipeline's topics exist.
 ///
-/// An empty changelog of a shard that has written before is a lost one, not a new one: that is refused.
+/// An empty changelog of a shard that has written before is a lost one, not a new one: that is refused. A genesis that was aborted leaves a changelog with an
+/// end but without a record, so offsets do not tell: records are looked for.
 ///
 /// # Errors
 /// [`ShardError`].

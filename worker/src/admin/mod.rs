@@ -6,12 +6,13 @@
 //! | `/readyz` | 200, or 503 with what is not ready |
 //! | `/metrics` | Prometheus text |
 //! | `/v1/shards` | JSON list: who has which shard, how far, in which role |
-//! | `/v1/usage` | JSON list: sums per tenant and stage of this process's shards (I2) |
-//! | `/v1/inspect/{user or device}?tenant=T&id=user_id=42` | JSON: what is known, or 404 |
+//! | `/v1/usage` | JSON list: sums per tenant and stage of this process's shards (I2); 404 from a process without such shards, 503 until all of its are open |
+//! | `/v1/inspect/{user or device}?tenant=T&id=user_id=42` | JSON: what is known, or 404; 421 and what to ask whom when another process's shard knows |
 //! | `/v1/documents?tenant=T&collection=users&id=ID` | NDJSON from the document store |
 //! | `/v1/tail/{events, mutations or rejects}?tenant=T&follow=true&from=latest` | NDJSON from the log |
 
 mod documents;
+mod inspect;
 mod mutation;
 mod shards;
 mod tail;
@@ -21,13 +22,13 @@ mod tests;
 use crate::telemetry::Metrics;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use futures::stream;
-use millstream_model::identifier;
+use millstream_model::id::UserId;
 use millstream_model::proto::Identifier;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::Log;
@@ -37,6 +38,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 
+pub use inspect::Misdirected;
 pub use mutation::mutation_json;
 pub use shards::ShardRow;
 
@@ -76,20 +78,42 @@ pub struct TenantUsage {
     pub events: u64,
 }
 
+/// Why there are no sums.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoUsage {
+    /// This process has no shards that keep sums.
+    NoShards,
+    /// Some are not open yet; says which. What is there would pass for the whole.
+    NotYet(String),
+}
+
 /// What an inspection is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// A user.
-    User,
-    /// A device.
-    Device,
+    /// The user that an identifier names.
+    User(Identifier),
+    /// A user by its internal id.
+    UserId(UserId),
+    /// The device that an identifier names.
+    Device(Identifier),
+}
+
+/// Why an inspection has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// A shard of another process knows.
+    Elsewhere(Misdirected),
+    /// Not now; says why.
+    NotNow(String),
 }
 
 /// Looking into the state of this process's shards. Its methods may block; they are called on a thread for that.
 pub trait Inspect: Send + Sync {
     /// Sums per tenant and stage, over this process's shards.
-    fn usage(&self) -> Vec<TenantUsage>;
+    ///
+    /// # Errors
+    /// [`NoUsage`].
+    fn usage(&self) -> Result<Vec<TenantUsage>, NoUsage>;
 
     /// Every worker's shards, as far as this process hears of them: of a process without a plan, its own.
     fn shards(&self) -> Vec<ShardRow>;
@@ -98,8 +122,8 @@ pub trait Inspect: Send + Sync {
     /// there is none by this identifier.
     ///
     /// # Errors
-    /// It cannot be looked up here, and where it can be.
-    fn inspect(&self, subject: Subject, tenant: &str, identifier: &Identifier) -> Result<Option<Value>, String>;
+    /// [`NoAnswer`].
+    fn inspect(&self, tenant: &str, subject: &Subject) -> Result<Option<Value>, NoAnswer>;
 }
 
 /// What the admin port serves. Parts that a role does not have are `None`: their paths answer 404 and say so.
@@ -137,7 +161,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/usage", get(usage))
         .route("/v1/shards", get(shards::shards))
-        .route("/v1/inspect/{subject}", get(inspect))
+        .route("/v1/inspect/{subject}", get(inspect::inspect))
         .route("/v1/documents", get(documents::documents))
         .route("/v1/tail/{topic}", get(tail::tail))
         .fallback(unknown_path)
@@ -170,46 +194,12 @@ async fn metrics(State(state): State<AdminState>) -> Response {
 async fn usage(State(state): State<AdminState>) -> Response {
     let Some(inspect) = state.inspect else { return no_shards() };
     match tokio::task::spawn_blocking(move || inspect.usage()).await {
-        Ok(mut usage) => {
+        Ok(Ok(mut usage)) => {
             usage.sort();
             answer(StatusCode::OK, &json!(usage))
         }
-        Err(error) => failed(&error),
-    }
-}
-
-#[derive(Deserialize)]
-struct InspectQuery {
-    tenant: Option<String>,
-    id: Option<String>,
-}
-
-async fn inspect(
-    State(state): State<AdminState>,
-    Path(subject): Path<String>,
-    Query(query): Query<InspectQuery>,
-) -> Response {
-    let Some(inspect) = state.inspect else { return no_shards() };
-    let subject = match subject.as_str() {
-        "user" => Subject::User,
-        "device" => Subject::Device,
-        _ => return problem(StatusCode::NOT_FOUND, "inspect `user` or `device`"),
-    };
-    let (Some(tenant), Some(id)) = (query.tenant, query.id) else {
-        return problem(
-            StatusCode::BAD_REQUEST,
-            "send ?tenant=NAME&id=TYPE=VALUE, for example ?tenant=acme&id=user_id=42",
-        );
-    };
-    let identifier = match identifier::parse(&id) {
-        Ok(identifier) => identifier,
-        Err(message) => return problem(StatusCode::BAD_REQUEST, message),
-    };
-    let looked_for = format!("{tenant} has no {subject:?} with {identifier}").to_lowercase();
-    match tokio::task::spawn_blocking(move || inspect.inspect(subject, &tenant, &identifier)).await {
-        Ok(Ok(Some(found))) => answer(StatusCode::OK, &found),
-        Ok(Ok(None)) => problem(StatusCode::NOT_FOUND, looked_for),
-        Ok(Err(message)) => problem(StatusCode::SERVICE_UNAVAILABLE, message),
+        Ok(Err(NoUsage::NoShards)) => no_shards(),
+        Ok(Err(NoUsage::NotYet(why))) => problem(StatusCode::SERVICE_UNAVAILABLE, why),
         Err(error) => failed(&error),
     }
 }
@@ -225,7 +215,7 @@ fn ndjson(lines: mpsc::Receiver<Bytes>) -> Response {
 
 fn no_shards() -> Response {
     let message =
-        "this process owns no shards; ask one with the role action (or unify for its sums), or `millstream local`";
+        "this process has no shards that keep sums; ask one with the role unify or action, or `millstream local`";
     problem(StatusCode::NOT_FOUND, message)
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use axum::body::Body;
 use http_body_util::BodyExt;
 use millstream_model::frame::{Content, single};
-use millstream_model::proto::Mutation;
+use millstream_model::proto::{Mutation, Stamp};
 use millstream_shard::log::{Consumer, LogError, Message, Producer, Start, TopicPartition, TopicSpec, Transactional};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -97,19 +97,32 @@ impl Inspect for FixedState {
         vec![ShardRow { worker: "w".into(), stage: "unify".into(), role: "owner".into(), ..ShardRow::default() }]
     }
 
-    fn usage(&self) -> Vec<TenantUsage> {
+    fn usage(&self) -> Result<Vec<TenantUsage>, NoUsage> {
         let row = |tenant: &str| TenantUsage {
             tenant: tenant.into(),
             stage: "action".into(),
             effects: 3,
             ..TenantUsage::default()
         };
-        vec![row("globex"), row("acme")]
+        Ok(vec![row("globex"), row("acme")])
     }
-    fn inspect(&self, subject: Subject, tenant: &str, identifier: &Identifier) -> Result<Option<Value>, String> {
+
+    fn inspect(&self, tenant: &str, subject: &Subject) -> Result<Option<Value>, NoAnswer> {
+        let (kind, identifier) = match subject {
+            Subject::User(identifier) => ("user", identifier),
+            Subject::Device(identifier) => ("device", identifier),
+            Subject::UserId(id) => return Ok(Some(json!({"id": id.to_string()}))),
+        };
+        let elsewhere = |user: Option<&str>| Misdirected {
+            shard: 3,
+            user: user.map(str::to_owned),
+            forwarded_from: user.map(|_| "u_0".to_owned()).into_iter().collect(),
+        };
         match identifier.value.as_str() {
-            "42" => Ok(Some(json!({"subject": format!("{subject:?}"), "tenant": tenant}))),
-            "away" => Err("the shard is being opened".to_owned()),
+            "42" => Ok(Some(json!({"subject": kind, "tenant": tenant}))),
+            "opening" => Err(NoAnswer::NotNow("the shard is being opened".to_owned())),
+            "away" => Err(NoAnswer::Elsewhere(elsewhere(None))),
+            "merged" => Err(NoAnswer::Elsewhere(elsewhere(Some("u_1")))),
             _ => Ok(None),
         }
     }
@@ -150,21 +163,52 @@ async fn usage_and_inspection_come_from_the_shards() {
     let usage: Vec<TenantUsage> = serde_json::from_str(&body).unwrap();
     assert_eq!((status, usage[0].tenant.as_str(), usage[1].effects), (200, "acme", 3));
     let (status, body) = get_from(&state, "/v1/inspect/user?tenant=acme&id=user_id=42").await;
-    assert_eq!((status, body.trim()), (200, r#"{"subject":"User","tenant":"acme"}"#));
+    assert_eq!((status, body.trim()), (200, r#"{"subject":"user","tenant":"acme"}"#));
     assert_eq!(get_from(&state, "/v1/inspect/device?tenant=acme&id=device_id%3D42").await.0, 200);
     for (path, status, text) in [
         ("/v1/inspect/user?tenant=acme&id=user_id=7", 404, "acme has no user with user_id=7"),
         ("/v1/inspect/user?tenant=acme&id=away", 400, "type=value"),
-        ("/v1/inspect/user?tenant=acme&id=user_id=away", 503, "being opened"),
+        ("/v1/inspect/user?tenant=acme&id=user_id=opening", 503, "being opened"),
+        ("/v1/inspect/user?tenant=acme&id=user_id=away", 421, r#""elsewhere":{"shard":3}"#),
+        ("/v1/inspect/user?tenant=acme&id=user_id=merged", 421, r#"{"shard":3,"user":"u_1","forwarded_from":["u_0"]}"#),
+        ("/v1/inspect/user?tenant=acme&user=42", 400, "no id of a user"),
+        ("/v1/inspect/device?tenant=acme&user=42", 400, "tenant=acme&id=user_id=42"),
         ("/v1/inspect/user?tenant=acme", 400, "tenant=acme&id=user_id=42"),
         ("/v1/inspect/shop?tenant=acme&id=user_id=1", 404, "`user` or `device`"),
     ] {
         let got = get_from(&state, path).await;
         assert!(got.0 == status && got.1.contains(text), "{path}: {got:?}");
     }
+    let id = UserId::create("acme", &Identifier::new("user_id", "42"), &Stamp::default(), 1);
+    assert_eq!(get_from(&state, &format!("/v1/inspect/user?tenant=acme&user={id}")).await.0, 200);
     let nothing = AdminState { inspect: None, log: None, ..state };
     assert_eq!(get_from(&nothing, "/v1/usage").await.0, 404);
     assert_eq!(get_from(&nothing, "/v1/tail/events").await.0, 404);
+}
+
+/// A process without shards that keep sums, or one whose shards are not open yet.
+struct NoSums(NoUsage);
+
+impl Inspect for NoSums {
+    fn usage(&self) -> Result<Vec<TenantUsage>, NoUsage> {
+        Err(self.0.clone())
+    }
+    fn shards(&self) -> Vec<ShardRow> {
+        Vec::new()
+    }
+    fn inspect(&self, _: &str, _: &Subject) -> Result<Option<Value>, NoAnswer> {
+        Ok(None)
+    }
+}
+
+#[tokio::test]
+async fn sums_that_are_not_whole_are_not_shown() {
+    let state = state(&Arc::new(Memory::default()), vec![]);
+    for (why, status) in [(NoUsage::NoShards, 404), (NoUsage::NotYet("unify 3 is being opened".into()), 503)] {
+        let state = AdminState { inspect: Some(Arc::new(NoSums(why))), ..state.clone() };
+        let (got, body) = get_from(&state, "/v1/usage").await;
+        assert!(got == status && (body.contains("unify 3") || got == 404), "{got} {body}");
+    }
 }
 
 #[tokio::test]

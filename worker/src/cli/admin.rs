@@ -17,7 +17,7 @@ pub enum AdminError {
         error: reqwest::Error,
     },
     /// It answered with an error; the text says what to do.
-    #[error("{url} answers HTTP {status} {message}")]
+    #[error("{url} answers HTTP {status}: {}", said(message))]
     Refused {
         /// What was asked for.
         url: String,
@@ -25,6 +25,17 @@ pub enum AdminError {
         status: u16,
         /// The answer's text.
         message: String,
+    },
+    /// It ended in the middle of an answer.
+    #[error(
+        "the connection to {url} was lost before its answer ended; does the process still run? What came until then is whole"
+    )]
+    Lost {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        #[source]
+        error: std::io::Error,
     },
     /// It answered something that this version does not understand.
     #[error("{url} answers what this version does not understand: {message}")]
@@ -41,6 +52,25 @@ impl AdminError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, AdminError::Refused { status: 404, .. })
     }
+
+    /// It may have it later.
+    pub fn is_not_ready(&self) -> bool {
+        matches!(self, AdminError::Refused { status: 503, .. })
+    }
+}
+
+/// What an error says in words, not too much of it.
+fn said(text: &str) -> String {
+    let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let message = json.pointer("/error/message").and_then(serde_json::Value::as_str);
+    message.unwrap_or(text.trim()).chars().take(500).collect()
+}
+
+/// The message of a line that a process writes into an answer when it cannot go on.
+pub(super) fn error_line(line: &str) -> Option<String> {
+    let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
+    let message = json.get("error")?.get("message")?.as_str()?;
+    (json.len() == 1).then(|| message.to_owned())
 }
 
 /// The admin port of one process.
@@ -97,7 +127,7 @@ impl Admin {
         loop {
             line.clear();
             let read = reader.read_line(&mut line);
-            let length = read.map_err(|error| AdminError::Strange { url: url.clone(), message: error.to_string() })?;
+            let length = read.map_err(|error| AdminError::Lost { url: url.clone(), error })?;
             if length == 0 || !line.trim().is_empty() && !take(line.trim_end())? {
                 return Ok(());
             }
@@ -116,7 +146,55 @@ impl Admin {
             return Ok(answer);
         }
         let (url, status) = (answer.url().to_string(), answer.status().as_u16());
-        let message = answer.text().unwrap_or_default().chars().take(500).collect();
+        let message = answer.text().unwrap_or_default();
         Err(AdminError::Refused { url, status, message })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    /// An admin port that gives one answer, then closes the connection.
+    pub(super) fn answering(answer: &'static str) -> Admin {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = Admin::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let _ = client.read(&mut request).unwrap();
+            client.write_all(answer.as_bytes()).unwrap();
+        });
+        admin
+    }
+
+    #[test]
+    fn a_lost_connection_is_called_that() {
+        let admin = answering("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{\"n\":1}\n{\"n\"");
+        let mut lines = Vec::new();
+        let lost = admin.lines::<AdminError>("/v1/tail/events", &[], &mut |line| {
+            lines.push(line.to_owned());
+            Ok(true)
+        });
+        let text = lost.unwrap_err().to_string();
+        assert!(text.contains("/v1/tail/events was lost"), "{text}");
+        assert_eq!(lines, [r#"{"n":1}"#]);
+    }
+
+    #[test]
+    fn an_error_says_what_the_process_said() {
+        let admin = answering(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 40\r\n\r\n{\"error\":{\"message\":\"unify 3: opening\"}}",
+        );
+        let text = admin.json::<u8>("/v1/usage", &[]).unwrap_err().to_string();
+        assert!(text.ends_with("/v1/usage answers HTTP 503: unify 3: opening"), "{text}");
+    }
+
+    #[test]
+    fn error_lines_are_told_from_events_about_errors() {
+        assert_eq!(error_line(r#"{"error":{"message":"no broker"}}"#).as_deref(), Some("no broker"));
+        assert_eq!(error_line(r#"{"id":"1","error":{"message":"no broker"}}"#), None);
+        assert_eq!(error_line(r#"{"error":"no"}"#), None);
     }
 }

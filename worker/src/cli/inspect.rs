@@ -1,8 +1,12 @@
 //! `millstream inspect`: what is known of one user or device.
 
 use super::{Admin, AdminError, Outcome};
-use anyhow::Context;
+use crate::admin::Misdirected;
+use anyhow::{Context, bail};
 use serde_json::Value;
+
+/// A chain of merges that leads from process to process is followed this far: it ends by itself, unless state is damaged.
+const MAX_HOPS: usize = 100_000;
 
 /// What to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -25,7 +29,7 @@ pub(super) struct InspectArgs {
     /// An identifier, type=value, for example user_id=42
     #[arg(long, value_parser = parse_id)]
     id: String,
-    /// Base URL of an admin port; several, separated by commas, when the action stage runs in several processes
+    /// Base URL of an admin port; several, separated by commas, when the action stage runs in several processes: whichever knows is asked
     #[arg(long, default_value = "http://127.0.0.1:9090", env = "MILLSTREAM_ADMIN", value_delimiter = ',')]
     admin: Vec<String>,
     /// Print JSON
@@ -43,27 +47,69 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
         Entity::User => "/v1/inspect/user",
         Entity::Device => "/v1/inspect/device",
     };
-    for url in &args.admin {
-        if let Some(found) = fetch(&Admin::new(url)?, path, &args.tenant, &args.id).context("cannot inspect")? {
+    let admins = args.admin.iter().map(|url| Admin::new(url)).collect::<Result<Vec<_>, _>>()?;
+    match fetch(&admins, path, &args.tenant, &args.id)? {
+        Some(found) => {
             let text = if args.json { serde_json::to_string_pretty(&found)? + "\n" } else { readable(&found) };
             super::print(format_args!("{text}"))?;
-            return Ok(Outcome::Good);
+            Ok(Outcome::Good)
+        }
+        None => {
+            super::print(format_args!("nobody at {} is known by {}\n", args.tenant, args.id))?;
+            Ok(Outcome::Bad)
         }
     }
-    super::print(format_args!("nobody at {} is known by {}\n", args.tenant, args.id))?;
-    Ok(Outcome::Bad)
 }
 
-/// What one process knows; `None` when it does not know the identifier.
+/// What the processes know; `None` when the one that would does not. A user's merges may lead from one process to another: each says whom to ask for next.
 ///
 /// # Errors
-/// [`AdminError`]
-pub(super) fn fetch(admin: &Admin, path: &str, tenant: &str, id: &str) -> Result<Option<Value>, AdminError> {
-    match admin.json(path, &[("tenant", tenant), ("id", id)]) {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
+/// The process that would know is not among them, or cannot be asked.
+pub(super) fn fetch(admins: &[Admin], path: &str, tenant: &str, id: &str) -> anyhow::Result<Option<Value>> {
+    let mut question = ("id", id.to_owned());
+    let mut forwarded: Vec<String> = Vec::new();
+    for _ in 0..MAX_HOPS {
+        let mut next = None;
+        let mut failed = None;
+        for admin in admins {
+            match admin.json(path, &[("tenant", tenant), (question.0, &question.1)]) {
+                Ok(found) => return Ok(Some(after(forwarded, found))),
+                Err(error) if error.is_not_found() => return Ok(None),
+                Err(error) => match elsewhere(&error) {
+                    Some(elsewhere) if elsewhere.user.as_ref().is_some_and(|user| *user != question.1) => {
+                        next = Some(elsewhere);
+                        break;
+                    }
+                    _ => failed = failed.filter(|_| elsewhere(&error).is_some()).or(Some(error)),
+                },
+            }
+        }
+        match (next, failed) {
+            (Some(Misdirected { user: Some(user), forwarded_from, .. }), _) => {
+                forwarded.extend(forwarded_from);
+                question = ("user", user);
+            }
+            (_, Some(error)) => return Err(error).context("cannot inspect"),
+            (_, None) => bail!("cannot inspect: no admin port was given"),
+        }
     }
+    bail!("{id} leads through more than {MAX_HOPS} merges: they go round in a circle; report it")
+}
+
+/// Whom to ask instead.
+fn elsewhere(error: &AdminError) -> Option<Misdirected> {
+    let AdminError::Refused { status: 421, message, .. } = error else { return None };
+    let mut body: Value = serde_json::from_str(message).ok()?;
+    serde_json::from_value(body.get_mut("elsewhere")?.take()).ok()
+}
+
+/// The answer with the merges that led to the process that gave it.
+fn after(mut forwarded: Vec<String>, mut found: Value) -> Value {
+    if let Some(list) = found.get_mut("forwarded_from").and_then(Value::as_array_mut) {
+        forwarded.extend(list.iter().filter_map(Value::as_str).map(str::to_owned));
+        *list = forwarded.into_iter().map(Value::from).collect();
+    }
+    found
 }
 
 /// JSON as an indented outline: scalars on one line, lists of objects as one line per object.
@@ -118,6 +164,7 @@ fn inline(value: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::io::{BufRead, Write};
 
     #[test]
     fn an_outline_reads_well() {
@@ -126,6 +173,55 @@ mod tests {
         let expected = "id           u_1\nidentifiers\n  user_id  42\n  email    a@b.c, d@e.f\nattributes\n  \
                         name plan  value pro  set 2026-01-01T00:00:00Z\nevents       3\n";
         assert_eq!(readable(&value), expected);
+    }
+
+    /// Admin ports that answer by what is asked for: (part of the request's first line, status, body).
+    fn process(answers: &'static [(&'static str, u16, &'static str)]) -> Admin {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = Admin::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                let mut lines = std::io::BufReader::new(client.try_clone().unwrap()).lines();
+                let asked = lines.next().unwrap().unwrap();
+                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+                let (_, status, body) = answers.iter().find(|(part, ..)| asked.contains(part)).unwrap();
+                let length = body.len();
+                let head = format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+                client.write_all(format!("{head}{body}").as_bytes()).unwrap();
+            }
+        });
+        admin
+    }
+
+    const LEADS_ON: &str = r#"{"elsewhere":{"shard":1,"user":"u_b","forwarded_from":["u_a"]}}"#;
+    const NOT_HERE: &str = r#"{"error":{"message":"action shard 0 knows"},"elsewhere":{"shard":0}}"#;
+    const OPENING: &str = r#"{"error":{"message":"is being opened"}}"#;
+    const HERE: &str = r#"{"id":"u_c","forwarded_from":["u_b"]}"#;
+
+    fn asked(admins: &[Admin]) -> Result<Option<Value>, String> {
+        fetch(admins, "/v1/inspect/user", "acme", "user_id=1").map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn a_chain_is_followed_from_process_to_process() {
+        let first = || process(&[("id=user_id", 421, NOT_HERE), ("user=u_b", 200, HERE)]);
+        let second = || process(&[("id=user_id", 421, LEADS_ON), ("user=u_b", 421, NOT_HERE)]);
+        let whole = json!({"id": "u_c", "forwarded_from": ["u_a", "u_b"]});
+        assert_eq!(asked(&[first(), second()]), Ok(Some(whole.clone())));
+        assert_eq!(asked(&[second(), first()]), Ok(Some(whole)));
+    }
+
+    #[test]
+    fn who_does_not_own_the_shard_is_passed_over() {
+        let stranger = || process(&[("/v1", 421, NOT_HERE)]);
+        assert_eq!(asked(&[stranger(), process(&[("/v1", 404, "{}")])]), Ok(None));
+        let missing = asked(&[stranger(), stranger()]).unwrap_err();
+        assert!(missing.contains("HTTP 421: action shard 0 knows"), "{missing}");
+        for admins in [[stranger(), process(&[("/v1", 503, OPENING)])], [process(&[("/v1", 503, OPENING)]), stranger()]]
+        {
+            let why = asked(&admins).unwrap_err();
+            assert!(why.contains("is being opened"), "{why}");
+        }
     }
 
     #[test]

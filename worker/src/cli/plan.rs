@@ -103,7 +103,7 @@ impl Session {
             config::Ownership::Plan(plan) => plan.bounds(),
             config::Ownership::Static => Bounds::default(),
         };
-        let (log, shards) = (stores::open_log(&config)?, config.shards.0);
+        let (log, shards) = (stores::open_log(&config)?.0, config.shards.0);
         let topics = Topics::new(config.pipeline.as_str(), shards, config.generation);
         log.create_topics(&topics.specs()).context("preparing the pipeline's topics")?;
         let listener = Listener::open(&*log, &topics, bounds, 0).context("reading plan and reports")?;

@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 /// Failures that are printed; all of them go to `--failures`.
 const SHOWN: usize = 20;
 
+/// How progress looks when it is known how much there is, and when not.
+const WITH_TOTAL: &str = "[{bar:30}] {percent:>3}%  {msg}, {bytes_per_sec}, {elapsed}, {eta} to go";
+const WITHOUT: &str = "{spinner} {msg}, {bytes_per_sec}, {elapsed}";
+
 /// In whose shape records are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum SourceName {
@@ -57,7 +61,7 @@ pub(super) struct SendArgs {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     attempts: u32,
     /// Begins the Idempotency-Key of every request: the same files sent again with the same prefix, --batch and --parallel
-    /// double nothing, even if their records have no message ids [default: new each time]
+    /// double nothing, even if their records have no message ids; not with standard input, which is cut by time [default: new each time]
     #[arg(long)]
     idempotency_key_prefix: Option<String>,
     /// Write all refused records (file, line, reason, field, message) to this file, as NDJSON
@@ -75,9 +79,11 @@ pub(super) fn run(args: &SendArgs) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     let sent = std::thread::scope(|scope| {
         let sending = scope.spawn(|| sender::send(&target, &args.files, &progress));
-        let bar = bar();
+        let bar = bar(total(&args.files));
         while !sending.is_finished() {
-            bar.set_position(progress.accepted.load(Ordering::Relaxed) + progress.refused.load(Ordering::Relaxed));
+            let records = progress.accepted.load(Ordering::Relaxed) + progress.refused.load(Ordering::Relaxed);
+            bar.set_message(format!("{records} records"));
+            bar.set_position(progress.bytes.load(Ordering::Relaxed));
             std::thread::sleep(Duration::from_millis(50));
         }
         bar.finish_and_clear();
@@ -113,11 +119,23 @@ fn target(args: &SendArgs) -> anyhow::Result<Target> {
     })
 }
 
+/// Bytes of all files; none when one of them is no file, such as standard input.
+fn total(files: &[PathBuf]) -> Option<u64> {
+    let length =
+        |path: &PathBuf| std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|file| file.len());
+    files.iter().map(length).sum()
+}
+
 /// Hidden by itself when standard error is no terminal.
-fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {human_pos} records, {per_sec}, {elapsed}");
-    let bar = ProgressBar::new_spinner();
-    style.map_or(bar.clone(), |style| bar.with_style(style))
+fn bar(total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (ProgressBar::new(total), WITH_TOTAL),
+        None => (ProgressBar::new_spinner(), WITHOUT),
+    };
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 fn report(args: &SendArgs, progress: &Progress, took: Duration) -> anyhow::Result<()> {
@@ -158,4 +176,25 @@ fn write_failures(path: &std::path::Path, failures: &[Failure]) -> anyhow::Resul
         text.push('\n');
     }
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_total_of_files_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a");
+        std::fs::write(&file, "12345\n").unwrap();
+        assert_eq!(total(&[file.clone(), file.clone()]), Some(12));
+        assert_eq!(total(&[file.clone(), "-".into()]), None);
+        assert_eq!(total(&[file, folder.path().join("none")]), None);
+    }
+
+    #[test]
+    fn only_with_a_total_there_is_an_end_to_be_seen() {
+        assert_eq!((bar(Some(12)).length(), bar(None).length()), (Some(12), None));
+        assert!([WITH_TOTAL, WITHOUT].iter().all(|template| ProgressStyle::with_template(template).is_ok()));
+    }
 }

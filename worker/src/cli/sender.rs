@@ -15,14 +15,16 @@ use rand::{Rng, SeedableRng};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Records that may wait in front of a lane: enough to fill the next request while one is under way.
 const WAITING: usize = 4096;
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a record from standard input waits for others: a person, or a program that writes now and then, sees it sent.
+const LINGER: Duration = Duration::from_millis(200);
 /// A gateway answers when the log has the records, or says within this time that it does not know.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -64,6 +66,8 @@ pub struct Progress {
     pub accepted: AtomicU64,
     /// Records that were refused.
     pub refused: AtomicU64,
+    /// Bytes of both.
+    pub bytes: AtomicU64,
     /// Requests that were sent again.
     pub repeated: AtomicU64,
     failures: Mutex<Vec<Failure>>,
@@ -78,8 +82,19 @@ impl Progress {
         failures
     }
 
+    fn accept(&self, line: &Line) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.count_bytes(line);
+    }
+
+    /// With the line's end.
+    fn count_bytes(&self, line: &Line) {
+        self.bytes.fetch_add(line.text.len() as u64 + 1, Ordering::Relaxed);
+    }
+
     fn refuse(&self, line: &Line, problem: Problem) {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        self.count_bytes(line);
         if let Ok(mut failures) = self.failures.lock() {
             failures.push(Failure { file: line.file.to_string(), line: line.number, problem });
         }
@@ -92,7 +107,9 @@ impl Progress {
 /// A file cannot be read, or the gateway cannot be reached or refuses every request; what was acknowledged until then is in
 /// `progress`. Sending the same files again with the same prefix, batch size and parallelism doubles nothing.
 pub fn send(target: &Target, files: &[PathBuf], progress: &Progress) -> anyhow::Result<()> {
-    send_from(target, progress, |take| input::read_all(files, take))
+    // What is in one request must not depend on time where the same files may be sent again; standard input cannot be.
+    let linger = files.iter().any(|file| file.as_os_str() == "-").then_some(LINGER);
+    send_from(target, progress, linger, |take| input::read_all(files, take))
 }
 
 /// Sends records from memory; `file` is what failures call it.
@@ -106,7 +123,7 @@ pub fn send_lines<'a>(
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let file: Arc<str> = file.into();
-    send_from(target, progress, |take| {
+    send_from(target, progress, None, |take| {
         for (number, text) in (1..).zip(lines) {
             if !take(Line { file: file.clone(), number, text: text.to_owned() }) {
                 break;
@@ -122,6 +139,7 @@ type Waiting = (u64, millstream_stages::source::Endpoint, Line);
 fn send_from(
     target: &Target,
     progress: &Progress,
+    linger: Option<Duration>,
     read: impl FnOnce(&mut dyn FnMut(Line) -> bool) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let client = reqwest::blocking::Client::builder().timeout(TIMEOUT).build().context("cannot set up HTTP")?;
@@ -129,7 +147,7 @@ fn send_from(
         let lanes: Vec<_> = (0..target.parallel.max(1))
             .map(|_| {
                 let (sender, receiver) = sync_channel(WAITING);
-                let lane = Lane { target, client: client.clone(), progress };
+                let lane = Lane { target, client: client.clone(), progress, linger };
                 (sender, scope.spawn(move || lane.run(&receiver)))
             })
             .collect();
@@ -171,7 +189,12 @@ struct Lane<'a> {
     target: &'a Target,
     client: reqwest::blocking::Client,
     progress: &'a Progress,
+    /// How long a record waits for others at most; none: until there are enough, or no more.
+    linger: Option<Duration>,
 }
+
+/// A request that is being filled, with the position of its first record and when that came.
+type Filling = (u64, Instant, Request);
 
 impl Lane<'_> {
     fn run(&self, waiting: &Receiver<Waiting>) -> anyhow::Result<()> {
@@ -183,16 +206,31 @@ impl Lane<'_> {
     }
 
     fn send_all(&self, waiting: &Receiver<Waiting>) -> anyhow::Result<()> {
-        let Ok((mut first, endpoint, line)) = waiting.recv() else { return Ok(()) };
-        let mut request = Request::new(endpoint);
-        request.push(line);
-        while let Ok((position, endpoint, line)) = waiting.recv() {
-            if !request.takes(endpoint, line.text.len(), self.target.batch) {
-                self.deliver(std::mem::replace(&mut request, Request::new(endpoint)), &first.to_string())?;
-                first = position;
+        let mut filling: Option<Filling> = None;
+        loop {
+            match self.next(waiting, filling.as_ref()) {
+                Ok((position, endpoint, line)) => {
+                    let is_full =
+                        |(.., request): &mut Filling| !request.takes(endpoint, line.text.len(), self.target.batch);
+                    self.deliver_filled(filling.take_if(is_full))?;
+                    let empty = || (position, Instant::now(), Request::new(endpoint));
+                    filling.get_or_insert_with(empty).2.push(line);
+                }
+                Err(RecvTimeoutError::Timeout) => self.deliver_filled(filling.take())?,
+                Err(RecvTimeoutError::Disconnected) => return self.deliver_filled(filling),
             }
-            request.push(line);
         }
+    }
+
+    fn next(&self, waiting: &Receiver<Waiting>, filling: Option<&Filling>) -> Result<Waiting, RecvTimeoutError> {
+        match (self.linger, filling) {
+            (Some(linger), Some((_, since, _))) => waiting.recv_timeout(linger.saturating_sub(since.elapsed())),
+            _ => waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn deliver_filled(&self, filled: Option<Filling>) -> anyhow::Result<()> {
+        let Some((first, _, request)) = filled else { return Ok(()) };
         self.deliver(request, &first.to_string())
     }
 
@@ -238,7 +276,7 @@ impl Lane<'_> {
     fn record(&self, request: &Request, fates: Vec<Result<(), Problem>>) -> anyhow::Result<()> {
         for (line, fate) in request.lines.iter().zip(fates) {
             match fate {
-                Ok(()) => drop(self.progress.accepted.fetch_add(1, Ordering::Relaxed)),
+                Ok(()) => self.progress.accept(line),
                 Err(problem) => self.progress.refuse(line, problem),
             }
         }

@@ -1,6 +1,8 @@
 //! `millstream tail`: events, mutations or rejects as NDJSON.
 
-use super::{Admin, Outcome};
+use super::admin::error_line;
+use super::{Admin, Outcome, usage};
+use anyhow::{bail, ensure};
 use std::io::Write;
 
 /// What to print.
@@ -40,12 +42,46 @@ pub(super) fn run(args: &TailArgs) -> anyhow::Result<Outcome> {
     };
     let mut query = vec![("follow", if args.follow { "true" } else { "false" })];
     query.extend(args.tenant.as_deref().map(|tenant| ("tenant", tenant)));
-    let mut out = std::io::stdout().lock();
-    Admin::new(&args.admin)?.lines::<anyhow::Error>(path, &query, &mut |line| {
+    let admin = Admin::new(&args.admin)?;
+    if args.follow {
+        // It may come yet.
+        unknown_tenant(&admin, args).into_iter().for_each(|why| note(&why));
+    }
+    let (mut out, mut lines, mut failed) = (std::io::stdout().lock(), 0_u64, None);
+    admin.lines::<anyhow::Error>(path, &query, &mut |line| {
+        if let Some(message) = error_line(line) {
+            note(&message);
+            failed = Some(message);
+            return Ok(true);
+        }
+        lines += 1;
         out.write_all(line.as_bytes())?;
         out.write_all(b"\n")?;
         Ok(true)
     })?;
     out.flush()?;
-    Ok(Outcome::Good)
+    if let Some(message) = failed {
+        bail!("what was printed is not all: {message}");
+    }
+    ensure!(!args.follow, "{} ended the tail: the process stops; what comes from now on was not printed", args.admin);
+    match unknown_tenant(&admin, args).filter(|_| lines == 0) {
+        None => Ok(Outcome::Good),
+        Some(why) => {
+            note(&why);
+            Ok(Outcome::Bad)
+        }
+    }
+}
+
+/// Beside the lines, which are for programs.
+fn note(text: &str) {
+    // Nothing can be done when even that cannot be written.
+    let _ = writeln!(std::io::stderr(), "millstream: {text}");
+}
+
+/// Says so when no record of the tenant has ever come, as far as this process knows.
+fn unknown_tenant(admin: &Admin, args: &TailArgs) -> Option<String> {
+    let tenant = args.tenant.as_deref()?;
+    let rows = usage::collect(std::slice::from_ref(admin)).ok()?;
+    usage::unknown(tenant, &usage::sums(&rows))
 }

@@ -69,7 +69,7 @@ pub fn sums(rows: &[UsageRow]) -> BTreeMap<String, Sums> {
 /// as done before they came.
 ///
 /// # Errors
-/// [`AdminError`] of the first one that fails, or when none of them keeps sums.
+/// [`AdminError`] of the first one that fails or whose shards are not all open yet, or when none of them keeps sums.
 pub fn collect(admins: &[Admin]) -> Result<Vec<UsageRow>, AdminError> {
     let (mut rows, mut without) = (Vec::new(), None);
     let mut asked = 0;
@@ -110,6 +110,10 @@ pub(super) fn run(args: &UsageArgs) -> anyhow::Result<Outcome> {
     let admins = args.admin.iter().map(|url| Admin::new(url)).collect::<Result<Vec<_>, _>>()?;
     let mut tenants = sums(&collect(&admins)?);
     if let Some(tenant) = &args.tenant {
+        if let Some(why) = unknown(tenant, &tenants) {
+            super::print(format_args!("{why}\n"))?;
+            return Ok(Outcome::Bad);
+        }
         tenants.retain(|name, _| name == tenant);
     }
     if args.json {
@@ -119,6 +123,16 @@ pub(super) fn run(args: &UsageArgs) -> anyhow::Result<Outcome> {
     }
     let broken = tenants.values().any(|sums| sums.in_progress < 0);
     Ok(if broken { Outcome::Bad } else { Outcome::Good })
+}
+
+/// Says so when no record of a tenant has come.
+pub(super) fn unknown(tenant: &str, tenants: &BTreeMap<String, Sums>) -> Option<String> {
+    if tenants.contains_key(tenant) {
+        return None;
+    }
+    let known: Vec<&str> = tenants.keys().map(String::as_str).collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Some(format!("no record of a tenant {tenant} has come; is its name right? Tenants with records: {known}"))
 }
 
 /// The sums for people.
@@ -160,6 +174,14 @@ mod tests {
         let acme = &sums["acme"];
         assert_eq!((acme.accepted, acme.effects, acme.duplicates, acme.rejects, acme.in_progress), (10, 6, 1, 2, 1));
         assert!(!table(&sums).contains("does not add up"));
+    }
+
+    #[test]
+    fn a_tenant_without_records_is_told_from_one_with_nothing_to_show() {
+        let sums = sums(&[row("unify", 1, 0, 0, 0)]);
+        assert_eq!(unknown("acme", &sums), None);
+        assert!(unknown("acmee", &sums).unwrap().ends_with("Tenants with records: acme"));
+        assert!(unknown("acme", &BTreeMap::new()).unwrap().ends_with("none"));
     }
 
     #[test]

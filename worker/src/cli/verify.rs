@@ -2,12 +2,17 @@
 //!
 //! Pure, so that the demo, the end-to-end tests and anybody who fetches a [`Snapshot`] in another way use the same rules.
 
+mod details;
+mod differences;
+
 use super::usage::{Sums, UsageRow, sums};
 use crate::generate::truth::{Identifiers, TenantTruth, Truth, UserTruth};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+
+pub use differences::differences;
 
 /// What came out, of all tenants.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +51,32 @@ pub struct EventSeen {
     pub message_id: String,
     /// Its user.
     pub user: EventUserSeen,
+    /// Its name.
+    #[serde(default)]
+    pub event: String,
+    /// The source's code.
+    #[serde(default)]
+    pub source: String,
+    /// When it happened, RFC 3339.
+    #[serde(default)]
+    pub time: String,
+    /// When it was received, RFC 3339.
+    #[serde(default)]
+    pub received: String,
+    /// Its properties.
+    #[serde(default)]
+    pub properties: Map<String, Value>,
+    /// The device that its record named.
+    #[serde(default)]
+    pub device: Option<EventDeviceSeen>,
+}
+
+/// What is compared of an event's device.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct EventDeviceSeen {
+    /// Its identifiers, one per type.
+    #[serde(default)]
+    pub identifiers: BTreeMap<String, String>,
 }
 
 /// What is compared of an event's user.
@@ -115,8 +146,11 @@ pub fn verify(truth: &Truth, snapshot: &Snapshot) -> Vec<Mismatch> {
         check.rejects(expected, snapshot);
         check.events(expected, snapshot);
         let devices = snapshot.devices.get(tenant).map(Vec::as_slice).unwrap_or_default();
-        check.users(expected, snapshot.users.get(tenant).map(Vec::as_slice).unwrap_or_default(), devices);
+        let users = snapshot.users.get(tenant).map(Vec::as_slice).unwrap_or_default();
+        check.users(expected, users, devices);
+        check.merged(expected, users);
         check.devices(expected, devices);
+        check.device_details(expected, devices);
     }
     mismatches
 }
@@ -187,7 +221,10 @@ impl Check<'_> {
             };
             // Identifiers may have been found out later, but never were somebody else's.
             if let Some(foreign) = foreign(&event.user.identifiers, &person.identifiers) {
-                self.report(subject, format!("a user of {}", show(&person.identifiers)), format!("one of {foreign}"));
+                self.report(&subject, format!("a user of {}", show(&person.identifiers)), format!("one of {foreign}"));
+            }
+            if let Some(details) = expected.details.get(&event.message_id) {
+                self.event_details(&subject, details, event);
             }
         }
         for (message_id, person) in awaited {
@@ -197,8 +234,7 @@ impl Check<'_> {
 
     fn users(&mut self, expected: &TenantTruth, documents: &[DocumentSeen], devices: &[DocumentSeen]) {
         self.unique("users", documents);
-        let names: HashMap<&str, Vec<&str>> =
-            devices.iter().map(|device| (device.id.as_str(), device_ids(device).collect())).collect();
+        let names = device_names(devices);
         let live: Vec<Live<'_>> =
             documents.iter().filter(|document| !document.deleted).map(|document| Live::of(document, &names)).collect();
         let mut by_identifier: HashMap<(&str, &str), BTreeSet<usize>> = HashMap::new();
@@ -239,6 +275,7 @@ impl Check<'_> {
                 }
                 self.equal(format!("{subject}: devices"), &person.devices, &user.devices);
                 self.attributes(&subject, person, user);
+                self.seen(&subject, person.seen, user.document);
             }
             several => {
                 let ids: Vec<&str> = several.iter().map(|user| user.id).collect();
@@ -254,7 +291,6 @@ impl Check<'_> {
         for name in names {
             let (expected, found) = (expected.get(name), found.get(name));
             if expected != found {
-                let text = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
                 self.report(format!("{subject}: attribute {name}"), text(expected), text(found));
             }
         }
@@ -289,6 +325,7 @@ impl Check<'_> {
 /// A live user document, taken apart.
 struct Live<'a> {
     id: &'a str,
+    document: &'a DocumentSeen,
     identifiers: Identifiers,
     /// Values of `device_id` of its devices; the internal id of one that has no document.
     devices: BTreeSet<String>,
@@ -302,11 +339,21 @@ impl<'a> Live<'a> {
         let named = |id| names.get(id).filter(|names| !names.is_empty()).cloned().unwrap_or_else(|| vec![id]);
         Live {
             id: &document.id,
+            document,
             identifiers: identifiers(document),
             devices: devices.flat_map(named).map(str::to_owned).collect(),
             attributes: document.fields.get("attributes").and_then(Value::as_object),
         }
     }
+}
+
+/// The values of `device_id` by internal id.
+fn device_names(devices: &[DocumentSeen]) -> HashMap<&str, Vec<&str>> {
+    devices.iter().map(|device| (device.id.as_str(), device_ids(device).collect())).collect()
+}
+
+fn text(value: Option<&Value>) -> String {
+    value.map_or("nothing".to_owned(), Value::to_string)
 }
 
 fn identifiers(document: &DocumentSeen) -> Identifiers {

@@ -5,6 +5,7 @@
 //! what `--print-config` prints, without secrets. Which fields flags and environment override is in [`ConfigArgs`].
 
 mod action;
+mod embedded;
 mod load;
 mod ownership;
 mod secret;
@@ -16,6 +17,7 @@ mod unify;
 mod units;
 
 pub use action::Action;
+pub use embedded::EmbeddedLog;
 pub use load::{ConfigArgs, ConfigError, load, parse};
 pub use ownership::{Ownership, Plan};
 pub use secret::{KeyHash, Secret, without_credentials};
@@ -58,6 +60,8 @@ pub struct Config {
     /// The log: `embedded` or `kafka` (default `embedded`).
     #[serde(with = "serde_yaml::with::singleton_map")]
     pub log: Log,
+    /// What the embedded log keeps.
+    pub embedded: EmbeddedLog,
     /// The document store: `embedded` or `mongodb` (default `embedded`).
     #[serde(with = "serde_yaml::with::singleton_map")]
     pub documents: Documents,
@@ -94,6 +98,7 @@ impl Default for Config {
             ownership: Ownership::Static,
             owned: Owned::All,
             log: Log::Embedded,
+            embedded: EmbeddedLog::default(),
             documents: Documents::Embedded,
             tenants: Vec::new(),
             limits: Limits::default(),

@@ -40,6 +40,7 @@ action: {max_devices: 5, max_bytes: 256KiB}
 batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
 state: {memory: 1GiB, compaction_threads: 4, write_per_second: 50MB}
 reaction: {backlog_bytes: 8MiB}
+embedded: {retention: 1d}
 telemetry: {otlp_endpoint: "http://127.0.0.1:4318", sample_ratio: 1, log_format: json, log_filter: debug}
 "#;
 
@@ -70,6 +71,7 @@ fn every_field_is_read() {
     assert_eq!(config.state.memory.bytes(), 1 << 30);
     assert_eq!((config.state.compaction_threads, config.state.write_per_second), (4, Size(50_000_000)));
     assert_eq!(config.reaction.backlog_bytes.bytes(), 8 << 20);
+    assert_eq!(config.embedded.retention, Millis(86_400_000));
     assert_eq!(config.telemetry.sample_ratio, Ratio(1.0));
 }
 

@@ -5,6 +5,7 @@
 //! the truth is what they are checked against (I1, I2, I9). [`life`] explains why the truth does not depend on interleaving.
 
 mod bad;
+mod expect;
 mod life;
 mod model;
 mod record;
@@ -111,9 +112,10 @@ fn tenant_load(options: &Options, number: u32, tenant: &str) -> Result<(Vec<Stre
     let sources = SOURCES.get(number as usize % SOURCES.len()).copied().unwrap_or(&[Source::Native]);
     let mut records = people(options, &rng, tenant, sources);
     records.sort_by_key(|record| record.order);
-    let (model, mut truth) = judge(&records)?;
+    let (model, mut truth) = judge(&records, options.now_ms)?;
     let people = model.finish()?;
     (truth.users, truth.deleted) = (people.users, people.deleted);
+    (truth.details, truth.devices) = (people.details, people.devices);
 
     let mut outgoing = Outgoing { rng: rng.fork(&[u64::MAX]), lines: BTreeMap::new(), truth };
     for record in &records {
@@ -149,8 +151,8 @@ fn people(options: &Options, rng: &Rng, tenant: &str, sources: &[Source]) -> Vec
 }
 
 /// What must come of good records.
-fn judge(records: &[Record]) -> Result<(Model, TenantTruth), Ambiguous> {
-    let (mut model, mut truth) = (Model::default(), TenantTruth::default());
+fn judge(records: &[Record], now_ms: i64) -> Result<(Model, TenantTruth), Ambiguous> {
+    let (mut model, mut truth) = (Model::new(now_ms), TenantTruth::default());
     for record in records {
         model.apply(record)?;
         truth.effects += 1;

@@ -3,8 +3,9 @@
 //! The model also proves that its answer does not depend on interleaving: an attribute that two routing keys of one person
 //! write, or a deleted person who used more than one routing key, is an error of the generator.
 
+use super::expect::{self, Devices};
 use super::record::{Intent, Record, Update};
-use super::truth::UserTruth;
+use super::truth::{DeviceTruth, EventTruth, Seen, UserTruth};
 use millstream_model::proto::{Identifier, Source};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,13 +19,19 @@ pub struct Ambiguous(String);
 pub(super) struct People {
     pub(super) users: Vec<UserTruth>,
     pub(super) deleted: Vec<UserTruth>,
+    pub(super) details: BTreeMap<String, EventTruth>,
+    pub(super) devices: BTreeMap<String, DeviceTruth>,
 }
 
 /// What is known of the identifiers of one tenant.
 #[derive(Default)]
 pub(super) struct Model {
+    /// Nothing is sent before this.
+    now_ms: i64,
     numbers: HashMap<Identifier, usize>,
     nodes: Vec<Node>,
+    details: BTreeMap<String, EventTruth>,
+    devices: Devices,
 }
 
 #[derive(Debug, Default)]
@@ -35,12 +42,18 @@ struct Node {
     attributes: BTreeMap<String, (String, Option<Value>)>,
     devices: BTreeSet<String>,
     events: Vec<String>,
+    seen: Option<Seen>,
     /// Routing keys of their records.
     keys: BTreeSet<String>,
     deleted: bool,
 }
 
 impl Model {
+    /// Of records that are sent from now on.
+    pub(super) fn new(now_ms: i64) -> Model {
+        Model { now_ms, ..Model::default() }
+    }
+
     /// Takes in an effective record, in the order in which records are sent.
     ///
     /// # Errors
@@ -50,6 +63,9 @@ impl Model {
             return self.apply_merge(record);
         };
         let key = routing_key(record);
+        self.devices.apply(record, &key, self.now_ms);
+        self.details.extend(expect::event(record, self.now_ms).map(|event| (record.message_id.clone(), event)));
+        self.see(person, record)?;
         let node = self.node(person)?;
         if node.deleted {
             return Err(Ambiguous(format!("record {} of a deleted person", record.message_id)));
@@ -82,14 +98,24 @@ impl Model {
                 if node.deleted { &mut deleted } else { &mut users }.push(truth(node));
             }
         }
-        Ok(People { users, deleted })
+        Ok(People { users, deleted, details: self.details, devices: self.devices.finish() })
     }
 
     fn apply_merge(&mut self, record: &Record) -> Result<(), Ambiguous> {
         let Intent::Merge { retained, merged } = &record.intent else {
             return Err(Ambiguous(format!("record {} names nobody", record.message_id)));
         };
-        self.link(&[retained.clone(), merged.clone()]).map(drop)
+        match self.link(&[retained.clone(), merged.clone()])? {
+            Some(person) => self.see(person, record),
+            None => Ok(()),
+        }
+    }
+
+    fn see(&mut self, person: usize, record: &Record) -> Result<(), Ambiguous> {
+        let seen = Seen::at(expect::time(record, self.now_ms));
+        let node = self.node(person)?;
+        node.seen = Some(Seen::with(node.seen, seen));
+        Ok(())
     }
 
     /// Makes the identifiers one person's; their node, or `None` when there are none.
@@ -126,7 +152,7 @@ impl Model {
         let (survivor, loser) = (left.min(right), left.max(right));
         let node = self.node(loser)?;
         node.parent = survivor;
-        let Node { identifiers, attributes, devices, events, keys, deleted, .. } = std::mem::take(node);
+        let Node { identifiers, attributes, devices, events, seen, keys, deleted, .. } = std::mem::take(node);
         self.node(loser)?.parent = survivor;
         let into = self.node(survivor)?;
         for (name, value) in attributes {
@@ -138,6 +164,7 @@ impl Model {
         into.identifiers.extend(identifiers);
         into.devices.extend(devices);
         into.events.extend(events);
+        into.seen = seen.map(|seen| Seen::with(into.seen, seen)).or(into.seen);
         into.keys.extend(keys);
         into.deleted |= deleted;
         Ok(survivor)
@@ -209,7 +236,7 @@ fn routing_key(record: &Record) -> String {
 }
 
 fn truth(node: Node) -> UserTruth {
-    let mut truth = UserTruth { devices: node.devices, events: node.events, ..UserTruth::default() };
+    let mut truth = UserTruth { devices: node.devices, events: node.events, seen: node.seen, ..UserTruth::default() };
     for identifier in node.identifiers {
         truth.identifiers.entry(identifier.r#type).or_default().insert(identifier.value);
     }

@@ -1,6 +1,6 @@
 //! What a shard's thread and the rest of the process share: orders go in; condition, sums and what to report come out.
 
-use millstream_model::proto::Usage;
+use millstream_model::proto::{Position, Usage};
 use millstream_plan::plan::ShardId;
 use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::view::Duty;
@@ -50,6 +50,7 @@ struct Inner {
     condition: Condition,
     usage: BTreeMap<String, Usage>,
     status: ShardStatus,
+    passed: Vec<Position>,
 }
 
 impl Desk {
@@ -57,7 +58,8 @@ impl Desk {
     pub fn new(stage: &'static str, shard: u32, duty: Duty) -> Desk {
         let condition = if duty == Duty::Nothing { Condition::Closed } else { Condition::Opening };
         let order = Order { duty, ..Order::default() };
-        let inner = Inner { order, condition, usage: BTreeMap::new(), status: ShardStatus::default() };
+        let (usage, status, passed) = (BTreeMap::new(), ShardStatus::default(), Vec::new());
+        let inner = Inner { order, condition, usage, status, passed };
         Desk { stage, shard, inner: Mutex::new(inner), ordered: Condvar::new() }
     }
 
@@ -172,6 +174,16 @@ impl Desk {
             _ => String::new(),
         };
         Some(ShardStatus { condition, ..inner.status.clone() })
+    }
+
+    /// Notes how far its inputs are read for good: nothing below will be read again, whatever happens.
+    pub fn note_passed(&self, passed: Vec<Position>) {
+        self.lock().passed = passed;
+    }
+
+    /// How far its inputs are read for good, as far as that is known.
+    pub fn passed(&self) -> Vec<Position> {
+        self.lock().passed.clone()
     }
 
     /// Does this process own the shard?

@@ -9,11 +9,13 @@ pub mod checks;
 pub mod desk;
 pub mod directory;
 pub mod files;
+mod late;
 pub mod membership;
 pub mod memory;
 pub mod observe;
 mod pace;
 pub mod reaction;
+mod retention;
 pub mod stage;
 pub mod stores;
 pub mod system;
@@ -40,9 +42,11 @@ use millstream_shard::topics::Topics;
 use millstream_stages::Stage;
 use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
+use millstream_stores::embedded::log::EmbeddedLog;
 use millstream_stores::rocks::Resources;
 use observe::{Exports, Observer};
 use reaction::{ReactionLimits, ReactionThread};
+use retention::Retention;
 use stage::{Query, SeatThread};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -213,7 +217,7 @@ impl Process {
         let service = if roles.len() > 1 { "millstream".to_owned() } else { format!("millstream-{}", names.concat()) };
         let endpoint = config.telemetry.otlp_endpoint.as_deref();
         let spans = SpanExporter::start(endpoint, &service, metrics.spans.clone())?;
-        let log = stores::open_log(&config)?;
+        let (log, embedded) = stores::open_log(&config)?;
         let writes = roles.contains(&Role::Reaction);
         let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
         let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
@@ -235,6 +239,9 @@ impl Process {
             topics,
         };
         process.start_shards(roles)?;
+        if let Some(log) = embedded.filter(|_| process.config.embedded.retention.0 > 0) {
+            process.threads.push(process.retention(log).start()?);
+        }
         Ok(process)
     }
 
@@ -350,6 +357,17 @@ impl Process {
                 ..Limits::default()
             },
             observer: observer.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn retention(&self, log: Arc<EmbeddedLog>) -> Retention {
+        Retention {
+            log,
+            topics: self.topics.clone(),
+            desks: self.directory.desks().to_vec(),
+            keep: self.config.embedded.retention.duration(),
+            clock: Arc::new(SystemClock),
             stop: self.stop.clone(),
         }
     }

@@ -159,7 +159,7 @@ impl Work {
     fn run_once(&self, backoff: &mut Backoff) -> Result<(), ShardError> {
         let (log, topics) = (&*self.environment.log, &self.environment.topics);
         self.creation.ensure(&self.stop)?;
-        self.documents.prepare(&["users", "devices"]).map_err(|error| ShardError::Reopen(error.to_string()))?;
+        self.documents.prepare(&["users", "devices"])?;
         let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
         let topic_id = log.topic_id(&mutations.topic)?;
         let start = match self.recorded_position()? {
@@ -169,7 +169,10 @@ impl Work {
                     input.offset
                 )));
             }
-            recorded => recorded.map(|input| input.offset),
+            recorded => {
+                self.desk.note_passed(recorded.iter().cloned().collect());
+                recorded.map(|input| input.offset)
+            }
         };
         let (first, end) = log.bounds(&mutations)?;
         if start.is_none() && first > 0 {
@@ -429,13 +432,17 @@ impl Work {
             offset: position,
             topic_id: turn.topic_id.clone(),
         };
-        let batch = Batch { inputs: vec![input], part: 1, parts: 1, ..Batch::default() };
+        let batch_inputs = vec![input];
+        let batch = Batch { inputs: batch_inputs.clone(), part: 1, parts: 1, ..Batch::default() };
         let payload = changelog::encode(&Changelog { record: Some(Record::Batch(batch)) });
         let topic = topics.changelog("reaction");
         let message =
             Outgoing { topic: &topic, partition: self.shard, key: b"position", payload: &payload, headers: &[] };
         match send_and_wait(&*turn.producer, message) {
-            Ok(()) => turn.recorded = Some(position),
+            Ok(()) => {
+                turn.recorded = Some(position);
+                self.desk.note_passed(batch_inputs);
+            }
             Err(error) => {
                 tracing::warn!(shard = self.shard, %error, "position not recorded; some writes may be repeated")
             }
@@ -471,3 +478,6 @@ fn send_and_wait(producer: &dyn Producer, message: Outgoing<'_>) -> Result<(), S
     waiting.recv().map_err(|_| ShardError::Reopen("the log's producer is gone".into()))??;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

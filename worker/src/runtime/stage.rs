@@ -88,6 +88,11 @@ impl<S: Stage> Work<S> {
             let order = self.desk.order();
             let stepped = self.creation.ensure(&self.stop).map_err(ShardError::from);
             let stepped = stepped.and_then(|()| self.seat.step(&order));
+            if matches!(stepped, Ok(Step::Acquired { .. })) {
+                // Before it counts as owned: what is owned has all its sums.
+                self.publish_all();
+                self.note_passed();
+            }
             self.report();
             match stepped {
                 Ok(Step::Idle) => {
@@ -122,9 +127,6 @@ impl<S: Stage> Work<S> {
             Step::Acquired { by_handoff } => {
                 let epoch = self.seat.status().epoch;
                 tracing::info!(stage, shard, epoch, by_handoff, "shard is open");
-                if let Some(usage) = self.seat.shard().map(|shard| shard.usage().clone()) {
-                    self.publish(&usage);
-                }
             }
             Step::Batch(report) => self.batch(report.as_deref()),
             Step::Released => tracing::info!(stage, shard, "shard was handed off"),
@@ -140,6 +142,7 @@ impl<S: Stage> Work<S> {
         }
         let Some(report) = report else { return };
         self.backoff.reset();
+        self.note_passed();
         self.publish(&report.usage);
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         self.observer.batch(stage, shard, report);
@@ -148,6 +151,19 @@ impl<S: Stage> Work<S> {
         }
         for (tenant, reason) in &report.reasons {
             self.observer.rejected(stage, tenant, *reason);
+        }
+    }
+
+    /// What a batch has committed to have read is never read again.
+    fn note_passed(&mut self) {
+        if let Some(shard) = self.seat.shard() {
+            self.desk.note_passed(shard.position().inputs.clone());
+        }
+    }
+
+    fn publish_all(&mut self) {
+        if let Some(usage) = self.seat.shard().map(|shard| shard.usage().clone()) {
+            self.publish(&usage);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The stores that a configuration names.
 
+use super::late::LateDocuments;
 use super::system::Stop;
 use crate::config::{Config, Documents, Log as LogConfig};
 use anyhow::{Context, Result};
@@ -16,22 +17,26 @@ use millstream_stores::rocks::{Resources, RocksState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The log.
+/// A log, and the same as the embedded one, if that is it.
+pub type OpenedLog = (Arc<dyn Log>, Option<Arc<EmbeddedLog>>);
+
+/// The log; also as the embedded one, if that is it.
 ///
 /// # Errors
 /// When it cannot be opened; says what to do.
-pub fn open_log(config: &Config) -> Result<Arc<dyn Log>> {
+pub fn open_log(config: &Config) -> Result<OpenedLog> {
     match &config.log {
         LogConfig::Embedded => {
             let path = config.data_dir.join("log");
             let queue_bytes = usize::try_from(queue_bytes(config)).unwrap_or(usize::MAX);
             let options = LogOptions { queue_bytes, ..LogOptions::default() };
             let log = EmbeddedLog::open(&path, options, Arc::new(SystemClock));
-            Ok(Arc::new(log.with_context(|| format!("opening the embedded log in {}", path.display()))?))
+            let log = Arc::new(log.with_context(|| format!("opening the embedded log in {}", path.display()))?);
+            Ok((log.clone(), Some(log)))
         }
         LogConfig::Kafka(kafka) => {
             let queue_bytes = queue_bytes(config);
-            Ok(Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, ..kafka.store() })?))
+            Ok((Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, ..kafka.store() })?), None))
         }
     }
 }
@@ -44,7 +49,7 @@ fn queue_bytes(config: &Config) -> u64 {
 /// The document store.
 ///
 /// # Errors
-/// When it cannot be opened; says what to do.
+/// When it cannot be opened, or its configuration is wrong; says what to do. One that is a server need not be there yet.
 pub fn open_documents(config: &Config) -> Result<Arc<dyn DocumentStore>> {
     match &config.documents {
         Documents::Embedded => {
@@ -54,7 +59,11 @@ pub fn open_documents(config: &Config) -> Result<Arc<dyn DocumentStore>> {
                 documents.with_context(|| format!("opening the embedded document store in {}", path.display()))?;
             Ok(Arc::new(opened))
         }
-        Documents::Mongodb(mongodb) => Ok(Arc::new(MongoDocuments::connect(mongodb.store())?)),
+        Documents::Mongodb(mongodb) => {
+            let config = mongodb.store();
+            let connect = move || Ok(Arc::new(MongoDocuments::connect(config.clone())?) as Arc<dyn DocumentStore>);
+            Ok(Arc::new(LateDocuments::open(connect)?))
+        }
     }
 }
 

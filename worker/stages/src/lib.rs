@@ -44,10 +44,22 @@ pub struct At {
     pub shards: u32,
 }
 
-/// Reading the shard's state failed; the batch must be given up. It says nothing about the record.
+/// Why a batch must be given up, by what its caller must do. It says nothing about the record.
 #[derive(Debug, thiserror::Error)]
-#[error("reading state failed: {0}")]
-pub struct StateError(pub String);
+pub enum StateError {
+    /// The store failed: open the shard again.
+    #[error("reading state failed: {0}")]
+    Io(String),
+    /// A value or a message is not what it must be, and will not be the next time either: a person must decide (I6).
+    #[error(
+        "state or messages are damaged, or of a newer version: {0}; upgrade, or remove the shard's folder below `data_dir`/state, which is then read anew from the changelog"
+    )]
+    Invalid(String),
+    /// Something is named that is not there. A former owner that was fenced and does not know it yet reads messages that only its successor's state explains;
+    /// its commit fails, and this with it. So open the shard again: what was lost in earnest says the same each time.
+    #[error("{0} is named but not there: another process may have the shard by now; when it stays so, state was lost")]
+    Missing(String),
+}
 
 /// What a value of a shard's state can do.
 pub trait StateValue: Clone + Send + Sync + 'static {
@@ -265,7 +277,7 @@ pub trait Stage: Send {
     /// Processes one record.
     ///
     /// # Errors
-    /// [`StateError`] when state could not be read: the batch is given up and nothing of it is kept.
+    /// [`StateError`] when state could not be read or makes no sense: the batch is given up and nothing of it is kept.
     fn process(
         &self,
         record: Self::Record,

@@ -110,7 +110,7 @@ fn a_reject_says_where_its_bytes_are() {
     let partition = |group| shard_of(group, support::SHARDS);
     assert_ne!(partition(group), partition(group_of("acme", &routing)), "choose others");
     let body = Body::Resolve(Resolve { via: Some(via), action: Some(record), returned: false });
-    let lost = Exchange { tenant: "acme".into(), group: u32::from(group), hops: 65, body: Some(body) };
+    let lost = Exchange { tenant: "acme".into(), group: u32::from(group), hops: 100_001, body: Some(body) };
     let reject = rejected(lost);
     assert_eq!((&reject["reason"], &reject["stage"]), (&json!(Reason::Unresolved.code()), &json!("action")));
     let place = json!({"partition": partition(group_of("acme", &routing)), "offset": 42, "index": 7});

@@ -1,8 +1,8 @@
 //! Freshness: from the moment in which a sender knows that its record is accepted, until the record's document can be read.
 //!
-//! Probe records are sent one after the other, to a tenant of their own, while the load runs. Each is about a new device, whose
+//! Several probers send records to a tenant of their own while the load runs, each one after the other. A probe is about a new device, whose
 //! document has an id that is known beforehand; the document is asked for again and again until it is there. So the figure
-//! contains the asking (a few milliseconds), and a probe that waits long keeps fewer probes from being sent meanwhile.
+//! contains the asking (a few milliseconds). A probe that waits long keeps its prober from sending others, but not the other probers.
 
 use crate::cli::{Admin, snapshot};
 use crate::generate::api_key;
@@ -22,16 +22,40 @@ const ASK_EVERY: Duration = Duration::from_millis(5);
 /// A document that is not there after this is a failure of the demo.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Probers at a time.
+const PROBERS: usize = 8;
+/// With fewer probes, one in a hundred is none of them.
+const ENOUGH: usize = 100;
+
 /// Probes until `stop`; how long each took, shortest first.
 pub(super) fn probe(url: &str, admin: &Admin, stop: &AtomicBool) -> anyhow::Result<Vec<Duration>> {
     let client = reqwest::blocking::Client::new();
-    let mut took = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
-        took.push(one(url, admin, &client, took.len())?);
-        std::thread::sleep(PAUSE);
-    }
+    let series = |first: usize| -> anyhow::Result<Vec<Duration>> {
+        let mut took = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            took.push(one(url, admin, &client, first + took.len() * PROBERS)?);
+            std::thread::sleep(PAUSE);
+        }
+        Ok(took)
+    };
+    let mut took = std::thread::scope(|scope| {
+        let series = &series;
+        let probers: Vec<_> = (0..PROBERS).map(|first| scope.spawn(move || series(first))).collect();
+        let mut took = Vec::new();
+        for prober in probers {
+            took.extend(prober.join().map_err(|_| anyhow::anyhow!("a prober crashed; please report it"))??);
+        }
+        anyhow::Ok(took)
+    })?;
     took.sort_unstable();
     Ok(took)
+}
+
+/// What was measured, in words; `sorted` ascends.
+pub(super) fn describe(sorted: &[Duration]) -> String {
+    let ms = |share| percentile(sorted, share).unwrap_or_default().as_millis();
+    let p99 = if sorted.len() < ENOUGH { String::new() } else { format!("p99 {} ms, ", ms(0.99)) };
+    format!("p50 {} ms, {p99}longest {} ms, by {} probes during the load", ms(0.5), ms(1.0), sorted.len())
 }
 
 fn one(url: &str, admin: &Admin, client: &reqwest::blocking::Client, number: usize) -> anyhow::Result<Duration> {
@@ -58,7 +82,7 @@ fn one(url: &str, admin: &Admin, client: &reqwest::blocking::Client, number: usi
 }
 
 /// The time within which this share (0 to 1) of the probes took; `sorted` ascends.
-pub(super) fn percentile(sorted: &[Duration], share: f64) -> Option<Duration> {
+fn percentile(sorted: &[Duration], share: f64) -> Option<Duration> {
     let last = sorted.len().checked_sub(1)?;
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1).min(last)).copied()
@@ -75,5 +99,12 @@ mod tests {
         assert_eq!((of(0.5), of(0.99), of(1.0), of(0.0)), (50, 99, 100, 1));
         assert_eq!(percentile(&times[..1], 0.99), Some(times[0]));
         assert_eq!(percentile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn a_percentile_needs_as_many_probes() {
+        let times: Vec<Duration> = (1..=100).map(Duration::from_millis).collect();
+        assert_eq!(describe(&times), "p50 50 ms, p99 99 ms, longest 100 ms, by 100 probes during the load");
+        assert_eq!(describe(&times[..99]), "p50 50 ms, longest 99 ms, by 99 probes during the load");
     }
 }

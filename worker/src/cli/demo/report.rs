@@ -1,7 +1,7 @@
 //! What the demo prints at the end.
 
 use super::load::{self, Shipment};
-use super::probe::percentile;
+use super::probe;
 use crate::cli::usage;
 use crate::cli::verify::{Mismatch, Snapshot};
 use crate::cli::{Admin, Outcome, inspect, print};
@@ -49,14 +49,7 @@ fn by_reason(counts: &BTreeMap<String, u64>) -> String {
 
 /// How long it took until documents could be read.
 pub(super) fn print_freshness(sorted: &[Duration]) -> anyhow::Result<()> {
-    let ms = |share| percentile(sorted, share).unwrap_or_default().as_millis();
-    print(format_args!(
-        "freshness (acknowledged → document readable): p50 {} ms, p99 {} ms, longest {} ms, by {} probes during the load\n",
-        ms(0.5),
-        ms(0.99),
-        ms(1.0),
-        sorted.len()
-    ))?;
+    print(format_args!("freshness (acknowledged → document readable): {}\n", probe::describe(sorted)))?;
     Ok(())
 }
 
@@ -65,7 +58,7 @@ pub(super) fn print_profile(admin: &Admin, truth: &Truth) -> anyhow::Result<()> 
     let Some((tenant, user_id)) = merged_user(truth) else { return Ok(()) };
     let id = format!("user_id={user_id}");
     print(format_args!("\nmillstream inspect user --tenant {tenant} --id {id}\n\n"))?;
-    match inspect::fetch(admin, "/v1/inspect/user", tenant, &id)? {
+    match inspect::fetch(std::slice::from_ref(admin), "/v1/inspect/user", tenant, &id)? {
         Some(found) => print(format_args!("{}\n", indent(&inspect::readable(&found))))?,
         None => print(format_args!("  nobody\n\n"))?,
     }

@@ -210,3 +210,25 @@ fn each_user_keeps_its_order_over_parallel_senders() {
         assert_eq!(of_user(&seen.iter().flat_map(Seen::lines).collect::<Vec<_>>()), sent, "{name}");
     }
 }
+
+#[test]
+fn from_standard_input_a_record_does_not_wait_for_a_full_request() {
+    let gateway = Gateway::start(&[]);
+    let (target, progress) = (gateway.target(500, 1), Progress::default());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    send_from(&target, &progress, Some(Duration::from_millis(1)), |take| {
+        for number in 0..3 {
+            assert!(take(Line { file: "-".into(), number, text: record(1, number as usize) }));
+            while gateway.seen().len() as u64 <= number {
+                assert!(Instant::now() < deadline, "it waits for more");
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    })
+    .unwrap();
+    let keys: Vec<String> = gateway.seen().iter().map(|seen| seen.header("idempotency-key").to_owned()).collect();
+    assert_eq!(keys, ["p:1", "p:2", "p:3"]);
+    assert_eq!(counts(&progress), (3, 0));
+    assert_eq!(progress.bytes.load(Ordering::Relaxed), 3 * (record(1, 0).len() as u64 + 1));
+}

@@ -1,8 +1,32 @@
 use super::*;
+use crate::generate::truth::{DeviceTruth, EventTruth, Seen, Span};
 use serde_json::json;
 
 fn set(values: &[&str]) -> BTreeSet<String> {
     values.iter().map(|value| (*value).to_owned()).collect()
+}
+
+fn span(from_ms: i64, to_ms: Option<i64>) -> Span {
+    Span { from_ms, to_ms }
+}
+
+fn event_truth() -> EventTruth {
+    EventTruth {
+        name: "Opened".into(),
+        source: "native".into(),
+        properties: [("price".to_owned(), json!(2.0))].into_iter().collect(),
+        device: Some("d".into()),
+        time: span(3_000, Some(3_000)),
+        lag_ms: Some(1_000),
+    }
+}
+
+fn device_truth() -> DeviceTruth {
+    DeviceTruth {
+        attributes: [("platform".to_owned(), vec![json!("ios"), json!("android")])].into(),
+        users: set(&["user_id=1"]),
+        seen: Some(Seen::at(span(3_000, Some(3_000)))),
+    }
 }
 
 fn truth() -> Truth {
@@ -17,6 +41,7 @@ fn truth() -> Truth {
         .into(),
         devices: set(&["d"]),
         events: vec!["e1".into(), "e2".into()],
+        seen: Some(Seen { first: span(1_000, Some(1_000)), last: span(5_000, None) }),
     };
     let deleted = UserTruth {
         identifiers: [("user_id".to_owned(), set(&["2"]))].into(),
@@ -33,6 +58,8 @@ fn truth() -> Truth {
         events: 3,
         users: vec![user],
         deleted: vec![deleted],
+        details: [("e1".to_owned(), event_truth())].into(),
+        devices: [("d".to_owned(), device_truth())].into(),
     };
     Truth { seed: 1, now: String::new(), tenants: [("acme".to_owned(), tenant)].into() }
 }
@@ -46,7 +73,9 @@ fn document(id: &str, fields: Value) -> DocumentSeen {
 #[allow(clippy::needless_pass_by_value)] // json!() at every call
 fn event(message_id: &str, identifiers: Value) -> EventSeen {
     let user = json!({"id": "u", "identifiers": identifiers});
-    let event = json!({"id": message_id, "tenant": "acme", "message_id": message_id, "user": user});
+    let event = json!({"id": message_id, "tenant": "acme", "message_id": message_id, "user": user, "event": "Opened",
+        "source": "native", "time": "1970-01-01T00:00:03Z", "received": "1970-01-01T00:00:04Z",
+        "properties": {"price": 2}, "device": {"id": "d_1", "identifiers": {"device_id": "d"}}});
     serde_json::from_value(event).unwrap()
 }
 
@@ -66,7 +95,11 @@ fn right() -> Snapshot {
         ..UsageRow::default()
     };
     let fields = json!({"identifiers": {"user_id": ["1"], "anonymous_id": ["b", "a"]},
-        "attributes": {"plan": "pro", "tags": ["y", "x"], "credit": 2.0}, "devices": ["d_1"], "first_seen": "x"});
+        "attributes": {"plan": "pro", "tags": ["y", "x"], "credit": 2.0}, "devices": ["d_1"],
+        "first_seen": "1970-01-01T00:00:01Z", "last_seen": "1970-01-01T00:00:09Z"});
+    let device = json!({"identifiers": {"device_id": ["d"]}, "attributes": {"platform": "ios"},
+        "first_seen": "1970-01-01T00:00:03Z", "last_seen": "1970-01-01T00:00:03Z",
+        "user": {"type": "user_id", "value": "1"}});
     let mut gone = document("u_2", json!({}));
     gone.deleted = true;
     Snapshot {
@@ -79,9 +112,12 @@ fn right() -> Snapshot {
         ],
         rejects: vec![reject("r1", false), reject("r2", false), reject("r3", true)],
         users: [("acme".to_owned(), vec![document("u_1", fields), gone])].into(),
-        devices: [("acme".to_owned(), vec![document("d_1", json!({"identifiers": {"device_id": ["d"]}}))])].into(),
+        devices: [("acme".to_owned(), vec![document("d_1", device)])].into(),
     }
 }
+
+/// What is said when there are not as many tombstones as there are people who were deleted.
+const TOMBSTONES: &str = "users: tombstones of nobody's merge";
 
 /// The subjects that are reported after a change to a right snapshot.
 fn subjects(doctor: impl Fn(&mut Snapshot)) -> Vec<String> {
@@ -167,7 +203,7 @@ fn missing_added_and_unexpected_identifiers_are_found() {
     assert_eq!(subjects(lost), [user]);
     let foreign = json!({"user_id": ["1"], "anonymous_id": ["a", "b", "c"]});
     assert_eq!(subjects(|snapshot| drop(fields(snapshot).insert("identifiers".into(), foreign.clone()))), [user]);
-    assert_eq!(subjects(|snapshot| snapshot.users.clear()), [user]);
+    assert_eq!(subjects(|snapshot| snapshot.users.clear()), [user, TOMBSTONES]);
     let stranger = document("u_4", json!({"identifiers": {"user_id": ["stranger"]}}));
     let doctor = |snapshot: &mut Snapshot| snapshot.users.get_mut("acme").unwrap().push(stranger.clone());
     assert_eq!(subjects(doctor), ["user document u_4"]);
@@ -193,7 +229,7 @@ fn two_people_in_one_document_are_found() {
 fn a_deleted_person_who_is_still_there_is_found() {
     let back = document("u_2", json!({"identifiers": {"user_id": ["2"]}}));
     let doctor = |snapshot: &mut Snapshot| snapshot.users.get_mut("acme").unwrap()[1] = back.clone();
-    assert_eq!(subjects(doctor), ["deleted user user_id=2"]);
+    assert_eq!(subjects(doctor), ["deleted user user_id=2", TOMBSTONES]);
 }
 
 #[test]
@@ -224,4 +260,110 @@ fn documents_that_come_twice_and_devices_that_do_not_come_are_found() {
     let stranger = document("d_2", json!({"identifiers": {"device_id": ["e"]}}));
     let doctor = |snapshot: &mut Snapshot| snapshot.devices.get_mut("acme").unwrap().push(stranger.clone());
     assert_eq!(subjects(doctor), ["devices"]);
+}
+
+#[test]
+fn what_an_event_says_is_compared() {
+    type Change = fn(&mut EventSeen);
+    let changes: [(Change, &[&str]); 6] = [
+        (|event| event.event = "Closed".into(), &["event e1: name"]),
+        (|event| event.source = "segment".into(), &["event e1: source"]),
+        (|event| drop(event.properties.insert("price".into(), json!(3))), &["event e1: properties"]),
+        (|event| event.device = None, &["event e1: device"]),
+        (
+            |event| event.time = "1970-01-01T00:00:02Z".into(),
+            &["event e1: time", "event e1: time before it was received"],
+        ),
+        (|event| event.received = "1970-01-01T00:00:09Z".into(), &["event e1: time before it was received"]),
+    ];
+    for (change, expected) in changes {
+        assert_eq!(subjects(|snapshot| change(&mut snapshot.events[0])), expected);
+    }
+}
+
+#[test]
+fn when_somebody_was_seen_is_compared() {
+    let user = "user user_id=1 anonymous_id=a anonymous_id=b";
+    for (field, time, is_good) in [
+        ("first_seen", "1970-01-01T00:00:02Z", false),
+        ("last_seen", "1970-01-01T00:00:04Z", false),
+        ("last_seen", "yesterday", false),
+        ("last_seen", "1970-01-01T00:01:00Z", true),
+    ] {
+        let found = subjects(|snapshot| drop(fields(snapshot).insert(field.into(), json!(time))));
+        assert_eq!(found, if is_good { vec![] } else { vec![format!("{user}: {field}")] }, "{field} {time}");
+    }
+}
+
+#[test]
+fn what_a_device_is_and_whose_it_was_is_compared() {
+    let change = |change: &dyn Fn(&mut Map<String, Value>)| {
+        subjects(|snapshot| change(&mut snapshot.devices.get_mut("acme").unwrap()[0].fields))
+    };
+    let device = "device device_id=d";
+    assert_eq!(change(&|fields| fields["attributes"] = json!({"platform": "android"})), Vec::<String>::new());
+    assert_eq!(
+        change(&|fields| fields["attributes"] = json!({"platform": "web"})),
+        [format!("{device}: attribute platform")]
+    );
+    assert_eq!(change(&|fields| fields["attributes"]["model"] = json!("x")), [format!("{device}: attribute model")]);
+    assert_eq!(change(&|fields| drop(fields.remove("user"))), [format!("{device}: user")]);
+    assert_eq!(change(&|fields| fields["user"]["value"] = json!("2")), [format!("{device}: user")]);
+    let late = json!("1970-01-01T00:00:04Z");
+    assert_eq!(
+        change(&|fields| drop(fields.insert("last_seen".into(), late.clone()))),
+        [format!("{device}: last_seen")]
+    );
+}
+
+#[test]
+fn who_became_part_of_whom_leaves_a_tombstone_and_one_trace() {
+    let mut merged = document("u_3", json!({}));
+    merged.deleted = true;
+    let merge = |snapshot: &mut Snapshot, ids: &[&str]| {
+        snapshot.users.get_mut("acme").unwrap().push(merged.clone());
+        fields(snapshot).insert("merged_users".into(), json!(ids));
+    };
+    assert_eq!(subjects(|snapshot| merge(snapshot, &["u_3"])), Vec::<String>::new());
+    assert_eq!(subjects(|snapshot| merge(snapshot, &[])), [TOMBSTONES], "nobody knows of it");
+    let of = |id: &str| format!("user document u_1: merged user {id}");
+    assert_eq!(subjects(|snapshot| merge(snapshot, &["u_3", "u_3"])), [of("u_3")]);
+    assert_eq!(subjects(|snapshot| merge(snapshot, &["u_3", "u_1"])), [of("u_1")], "it is live");
+}
+
+/// What a change to one of two equal snapshots makes differ.
+fn differing(doctor: impl Fn(&mut Snapshot)) -> Vec<String> {
+    let mut other = right();
+    doctor(&mut other);
+    differences(&truth(), &right(), &other).into_iter().map(|mismatch| mismatch.subject).collect()
+}
+
+#[test]
+fn two_snapshots_are_compared_by_what_does_not_depend_on_reception() {
+    assert_eq!(differing(|_| {}), Vec::<String>::new());
+    let renamed = |snapshot: &mut Snapshot| {
+        for document in snapshot.users.get_mut("acme").unwrap() {
+            document.id.push('x');
+        }
+        fields(snapshot).insert("last_seen".into(), json!("1970-01-01T00:02:00Z"));
+        snapshot.events[1].time = "1970-01-01T00:00:05Z".into();
+        snapshot.events.iter_mut().for_each(|event| event.received = "1970-01-01T01:00:00Z".into());
+    };
+    assert_eq!(differing(renamed), Vec::<String>::new());
+    assert_eq!(differing(|snapshot| snapshot.events[0].event = "Closed".into()), ["event e1: event"]);
+    assert_eq!(differing(|snapshot| snapshot.events[0].time = "1970-01-01T00:00:05Z".into()), ["event e1: time"]);
+    assert_eq!(differing(|snapshot| drop(snapshot.events.remove(2))).len(), 4, "every field of it");
+    let user = "user user_id=1 anonymous_id=a anonymous_id=b";
+    let plan = |snapshot: &mut Snapshot| fields(snapshot)["attributes"]["plan"] = json!("free");
+    assert_eq!(differing(plan), [format!("{user}: attributes")]);
+    let retained =
+        |snapshot: &mut Snapshot| drop(fields(snapshot).insert("retained".into(), json!({"type": "user_id"})));
+    assert_eq!(differing(retained), [format!("{user}: retained")]);
+    let owner =
+        |snapshot: &mut Snapshot| snapshot.devices.get_mut("acme").unwrap()[0].fields["user"]["value"] = json!("2");
+    assert_eq!(differing(owner), ["device d: user"]);
+    let platform = |snapshot: &mut Snapshot| {
+        snapshot.devices.get_mut("acme").unwrap()[0].fields["attributes"] = json!({"platform": "android"});
+    };
+    assert_eq!(differing(platform), Vec::<String>::new(), "either may have been the last");
 }

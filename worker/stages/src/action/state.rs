@@ -44,13 +44,13 @@ impl StateValue for Value {
     }
 
     fn decode(key: &StateKey, bytes: &[u8]) -> Result<Value, StateError> {
-        let wrong = |error: prost::DecodeError| StateError(format!("the value of {key:?}: {error}"));
+        let wrong = |error: prost::DecodeError| StateError::Invalid(format!("the value of {key:?}: {error}"));
         match key.parts().map(|(_, kind, _)| kind) {
             Some(Kind::Node) => Node::read(proto::Node::decode(bytes).map_err(wrong)?).map(Value::Node),
             Some(Kind::User) => Ok(Value::User(Box::new(User::decode(bytes).map_err(wrong)?))),
             Some(Kind::Device) => Ok(Value::Device(Box::new(DeviceState::decode(bytes).map_err(wrong)?))),
             Some(Kind::Erased) => Ok(Value::Erased(Stamp::decode(bytes).map_err(wrong)?)),
-            _ => Err(StateError(format!("{key:?} is no key of the action stage"))),
+            _ => Err(StateError::Invalid(format!("{key:?} is no key of the action stage"))),
         }
     }
 
@@ -72,17 +72,17 @@ impl Node {
 
 /// The user id in a message or a value.
 pub(super) fn user_id(bytes: &[u8]) -> Result<UserId, StateError> {
-    UserId::from_bytes(bytes).ok_or_else(|| StateError(format!("{bytes:?} is no user id")))
+    UserId::from_bytes(bytes).ok_or_else(|| StateError::Invalid(format!("{bytes:?} is no user id")))
 }
 
 /// The device id in a message.
 pub(super) fn device_id(bytes: &[u8]) -> Result<DeviceId, StateError> {
-    DeviceId::from_bytes(bytes).ok_or_else(|| StateError(format!("{bytes:?} is no device id")))
+    DeviceId::from_bytes(bytes).ok_or_else(|| StateError::Invalid(format!("{bytes:?} is no device id")))
 }
 
 /// A part that every message of its kind has.
 pub(super) fn required<T>(part: Option<T>, name: &str) -> Result<T, StateError> {
-    part.ok_or_else(|| StateError(format!("an exchange message or action lacks `{name}`")))
+    part.ok_or_else(|| StateError::Invalid(format!("an exchange message or action lacks `{name}`")))
 }
 
 pub(super) fn node_key(tenant: &str, identifier: &Identifier) -> StateKey {
@@ -108,7 +108,7 @@ pub(super) fn device_key(tenant: &str, id: &DeviceId) -> StateKey {
 }
 
 fn mismatch(key: &StateKey) -> StateError {
-    StateError(format!("{key:?} holds a value of another kind"))
+    StateError::Invalid(format!("{key:?} holds a value of another kind"))
 }
 
 pub(super) fn node<'s>(state: &'s mut dyn State<Value>, key: &StateKey) -> Result<Option<&'s Node>, StateError> {
@@ -144,9 +144,7 @@ pub(super) fn user<'s>(state: &'s mut dyn State<Value>, key: &StateKey) -> Resul
     match state.get(key)? {
         Some(Value::User(user)) => Ok(user),
         Some(_) => Err(mismatch(key)),
-        None => {
-            Err(StateError(format!("{key:?} is named but not there: state was lost or a message overtook another")))
-        }
+        None => Err(StateError::Missing(format!("{key:?}"))),
     }
 }
 
@@ -155,9 +153,7 @@ pub(super) fn user_mut<'s>(state: &'s mut dyn State<Value>, key: &StateKey) -> R
     match state.get_mut(key)? {
         Some(Value::User(user)) => Ok(user),
         Some(_) => Err(mismatch(key)),
-        None => {
-            Err(StateError(format!("{key:?} is named but not there: state was lost or a message overtook another")))
-        }
+        None => Err(StateError::Missing(format!("{key:?}"))),
     }
 }
 

@@ -14,9 +14,10 @@ use millstream_model::proto::{Action, Exchange};
 use millstream_model::reject::Reason;
 use std::collections::VecDeque;
 
-/// How often an action may be sent on. A user's chain of forwards is as long as merges that each found an older user; beyond this the
-/// record is rejected. Messages about merges and deletions end by themselves (each step leads to an older user) and are never dropped.
-pub(super) const MAX_HOPS: u32 = 64;
+/// How often a record may be sent on: a guard against a circle, which only damaged state can have, and no bound of honest chains. Each hop leads to an older user,
+/// so a chain ends by itself; one as long as this takes so many merges in a row that each found an older user still. What deletes or merges is never
+/// dropped, a person who asked to be forgotten is: in a circle, it stops the shard.
+pub(super) const MAX_HOPS: u32 = 100_000;
 
 /// What every message has.
 #[derive(Debug)]
@@ -74,20 +75,28 @@ impl<'a> Work<'a> {
     pub(super) fn step(&mut self, message: Exchange) -> Result<(), StateError> {
         let group = u16::try_from(message.group).ok().filter(|group| *group < GROUPS);
         let Some(group) = group.filter(|group| shard_of(*group, self.at.shards) == self.at.partition) else {
-            return Err(StateError(format!("an exchange message for key group {} came here", message.group)));
+            return Err(StateError::Invalid(format!("an exchange message for key group {} came here", message.group)));
         };
         let header = Header { tenant: message.tenant, group, hops: message.hops };
         let Some(body) = message.body else {
-            return Err(StateError("an exchange message of a kind that this version does not know".to_owned()));
+            return Err(StateError::Invalid(
+                "an exchange message of a kind that this version does not know".to_owned(),
+            ));
         };
-        if header.hops > MAX_HOPS
-            && let Some(action) = action_of(&body)
-        {
-            let message = format!("its user was not found within {MAX_HOPS} hops; send it again");
-            outcome::reject(action, Reason::Unresolved, message, self.at, self.out);
-            return Ok(());
+        if header.hops > MAX_HOPS {
+            return self.lost(&header, &body);
         }
         self.dispatch(header, body)
+    }
+
+    /// What went round in a circle.
+    fn lost(&mut self, header: &Header, body: &Body) -> Result<(), StateError> {
+        let what = format!("its user was not found within {MAX_HOPS} merges: they go round in a circle");
+        let Some(action) = action_of(body).filter(|action| !action.delete && action.merge.is_none()) else {
+            return Err(StateError::Invalid(format!("a deletion or merge of the tenant {}: {what}", header.tenant)));
+        };
+        outcome::reject(action, Reason::Unresolved, format!("{what}; report it"), self.at, self.out);
+        Ok(())
     }
 
     fn dispatch(&mut self, header: Header, body: Body) -> Result<(), StateError> {

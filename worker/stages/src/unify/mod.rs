@@ -73,10 +73,10 @@ impl StateValue for UnifyValue {
 
     fn decode(key: &StateKey, bytes: &[u8]) -> Result<UnifyValue, StateError> {
         match key.parts() {
-            Some((_, Kind::Seen, _)) => {
-                Seen::decode(bytes).map(UnifyValue::Seen).map_err(|error| StateError(format!("{key:?}: {error}")))
-            }
-            _ => Err(StateError(format!("{key:?} is no key of the stage unify"))),
+            Some((_, Kind::Seen, _)) => Seen::decode(bytes)
+                .map(UnifyValue::Seen)
+                .map_err(|error| StateError::Invalid(format!("{key:?}: {error}"))),
+            _ => Err(StateError::Invalid(format!("{key:?} is no key of the stage unify"))),
         }
     }
 

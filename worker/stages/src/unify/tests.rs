@@ -12,10 +12,10 @@ struct Failing;
 
 impl State<UnifyValue> for Failing {
     fn get(&mut self, _: &StateKey) -> Result<Option<&UnifyValue>, StateError> {
-        Err(StateError("disk".into()))
+        Err(StateError::Io("disk".into()))
     }
     fn get_mut(&mut self, _: &StateKey) -> Result<Option<&mut UnifyValue>, StateError> {
-        Err(StateError("disk".into()))
+        Err(StateError::Io("disk".into()))
     }
     fn put(&mut self, _: StateKey, _: UnifyValue) {}
     fn remove(&mut self, _: StateKey) {}

@@ -238,4 +238,27 @@ fn a_circle_of_forwards_ends_as_a_reject() {
     cluster.states[shard].entries.insert(key, Value::User(Box::new(user)));
     run(&mut cluster, &[action(20, &["user_id=1"], &[])]);
     assert_eq!(reasons(&cluster), ["m20 unresolved"]);
+    cluster.send(&Action { delete: true, ..action(30, &["user_id=1"], &[]) });
+    let stopped = cluster.run().unwrap_err();
+    assert!(stopped.contains("circle"), "a deletion is not dropped: {stopped}");
+}
+
+/// Each merge finds an older user, so that the chain of forwards from the first identifier grows by one.
+#[test]
+fn an_identifier_is_usable_and_can_be_deleted_however_many_merges_it_went_through() {
+    const MERGES: u64 = 200;
+    let mut cluster = after(&[action(1000, &["user_id=0"], &[])]);
+    for number in 1..=MERGES {
+        let older = format!("user_id={number}");
+        run(&mut cluster, &[action(1000 - number, &[&older], &[])]);
+        run(&mut cluster, &[action(2000 + number, &["user_id=0", &older], &[])]);
+    }
+    run(&mut cluster, &[set(action(5000, &["user_id=0"], &[]), "plan", 7)]);
+    assert_eq!(reasons(&cluster), [""; 0]);
+    let view = user(&mut cluster, "user_id=0");
+    assert_eq!((view.forwarded_from.len(), view.identifiers.len()), (MERGES as usize, MERGES as usize + 1));
+    assert_eq!(view.attributes.len(), 1);
+    run(&mut cluster, &[Action { delete: true, ..action(6000, &["user_id=0"], &[]) }]);
+    assert_eq!(reasons(&cluster), [""; 0]);
+    assert!(matches!(look(&mut cluster, Inspect::User(id("user_id=0"))), Answer::Deleted(_)));
 }
