@@ -4,5 +4,6 @@ pub mod conformance;
 pub mod faulty;
 pub mod load;
 pub mod pipeline;
+pub mod plan;
 pub mod proxy;
 pub mod servers;

@@ -3,12 +3,13 @@
 use crate::pipeline::{Pipeline, Settings, until};
 use anyhow::{Context, Result, bail};
 use millstream::cli::sender::{Progress, Target, send_lines};
-use millstream::cli::{Admin, snapshot, verify};
+use millstream::cli::{Admin, snapshot, usage, verify};
 use millstream::generate::{Load, Options, generate};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// A load whose records end now.
 ///
@@ -27,6 +28,7 @@ pub fn settings(pipeline: &str, load: &Load) -> Settings {
         pipeline: pipeline.to_owned(),
         shards: 4,
         kafka: None,
+        replication: 1,
         mongodb: None,
         tenants: tenants.into_iter().collect(),
         otlp: None,
@@ -50,6 +52,11 @@ impl Sending {
 
     /// Starts to send to a URL.
     pub fn start_to(to: &str, load: &Load) -> Sending {
+        Sending::paced(to, load, Duration::ZERO)
+    }
+
+    /// Starts to send to a URL, each stream evenly over `time`.
+    pub fn paced(to: &str, load: &Load, time: Duration) -> Sending {
         let progress = Arc::new(Progress::default());
         let mut senders = Vec::new();
         for stream in &load.streams {
@@ -57,14 +64,21 @@ impl Sending {
                 to: to.to_owned(),
                 key: stream.key.clone(),
                 source: stream.source,
-                batch: 50,
+                // Of a trickle, what comes goes.
+                batch: if time.is_zero() { 50 } else { 10 },
                 parallel: 2,
                 attempts: 200,
                 prefix: format!("{}-{}", stream.tenant, stream.source.code()),
             };
             let (progress, lines) = (progress.clone(), stream.lines.clone());
+            let step = time / u32::try_from(lines.len().max(1)).unwrap_or(u32::MAX);
             senders.push(std::thread::spawn(move || {
-                send_lines(&target, "generated", lines.iter().map(String::as_str), &progress)
+                let began = Instant::now();
+                let lines = (0..).zip(&lines).map(|(number, line)| {
+                    std::thread::sleep((step * number).saturating_sub(began.elapsed()));
+                    line.as_str()
+                });
+                send_lines(&target, "generated", lines, &progress)
             }));
         }
         let total = load.streams.iter().map(|stream| stream.lines.len() as u64).sum();
@@ -126,4 +140,34 @@ pub fn check(pipeline: &Pipeline, load: &Load) -> Result<()> {
     };
     until("the truth", look)?;
     look()?.context("it did not stay so")
+}
+
+/// The truth, but for what was sent again: it is a duplicate and nothing else, so those sums are the only ones that may be higher.
+///
+/// # Errors
+/// What is not as it must be, when the time is up.
+pub fn check_with_repeats(pipeline: &Pipeline, mut load: Load) -> Result<()> {
+    let again = wait_for_duplicates(pipeline, &load)?;
+    for (tenant, truth) in &mut load.truth.tenants {
+        let extra = again.get(tenant).copied().unwrap_or(0);
+        truth.accepted += extra;
+        truth.duplicates += extra;
+    }
+    check(pipeline, &load)
+}
+
+/// Per tenant, how many more duplicates there are than the truth says, once nothing is under way any more.
+fn wait_for_duplicates(pipeline: &Pipeline, load: &Load) -> Result<BTreeMap<String, u64>> {
+    let admins = pipeline.admins().iter().map(|url| Admin::new(url)).collect::<Result<Vec<_>, _>>()?;
+    until("the end of the flow", || {
+        let sums = usage::sums(&usage::collect(&admins)?);
+        let done = load.truth.tenants.iter().all(|(tenant, truth)| {
+            sums.get(tenant).is_some_and(|sums| sums.in_progress == 0 && sums.effects >= truth.effects)
+        });
+        let extra = load.truth.tenants.iter().map(|(tenant, truth)| {
+            let found = sums.get(tenant).map_or(0, |sums| sums.duplicates);
+            (tenant.clone(), found.saturating_sub(truth.duplicates))
+        });
+        Ok(done.then(|| extra.collect()))
+    })
 }

@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything that should happen may take before a test fails.
@@ -60,6 +60,8 @@ pub struct Settings {
     pub shards: u32,
     /// Kafka's bootstrap servers; `None`: embedded.
     pub kafka: Option<String>,
+    /// Copies of each partition in Kafka.
+    pub replication: u16,
     /// MongoDB's URI; `None`: embedded.
     pub mongodb: Option<String>,
     /// (tenant, key).
@@ -74,6 +76,8 @@ pub struct Settings {
 pub struct Process {
     /// `local`, `gateway`, `unify`, `action`, `reaction`.
     pub role: &'static str,
+    /// Of the worker.
+    pub name: String,
     /// Public port.
     pub port: u16,
     /// Admin port.
@@ -88,13 +92,13 @@ impl Process {
     ///
     /// # Errors
     /// When its files cannot be written.
-    pub fn new(role: &'static str, settings: &Settings, folder: &Path) -> Result<Process> {
-        let folder = folder.join(role);
+    pub fn new(role: &'static str, name: &str, settings: &Settings, folder: &Path) -> Result<Process> {
+        let folder = folder.join(name);
         std::fs::create_dir_all(&folder)?;
         let (port, admin) = (free_port()?, free_port()?);
-        let yaml = yaml(settings, port, admin, &folder);
+        let yaml = yaml(settings, name, port, admin, &folder);
         std::fs::write(folder.join("config.yaml"), yaml)?;
-        Ok(Process { role, port, admin, folder, starts: 0, child: None })
+        Ok(Process { role, name: name.to_owned(), port, admin, folder, starts: 0, child: None })
     }
 
     /// Starts it, or starts it again; returns when it is ready.
@@ -160,6 +164,36 @@ impl Process {
         Ok(())
     }
 
+    /// Sends it a signal, by name.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        let child = self.child.as_ref().context("it does not run")?;
+        let signalled = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status()?;
+        ensure!(signalled.success(), "cannot signal {}", self.name);
+        Ok(())
+    }
+
+    /// Was it started, and not ended by us?
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it does not, in time.
+    pub fn ended(&mut self) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("it does not run")?;
+        until(&format!("the end of {}", self.name), || Ok(child.try_wait()?))
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.yaml")
+    }
+
     /// SIGTERM; returns when it has ended, and fails unless it ended well.
     ///
     /// # Errors
@@ -193,15 +227,18 @@ impl Drop for Process {
     }
 }
 
-fn yaml(settings: &Settings, port: u16, admin: u16, folder: &Path) -> String {
+fn yaml(settings: &Settings, name: &str, port: u16, admin: u16, folder: &Path) -> String {
     let mut yaml = format!(
-        "pipeline: {}\nshards: {}\nlisten: 127.0.0.1:{port}\nadmin_listen: 127.0.0.1:{admin}\ndata_dir: {}\n",
+        "pipeline: {}\nworker: {name}\nshards: {}\nlisten: 127.0.0.1:{port}\nadmin_listen: 127.0.0.1:{admin}\ndata_dir: {}\n",
         settings.pipeline,
         settings.shards,
         folder.join("data").display()
     );
     if let Some(kafka) = &settings.kafka {
-        yaml.push_str(&format!("log:\n  kafka:\n    brokers: [\"{kafka}\"]\n    replication: 1\n"));
+        yaml.push_str(&format!(
+            "log:\n  kafka:\n    brokers: [\"{kafka}\"]\n    replication: {}\n",
+            settings.replication
+        ));
     }
     if let Some(uri) = &settings.mongodb {
         let database = settings.pipeline.replace('.', "_");
@@ -231,7 +268,7 @@ impl Pipeline {
     /// # Errors
     /// When it does not start.
     pub fn local(settings: &Settings) -> Result<Pipeline> {
-        Pipeline::start(settings, &["local"])
+        Pipeline::named(settings, &[("local", "local")])
     }
 
     /// Four processes, one per role.
@@ -239,21 +276,32 @@ impl Pipeline {
     /// # Errors
     /// When one does not start.
     pub fn roles(settings: &Settings) -> Result<Pipeline> {
-        Pipeline::start(settings, &["gateway", "unify", "action", "reaction"])
+        Pipeline::named(settings, &["gateway", "unify", "action", "reaction"].map(|role| (role, role)))
     }
 
-    fn start(settings: &Settings, roles: &[&'static str]) -> Result<Pipeline> {
-        let folder = tempfile::tempdir()?;
-        let mut processes = Vec::new();
-        for role in roles {
-            processes.push(Process::new(role, settings, folder.path())?);
+    /// Processes with these roles and names, the gateway first.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub fn named(settings: &Settings, processes: &[(&'static str, &str)]) -> Result<Pipeline> {
+        let mut pipeline = Pipeline::launched(settings, processes)?;
+        for process in &mut pipeline.processes {
+            process.ready()?;
         }
+        Ok(pipeline)
+    }
+
+    /// As [`Pipeline::named`], without waiting until they are ready.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub fn launched(settings: &Settings, processes: &[(&'static str, &str)]) -> Result<Pipeline> {
+        let folder = tempfile::tempdir()?;
+        let of = |(role, name): &(&'static str, &str)| Process::new(role, name, settings, folder.path());
+        let processes = processes.iter().map(of).collect::<Result<Vec<_>>>()?;
         let mut pipeline = Pipeline { processes, folder: Some(folder) };
         for process in &mut pipeline.processes {
             process.launch()?;
-        }
-        for process in &mut pipeline.processes {
-            process.ready()?;
         }
         Ok(pipeline)
     }

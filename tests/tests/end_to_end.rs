@@ -2,14 +2,12 @@
 //! started again in the middle, come to exactly what the generator's truth says (I1, I2, I8, I9).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use millstream::cli::{Admin, snapshot, usage};
-use millstream::generate::Load;
+use millstream::cli::{Admin, snapshot};
 use millstream_tests::conformance::unique;
-use millstream_tests::load::{Sending, check, generated, settings};
+use millstream_tests::load::{Sending, check, check_with_repeats, generated, settings};
 use millstream_tests::pipeline::{Pipeline, until};
 use millstream_tests::proxy::CuttingProxy;
 use millstream_tests::servers::{Kafka, Mongo};
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 #[test]
@@ -31,10 +29,10 @@ fn local_survives_kill_9_in_mid_load() {
         pipeline.processes[0].start().unwrap();
     }
     sending.finish().unwrap();
-    check_with_repeats(&pipeline, load.clone());
+    check_with_repeats(&pipeline, load.clone()).unwrap();
     pipeline.processes[0].terminate().unwrap();
     pipeline.processes[0].start().unwrap();
-    check_with_repeats(&pipeline, load);
+    check_with_repeats(&pipeline, load).unwrap();
 }
 
 #[test]
@@ -65,7 +63,7 @@ fn each_role_survives_kill_9_in_mid_load() {
         pipeline.processes[role].start().unwrap();
     }
     sending.finish().unwrap();
-    check_with_repeats(&pipeline, load);
+    check_with_repeats(&pipeline, load).unwrap();
 }
 
 #[test]
@@ -77,7 +75,7 @@ fn an_answer_that_is_lost_on_its_way_doubles_nothing() {
     sending.join().unwrap();
     assert!(proxy.cuts.load(Ordering::Relaxed) > 0, "no answer was cut");
     assert!(sending.repeated() > 0, "nothing was sent again");
-    check_with_repeats(&pipeline, load);
+    check_with_repeats(&pipeline, load).unwrap();
 }
 
 #[test]
@@ -102,32 +100,4 @@ fn what_the_configuration_says_of_unify_reaches_the_stage() {
     })
     .unwrap();
     assert_eq!(rejects[0].reason, "forbidden_identifier");
-}
-
-/// The truth, but for what was sent again: it is a duplicate and nothing else, so those sums are the only ones that may be higher.
-fn check_with_repeats(pipeline: &Pipeline, mut load: Load) {
-    let again = wait_for_duplicates(pipeline, &load);
-    for (tenant, truth) in &mut load.truth.tenants {
-        let extra = again.get(tenant).copied().unwrap_or(0);
-        truth.accepted += extra;
-        truth.duplicates += extra;
-    }
-    check(pipeline, &load).unwrap();
-}
-
-/// Per tenant, how many more duplicates there are than the truth says, once nothing is under way any more.
-fn wait_for_duplicates(pipeline: &Pipeline, load: &Load) -> BTreeMap<String, u64> {
-    let admins: Vec<Admin> = pipeline.admins().iter().map(|url| Admin::new(url).unwrap()).collect();
-    until("the end of the flow", || {
-        let sums = usage::sums(&usage::collect(&admins)?);
-        let done = load.truth.tenants.iter().all(|(tenant, truth)| {
-            sums.get(tenant).is_some_and(|sums| sums.in_progress == 0 && sums.effects >= truth.effects)
-        });
-        let extra = load.truth.tenants.iter().map(|(tenant, truth)| {
-            let found = sums.get(tenant).map_or(0, |sums| sums.duplicates);
-            (tenant.clone(), found.saturating_sub(truth.duplicates))
-        });
-        Ok(done.then(|| extra.collect()))
-    })
-    .unwrap()
 }

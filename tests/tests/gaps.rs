@@ -86,6 +86,7 @@ fn a_database_restored_from_a_backup_is_healed_document_by_document() {
         pipeline: pipeline.clone(),
         shards: 4,
         kafka: None,
+        replication: 1,
         mongodb: Some(Mongo::shared().unwrap().uri().to_owned()),
         tenants: vec![(tenant, key.clone())],
         otlp: None,

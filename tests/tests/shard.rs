@@ -10,7 +10,7 @@ use millstream_shard::runtime::{Environment, Limits, Shard};
 use millstream_shard::standby::{Acquired, Received, Standby};
 use millstream_shard::state::StateStore as _;
 use millstream_shard::topics::Topics;
-use millstream_shard::{Clock, Executor, ShardError};
+use millstream_shard::{Clock, Executor, Job, ShardError};
 use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
@@ -86,9 +86,16 @@ impl Clock for ManualClock {
 struct AtOnce;
 
 impl Executor for AtOnce {
-    fn run(&self, work: Box<dyn FnOnce() + Send>) {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
         work();
+        Box::new(Done)
     }
+}
+
+struct Done;
+
+impl Job for Done {
+    fn wait(self: Box<Self>) {}
 }
 
 struct Fixture {
@@ -134,8 +141,8 @@ impl Fixture {
         Shard::open(Counting, 0, self.environment(store), self.limits.clone(), self.store(store))
     }
 
-    fn standby(&self, name: &str) -> Standby {
-        Standby::open("unify", 0, self.environment(name), self.store(name)).unwrap()
+    fn standby(&self, name: &str) -> Box<Standby> {
+        Box::new(Standby::open("unify", 0, self.environment(name), self.store(name)).unwrap())
     }
 
     fn own(&self, acquired: Acquired) -> Shard<Counting> {
@@ -409,7 +416,7 @@ fn a_handoff_goes_to_the_prepared_client_back_and_forth() {
         run(&mut owner, 2);
         let mut next = fixture.standby(if name == "a" { "a again" } else { name });
         next.prepare().unwrap();
-        next.prefetch().unwrap();
+        next.prefetch(0).unwrap();
         fixture.send(&["x"], 0);
         run(&mut owner, 1);
         let (client, slot) = client(&next);

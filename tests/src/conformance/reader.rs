@@ -2,7 +2,7 @@
 
 use super::{eventually, unique};
 use millstream_shard::log::{
-    Consumer, Log, LogError, Message, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional,
+    Consumer, Log, LogError, Message, Outgoing, Producer, Retention, Start, TopicPartition, TopicSpec, Transactional,
 };
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -52,7 +52,7 @@ impl Read {
 
 /// How topics of the suite are made, unless a case is about it.
 pub fn spec(name: &str, partitions: u32) -> TopicSpec {
-    TopicSpec { name: name.to_owned(), partitions, append_time: false, keep: false }
+    TopicSpec { name: name.to_owned(), partitions, append_time: false, retention: Retention::Cluster }
 }
 
 /// A new topic.

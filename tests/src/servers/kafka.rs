@@ -86,6 +86,22 @@ impl Kafka {
         drop(self.nodes.remove(node));
     }
 
+    /// A node, to kill it and start it again.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn node(&mut self, node: usize) -> Result<&mut Server> {
+        self.nodes.get_mut(node).context("no such node")
+    }
+
+    /// Waits until all nodes are there.
+    ///
+    /// # Errors
+    /// When they are not in time.
+    pub fn is_whole(&self) -> Result<()> {
+        self.wait_until_ready()
+    }
+
     fn wait_until_ready(&self) -> Result<()> {
         let log = KafkaLog::new(self.config())?;
         let first = self.nodes.first().context("no node")?;

@@ -2,21 +2,30 @@
 //!
 //! The shell below starts the server and waits on its standard input, a pipe whose other end only this process has. When that end closes
 //! (dropped here, or by the kernel when this process dies in whatever way) the shell ends the server and removes its folder. It has a process
-//! group of its own, so that Ctrl-C reaches it by the pipe only.
+//! group of its own, so that Ctrl-C reaches it by the pipe only. Until then it takes orders by that pipe: to kill the server, and to start it again on
+//! the same folder.
 
 use anyhow::{Context, Result, bail};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const WATCHDOG: &str = r#"
 folder=$1; signal=$2; shift 2
-"$@" >"$folder/server.log" 2>&1 &
-server=$!
-echo "$server"
-read -r _
+run() {
+    "$@" >>"$folder/server.log" 2>&1 &
+    server=$!
+    echo "$server"
+}
+run "$@"
+while read -r order; do
+    case $order in
+    kill) kill -s KILL "$server"; wait "$server"; echo killed ;;
+    start) run "$@" ;;
+    esac
+done
 kill -s CONT "$server" 2>/dev/null
 kill -s "$signal" "$server" 2>/dev/null
 wait "$server"
@@ -36,6 +45,7 @@ pub enum Stop {
 #[derive(Debug)]
 pub struct Server {
     watchdog: Child,
+    answers: BufReader<ChildStdout>,
     pid: i32,
     folder: PathBuf,
 }
@@ -65,11 +75,39 @@ impl Server {
             .process_group(0)
             .spawn()
             .context("cannot start sh")?;
-        let output = watchdog.stdout.take().context("no output of the watchdog")?;
+        let answers = BufReader::new(watchdog.stdout.take().context("no output of the watchdog")?);
+        let mut server = Server { watchdog, answers, pid: 0, folder };
+        server.pid = server.answer()?.parse().context("the watchdog gave no process id")?;
+        Ok(server)
+    }
+
+    fn answer(&mut self) -> Result<String> {
         let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        let pid = line.trim().parse().with_context(|| format!("the watchdog said {line:?}"))?;
-        Ok(Server { watchdog, pid, folder })
+        self.answers.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    fn order(&mut self, order: &str) -> Result<String> {
+        let pipe = self.watchdog.stdin.as_mut().context("the watchdog takes no orders")?;
+        writeln!(pipe, "{order}")?;
+        self.answer()
+    }
+
+    /// `kill -9`; its folder stays, for [`Server::start_again`].
+    ///
+    /// # Errors
+    /// When the watchdog is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.order("kill").map(drop)
+    }
+
+    /// Starts a killed server again.
+    ///
+    /// # Errors
+    /// When the watchdog is gone.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.pid = self.order("start")?.parse().context("the watchdog gave no process id")?;
+        Ok(())
     }
 
     /// Its process id, for signals.
@@ -176,6 +214,17 @@ mod tests {
             drop(server);
             assert!(is_gone(pid, &folder));
         }
+    }
+
+    #[test]
+    fn a_killed_server_starts_again_on_its_folder() {
+        let mut server = sleeper(Stop::Kill);
+        let first = server.pid();
+        std::fs::write(server.folder().join("data"), "kept").unwrap();
+        server.kill().unwrap();
+        assert!(!server.is_running());
+        server.start_again().unwrap();
+        assert!(server.is_running() && server.pid() != first && server.folder().join("data").exists());
     }
 
     /// The test binary starts itself as the process that is killed.

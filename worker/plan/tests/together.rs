@@ -220,7 +220,7 @@ fn shard_status(me: &Incarnation, lock: &Lock, holds: bool, before: Option<Role>
         (_, None, _) => Role::Opening,
         _ => Role::Standby,
     };
-    let prepares = role == Role::Standby && *duty == Duty::Standby { prepare: true };
+    let prepares = role == Role::Standby && matches!(duty, Duty::Standby { prepare: true, .. });
     let prepared = prepares.then(|| format!("{me} at {}", lock.epoch));
     Some(ShardStatus { role, epoch: lock.epoch, prepared, ..ShardStatus::default() })
 }

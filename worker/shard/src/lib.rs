@@ -8,13 +8,16 @@ mod batch;
 pub mod cache;
 pub mod changelog;
 pub mod changes;
+pub mod control;
 pub mod documents;
 pub mod follower;
 mod inputs;
 pub mod log;
+pub mod member;
 pub mod output;
 pub mod ownership;
 pub mod runtime;
+pub mod seat;
 pub mod standby;
 pub mod state;
 pub mod sums;
@@ -28,8 +31,14 @@ pub trait Clock: Send + Sync {
 
 /// Where background work is done, off the commit path.
 pub trait Executor: Send + Sync {
-    /// Runs `work` some time, elsewhere.
-    fn run(&self, work: Box<dyn FnOnce() + Send>);
+    /// Runs `work` some time, elsewhere. A job that is dropped goes on.
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job>;
+}
+
+/// Background work that was begun.
+pub trait Job: Send {
+    /// Returns when the work has ended, or was given up.
+    fn wait(self: Box<Self>);
 }
 
 /// Why a shard cannot go on, by what its caller must do.

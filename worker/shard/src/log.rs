@@ -118,6 +118,18 @@ pub enum LogError {
     Unknown(String),
 }
 
+/// What a topic may forget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// What the cluster's settings, or `topic_properties`, say.
+    #[default]
+    Cluster,
+    /// Nothing by age or size, only by trimming: a changelog without its beginning is no changelog (I6).
+    Keep,
+    /// All but the newest message of each key.
+    Compact,
+}
+
 /// How a topic is to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {
@@ -127,8 +139,8 @@ pub struct TopicSpec {
     pub partitions: u32,
     /// True: messages carry the time at which the log took them (I7).
     pub append_time: bool,
-    /// True: nothing is ever deleted by age or size, only by trimming: a changelog without its beginning is no changelog (I6).
-    pub keep: bool,
+    /// What it may forget.
+    pub retention: Retention,
 }
 
 /// A partitioned log.

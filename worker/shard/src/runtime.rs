@@ -18,7 +18,7 @@ use crate::standby::{Acquired, Standby};
 use crate::state::{Forget, StateStore, StoreError};
 use crate::sums::Sums;
 use crate::topics::Topics;
-use crate::{Clock, Executor, ShardError};
+use crate::{Clock, Executor, Job, ShardError};
 use millstream_model::key::groups_of;
 use millstream_model::proto::{StatePosition, Usage};
 use millstream_model::reject::Reason;
@@ -128,6 +128,12 @@ struct Read {
     forget_before: u32,
 }
 
+/// A flush under way.
+struct Flush<V> {
+    job: Box<dyn Job>,
+    written: Receiver<Result<Frozen<V>, StoreError>>,
+}
+
 /// A shard that this process owns.
 pub struct Shard<S: Stage> {
     stage: S,
@@ -146,7 +152,7 @@ pub struct Shard<S: Stage> {
     position: StatePosition,
     sums: Sums,
     out: Outbox,
-    flushing: Option<Receiver<Result<Frozen<S::Value>, StoreError>>>,
+    flushing: Option<Flush<S::Value>>,
     /// Bytes of changes in the changelog since the last flush.
     replay_bytes: usize,
     /// When the end of the changelog was noted, and when a batch was committed last, milliseconds since 1970.
@@ -353,15 +359,15 @@ impl<S: Stage> Shard<S> {
         self.replay_bytes = 0;
         let (frozen, store, position) = (self.cache.freeze(), self.store.clone(), self.position.clone());
         let sums = self.sums.entries();
-        let (done, flushing) = channel();
-        self.flushing = Some(flushing);
-        self.environment.executor.run(Box::new(move || {
+        let (done, written) = channel();
+        let job = self.environment.executor.run(Box::new(move || {
             let result = frozen.write(&*store, &sums, &position).and_then(|()| store.sync()).map(|()| frozen);
             // Whoever waits for this may open the same store again at once.
             drop(store);
             // Nobody listens any more when the shard was closed.
             let _ = done.send(result);
         }));
+        self.flushing = Some(Flush { job, written });
     }
 
     fn changelog_end(&self) -> Result<u64, ShardError> {
@@ -370,14 +376,26 @@ impl<S: Stage> Shard<S> {
     }
 
     fn collect_flush(&mut self, wait: bool) -> Result<(), ShardError> {
-        let Some(flushing) = &self.flushing else { return Ok(()) };
-        let result = if wait { flushing.recv().map_err(|_| TryRecvError::Disconnected) } else { flushing.try_recv() };
-        match result {
-            Err(TryRecvError::Empty) => return Ok(()),
-            Err(TryRecvError::Disconnected) => return Err(ShardError::Reopen("a flush was given up".into())),
-            Ok(result) => self.cache.flushed(&result?),
+        let Some(Flush { job, written }) = self.flushing.take() else { return Ok(()) };
+        match written.try_recv() {
+            Err(TryRecvError::Empty) if !wait => {
+                self.flushing = Some(Flush { job, written });
+                Ok(())
+            }
+            Err(TryRecvError::Empty) => {
+                job.wait();
+                self.flushed(written.try_recv())
+            }
+            decided => self.flushed(decided),
         }
-        self.flushing = None;
+    }
+
+    fn flushed(
+        &mut self,
+        result: Result<Result<Frozen<S::Value>, StoreError>, TryRecvError>,
+    ) -> Result<(), ShardError> {
+        let frozen = result.map_err(|_| ShardError::Reopen("a flush was given up".into()))??;
+        self.cache.flushed(&frozen);
         Ok(())
     }
 
@@ -415,13 +433,18 @@ impl<S: Stage> Shard<S> {
     pub fn progress(&self) -> (u64, u64) {
         (self.position.batch_number, self.position.epoch)
     }
+
+    /// The last committed batch. Its `changelog_offset` is where a follower has to start, which is noted now and then only.
+    pub fn position(&self) -> &StatePosition {
+        &self.position
+    }
 }
 
 impl<S: Stage> Drop for Shard<S> {
     /// A flush that is under way must end before somebody opens the same local store again.
     fn drop(&mut self) {
-        if let Some(flushing) = self.flushing.take() {
-            let _ = flushing.recv();
+        if let Some(flush) = self.flushing.take() {
+            flush.job.wait();
         }
     }
 }

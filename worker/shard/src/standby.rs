@@ -14,6 +14,9 @@ use millstream_model::proto::StatePosition;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Inputs that were fetched ahead are used for so long.
+const PREFETCH_MS: u64 = 5_000;
+
 /// A shard that this process follows.
 pub struct Standby {
     stage: &'static str,
@@ -22,7 +25,8 @@ pub struct Standby {
     store: Arc<dyn StateStore>,
     follower: Follower,
     prepared: Option<Prepared>,
-    inputs: Option<Inputs>,
+    /// Fetched ahead, and since when.
+    inputs: Option<(Inputs, u64)>,
 }
 
 /// Everything that an owner starts with.
@@ -68,6 +72,14 @@ impl Standby {
         self.follower.follow(wait)
     }
 
+    /// Writes what was read to the local store.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn settle(&mut self) -> Result<(), ShardError> {
+        self.follower.settle()
+    }
+
     /// How many messages of the changelog are still to be read.
     ///
     /// # Errors
@@ -103,14 +115,16 @@ impl Standby {
         Ok(())
     }
 
-    /// Fetches the inputs ahead, for a handoff that is near.
+    /// Fetches the inputs ahead, for a handoff that is near; anew when the owner has gone on for long, since all of that would have to be skipped.
     ///
     /// # Errors
     /// [`ShardError`].
-    pub fn prefetch(&mut self) -> Result<(), ShardError> {
-        if self.inputs.is_none() {
+    pub fn prefetch(&mut self, now_ms: u64) -> Result<(), ShardError> {
+        let is_fresh = |(_, since): &(Inputs, u64)| now_ms < since.saturating_add(PREFETCH_MS);
+        if !self.inputs.as_ref().is_some_and(is_fresh) {
             let (log, topics) = (&*self.environment.log, &self.environment.topics);
-            self.inputs = Some(Inputs::open(log, topics, self.stage, self.shard, self.follower.position())?);
+            let inputs = Inputs::open(log, topics, self.stage, self.shard, self.follower.position())?;
+            self.inputs = Some((inputs, now_ms));
         }
         Ok(())
     }
@@ -119,14 +133,14 @@ impl Standby {
     ///
     /// # Errors
     /// [`ShardError`]: open it again.
-    pub fn receive(mut self, plan: PlanNumber) -> Result<Received, ShardError> {
-        let Some(prepared) = self.prepared.take() else { return Ok(Received::Waiting(Box::new(self))) };
+    pub fn receive(mut self: Box<Self>, plan: PlanNumber) -> Result<Received, ShardError> {
+        let Some(prepared) = self.prepared.take() else { return Ok(Received::Waiting(self)) };
         let claim = claim(&self.environment, self.stage, self.shard, plan);
         match claim.receive(prepared, &mut self.follower)? {
             Ok(lease) => self.acquired(lease).map(|acquired| Received::Ours(Box::new(acquired))),
             Err(prepared) => {
                 self.prepared = Some(prepared);
-                Ok(Received::Waiting(Box::new(self)))
+                Ok(Received::Waiting(self))
             }
         }
     }
@@ -146,7 +160,8 @@ impl Standby {
         self.follower.settle()?;
         let position = self.follower.position().clone();
         let (shard, environment, store) = (self.shard, self.environment, self.store);
-        Ok(Acquired { shard, environment, store, position, lease, inputs: self.inputs })
+        let inputs = self.inputs.map(|(inputs, _)| inputs);
+        Ok(Acquired { shard, environment, store, position, lease, inputs })
     }
 }
 

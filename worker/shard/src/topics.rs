@@ -1,9 +1,9 @@
 //! Names of a pipeline's topics.
 //!
 //! Internal topics carry the generation, so that a restored pipeline starts with new ones; `ingress`, `events` and `rejects` do not.
-//! Every topic of a pipeline has the same number of partitions.
+//! Every topic of a pipeline has the same number of partitions, but for `control` and `status`, which are small and have one.
 
-use crate::log::TopicSpec;
+use crate::log::{Retention, TopicSpec};
 use std::sync::Arc;
 
 /// The topics of one pipeline in one generation.
@@ -27,6 +27,10 @@ pub struct Topics {
     pub events: Arc<str>,
     /// Rejects: public.
     pub rejects: Arc<str>,
+    /// Plans and format levels, of every generation: what tells a worker that it belongs to an older one.
+    pub control: Arc<str>,
+    /// What every worker says about itself.
+    pub status: Arc<str>,
 }
 
 impl Topics {
@@ -44,6 +48,8 @@ impl Topics {
             mutations: internal("mutations"),
             events: public("events"),
             rejects: public("rejects"),
+            control: public("control"),
+            status: public("status"),
         }
     }
 
@@ -65,10 +71,15 @@ impl Topics {
             name: name.to_string(),
             partitions: self.shards,
             append_time: false,
-            keep: false,
+            retention: Retention::Cluster,
         };
         let ingress = TopicSpec { append_time: true, ..spec(&self.ingress) };
-        let kept = changelogs.iter().map(|name| TopicSpec { keep: true, ..spec(name) });
-        [ingress].into_iter().chain(plain.into_iter().map(spec)).chain(kept).collect()
+        let kept = changelogs.iter().map(|name| TopicSpec { retention: Retention::Keep, ..spec(name) });
+        let compacted = [&self.control, &self.status].map(|name| TopicSpec {
+            partitions: 1,
+            retention: Retention::Compact,
+            ..spec(name)
+        });
+        [ingress].into_iter().chain(plain.into_iter().map(spec)).chain(kept).chain(compacted).collect()
     }
 }

@@ -5,6 +5,7 @@
 //! | `/livez` | 200 while the process can answer at all |
 //! | `/readyz` | 200, or 503 with what is not ready |
 //! | `/metrics` | Prometheus text |
+//! | `/v1/shards` | JSON list: who has which shard, how far, in which role |
 //! | `/v1/usage` | JSON list: sums per tenant and stage of this process's shards (I2) |
 //! | `/v1/inspect/{user or device}?tenant=T&id=user_id=42` | JSON: what is known, or 404 |
 //! | `/v1/documents?tenant=T&collection=users&id=ID` | NDJSON from the document store |
@@ -12,6 +13,7 @@
 
 mod documents;
 mod mutation;
+mod shards;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 
 pub use mutation::mutation_json;
+pub use shards::ShardRow;
 
 /// Tails at one time; each costs a thread and a consumer.
 const MAX_TAILS: usize = 16;
@@ -88,6 +91,9 @@ pub trait Inspect: Send + Sync {
     /// Sums per tenant and stage, over this process's shards.
     fn usage(&self) -> Vec<TenantUsage>;
 
+    /// Every worker's shards, as far as this process hears of them: of a process without a plan, its own.
+    fn shards(&self) -> Vec<ShardRow>;
+
     /// What is known of a user or device: identifiers, attributes with when and by which record they were set, merge history. `None` when
     /// there is none by this identifier.
     ///
@@ -130,6 +136,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/v1/usage", get(usage))
+        .route("/v1/shards", get(shards::shards))
         .route("/v1/inspect/{subject}", get(inspect))
         .route("/v1/documents", get(documents::documents))
         .route("/v1/tail/{topic}", get(tail::tail))
@@ -138,7 +145,7 @@ pub fn router(state: AdminState) -> Router {
 }
 
 async fn unknown_path(request: Request) -> Response {
-    let paths = "/livez, /readyz, /metrics, /v1/usage, /v1/inspect/user, /v1/inspect/device, /v1/documents, /v1/tail/events, /v1/tail/mutations, /v1/tail/rejects";
+    let paths = "/livez, /readyz, /metrics, /v1/usage, /v1/shards, /v1/inspect/user, /v1/inspect/device, /v1/documents, /v1/tail/events, /v1/tail/mutations, /v1/tail/rejects";
     problem(
         StatusCode::NOT_FOUND,
         format!("there is nothing at {}; there is {paths}", request.uri().path().escape_debug()),

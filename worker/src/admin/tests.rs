@@ -93,6 +93,10 @@ impl Check for Fixed {
 struct FixedState;
 
 impl Inspect for FixedState {
+    fn shards(&self) -> Vec<ShardRow> {
+        vec![ShardRow { worker: "w".into(), stage: "unify".into(), role: "owner".into(), ..ShardRow::default() }]
+    }
+
     fn usage(&self) -> Vec<TenantUsage> {
         let row = |tenant: &str| TenantUsage {
             tenant: tenant.into(),

@@ -9,9 +9,11 @@ mod demo;
 mod generate;
 mod input;
 mod inspect;
+mod plan;
 mod request;
 mod send;
 pub mod sender;
+mod shards;
 pub mod snapshot;
 mod tail;
 pub mod usage;
@@ -54,6 +56,10 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Print each tenant's sums, and check that they add up
     Usage(usage::UsageArgs),
+    /// Show who has which shard, how far, in which role
+    Shards(shards::ShardsArgs),
+    /// Show, make or publish the plan that says who owns which shard
+    Plan(plan::PlanArgs),
     /// Write realistic records into files, and what must come of them
     Generate(generate::GenerateArgs),
     /// Start a pipeline, send records through it, and check everything that comes out
@@ -69,6 +75,8 @@ pub fn main() -> ExitCode {
         Command::Tail(args) => tail::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Usage(args) => usage::run(&args),
+        Command::Shards(args) => shards::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

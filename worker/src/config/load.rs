@@ -1,6 +1,6 @@
 //! Reading a configuration: file, then flags and environment, then what the schema cannot say.
 
-use super::{ApiKey, Config, Documents, Kafka, Log, LogFormat, Mongodb, Owned, Ratio, Shards, Size};
+use super::{ApiKey, Config, Documents, Kafka, Log, LogFormat, Mongodb, Owned, Ownership, Ratio, Shards, Size};
 use millstream_stores::embedded::log::LogOptions;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -180,6 +180,7 @@ fn complaint(field: impl Into<String>, message: impl Into<String>) -> Result<(),
 /// What a schema cannot say.
 fn check(config: &Config) -> Result<(), Complaint> {
     check_shards(config)?;
+    check_ownership(config)?;
     check_stores(config)?;
     check_tenants(config)?;
     check_limits(config)?;
@@ -213,6 +214,17 @@ fn check_shards(config: &Config) -> Result<(), Complaint> {
         Some(twice) => complaint("owned", format!("shard {twice} is listed twice")),
         None => Ok(()),
     }
+}
+
+fn check_ownership(config: &Config) -> Result<(), Complaint> {
+    let Ownership::Plan(plan) = &config.ownership else { return Ok(()) };
+    if config.owned != Owned::All {
+        return complaint(
+            "owned",
+            "belongs to `ownership: static`; with a plan, the plan says which shards are whose: leave it out",
+        );
+    }
+    plan.check().map_err(|(field, message)| (format!("ownership.plan.{field}"), message.to_owned()))
 }
 
 fn check_stores(config: &Config) -> Result<(), Complaint> {

@@ -6,6 +6,7 @@
 
 mod action;
 mod load;
+mod ownership;
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod units;
 
 pub use action::Action;
 pub use load::{ConfigArgs, ConfigError, load, parse};
+pub use ownership::{Ownership, PlanOwnership};
 pub use secret::{KeyHash, Secret, without_credentials};
 pub use units::{Millis, Size};
 
@@ -45,7 +47,10 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Folder of local state and of the embedded stores (default `./data`).
     pub data_dir: PathBuf,
-    /// Shards that this process owns: `all` or a list such as `[0, 1]` (default `all`).
+    /// How this process knows its shards: `static`, by `owned`, or `plan`, by the plan in `control` (default `static`).
+    #[serde(with = "serde_yaml::with::singleton_map")]
+    pub ownership: Ownership,
+    /// Shards that this process owns when `ownership` is `static`: `all` or a list such as `[0, 1]` (default `all`).
     pub owned: Owned,
     /// The log: `embedded` or `kafka` (default `embedded`).
     #[serde(with = "serde_yaml::with::singleton_map")]
@@ -81,6 +86,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             data_dir: PathBuf::from("./data"),
+            ownership: Ownership::Static,
             owned: Owned::All,
             log: Log::Embedded,
             documents: Documents::Embedded,

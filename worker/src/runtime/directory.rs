@@ -1,7 +1,9 @@
 //! What the admin port sees of this process's shards: their condition, their sums, and what they know of a user or device.
 
-use super::stage::{Condition, Query, ShardStatus};
-use crate::admin::{Check, Inspect, Subject, TenantUsage};
+use super::desk::{Condition, Desk};
+use super::membership;
+use super::stage::Query;
+use crate::admin::{Check, Inspect, ShardRow, Subject, TenantUsage};
 use millstream_model::key::shard_of;
 use millstream_model::proto::Identifier;
 use millstream_shard::log::{Log, TopicPartition};
@@ -21,19 +23,28 @@ const MAX_HOPS: usize = 64;
 /// The shards of this process.
 pub struct Directory {
     shards: u32,
-    statuses: Vec<Arc<ShardStatus>>,
+    worker: String,
+    desks: Vec<Arc<Desk>>,
     actions: Mutex<BTreeMap<u32, Sender<Query<ActionStage>>>>,
+    /// Of a process that follows the plan.
+    membership: Option<Arc<membership::Shared>>,
 }
 
 impl Directory {
     /// Of a pipeline with so many shards per stage; none of them is here yet.
-    pub fn new(shards: u32) -> Directory {
-        Directory { shards, statuses: Vec::new(), actions: Mutex::default() }
+    pub fn new(shards: u32, worker: &str) -> Directory {
+        let worker = worker.to_owned();
+        Directory { shards, worker, desks: Vec::new(), actions: Mutex::default(), membership: None }
     }
 
     /// Adds a shard.
-    pub fn add(&mut self, status: Arc<ShardStatus>) {
-        self.statuses.push(status);
+    pub fn add(&mut self, desk: Arc<Desk>) {
+        self.desks.push(desk);
+    }
+
+    /// Says where other processes' shards are seen.
+    pub fn set_membership(&mut self, shared: Arc<membership::Shared>) {
+        self.membership = Some(shared);
     }
 
     /// Adds the way to ask an action shard.
@@ -42,8 +53,12 @@ impl Directory {
     }
 
     /// All shards.
-    pub fn statuses(&self) -> &[Arc<ShardStatus>] {
-        &self.statuses
+    pub fn desks(&self) -> &[Arc<Desk>] {
+        &self.desks
+    }
+
+    fn own_row(&self, desk: &Desk) -> Option<ShardRow> {
+        Some(ShardRow::of(&self.worker, &desk.id(), &desk.status()?))
     }
 }
 
@@ -65,20 +80,24 @@ impl Directory {
             // Whoever asked may have lost patience.
             let _ = answer.send(found.map_err(|error| error.to_string()));
         });
-        let waiting = || format!("action shard {shard} is being opened; try again");
-        queries.send(query).map_err(|_| waiting())?;
-        answered.recv_timeout(PATIENCE).map_err(|_| waiting())?
+        let elsewhere = || {
+            format!(
+                "action shard {shard} is not owned by this process now; `millstream shards` says who owns it. If it is being opened here, try again"
+            )
+        };
+        queries.send(query).map_err(|_| elsewhere())?;
+        answered.recv_timeout(PATIENCE).map_err(|_| elsewhere())?
     }
 }
 
 impl Inspect for Directory {
     fn usage(&self) -> Vec<TenantUsage> {
         let mut sums: BTreeMap<(String, &'static str), TenantUsage> = BTreeMap::new();
-        for status in &self.statuses {
-            for (tenant, usage) in status.usage() {
-                let row = sums.entry((tenant.clone(), status.stage)).or_insert_with(|| TenantUsage {
+        for desk in &self.desks {
+            for (tenant, usage) in desk.usage() {
+                let row = sums.entry((tenant.clone(), desk.stage)).or_insert_with(|| TenantUsage {
                     tenant,
-                    stage: status.stage.to_owned(),
+                    stage: desk.stage.to_owned(),
                     ..TenantUsage::default()
                 });
                 row.accepted += usage.accepted;
@@ -90,6 +109,13 @@ impl Inspect for Directory {
             }
         }
         sums.into_values().collect()
+    }
+
+    fn shards(&self) -> Vec<ShardRow> {
+        match &self.membership {
+            None => self.desks.iter().filter_map(|desk| self.own_row(desk)).collect(),
+            Some(shared) => shared.reports().iter().flat_map(ShardRow::all).collect(),
+        }
     }
 
     fn inspect(&self, subject: Subject, tenant: &str, identifier: &Identifier) -> Result<Option<Value>, String> {
@@ -115,7 +141,7 @@ fn json(view: &impl serde::Serialize) -> Result<Option<Value>, String> {
 }
 
 /// A shard is ready when it works.
-pub struct ShardCheck(pub Arc<ShardStatus>);
+pub struct ShardCheck(pub Arc<Desk>);
 
 impl Check for ShardCheck {
     fn name(&self) -> String {
@@ -124,7 +150,7 @@ impl Check for ShardCheck {
 
     fn check(&self) -> Result<(), String> {
         match self.0.condition() {
-            Condition::Running => Ok(()),
+            Condition::Running | Condition::Following | Condition::Closed => Ok(()),
             Condition::Opening => Err("is being opened".into()),
             Condition::Retrying(message) => Err(format!("is opened again: {message}")),
             Condition::Stopped(message) => Err(format!("stopped: {message}")),

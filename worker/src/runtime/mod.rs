@@ -5,7 +5,9 @@
 //! next start finds everything that was acknowledged in the log.
 
 pub mod backoff;
+pub mod desk;
 pub mod directory;
+pub mod membership;
 pub mod observe;
 pub mod reaction;
 pub mod stage;
@@ -14,13 +16,17 @@ pub mod system;
 mod writers;
 
 use crate::admin::{self, AdminState, Check};
-use crate::config::{self, ApiKey, Config, ConfigArgs, Tenant};
+use crate::config::{self, ApiKey, Config, ConfigArgs, Ownership, Tenant};
 use crate::gateway::{self, GatewayState};
 use crate::telemetry::{self, Metrics, SpanExporter};
 use anyhow::{Context, Result};
+use desk::Desk;
 use directory::{Directory, LogCheck, ShardCheck};
+use membership::{MemberSettings, Membership, Starter};
+use millstream_plan::view::Duty;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
+use millstream_shard::member::Profile;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::{Environment, Limits};
 use millstream_shard::topics::Topics;
@@ -29,9 +35,9 @@ use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
 use observe::{Exports, Observer};
 use reaction::{ReactionLimits, ReactionThread};
-use stage::{ShardStatus, StageHandle, StageThread};
-use std::marker::PhantomData;
+use stage::{Query, SeatThread};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stores::{Creation, StateFolder};
@@ -50,6 +56,18 @@ pub enum Role {
     Action,
     /// Mutations in, documents out.
     Reaction,
+}
+
+impl Role {
+    /// The stage whose shards it owns; the gateway has none.
+    fn stage(&self) -> Option<&'static str> {
+        match self {
+            Role::Gateway => None,
+            Role::Unify => Some("unify"),
+            Role::Action => Some("action"),
+            Role::Reaction => Some("reaction"),
+        }
+    }
 }
 
 /// Arguments of `millstream local`.
@@ -84,6 +102,10 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 /// The configuration, a store or a port is no good; says which and what to do.
 pub fn local(args: &LocalArgs) -> Result<()> {
     let mut config = config::load(&args.config)?;
+    anyhow::ensure!(
+        config.ownership == Ownership::Static,
+        "a pipeline in one process owns all its shards: leave `ownership` out, or run `millstream worker` processes"
+    );
     if config.tenants.is_empty() {
         let name = TRIAL.0.parse().map_err(anyhow::Error::msg)?;
         config.tenants.push(Tenant { name, api_keys: vec![ApiKey::plain(TRIAL.1)] });
@@ -129,8 +151,30 @@ struct Process {
     topics: Topics,
     creation: Arc<Creation>,
     directory: Arc<Directory>,
+    /// Of a process that follows the plan.
+    membership: Option<Arc<membership::Shared>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<Stop>,
+}
+
+/// The shards of a process that is being opened.
+struct Shards {
+    /// Each shard's first.
+    duty: Duty,
+    directory: Directory,
+    starters: Vec<Starter>,
+}
+
+impl Shards {
+    fn desk(&mut self, stage: &'static str, shard: u32) -> Arc<Desk> {
+        let desk = Arc::new(Desk::new(stage, shard, self.duty.clone()));
+        self.directory.add(desk.clone());
+        desk
+    }
+
+    fn add(&mut self, starter: impl FnOnce(&Environment) -> std::io::Result<JoinHandle<()>> + Send + 'static) {
+        self.starters.push(Box::new(starter));
+    }
 }
 
 impl Process {
@@ -145,7 +189,8 @@ impl Process {
         let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
         let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
         let mut process = Process {
-            directory: Arc::new(Directory::new(config.shards.0)),
+            directory: Arc::new(Directory::new(config.shards.0, config.worker.as_str())),
+            membership: None,
             stop: Arc::new(Stop::default()),
             creation: Arc::new(Creation::new(log.clone(), topics.clone())),
             threads: Vec::new(),
@@ -160,34 +205,73 @@ impl Process {
         Ok(process)
     }
 
+    /// Makes a desk for every shard that may be this process's, and starts their threads: at once, or when this process has joined the pipeline.
     fn start_shards(&mut self, roles: &[Role]) -> Result<()> {
+        let mut shards = Shards {
+            duty: if matches!(self.config.ownership, Ownership::Static) { Duty::Own } else { Duty::Nothing },
+            directory: Directory::new(self.config.shards.0, self.config.worker.as_str()),
+            starters: Vec::new(),
+        };
         let observer: Arc<dyn Observer> = Arc::new(Exports::new(self.metrics.clone(), self.spans.clone()));
-        let (environment, folder) = (self.environment(), StateFolder::new(&self.config));
-        let mut directory = Directory::new(self.config.shards.0);
+        let folder = StateFolder::new(&self.config);
         for shard in self.config.owned_shards() {
             if roles.contains(&Role::Unify) {
-                let rules = self.config.unify.clone();
+                let (rules, (_, waiting)) = (self.config.unify.clone(), channel());
                 let make = move || Unify::new(rules.clone());
-                let handle = self.stage("unify", shard, make, &environment, &folder, &observer)?;
-                self.threads.push(handle.thread);
-                directory.add(handle.status);
+                let thread = self.seat("unify", shard, make, waiting, &folder, &observer, &mut shards);
+                shards.add(move |environment| thread.start(environment));
             }
             if roles.contains(&Role::Action) {
-                let limits = self.config.action.limits();
+                let (limits, (queries, waiting)) = (self.config.action.limits(), channel());
                 let make = move || ActionStage::new(limits.clone());
-                let handle = self.stage("action", shard, make, &environment, &folder, &observer)?;
-                self.threads.push(handle.thread);
-                directory.add_action(shard, handle.queries);
-                directory.add(handle.status);
+                let thread = self.seat("action", shard, make, waiting, &folder, &observer, &mut shards);
+                shards.directory.add_action(shard, queries);
+                shards.add(move |environment| thread.start(environment));
             }
             if roles.contains(&Role::Reaction) {
-                let (status, thread) = self.reaction(shard, &environment, &observer)?;
-                self.threads.push(thread);
-                directory.add(status);
+                let thread = self.reaction(shard, &observer, &mut shards)?;
+                shards.add(move |environment| thread.start(environment));
+            }
+        }
+        self.start(roles, shards)
+    }
+
+    fn start(&mut self, roles: &[Role], shards: Shards) -> Result<()> {
+        let Shards { mut directory, starters, .. } = shards;
+        let environment = self.environment();
+        match &self.config.ownership {
+            Ownership::Plan(plan) if !starters.is_empty() => {
+                let settings = MemberSettings {
+                    profile: self.profile(plan, roles),
+                    bounds: plan.bounds(),
+                    release: plan.release.duration(),
+                };
+                let (creation, stop) = (self.creation.clone(), self.stop.clone());
+                let desks = directory.desks().to_vec();
+                let membership = Membership::new(settings, environment, creation, desks, starters, stop);
+                directory.set_membership(membership.shared());
+                self.membership = Some(membership.shared());
+                self.threads.push(membership.start()?);
+            }
+            _ => {
+                for start in starters {
+                    self.threads.push(start(&environment)?);
+                }
             }
         }
         self.directory = Arc::new(directory);
         Ok(())
+    }
+
+    fn profile(&self, plan: &config::PlanOwnership, roles: &[Role]) -> Profile {
+        let text = |name: &Option<config::Name>| name.as_ref().map(ToString::to_string).unwrap_or_default();
+        Profile {
+            worker: self.config.worker.to_string(),
+            zone: text(&plan.zone),
+            node: text(&plan.node),
+            capacity: plan.capacity,
+            stages: roles.iter().filter_map(Role::stage).map(str::to_owned).collect(),
+        }
     }
 
     fn environment(&self) -> Environment {
@@ -201,21 +285,23 @@ impl Process {
         }
     }
 
-    fn stage<S: Stage + 'static>(
+    #[allow(clippy::too_many_arguments)]
+    fn seat<S: Stage + 'static>(
         &self,
         name: &'static str,
         shard: u32,
         make: impl Fn() -> S + Send + 'static,
-        environment: &Environment,
+        queries: Receiver<Query<S>>,
         folder: &StateFolder,
         observer: &Arc<dyn Observer>,
-    ) -> Result<StageHandle<S>> {
+        shards: &mut Shards,
+    ) -> SeatThread<S> {
         let folder = folder.clone();
-        let thread = StageThread {
-            make,
-            open_store: move || folder.open(name, shard),
-            shard,
-            environment: environment.clone(),
+        SeatThread {
+            desk: shards.desk(name, shard),
+            queries,
+            make: Box::new(make),
+            open_store: Box::new(move || folder.open(name, shard)),
             creation: self.creation.clone(),
             limits: Limits {
                 batch_records: self.config.batch.max_records,
@@ -225,20 +311,12 @@ impl Process {
             },
             observer: observer.clone(),
             stop: self.stop.clone(),
-            stage: PhantomData,
-        };
-        Ok(thread.spawn(name)?)
+        }
     }
 
-    fn reaction(
-        &self,
-        shard: u32,
-        environment: &Environment,
-        observer: &Arc<dyn Observer>,
-    ) -> Result<(Arc<ShardStatus>, JoinHandle<()>)> {
-        let thread = ReactionThread {
-            shard,
-            environment: environment.clone(),
+    fn reaction(&self, shard: u32, observer: &Arc<dyn Observer>, shards: &mut Shards) -> Result<ReactionThread> {
+        Ok(ReactionThread {
+            desk: shards.desk("reaction", shard),
             creation: self.creation.clone(),
             documents: self.documents.clone().context("the role reaction needs a document store")?,
             limits: ReactionLimits {
@@ -247,8 +325,7 @@ impl Process {
             },
             observer: observer.clone(),
             stop: self.stop.clone(),
-        };
-        Ok(thread.spawn()?)
+        })
     }
 
     async fn serve(self, roles: &[Role]) -> Result<()> {
@@ -272,13 +349,22 @@ impl Process {
             };
         }
         self.announce(roles);
-        signal.await?;
+        let fenced = self.until_told(&mut signal).await?;
         tracing::info!("stopping");
         public_stop.cancel();
         if let Some(public) = public {
             public.await??;
         }
+        if fenced.is_none()
+            && let Some(membership) = &self.membership
+        {
+            membership.leave();
+            membership.ended().await;
+        }
         self.stop.stop();
+        for desk in self.directory.desks() {
+            desk.wake();
+        }
         let (threads, spans) = (self.threads, self.spans);
         tokio::task::spawn_blocking(move || {
             let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
@@ -289,7 +375,19 @@ impl Process {
         .await??;
         admin_stop.cancel();
         admin.await??;
-        Ok(())
+        match fenced {
+            Some(why) => Err(anyhow::anyhow!(why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns at a signal, or with the reason why this process may not go on.
+    async fn until_told(&self, signal: &mut (impl Future<Output = Result<()>> + Unpin)) -> Result<Option<String>> {
+        let Some(membership) = self.membership.clone() else { return signal.await.map(|()| None) };
+        tokio::select! {
+            signalled = signal => signalled.map(|()| None),
+            fenced = membership.ended() => Ok(fenced),
+        }
     }
 
     /// Opens the public port, once the log is there: a gateway that cannot keep its promise had better not listen.
@@ -314,8 +412,11 @@ impl Process {
 
     fn admin_state(&self) -> AdminState {
         let mut checks: Vec<Box<dyn Check>> = vec![Box::new(LogCheck::new(self.log.clone(), &self.topics))];
-        let shards = self.directory.statuses().iter();
-        checks.extend(shards.map(|status| Box::new(ShardCheck(status.clone())) as Box<dyn Check>));
+        let desks = self.directory.desks().iter();
+        checks.extend(desks.map(|desk| Box::new(ShardCheck(desk.clone())) as Box<dyn Check>));
+        if let Some(membership) = &self.membership {
+            checks.push(Box::new(membership::PlanCheck(membership.clone())));
+        }
         AdminState::new(
             checks,
             self.metrics.clone(),

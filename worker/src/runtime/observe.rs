@@ -18,6 +18,9 @@ pub trait Observer: Send + Sync {
     /// The new sums of some tenants in a shard, as committed.
     fn usage(&self, stage: &'static str, shard: u32, usage: &BTreeMap<String, Usage>);
 
+    /// A shard is another process's now, and so are its sums.
+    fn lost(&self, stage: &'static str, shard: u32);
+
     /// A record was rejected.
     fn rejected(&self, stage: &'static str, tenant: &str, reason: Reason);
 
@@ -64,6 +67,16 @@ impl Observer for Exports {
             shards.insert(shard, *changed);
             let total: Usage = shards.values().sum();
             self.metrics.stages.usage(stage, tenant, &total);
+        }
+    }
+
+    fn lost(&self, stage: &'static str, shard: u32) {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((of, tenant), shards) in sums.iter_mut().filter(|((of, _), _)| *of == stage) {
+            if shards.remove(&shard).is_some() {
+                let total: Usage = shards.values().sum();
+                self.metrics.stages.usage(of, tenant, &total);
+            }
         }
     }
 

@@ -3,10 +3,13 @@
 //! The logic is `stages::reaction`; this only moves values: frames in, bulks out, outcomes back, requests for whole documents to
 //! `exchange.action`, and the position into the stage's changelog once a second and at the end. After a crash some mutations are written
 //! again, which their guard makes harmless (I8).
+//!
+//! Who has a partition is the plan's word alone: this stage needs no lock, and two processes on one partition do no harm (I8). So there is nothing to prepare
+//! and nothing to follow: a standby is a process that would begin at once, and says so by a prepared client of that name.
 
 use super::backoff::Backoff;
+use super::desk::{Condition, Desk};
 use super::observe::Observer;
-use super::stage::{Condition, ShardStatus};
 use super::stores::Creation;
 use super::system::Stop;
 use super::writers::{Outcomes, Writers};
@@ -15,6 +18,8 @@ use millstream_model::key::{GROUPS, shard_of};
 use millstream_model::proto::{Batch, Changelog, Mutation, Position, changelog::Record};
 use millstream_model::reject::{About, Reason, Refusal, Reject};
 use millstream_model::{id::hex, trace};
+use millstream_plan::status::{Role, ShardStatus};
+use millstream_plan::view::Duty;
 use millstream_shard::ShardError;
 use millstream_shard::changelog;
 use millstream_shard::documents::DocumentStore;
@@ -63,10 +68,8 @@ const RECORD_EVERY_MS: u64 = 1000;
 
 /// Everything a partition's thread needs.
 pub struct ReactionThread {
-    /// Which partition.
-    pub shard: u32,
-    /// What it stands on.
-    pub environment: Environment,
+    /// Which partition, and who is to work on it.
+    pub desk: Arc<Desk>,
     /// The pipeline's topics.
     pub creation: Arc<Creation>,
     /// Where documents go.
@@ -79,23 +82,47 @@ pub struct ReactionThread {
     pub stop: Arc<Stop>,
 }
 
+/// What a standby of this stage reports as prepared.
+const AT_ONCE: &str = "at-once";
+/// How long a partition without a duty waits for one; it is woken when there is one.
+const NO_DUTY: Duration = Duration::from_secs(5);
+
 impl ReactionThread {
     /// Starts the thread.
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn spawn(self) -> std::io::Result<(Arc<ShardStatus>, JoinHandle<()>)> {
-        let status = Arc::new(ShardStatus::new("reaction", self.shard));
-        let seen = status.clone();
-        let name = format!("reaction-{}", self.shard);
-        let thread = std::thread::Builder::new().name(name).spawn(move || self.run(&seen))?;
-        Ok((status, thread))
+    pub fn start(self, environment: &Environment) -> std::io::Result<JoinHandle<()>> {
+        let (environment, shard) = (environment.clone(), self.desk.shard);
+        let ReactionThread { desk, creation, documents, limits, observer, stop } = self;
+        let work = Work { desk, shard, environment, creation, documents, limits, observer, stop };
+        std::thread::Builder::new().name(format!("reaction-{shard}")).spawn(move || work.run())
     }
+}
 
-    fn run(&self, status: &ShardStatus) {
+/// A partition's thread at work.
+struct Work {
+    desk: Arc<Desk>,
+    shard: u32,
+    environment: Environment,
+    creation: Arc<Creation>,
+    documents: Arc<dyn DocumentStore>,
+    limits: ReactionLimits,
+    observer: Arc<dyn Observer>,
+    stop: Arc<Stop>,
+}
+
+impl Work {
+    fn run(&self) {
         let mut backoff = Backoff::default();
         while !self.stop.is_stopped() {
-            let Err(error) = self.run_once(status, &mut backoff) else { return };
+            let order = self.desk.order();
+            if !is_at_work(&order.duty) {
+                self.stand_by(&order.duty);
+                self.desk.wait_for_other(&order, NO_DUTY);
+                continue;
+            }
+            let Err(error) = self.run_once(&mut backoff) else { continue };
             match &error {
                 ShardError::Reopen(message) => {
                     tracing::warn!(stage = "reaction", shard = self.shard, message, "partition is opened again");
@@ -105,12 +132,30 @@ impl ReactionThread {
                 }
             }
             let pause = backoff.after(&error);
-            status.fail(error);
+            self.desk.report(ShardStatus::default());
+            self.desk.fail(error);
             self.stop.wait(pause);
+        }
+        self.desk.report(ShardStatus::default());
+    }
+
+    fn stand_by(&self, duty: &Duty) {
+        if *duty == Duty::Nothing {
+            self.desk.report(ShardStatus::default());
+            self.desk.set(Condition::Closed);
+        } else {
+            let prepared = Some(AT_ONCE.to_owned());
+            self.desk.report(ShardStatus { role: Role::Standby, prepared, ..ShardStatus::default() });
+            self.desk.set(Condition::Following);
         }
     }
 
-    fn run_once(&self, status: &ShardStatus, backoff: &mut Backoff) -> Result<(), ShardError> {
+    /// The process goes on, and this partition is its business.
+    fn goes_on(&self) -> bool {
+        !self.stop.is_stopped() && is_at_work(&self.desk.order().duty)
+    }
+
+    fn run_once(&self, backoff: &mut Backoff) -> Result<(), ShardError> {
         let (log, topics) = (&*self.environment.log, &self.environment.topics);
         self.creation.ensure(&self.stop)?;
         self.documents.prepare(&["users", "devices"]).map_err(|error| ShardError::Reopen(error.to_string()))?;
@@ -143,9 +188,10 @@ impl ReactionThread {
             recorded_at_ms: 0,
             in_flight: 0,
         };
+        self.desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
             backoff.reset();
-            status.set(Condition::Running);
+            self.desk.set(Condition::Running);
         })?;
         // Not after a failure: what failed may have left the reaction without being decided, and must be read again.
         self.record(&mut turn);
@@ -161,7 +207,7 @@ impl ReactionThread {
         runs: &mut dyn FnMut(),
     ) -> Result<(), ShardError> {
         loop {
-            let stopping = self.stop.is_stopped();
+            let stopping = !self.goes_on();
             if stopping && turn.in_flight == 0 {
                 return Ok(());
             }
@@ -365,6 +411,11 @@ impl ReactionThread {
             }
         }
     }
+}
+
+/// An owner of this stage works until another one has said that it would.
+fn is_at_work(duty: &Duty) -> bool {
+    matches!(duty, Duty::Own | Duty::TakeOver | Duty::Release { to: None })
 }
 
 struct Turn {

@@ -2,8 +2,9 @@
 
 pub use millstream_stores::embedded::SystemClock;
 
-use millstream_shard::Executor;
+use millstream_shard::{Executor, Job};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Runs background work in threads of its own: flushes are few and long, a pool would gain nothing.
@@ -11,12 +12,23 @@ use std::time::Duration;
 pub struct Threads;
 
 impl Executor for Threads {
-    fn run(&self, work: Box<dyn FnOnce() + Send>) {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
         let spawned = std::thread::Builder::new().name("background".into()).spawn(work);
-        if let Err(error) = spawned {
+        if let Err(error) = &spawned {
             // The work is dropped, which its owner notices by its channel.
             tracing::error!(%error, "cannot start a background thread");
         }
+        Box::new(Thread(spawned.ok()))
+    }
+}
+
+/// A background thread; none when it could not be started.
+struct Thread(Option<JoinHandle<()>>);
+
+impl Job for Thread {
+    fn wait(self: Box<Self>) {
+        // A panic is in the log, and leaves the work's channel without an answer.
+        let _ = self.0.map(JoinHandle::join);
     }
 }
 

@@ -10,7 +10,7 @@
 //! | held by nobody, or by one that is gone | planned owner | own |
 //! | | successor, and all claimants before it are out | take over |
 //! | held by another that is present | planned owner, prepared for longer than the bound | take over |
-//! | | first available claimant beside the holder | standby, prepare |
+//! | | first available claimant beside the holder | standby, prepare; soon, when the shard moves to it or the holder leaves |
 //! | else | one of the first `warm` successors, or planned owner | standby |
 //!
 //! Whoever does not hear its own reports acquires nothing, whatever the table says: it is cut off, or has just started.
@@ -38,7 +38,7 @@ pub struct Heir {
 }
 
 /// What a worker is to do with one shard.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Duty {
     /// Be its owner; acquire it if it has no owner.
     Own,
@@ -46,6 +46,8 @@ pub enum Duty {
     Standby {
         /// Have a prepared client for it.
         prepare: bool,
+        /// It is about to come: fetch the inputs ahead. (What is fetched and not used soon is work for nothing.)
+        soon: bool,
     },
     /// Give it away: hand it off to the heir. While there is none, keep working, but acquire nothing anew.
     Release {
@@ -55,6 +57,7 @@ pub enum Duty {
     /// Take it from an owner that is gone or does not hand off. (A handoff to this worker that is in the changelog already goes first.)
     TakeOver,
     /// Have nothing to do with it: close it.
+    #[default]
     Nothing,
 }
 
@@ -73,6 +76,8 @@ impl View {
         plan.placements.iter().map(|(id, placement)| (id.clone(), duty(id, placement))).collect()
     }
 }
+
+const FOLLOW: Duty = Duty::Standby { prepare: false, soon: false };
 
 /// One shard, as one worker sees it at one moment.
 struct Case<'a> {
@@ -113,12 +118,13 @@ impl<'a> Case<'a> {
 
     fn duty_of_owner(&self) -> Duty {
         if !self.is_held() {
-            return if self.may_acquire() { Duty::Own } else { Duty::Standby { prepare: false } };
+            return if self.may_acquire() { Duty::Own } else { FOLLOW };
         }
         if self.may_acquire() && self.handoff_is_overdue() {
             return Duty::TakeOver;
         }
-        Duty::Standby { prepare: self.prepares() }
+        let prepare = self.prepares();
+        Duty::Standby { prepare, soon: prepare }
     }
 
     fn duty_of_successor(&self, place: usize) -> Duty {
@@ -126,9 +132,9 @@ impl<'a> Case<'a> {
         if self.may_acquire() && !self.is_held() && all_before_are_out {
             Duty::TakeOver
         } else if self.prepares() {
-            Duty::Standby { prepare: true }
+            Duty::Standby { prepare: true, soon: self.is_expected() }
         } else if place <= self.placement.warm as usize {
-            Duty::Standby { prepare: false }
+            FOLLOW
         } else {
             Duty::Nothing
         }
@@ -186,6 +192,12 @@ impl<'a> Case<'a> {
         let first = self.claimants_beside_holder().next() == Some(self.me.worker);
         let wanted = self.placement.warm > 0 || self.placement.owner == self.me.worker || self.has_withdrawn(holder);
         first && wanted
+    }
+
+    /// It is moving here, or its holder leaves.
+    fn is_expected(&self) -> bool {
+        let moves_here = self.placement.moving_to.as_deref() == Some(self.me.worker);
+        moves_here || self.holder.is_some_and(|(_, holder)| self.has_withdrawn(holder))
     }
 
     fn shard_of(&self, worker: &str) -> Option<&'a ShardStatus> {

@@ -211,6 +211,11 @@ impl View {
         self.reports().filter(|(report, _)| report.generation == self.generation)
     }
 
+    /// The highest epoch at which anybody reports to own each shard: whoever owned it before was fenced.
+    pub fn highest_epochs(&self) -> BTreeMap<ShardId, u64> {
+        self.holders().into_iter().map(|(id, (epoch, _))| (id.clone(), epoch)).collect()
+    }
+
     /// Who says that it owns each shard, with its epoch: of several the highest, for the others were fenced by it.
     fn holders(&self) -> BTreeMap<&ShardId, (u64, &str)> {
         let mut holders = BTreeMap::new();

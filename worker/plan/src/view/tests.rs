@@ -4,8 +4,9 @@ use super::scene::{REPORT_MS, Scene, owner, plan_of, report, shard, standby};
 use super::*;
 use crate::status::ShardStatus;
 
-const PREPARE: Duty = Duty::Standby { prepare: true };
-const STANDBY: Duty = Duty::Standby { prepare: false };
+const PREPARE: Duty = Duty::Standby { prepare: true, soon: false };
+const EXPECT: Duty = Duty::Standby { prepare: true, soon: true };
+const STANDBY: Duty = Duty::Standby { prepare: false, soon: false };
 
 fn heir(worker: &str, client: &str) -> Duty {
     let to = Heir { worker: worker.into(), incarnation: Incarnation::new(1, 1), client: client.into() };
@@ -26,7 +27,7 @@ fn the_first_live_successor_takes_over_and_keeps_it() {
     scene.says("a", owner(1)).pass(REPORT_MS).mute(&["b"]).pass(20_000).mute(&["a"]).pass(3_000);
     assert_eq!(scene.duties(["c", "d"]), [PREPARE, Duty::Nothing], "not beyond the bound yet");
     scene.pass(1);
-    assert_eq!(scene.duties(["b", "c", "d"]), [Duty::Standby { prepare: false }, Duty::TakeOver, Duty::Nothing]);
+    assert_eq!(scene.duties(["b", "c", "d"]), [STANDBY, Duty::TakeOver, Duty::Nothing]);
     scene.says("c", owner(2)).pass(REPORT_MS);
     scene.mute.remove("b");
     scene.pass(REPORT_MS);
@@ -44,9 +45,9 @@ fn a_successor_waits_for_each_one_before_it() {
 fn an_owner_that_comes_back_prepares_and_is_handed_its_shard() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
     scene.says("b", owner(2)).pass(REPORT_MS);
-    assert_eq!(scene.duties(["a", "b"]), [PREPARE, Duty::Release { to: None }]);
+    assert_eq!(scene.duties(["a", "b"]), [EXPECT, Duty::Release { to: None }]);
     scene.says("a", standby(2, Some("a-1"))).pass(REPORT_MS);
-    assert_eq!(scene.duties(["a", "b"]), [PREPARE, heir("a", "a-1")]);
+    assert_eq!(scene.duties(["a", "b"]), [EXPECT, heir("a", "a-1")]);
 }
 
 #[test]
@@ -62,7 +63,7 @@ fn a_client_that_was_prepared_before_the_present_epoch_is_no_heir() {
 fn of_two_that_say_they_own_it_the_higher_epoch_does() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
     scene.says("a", owner(7)).says("b", owner(8)).pass(REPORT_MS);
-    assert_eq!(scene.duties(["a", "b"]), [PREPARE, Duty::Release { to: None }]);
+    assert_eq!(scene.duties(["a", "b"]), [EXPECT, Duty::Release { to: None }]);
 }
 
 #[test]
@@ -70,21 +71,21 @@ fn an_owner_that_does_not_hand_off_in_time_loses_its_shard() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
     scene.says("a", owner(1)).says("b", standby(1, Some("b-1"))).pass(60_000);
     scene.view.control(plan_of(2, "b", &["a"], 1), scene.now_ms);
-    assert_eq!(scene.duties(["a", "b"]), [heir("b", "b-1"), PREPARE]);
+    assert_eq!(scene.duties(["a", "b"]), [heir("b", "b-1"), EXPECT]);
     scene.pass(5_000);
-    assert_eq!(scene.duty("b"), PREPARE);
+    assert_eq!(scene.duty("b"), EXPECT);
     scene.pass(1);
     assert_eq!(scene.duty("b"), Duty::TakeOver);
     // Whoever prepares anew begins to wait anew.
     scene.says("b", standby(1, Some("b-2"))).pass(REPORT_MS);
-    assert_eq!(scene.duty("b"), PREPARE);
+    assert_eq!(scene.duty("b"), EXPECT);
 }
 
 #[test]
 fn a_leaving_worker_releases_to_the_first_live_successor_that_has_prepared() {
     let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["b", "c", "d"], 1));
     scene.says("a", owner(1)).pass(REPORT_MS).mute(&["b"]).pass(20_000).leaves("a").leaves("c").pass(REPORT_MS);
-    assert_eq!(scene.duties(["a", "c", "d"]), [Duty::Release { to: None }, Duty::Nothing, PREPARE]);
+    assert_eq!(scene.duties(["a", "c", "d"]), [Duty::Release { to: None }, Duty::Nothing, EXPECT]);
     scene.says("d", standby(1, Some("d-1"))).pass(REPORT_MS);
     assert_eq!(scene.duty("a"), heir("d", "d-1"));
     scene.closes("a").pass(REPORT_MS);
@@ -97,7 +98,7 @@ fn without_standbys_one_is_made_for_an_owner_that_leaves() {
     scene.says("a", owner(1)).pass(REPORT_MS);
     assert_eq!(scene.duty("b"), Duty::Nothing);
     scene.leaves("a").pass(REPORT_MS);
-    assert_eq!(scene.duty("b"), PREPARE);
+    assert_eq!(scene.duty("b"), EXPECT);
 }
 
 #[test]

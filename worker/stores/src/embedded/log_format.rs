@@ -9,7 +9,7 @@
 //! ```
 //! A topic number is never used twice, so a topic created again cannot see the data of its former self.
 
-use millstream_shard::log::{Outgoing, TopicSpec};
+use millstream_shard::log::{Outgoing, Retention, TopicSpec};
 
 /// The format that this version writes.
 pub(super) const FORMAT: u8 = 1;
@@ -106,9 +106,18 @@ pub(super) fn unpair(value: &[u8]) -> Option<(u64, u64)> {
     Some(((number >> 64) as u64, number as u64))
 }
 
-/// A topic's description: number (4), partitions (4), flags.
+const APPEND_TIME: u8 = 1;
+const KEEP: u8 = 2;
+const COMPACT: u8 = 4;
+
+/// A topic's description: number (4), partitions (4), flags. Nothing is ever forgotten here, whatever a topic's retention allows.
 pub(super) fn encode_topic(number: u32, spec: &TopicSpec) -> Vec<u8> {
-    let flags = u8::from(spec.append_time) | u8::from(spec.keep) << 1;
+    let retention = match spec.retention {
+        Retention::Cluster => 0,
+        Retention::Keep => KEEP,
+        Retention::Compact => COMPACT,
+    };
+    let flags = if spec.append_time { retention | APPEND_TIME } else { retention };
     [&number.to_be_bytes()[..], &spec.partitions.to_be_bytes(), &[flags]].concat()
 }
 
@@ -120,8 +129,12 @@ pub(super) fn decode_topic(name: &str, value: &[u8]) -> Option<(u32, TopicSpec)>
     let spec = TopicSpec {
         name: name.to_owned(),
         partitions: u32::from_be_bytes(*partitions),
-        append_time: flags & 1 != 0,
-        keep: flags & 2 != 0,
+        append_time: flags & APPEND_TIME != 0,
+        retention: match flags & (KEEP | COMPACT) {
+            KEEP => Retention::Keep,
+            COMPACT => Retention::Compact,
+            _ => Retention::Cluster,
+        },
     };
     Some((u32::from_be_bytes(*number), spec))
 }

@@ -4,7 +4,7 @@ use super::log::{EmbeddedLog, LogOptions};
 use super::log_open::open_db;
 use millstream_shard::Clock;
 use millstream_shard::log::Outgoing;
-use millstream_shard::log::{Log, LogError, Producer, Start, TopicPartition, TopicSpec};
+use millstream_shard::log::{Log, LogError, Producer, Retention, Start, TopicPartition, TopicSpec};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -22,7 +22,7 @@ const TOPIC: &str = "topic";
 
 fn open(folder: &Path, clock: &Arc<Set>, options: LogOptions) -> EmbeddedLog {
     let log = EmbeddedLog::open(folder, options, clock.clone()).unwrap();
-    let spec = TopicSpec { name: TOPIC.into(), partitions: 1, append_time: true, keep: false };
+    let spec = TopicSpec { name: TOPIC.into(), partitions: 1, append_time: true, retention: Retention::Cluster };
     log.create_topics(&[spec]).unwrap();
     log
 }
@@ -123,7 +123,7 @@ fn topics_that_cannot_be_are_refused() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), clock(1000));
     let log = open(folder.path(), &clock, LogOptions::default());
     for (name, partitions) in [("", 1), ("a/b", 1), ("a", 0), ("a", 1_000_000), (&*"x".repeat(250), 1)] {
-        let spec = TopicSpec { name: name.to_owned(), partitions, append_time: false, keep: false };
+        let spec = TopicSpec { name: name.to_owned(), partitions, append_time: false, retention: Retention::Cluster };
         assert!(matches!(log.create_topics(&[spec]), Err(LogError::Topic { .. })), "{name} {partitions}");
     }
     assert!(matches!(log.transactional(""), Err(LogError::Configuration(_))));

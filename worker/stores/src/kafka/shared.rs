@@ -3,7 +3,7 @@
 use super::client::{Quiet, about, code, creation};
 use super::config::KafkaConfig;
 use super::raw;
-use millstream_shard::log::{LogError, TopicPartition, TopicSpec};
+use millstream_shard::log::{LogError, Retention, TopicPartition, TopicSpec};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -181,16 +181,14 @@ impl Shared {
         let in_sync = if self.config.replication_factor >= 3 { 2 } else { 1 };
         let mut properties = vec![
             ("message.timestamp.type", timestamp_type(topic).to_owned()),
-            ("cleanup.policy", "delete".to_owned()),
             ("max.message.bytes", self.config.max_message_bytes.saturating_add(BATCH_OVERHEAD).to_string()),
             ("min.insync.replicas", in_sync.to_string()),
             ("unclean.leader.election.enable", "false".to_owned()),
         ];
-        if topic.keep {
-            properties.extend(["retention.ms", "retention.bytes"].map(|name| (name, "-1".to_owned())));
-        }
+        properties.extend(retention(topic.retention).iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let free = |name: &str| topic.retention == Retention::Cluster || !OF_RETENTION.contains(&name);
         let configured = self.config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone()));
-        properties.extend(configured.filter(|(name, _)| !(topic.keep && name.starts_with("retention."))));
+        properties.extend(configured.filter(|(name, _)| free(name)));
         properties
     }
 
@@ -251,6 +249,23 @@ impl Shared {
                 }
             }
         })
+    }
+}
+
+/// What `topic_properties` cannot change where a topic's retention is ours.
+const OF_RETENTION: [&str; 5] = ["cleanup.policy", "retention.ms", "retention.bytes", "segment.ms", "segment.bytes"];
+
+/// Segments of compacted topics are small, because the newest one is never compacted, and whoever starts reads the whole topic.
+fn retention(retention: Retention) -> &'static [(&'static str, &'static str)] {
+    match retention {
+        Retention::Cluster => &[("cleanup.policy", "delete")],
+        Retention::Keep => &[("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")],
+        Retention::Compact => &[
+            ("cleanup.policy", "compact"),
+            ("segment.bytes", "4194304"),
+            ("segment.ms", "600000"),
+            ("min.cleanable.dirty.ratio", "0.1"),
+        ],
     }
 }
 

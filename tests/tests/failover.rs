@@ -1,0 +1,170 @@
+//! Workers that follow a plan, on real servers, with everything that can befall them while records flow: each record takes effect once, whatever dies, hangs or
+//! comes back (I1, I2, I4, I8, I9). No operator runs: the plan names owners and successors, and the workers do the rest.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream_tests::conformance::unique;
+use millstream_tests::load::{Sending, check_with_repeats, generated, settings};
+use millstream_tests::pipeline::{Pipeline, Settings, until};
+use millstream_tests::plan::{FOLLOWS, owners, plan_auto, recovered, start};
+use millstream_tests::servers::{Kafka, Mongo};
+use std::time::{Duration, Instant};
+
+const SHARDS: u32 = 2;
+
+fn settings_on(kafka: &Kafka, replication: u16, what: &str, load: &millstream::generate::Load) -> Settings {
+    let mut settings = settings(&unique(what), load);
+    settings.shards = SHARDS;
+    settings.kafka = Some(kafka.bootstrap().to_owned());
+    settings.replication = replication;
+    settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
+    settings.more = FOLLOWS.to_owned();
+    settings
+}
+
+/// How long the load flows; `MILLSTREAM_CHAOS_SECONDS` for longer runs.
+fn duration() -> Duration {
+    let seconds = std::env::var("MILLSTREAM_CHAOS_SECONDS").ok().map(|text| text.parse().unwrap());
+    Duration::from_secs(seconds.unwrap_or(300))
+}
+
+/// What befalls a pipeline, in turn.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// A worker dies, and its name comes back.
+    Kill(&'static str),
+    /// A worker hangs beyond the transaction time-out (10 s), and goes on as if nothing had been.
+    Hang(&'static str),
+    /// A worker is told to end, gives its shards away, and its name comes back.
+    Terminate(&'static str),
+    /// Shards go back to where the plan wants them.
+    Rebalance,
+    /// A broker dies, and comes back.
+    Broker(usize),
+}
+
+const BLOWS: [Blow; 12] = [
+    Blow::Kill("action-0"),
+    Blow::Rebalance,
+    Blow::Hang("unify-0"),
+    Blow::Terminate("action-1"),
+    Blow::Broker(0),
+    Blow::Kill("reaction-0"),
+    Blow::Rebalance,
+    Blow::Hang("action-1"),
+    Blow::Kill("unify-1"),
+    Blow::Terminate("unify-0"),
+    Blow::Broker(2),
+    Blow::Hang("reaction-1"),
+];
+
+/// A transaction of the workers is aborted by the brokers after 10 s.
+const HANG: Duration = Duration::from_secs(13);
+
+fn strike(blow: Blow, pipeline: &mut Pipeline, kafka: &mut Kafka) -> Duration {
+    let of =
+        |pipeline: &Pipeline, name: &str| pipeline.processes.iter().position(|process| process.name == name).unwrap();
+    match blow {
+        Blow::Kill(name) => {
+            let index = of(pipeline, name);
+            pipeline.processes[index].kill().unwrap();
+            let took = recovered(pipeline, SHARDS, &[name]).unwrap();
+            pipeline.processes[index].start().unwrap();
+            took
+        }
+        Blow::Hang(name) => {
+            let index = of(pipeline, name);
+            let began = Instant::now();
+            pipeline.processes[index].signal("STOP").unwrap();
+            let took = recovered(pipeline, SHARDS, &[name]).unwrap();
+            until("a hang beyond the time-out of its transactions", || Ok((began.elapsed() > HANG).then_some(())))
+                .unwrap();
+            pipeline.processes[index].signal("CONT").unwrap();
+            pipeline.processes[index].ready().unwrap();
+            took
+        }
+        Blow::Terminate(name) => {
+            let index = of(pipeline, name);
+            let began = Instant::now();
+            pipeline.processes[index].terminate().unwrap();
+            recovered(pipeline, SHARDS, &[name]).unwrap();
+            let took = began.elapsed();
+            pipeline.processes[index].start().unwrap();
+            took
+        }
+        Blow::Rebalance => {
+            let began = Instant::now();
+            until("a plan", || plan_auto(pipeline).map(Some)).unwrap();
+            recovered(pipeline, SHARDS, &[]).unwrap();
+            began.elapsed()
+        }
+        Blow::Broker(node) => {
+            kafka.node(node).unwrap().kill().unwrap();
+            let took = recovered(pipeline, SHARDS, &[]).unwrap();
+            kafka.node(node).unwrap().start_again().unwrap();
+            kafka.is_whole().unwrap();
+            took
+        }
+    }
+}
+
+#[test]
+fn a_pipeline_of_two_workers_per_stage_on_three_brokers_goes_on_through_everything() {
+    let load = generated(21, 2, 1_000).unwrap();
+    let mut kafka = Kafka::start_cluster(3).unwrap();
+    let settings = settings_on(&kafka, 3, "chaos", &load);
+    let mut pipeline = start(&settings).unwrap();
+    let sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, duration());
+    let end = Instant::now() + duration();
+    for blow in BLOWS.iter().cycle() {
+        let took = strike(*blow, &mut pipeline, &mut kafka);
+        println!("{blow:?}: every shard had an owner again after {took:?}");
+        if Instant::now() > end {
+            break;
+        }
+    }
+    sending.finish().unwrap();
+    check_with_repeats(&pipeline, load).unwrap();
+    for process in &mut pipeline.processes {
+        process.terminate().unwrap();
+    }
+}
+
+#[test]
+fn the_older_of_two_processes_of_one_name_ends_and_loses_nothing() {
+    let load = generated(22, 1, 60).unwrap();
+    let kafka = Kafka::shared().unwrap();
+    let settings = settings_on(kafka, 1, "twins", &load);
+    let mut pipeline = start(&settings).unwrap();
+    let sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, Duration::from_secs(15));
+    sending.wait_for_share(1, 4).unwrap();
+    // On a disk of its own, as on another node.
+    let mut twin = Pipeline::launched(&settings, &[("action", "action-0")]).unwrap();
+    let older = pipeline.processes.iter_mut().find(|process| process.name == "action-0").unwrap();
+    let status = older.ended().unwrap();
+    assert_eq!(status.code(), Some(2), "{}", older.log_end());
+    assert!(older.log_end().contains("a newer process of the worker action-0 runs"), "{}", older.log_end());
+    twin.processes[0].ready().unwrap();
+    let index = pipeline.processes.iter().position(|process| process.name == "action-0").unwrap();
+    pipeline.processes[index] = twin.processes.remove(0);
+    sending.finish().unwrap();
+    check_with_repeats(&pipeline, load).unwrap();
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_hands_off_and_the_last_one_ends_at_once() {
+    let load = generated(23, 1, 30).unwrap();
+    let kafka = Kafka::shared().unwrap();
+    let settings = settings_on(kafka, 1, "leaving", &load);
+    let mut pipeline = start(&settings).unwrap();
+    let asked = |pipeline: &Pipeline| owners(&pipeline.processes[1], SHARDS).unwrap();
+    assert!(asked(&pipeline).values().any(|owner| owner == "action-0"), "{:?}", asked(&pipeline));
+    let index = pipeline.processes.iter().position(|process| process.name == "action-0").unwrap();
+    pipeline.processes[index].terminate().unwrap();
+    assert!(pipeline.processes[index].log_end().contains("shard was handed off"));
+    recovered(&pipeline, SHARDS, &["action-0"]).unwrap();
+    let heir = pipeline.processes.iter_mut().find(|process| process.name == "action-1").unwrap();
+    assert!(heir.log_end().contains("by_handoff=true"), "{}", heir.log_end());
+    let began = Instant::now();
+    heir.terminate().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(15), "nobody is left to wait for: {:?}", began.elapsed());
+}

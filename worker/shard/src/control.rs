@@ -1,0 +1,127 @@
+//! The topics `control` and `status`: listening to them, and publishing a plan.
+//!
+//! A [`Listener`] reads both from their beginnings (they are compacted: of each key the newest message is enough) and feeds a [`View`]. A message that cannot be
+//! read is skipped and remembered: the last good plan is better than none.
+//!
+//! A [`Publisher`] writes plans under one transactional id per pipeline, so that of two who publish only the newer one can: opening it fences the former, then
+//! reads the topic to its end, so that what it publishes is newer than everything that is there. Workers ignore lower versions, so that nothing depends on that.
+
+use crate::log::{Consumer, Log, LogError, Outgoing, Start, TopicPartition, Transactional};
+use crate::topics::Topics;
+use millstream_plan::message::{self, Control, MessageError};
+use millstream_plan::plan::Plan;
+use millstream_plan::view::{Bounds, View};
+use std::time::Duration;
+
+/// Messages per poll.
+const MESSAGES: usize = 256;
+/// How long one poll of a reader that goes to the end waits.
+const POLL: Duration = Duration::from_millis(100);
+/// After so many polls without progress, the log counts as unavailable.
+const PATIENCE: u32 = 100;
+const CONTROL: usize = 0;
+
+/// A reader of `control` and `status`, and what it has heard.
+pub struct Listener {
+    at: [TopicPartition; 2],
+    consumer: Box<dyn Consumer>,
+    view: View,
+    problem: Option<MessageError>,
+}
+
+impl Listener {
+    /// Reads both topics to their ends.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn open(log: &dyn Log, topics: &Topics, bounds: Bounds, now_ms: u64) -> Result<Listener, LogError> {
+        let at = [&topics.control, &topics.status].map(|topic| TopicPartition::new(topic.clone(), 0));
+        let starts = at.clone().map(|at| (at, Start::Earliest));
+        let view = View::new(u32::from(topics.generation), bounds);
+        let mut listener = Listener { at, consumer: log.consumer(&starts)?, view, problem: None };
+        listener.read_to_end(log, now_ms)?;
+        Ok(listener)
+    }
+
+    /// Reads everything that is visible now.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn read_to_end(&mut self, log: &dyn Log, now_ms: u64) -> Result<(), LogError> {
+        let ends = self.at.iter().map(|at| Ok(log.bounds(at)?.1)).collect::<Result<Vec<u64>, LogError>>()?;
+        let mut idle = 0;
+        while self.consumer.positions().iter().zip(&ends).any(|(position, end)| position < end) {
+            idle = if self.listen(POLL, now_ms)? == 0 { idle + 1 } else { 0 };
+            if idle > PATIENCE {
+                let [control, status] = &self.at;
+                return Err(LogError::Unavailable(format!("{control} and {status} cannot be read to their ends")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hears what comes within `wait`; how many messages. `now_ms` is of a monotonic clock, see [`View`].
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn listen(&mut self, wait: Duration, now_ms: u64) -> Result<usize, LogError> {
+        let (view, problem) = (&mut self.view, &mut self.problem);
+        self.consumer.poll(MESSAGES, wait, &mut |message| {
+            let heard = if message.assignment == CONTROL {
+                message::decode_control(message.payload)
+                    .map(|control| control.into_iter().for_each(|control| view.control(control, now_ms)))
+            } else {
+                message::decode_status(message.payload).map(|status| view.status(status, now_ms))
+            };
+            if let Err(error) = heard {
+                *problem = Some(error);
+            }
+        })
+    }
+
+    /// What was heard.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The newest message that could not be read, once.
+    pub fn problem(&mut self) -> Option<MessageError> {
+        self.problem.take()
+    }
+}
+
+/// Publishes plans; the newest one that was opened for a pipeline can.
+pub struct Publisher {
+    topics: Topics,
+    producer: Box<dyn Transactional>,
+}
+
+impl Publisher {
+    /// Fences whoever published before. Whoever makes a plan must read `control` to its end after this.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn open(log: &dyn Log, topics: &Topics) -> Result<Publisher, LogError> {
+        let producer = log.transactional(&format!("{}.control", topics.pipeline))?;
+        Ok(Publisher { topics: topics.clone(), producer })
+    }
+
+    /// Publishes a plan.
+    ///
+    /// # Errors
+    /// [`LogError`]: open it anew, read `control` to its end, and see whether the plan is there.
+    pub fn publish(&mut self, plan: Plan) -> Result<(), LogError> {
+        let control = Control::Plan(plan);
+        let (topic, key) = (self.topics.control.clone(), message::control_key(&control));
+        let payload = message::encode_control(&control);
+        self.producer.begin()?;
+        self.producer.send(Outgoing {
+            topic: &topic,
+            partition: 0,
+            key: key.as_bytes(),
+            payload: &payload,
+            headers: &[],
+        })?;
+        self.producer.commit()
+    }
+}

@@ -1,0 +1,236 @@
+//! One shard in one process: closed, standby or owner, as its duty says.
+//!
+//! A seat is stepped by one thread. Each step looks at the newest [`Order`] and does one thing: a batch, a look at the changelog, or one change of place.
+//!
+//! | duty | closed | standby | owner |
+//! |---|---|---|---|
+//! | nothing | – | close | store, close |
+//! | standby | open | follow; receive, if it was released to us; prepare, if told to | go on, unless another owns it at a higher epoch |
+//! | own, take over | open, receive or take over | receive or take over | run a batch |
+//! | release, no heir | open | follow; receive | run a batch |
+//! | release to an heir | open | follow; receive | release, close |
+//!
+//! **An owner goes on until the log says otherwise** (I4): a duty is made from reports, which are late, so "somebody else has it" may be what was true before the
+//! handoff to us. Only an error of the transaction, an order to give it away, or a report of a higher epoch ends an ownership.
+//!
+//! **A release goes first**: whoever is to take a shard over looks whether it was released to its client already; that client must go on, and a takeover would only
+//! cost a second. After any error the seat is closed, its clients are dropped (ownership rule 6), and the next step opens it again.
+
+use crate::ShardError;
+use crate::member::Order;
+use crate::ownership;
+use crate::runtime::{Environment, Limits, Report, Shard};
+use crate::standby::{Received, Standby};
+use crate::state::{StateStore, StoreError};
+use millstream_plan::status::{Role, ShardStatus};
+use millstream_plan::view::{Duty, Heir};
+use millstream_stages::Stage;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a standby waits for something new in its changelog; a handoff ends the wait, since it comes through there.
+const FOLLOW: Duration = Duration::from_millis(100);
+/// How often a standby asks how far behind it is: a question to the partition's leader.
+const LAG_EVERY_MS: u64 = 500;
+
+/// Makes a stage, at each opening.
+pub type MakeStage<S> = Box<dyn Fn() -> S + Send>;
+/// Opens the local store.
+pub type OpenStore = Box<dyn Fn() -> Result<Arc<dyn StateStore>, StoreError> + Send>;
+
+/// What a seat is made of.
+pub struct Parts<S> {
+    /// Name of the stage.
+    pub name: &'static str,
+    /// The shard.
+    pub shard: u32,
+    /// What it stands on.
+    pub environment: Environment,
+    /// Bounds of batches and memory.
+    pub limits: Limits,
+    /// The stage.
+    pub make: MakeStage<S>,
+    /// The local store.
+    pub open_store: OpenStore,
+}
+
+enum Place<S: Stage> {
+    Closed,
+    Standby(Box<Standby>),
+    Owner(Box<Shard<S>>),
+}
+
+/// What a step did.
+#[derive(Debug)]
+pub enum Step {
+    /// There was nothing to do: nobody need step this seat before it has another order.
+    Idle,
+    /// It looked into the changelog.
+    Followed,
+    /// It looked for input, and ran a batch if there was some.
+    Batch(Option<Box<Report>>),
+    /// It opened the shard as a standby.
+    Opened,
+    /// It owns the shard now.
+    Acquired {
+        /// True: by a handoff; false: by a takeover.
+        by_handoff: bool,
+    },
+    /// It gave the shard to the heir.
+    Released,
+    /// It closed the shard.
+    Closed,
+}
+
+/// One shard in one process.
+pub struct Seat<S: Stage> {
+    parts: Parts<S>,
+    place: Place<S>,
+    lag: u64,
+    lag_noted_ms: u64,
+}
+
+impl<S: Stage> Seat<S> {
+    /// A closed seat.
+    pub fn new(parts: Parts<S>) -> Seat<S> {
+        Seat { parts, place: Place::Closed, lag: 0, lag_noted_ms: 0 }
+    }
+
+    /// Does the next thing that the order asks for.
+    ///
+    /// # Errors
+    /// [`ShardError`]: the seat is closed then, and may be stepped again after a moment.
+    pub fn step(&mut self, order: &Order) -> Result<Step, ShardError> {
+        let place = std::mem::replace(&mut self.place, Place::Closed);
+        let (place, step) = match place {
+            Place::Closed => self.closed(order)?,
+            Place::Standby(standby) => self.standby(standby, order)?,
+            Place::Owner(shard) => self.owner(shard, order)?,
+        };
+        self.place = place;
+        Ok(step)
+    }
+
+    /// The owned shard.
+    pub fn shard(&mut self) -> Option<&mut Shard<S>> {
+        match &mut self.place {
+            Place::Owner(shard) => Some(shard),
+            _ => None,
+        }
+    }
+
+    /// What to report of it; without a condition.
+    pub fn status(&self) -> ShardStatus {
+        let (role, position, prepared) = match &self.place {
+            Place::Closed => return ShardStatus::default(),
+            Place::Standby(standby) => (Role::Standby, standby.position(), standby.client()),
+            Place::Owner(shard) => (Role::Owner, shard.position(), None),
+        };
+        ShardStatus {
+            role,
+            changelog_offset: position.changelog_offset,
+            lag: if role == Role::Standby { self.lag } else { 0 },
+            digest: position.digest,
+            epoch: position.epoch,
+            batch_number: position.batch_number,
+            condition: String::new(),
+            prepared: prepared.map(|(client, _)| client.to_owned()),
+        }
+    }
+
+    /// Stores what an owner has, and closes.
+    ///
+    /// # Errors
+    /// [`ShardError`]; nothing is lost then, the changelog has it.
+    pub fn close(&mut self) -> Result<(), ShardError> {
+        match std::mem::replace(&mut self.place, Place::Closed) {
+            Place::Closed => Ok(()),
+            Place::Standby(mut standby) => standby.settle(),
+            Place::Owner(mut shard) => shard.close(),
+        }
+    }
+
+    fn closed(&mut self, order: &Order) -> Result<(Place<S>, Step), ShardError> {
+        match &order.duty {
+            Duty::Nothing => Ok((Place::Closed, Step::Idle)),
+            Duty::Own | Duty::TakeOver => {
+                let Environment { log, topics, .. } = &self.parts.environment;
+                ownership::begin(&**log, topics, self.parts.name, self.parts.shard)?;
+                let standby = self.open()?;
+                self.acquire(standby, order)
+            }
+            Duty::Standby { .. } | Duty::Release { .. } => Ok((Place::Standby(self.open()?), Step::Opened)),
+        }
+    }
+
+    fn open(&self) -> Result<Box<Standby>, ShardError> {
+        let Parts { name, shard, environment, .. } = &self.parts;
+        let store = (self.parts.open_store)()?;
+        Standby::open(name, *shard, environment.clone(), store).map(Box::new)
+    }
+
+    fn standby(&mut self, mut standby: Box<Standby>, order: &Order) -> Result<(Place<S>, Step), ShardError> {
+        let (prepare, soon) = match &order.duty {
+            Duty::Nothing => {
+                standby.settle()?;
+                return Ok((Place::Closed, Step::Closed));
+            }
+            Duty::Own | Duty::TakeOver => return self.acquire(standby, order),
+            Duty::Standby { prepare, soon } => (*prepare, *soon),
+            Duty::Release { .. } => (false, false),
+        };
+        standby.follow(FOLLOW)?;
+        let standby = match standby.receive(order.plan)? {
+            Received::Ours(acquired) => return self.own(*acquired, true),
+            Received::Waiting(standby) => standby,
+        };
+        self.follow(standby, prepare, soon)
+    }
+
+    fn follow(&mut self, mut standby: Box<Standby>, prepare: bool, soon: bool) -> Result<(Place<S>, Step), ShardError> {
+        let now_ms = self.parts.environment.clock.now_ms();
+        if prepare {
+            standby.prepare()?;
+        }
+        if soon {
+            standby.prefetch(now_ms)?;
+        }
+        if now_ms >= self.lag_noted_ms.saturating_add(LAG_EVERY_MS) || now_ms < self.lag_noted_ms {
+            (self.lag, self.lag_noted_ms) = (standby.lag()?, now_ms);
+        }
+        Ok((Place::Standby(standby), Step::Followed))
+    }
+
+    fn acquire(&mut self, standby: Box<Standby>, order: &Order) -> Result<(Place<S>, Step), ShardError> {
+        match standby.receive(order.plan)? {
+            Received::Ours(acquired) => self.own(*acquired, true),
+            Received::Waiting(standby) => self.own(standby.take_over(order.plan)?, false),
+        }
+    }
+
+    fn own(&mut self, acquired: crate::standby::Acquired, by_handoff: bool) -> Result<(Place<S>, Step), ShardError> {
+        let shard = Shard::own((self.parts.make)(), acquired, self.parts.limits.clone())?;
+        Ok((Place::Owner(Box::new(shard)), Step::Acquired { by_handoff }))
+    }
+
+    fn owner(&mut self, mut shard: Box<Shard<S>>, order: &Order) -> Result<(Place<S>, Step), ShardError> {
+        match &order.duty {
+            Duty::Nothing => {
+                shard.close()?;
+                Ok((Place::Closed, Step::Closed))
+            }
+            Duty::Release { to: Some(heir) } => {
+                let Heir { client, .. } = heir;
+                let slot = 1 - shard.position().slot.min(1);
+                shard.release((client, slot))?;
+                Ok((Place::Closed, Step::Released))
+            }
+            // Somebody acquired it after us: whatever we would commit, the log would refuse.
+            _ if order.epoch > shard.position().epoch => Ok((Place::Closed, Step::Closed)),
+            _ => {
+                let report = shard.run_batch()?.map(Box::new);
+                Ok((Place::Owner(shard), Step::Batch(report)))
+            }
+        }
+    }
+}

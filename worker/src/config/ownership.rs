@@ -1,0 +1,75 @@
+//! Who owns which shard.
+
+use super::{Millis, Name};
+use millstream_plan::view::Bounds;
+use serde::{Deserialize, Serialize};
+
+/// How a process knows which shards are its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ownership {
+    /// Those in `owned`, whatever anybody else does. Two processes with one shard take it from each other in turn: safe, but useless.
+    #[default]
+    Static,
+    /// Those that the plan in the topic `control` gives it; others may take them over when it falls silent, and it gives them away when it ends.
+    Plan(PlanOwnership),
+}
+
+/// A worker that follows the plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlanOwnership {
+    /// Failure domain, such as a zone: successors of a shard are elsewhere, if they can be (default: not known).
+    pub zone: Option<Name>,
+    /// Machine; as `zone` (default: not known).
+    pub node: Option<Name>,
+    /// Relative to other workers: one of 2 gets twice the shards of one of 1 (default 1).
+    pub capacity: u32,
+    /// A worker that was not heard for so long is silent, and its successors take over (default 3s). The same in every process.
+    pub silence: Millis,
+    /// A live owner that the plan has replaced must have handed off so long after its successor was ready; then it is taken over (default 5s).
+    pub handoff: Millis,
+    /// At its end, a process gives its shards away for so long at most (default 20s). Shorter than what the process is given to end.
+    pub release: Millis,
+}
+
+impl Default for PlanOwnership {
+    fn default() -> PlanOwnership {
+        let Bounds { silence_ms, handoff_ms, .. } = Bounds::default();
+        PlanOwnership {
+            zone: None,
+            node: None,
+            capacity: 1,
+            silence: Millis(silence_ms),
+            handoff: Millis(handoff_ms),
+            release: Millis(20_000),
+        }
+    }
+}
+
+impl PlanOwnership {
+    /// Bounds of patience.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { silence_ms: self.silence.0, handoff_ms: self.handoff.0, ..Bounds::default() }
+    }
+
+    /// What a schema cannot say: the field, and what is wrong with it.
+    ///
+    /// # Errors
+    /// The first problem.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if self.capacity == 0 {
+            return Err(("capacity", "must be more than 0"));
+        }
+        if self.silence.0 < 500 {
+            return Err((
+                "silence",
+                "must be at least 500ms: workers report six times per bound, and a busy machine must not look dead",
+            ));
+        }
+        if self.handoff.0 < self.silence.0 {
+            return Err(("handoff", "must be at least as long as `silence`"));
+        }
+        Ok(())
+    }
+}

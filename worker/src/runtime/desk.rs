@@ -1,0 +1,223 @@
+//! What a shard's thread and the rest of the process share: orders go in; condition, sums and what to report come out.
+
+use millstream_model::proto::Usage;
+use millstream_plan::plan::ShardId;
+use millstream_plan::status::{Role, ShardStatus};
+use millstream_plan::view::Duty;
+use millstream_shard::ShardError;
+use millstream_shard::member::Order;
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// After so many polls without input, about a second, a shard that had stopped counts as working again. Before, the input that stopped it
+/// may only not have been fetched yet.
+const QUIET_POLLS: u32 = 10;
+
+/// How a shard fares in this process, for readiness and look-ups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Follows its changelog and takes over.
+    Opening,
+    /// Works.
+    Running,
+    /// Follows its changelog; another process works.
+    Following,
+    /// This process has nothing to do with it.
+    Closed,
+    /// Tries again soon; says why.
+    Retrying(String),
+    /// Needs a person; says why.
+    Stopped(String),
+}
+
+/// A shard's place in a process, for everybody but its thread.
+#[derive(Debug)]
+pub struct Desk {
+    /// Stage's name.
+    pub stage: &'static str,
+    /// Its number.
+    pub shard: u32,
+    inner: Mutex<Inner>,
+    ordered: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    order: Order,
+    condition: Condition,
+    usage: BTreeMap<String, Usage>,
+    status: ShardStatus,
+}
+
+impl Desk {
+    /// With a first order.
+    pub fn new(stage: &'static str, shard: u32, duty: Duty) -> Desk {
+        let condition = if duty == Duty::Nothing { Condition::Closed } else { Condition::Opening };
+        let order = Order { duty, ..Order::default() };
+        let inner = Inner { order, condition, usage: BTreeMap::new(), status: ShardStatus::default() };
+        Desk { stage, shard, inner: Mutex::new(inner), ordered: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which shard it is.
+    pub fn id(&self) -> ShardId {
+        ShardId::new(self.stage, self.shard)
+    }
+
+    /// What to do now.
+    pub fn order(&self) -> Order {
+        self.lock().order.clone()
+    }
+
+    /// Says what to do from now on.
+    pub fn set_order(&self, order: Order) {
+        let mut inner = self.lock();
+        if inner.order != order {
+            inner.order = order;
+            self.ordered.notify_all();
+        }
+    }
+
+    /// Waits until there is another order than this one, or until the pause is over.
+    pub fn wait_for_other(&self, than: &Order, pause: Duration) {
+        let waited = self.ordered.wait_timeout_while(self.lock(), pause, |inner| inner.order == *than);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Ends the waiting for an order.
+    pub fn wake(&self) {
+        self.ordered.notify_all();
+    }
+
+    /// How it fares.
+    pub fn condition(&self) -> Condition {
+        self.lock().condition.clone()
+    }
+
+    /// Sets how it fares.
+    pub fn set(&self, condition: Condition) {
+        self.lock().condition = condition;
+    }
+
+    /// Notes why it does not work. What a person must look after stays until it works again: that another attempt failed otherwise,
+    /// because the log was away, says nothing about it.
+    pub fn fail(&self, error: ShardError) {
+        let mut inner = self.lock();
+        match error {
+            ShardError::Stopped(message) => inner.condition = Condition::Stopped(message),
+            ShardError::Reopen(_) if matches!(inner.condition, Condition::Stopped(_)) => {}
+            ShardError::Reopen(message) => inner.condition = Condition::Retrying(message),
+        }
+    }
+
+    /// Notes that it polled without an error, so many times in turn without input.
+    pub fn polled(&self, quiet: u32) {
+        let mut inner = self.lock();
+        if quiet == 0 || quiet >= QUIET_POLLS || !matches!(inner.condition, Condition::Stopped(_)) {
+            inner.condition = Condition::Running;
+        }
+    }
+
+    /// Notes that it followed its changelog without an error.
+    pub fn followed(&self) {
+        let mut inner = self.lock();
+        if inner.status.lag == 0 || !matches!(inner.condition, Condition::Stopped(_)) {
+            inner.condition = Condition::Following;
+        }
+    }
+
+    /// Sums per tenant as of the last batch; none while another process has the shard.
+    pub fn usage(&self) -> BTreeMap<String, Usage> {
+        self.lock().usage.clone()
+    }
+
+    /// Changed sums.
+    pub fn add_usage(&self, changed: &BTreeMap<String, Usage>) {
+        self.lock().usage.extend(changed.iter().map(|(tenant, sums)| (tenant.clone(), *sums)));
+    }
+
+    /// Notes what the thread has to report; true when it has just lost the shard, whose sums are another process's now.
+    pub fn report(&self, status: ShardStatus) -> bool {
+        let mut inner = self.lock();
+        let is_lost = inner.status.role == Role::Owner && status.role != Role::Owner;
+        if is_lost {
+            inner.usage.clear();
+        }
+        inner.status = status;
+        is_lost
+    }
+
+    /// What the thread has to report; nothing of a shard that is closed and has no trouble.
+    pub fn status(&self) -> Option<ShardStatus> {
+        let inner = self.lock();
+        let condition = match &inner.condition {
+            Condition::Closed => return None,
+            Condition::Retrying(message) | Condition::Stopped(message) => message.clone(),
+            _ => String::new(),
+        };
+        Some(ShardStatus { condition, ..inner.status.clone() })
+    }
+
+    /// Does this process own the shard?
+    pub fn is_owner(&self) -> bool {
+        self.lock().status.role == Role::Owner
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stopped_stays_until_it_works() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        let stopped = Condition::Stopped("topic was made again".into());
+        desk.fail(ShardError::Reopen("log away".into()));
+        assert_eq!(desk.condition(), Condition::Retrying("log away".into()));
+        desk.fail(ShardError::Stopped("topic was made again".into()));
+        desk.fail(ShardError::Reopen("log away".into()));
+        assert_eq!(desk.condition(), stopped, "another failure says nothing about it");
+        desk.polled(QUIET_POLLS - 1);
+        assert_eq!(desk.condition(), stopped, "what stopped it may not have been fetched yet");
+        desk.polled(QUIET_POLLS);
+        assert_eq!(desk.condition(), Condition::Running);
+        desk.fail(ShardError::Stopped("again".into()));
+        desk.polled(0);
+        assert_eq!(desk.condition(), Condition::Running, "a batch was committed");
+    }
+
+    #[test]
+    fn a_shard_without_input_works_after_its_first_poll() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        assert_eq!(desk.condition(), Condition::Opening);
+        desk.polled(1);
+        assert_eq!(desk.condition(), Condition::Running);
+    }
+
+    #[test]
+    fn a_standby_that_stopped_follows_again_when_it_has_read_everything() {
+        let desk = Desk::new("unify", 0, Duty::Standby { prepare: false, soon: false });
+        desk.fail(ShardError::Stopped("chain broken".into()));
+        desk.report(ShardStatus { role: Role::Standby, lag: 3, ..ShardStatus::default() });
+        desk.followed();
+        assert_eq!(desk.condition(), Condition::Stopped("chain broken".into()));
+        desk.report(ShardStatus { role: Role::Standby, ..ShardStatus::default() });
+        desk.followed();
+        assert_eq!(desk.condition(), Condition::Following);
+    }
+
+    #[test]
+    fn sums_go_with_the_shard() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
+        desk.add_usage(&BTreeMap::from([("acme".to_owned(), Usage::default())]));
+        assert!(!desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() }));
+        assert_eq!(desk.usage().len(), 1);
+        assert!(desk.report(ShardStatus::default()), "lost");
+        assert!(desk.usage().is_empty());
+    }
+}

@@ -1,0 +1,346 @@
+//! This process among the workers of the pipeline: hears plan and reports, gives its shards their orders, and reports.
+//!
+//! One thread. It joins when the log is there, and only then starts the threads of the shards, because who they claim shards for has the incarnation that joining
+//! gives. From then on it passes orders to the desks, and what the desks say to `status`.
+//!
+//! **Leaving** (SIGTERM): it says so; its successors prepare; each owned shard is released to the one that has. That takes as long as a handoff, and is
+//! given up after [`Bound`](MemberSettings::release), or at once when nobody is left who could take over. What was not released is taken over by a
+//! successor, as after a crash but for the detection: a worker that said it leaves is believed at once.
+//!
+//! **Fenced**: a newer process of the same name runs. This one ends, and does not release anything: its successor is itself.
+
+use super::desk::Desk;
+use super::stores::Creation;
+use super::system::Stop;
+use crate::admin::Check;
+use millstream_plan::plan::ShardId;
+use millstream_plan::view::{Bounds, Verdict};
+use millstream_shard::log::{Log, LogError};
+use millstream_shard::member::{Member, Now, Profile, Statuses};
+use millstream_shard::ownership::Claimant;
+use millstream_shard::runtime::Environment;
+use millstream_shard::topics::Topics;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long one look at `control` and `status` waits: how late a change of a shard's role is reported.
+const LISTEN: Duration = Duration::from_millis(20);
+/// Pause after the log was not there.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the last report may take to get out.
+const LAST_REPORT: Duration = Duration::from_secs(1);
+
+/// Starts a shard's thread on what it stands on.
+pub type Starter = Box<dyn FnOnce(&Environment) -> std::io::Result<JoinHandle<()>> + Send>;
+
+/// Settings of a membership.
+#[derive(Clone, Debug)]
+pub struct MemberSettings {
+    /// What this process is.
+    pub profile: Profile,
+    /// Bounds of patience.
+    pub bounds: Bounds,
+    /// How long leaving may take.
+    pub release: Duration,
+}
+
+/// What a process learns that it cannot go on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It has not joined yet.
+    Joining(String),
+    /// It is a member.
+    Member,
+    /// There is no plan for this generation, or one of a higher generation.
+    Waiting(String),
+    /// It must end.
+    Fenced(String),
+}
+
+/// What the rest of the process sees of its membership.
+pub struct Shared {
+    standing: Mutex<Standing>,
+    reports: Mutex<Vec<Heard>>,
+    /// Told to leave.
+    leave: Stop,
+    /// Has left, or must end.
+    ended: tokio::sync::Notify,
+}
+
+/// A worker's newest report, and how long ago it was heard.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// The report.
+    pub status: millstream_plan::status::WorkerStatus,
+    /// Milliseconds ago, when [`Shared::reports`] was called.
+    pub ago_ms: u64,
+    at: Instant,
+}
+
+impl Shared {
+    fn set(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+
+    fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Every worker's newest report.
+    pub fn reports(&self) -> Vec<Heard> {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for heard in &mut reports {
+            heard.ago_ms = u64::try_from(heard.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        }
+        reports
+    }
+
+    /// Gives all shards away; [`Shared::ended`] tells when.
+    pub fn leave(&self) {
+        self.leave.stop();
+    }
+
+    /// Returns when it has left, or must end at once; then says why.
+    pub async fn ended(&self) -> Option<String> {
+        self.ended.notified().await;
+        match self.standing() {
+            Standing::Fenced(why) => Some(why),
+            _ => None,
+        }
+    }
+}
+
+/// A process that follows the plan is ready when there is one for it.
+pub struct PlanCheck(pub Arc<Shared>);
+
+impl Check for PlanCheck {
+    fn name(&self) -> String {
+        "plan".to_owned()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self.0.standing() {
+            Standing::Member => Ok(()),
+            Standing::Joining(why) | Standing::Waiting(why) | Standing::Fenced(why) => Err(why),
+        }
+    }
+}
+
+/// A process that is about to join.
+pub struct Membership {
+    settings: MemberSettings,
+    log: Arc<dyn Log>,
+    topics: Topics,
+    creation: Arc<Creation>,
+    /// Of this process, but for the claimant.
+    environment: Environment,
+    desks: Vec<Arc<Desk>>,
+    starters: Vec<Starter>,
+    shared: Arc<Shared>,
+    stop: Arc<Stop>,
+    began: Instant,
+}
+
+impl Membership {
+    /// Of a process with these shards.
+    pub fn new(
+        settings: MemberSettings,
+        environment: Environment,
+        creation: Arc<Creation>,
+        desks: Vec<Arc<Desk>>,
+        starters: Vec<Starter>,
+        stop: Arc<Stop>,
+    ) -> Membership {
+        let shared = Arc::new(Shared {
+            standing: Mutex::new(Standing::Joining("has not heard the plan yet".to_owned())),
+            reports: Mutex::default(),
+            leave: Stop::default(),
+            ended: tokio::sync::Notify::new(),
+        });
+        let (log, topics) = (environment.log.clone(), environment.topics.clone());
+        let began = Instant::now();
+        Membership { settings, log, topics, creation, environment, desks, starters, shared, stop, began }
+    }
+
+    /// What the rest of the process sees of it.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Starts the thread; it ends with all threads of the shards, when the process is stopped.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn start(self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("membership".into()).spawn(move || self.run())
+    }
+
+    fn run(mut self) {
+        let Some(mut member) = self.join() else {
+            self.shared.ended.notify_one();
+            return;
+        };
+        let incarnation = member.incarnation().to_string();
+        tracing::info!(worker = self.settings.profile.worker, incarnation, "joined the pipeline");
+        self.environment.claimant = Claimant::new(self.settings.profile.worker.as_str(), incarnation);
+        let environment = self.environment.clone();
+        let threads: Vec<_> = self.starters.drain(..).filter_map(|start| started(start(&environment))).collect();
+        let mut leaving_since = None;
+        while !self.stop.is_stopped() {
+            self.turn(&mut member, &mut leaving_since);
+        }
+        for desk in &self.desks {
+            desk.wake();
+        }
+        for thread in threads {
+            // A panic is in the log, and its shard's condition says so.
+            let _ = thread.join();
+        }
+        self.farewell(&mut member);
+    }
+
+    fn now(&self) -> Now {
+        Now { wall_ms: self.environment.clock.now_ms(), monotonic_ms: self.monotonic_ms() }
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Joins when the log is there; none when the process is stopped before.
+    fn join(&self) -> Option<Member> {
+        loop {
+            if self.stop.is_stopped() || self.shared.leave.is_stopped() {
+                return None;
+            }
+            match self.try_join() {
+                Ok(member) => return Some(member),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot join the pipeline yet");
+                    self.shared.set(Standing::Joining(error.to_string()));
+                    self.stop.wait(PAUSE);
+                }
+            }
+        }
+    }
+
+    fn try_join(&self) -> Result<Member, LogError> {
+        self.creation.ensure(&self.stop)?;
+        let MemberSettings { profile, bounds, .. } = self.settings.clone();
+        Member::join(&*self.log, &self.topics, profile, rand::random(), bounds, self.now())
+    }
+
+    fn turn(&self, member: &mut Member, leaving_since: &mut Option<Instant>) {
+        if let Err(error) = member.listen(LISTEN, self.monotonic_ms()) {
+            tracing::warn!(%error, "cannot hear plan and reports");
+            self.stop.wait(PAUSE);
+        }
+        if let Some(problem) = member.problem() {
+            tracing::warn!(problem, "plan and reports");
+        }
+        if self.shared.leave.is_stopped() && !member.is_leaving() {
+            tracing::info!("leaving: shards are given to their successors");
+            member.leave();
+            *leaving_since = Some(Instant::now());
+            member.report_now(self.statuses(), self.monotonic_ms());
+        }
+        let orders = member.orders(self.monotonic_ms());
+        for desk in &self.desks {
+            desk.set_order(orders.get(&desk.id()).cloned().unwrap_or_default());
+        }
+        self.judge(member);
+        member.report(self.statuses(), self.monotonic_ms());
+        self.note_reports(member);
+        if leaving_since.is_some_and(|since| self.has_left(member, since)) {
+            self.shared.ended.notify_one();
+        }
+    }
+
+    fn statuses(&self) -> Statuses {
+        self.desks.iter().filter_map(|desk| Some((desk.id(), desk.status()?))).collect()
+    }
+
+    fn judge(&self, member: &Member) {
+        let (topics, view) = (&self.topics, member.view());
+        let generation = u32::from(topics.generation);
+        let standing = match member.verdict() {
+            Verdict::Fenced { by } => {
+                let worker = &self.settings.profile.worker;
+                Standing::Fenced(format!(
+                    "a newer process of the worker {worker} runs ({by}); this one ends. Give each process a `worker` name of its own"
+                ))
+            }
+            Verdict::Superseded { generation } => Standing::Waiting(format!(
+                "the pipeline is in generation {generation} by now: this process is of {}; start it with the new one",
+                topics.generation
+            )),
+            Verdict::GoOn if view.plan().is_none_or(|plan| plan.generation != generation) => {
+                Standing::Waiting(format!(
+                    "there is no plan for generation {generation} in {}: publish one with `millstream plan`",
+                    topics.control
+                ))
+            }
+            Verdict::GoOn => Standing::Member,
+        };
+        if standing == self.shared.standing() {
+            return;
+        }
+        match &standing {
+            Standing::Fenced(why) => {
+                tracing::error!(why, "fenced");
+                self.shared.set(standing);
+                self.shared.ended.notify_one();
+                return;
+            }
+            Standing::Waiting(why) => tracing::warn!(why, "waiting"),
+            _ => {}
+        }
+        self.shared.set(standing);
+    }
+
+    fn note_reports(&self, member: &Member) {
+        let (now, now_ms) = (Instant::now(), self.monotonic_ms());
+        let heard = |(status, at_ms): (&millstream_plan::status::WorkerStatus, u64)| {
+            let ago_ms = now_ms.saturating_sub(at_ms);
+            let at = now.checked_sub(Duration::from_millis(ago_ms)).unwrap_or(now);
+            Heard { status: status.clone(), ago_ms, at }
+        };
+        let reports = member.view().reports().map(heard).collect();
+        *self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner) = reports;
+    }
+
+    /// Nothing is left to give away, nobody is left to give it to, or it has taken too long.
+    fn has_left(&self, member: &Member, since: Instant) -> bool {
+        let owned: Vec<ShardId> = self.desks.iter().filter(|desk| desk.is_owner()).map(|desk| desk.id()).collect();
+        let own_name = &self.settings.profile.worker;
+        let alive = member.view().alive(self.monotonic_ms());
+        let mut others = alive.iter().filter(|worker| worker.name != *own_name && !worker.leaving);
+        let anybody = others.any(|worker| owned.iter().any(|id| worker.stages.contains(&id.stage)));
+        let is_late = since.elapsed() > self.settings.release;
+        if is_late && !owned.is_empty() && anybody {
+            let shards = owned.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            tracing::warn!(shards, "not handed off in time; their successors take them over");
+        }
+        owned.is_empty() || !anybody || is_late
+    }
+
+    /// The last word: nothing is open here any more, so that nobody need wait for this process to fall silent.
+    fn farewell(&self, member: &mut Member) {
+        if matches!(self.shared.standing(), Standing::Fenced(_)) {
+            return;
+        }
+        member.leave();
+        member.report_now(Statuses::new(), self.monotonic_ms());
+        let deadline = Instant::now() + LAST_REPORT;
+        while !member.is_heard() && Instant::now() < deadline {
+            if member.listen(LISTEN, self.monotonic_ms()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn started(thread: std::io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
+    thread.inspect_err(|error| tracing::error!(%error, "cannot start a shard's thread")).ok()
+}
