@@ -120,5 +120,9 @@ pub(crate) fn machine() -> Result<String> {
     let kilobytes = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or("0 kB");
     let kilobytes: f64 = kilobytes.trim().trim_end_matches(" kB").parse()?;
     let cores = std::thread::available_parallelism()?;
-    Ok(format!("{cores} cores, {}, {:.0} GiB", model.trim_start_matches([' ', '\t', ':']), kilobytes / f64::from(1 << 20)))
+    Ok(format!(
+        "{cores} cores, {}, {:.0} GiB",
+        model.trim_start_matches([' ', '\t', ':']),
+        kilobytes / f64::from(1 << 20)
+    ))
 }

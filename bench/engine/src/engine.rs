@@ -4,23 +4,33 @@ use crate::scenario::Scenario;
 use crate::stage::Synthetic;
 use crate::window::{self, Progress};
 use anyhow::Result;
-use millstream_shard::Executor;
 use millstream_shard::log::Log;
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Shard};
 use millstream_shard::state::StateStore;
+use millstream_shard::{Executor, Job};
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::rocks::{Resources, RocksState};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// Background work in threads of its own, as the worker does it.
 struct Threads;
 
 impl Executor for Threads {
-    fn run(&self, work: Box<dyn FnOnce() + Send>) {
-        std::thread::spawn(work);
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
+        Box::new(Thread(std::thread::spawn(work)))
+    }
+}
+
+struct Thread(JoinHandle<()>);
+
+impl Job for Thread {
+    fn wait(self: Box<Self>) {
+        // A panic leaves the work's channel without an answer, which its owner notices.
+        let _ = self.0.join();
     }
 }
 

@@ -97,6 +97,23 @@ impl Figures {
     }
 }
 
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for Figure { figure, value, unit, peer_value, aim, met, .. } in &self.0 {
+            write!(f, "{figure}: {value} {unit}")?;
+            if let Some(raw) = peer_value {
+                write!(f, " (raw {raw})")?;
+            }
+            match (aim, met) {
+                (Some(aim), Some(true)) => writeln!(f, ", aim {aim}: met")?,
+                (Some(aim), _) => writeln!(f, ", aim {aim}: NOT MET")?,
+                (None, _) => writeln!(f)?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// How a figure came about.
 pub(crate) fn run_of(ours: &Cost, raw: Option<&Cost>) -> Result<serde_json::Value> {
     Ok(serde_json::json!({

@@ -12,7 +12,7 @@ mod load;
 mod raw;
 mod scenario;
 // The tests' servers, without the tests: these would bring the whole program along, to be compiled with full optimisation.
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unused_imports, unreachable_pub)]
 #[path = "../../../tests/src/servers/mod.rs"]
 mod servers;
 mod stage;
@@ -62,6 +62,7 @@ fn main() -> Result<()> {
         Some(Command::Measure { scenario }) => measure(&scenario),
         None => {
             let figures = suite::run(args.quick, &args.only, args.rounds)?;
+            print!("\n{figures}");
             args.out.map_or(Ok(()), |path| figures.write(&path))
         }
     }

@@ -114,7 +114,8 @@ pub(crate) fn run(quick: bool, only: &str, rounds: Option<usize>) -> Result<Figu
     let phases = if quick { QUICK } else { FULL };
     let phases = Phases { rounds: rounds.unwrap_or(phases.rounds), ..phases };
     let cores = u32::try_from(std::thread::available_parallelism()?.get())?;
-    let mut suite = Suite { log, bootstrap: kafka.bootstrap().to_owned(), broker, phases, cores, figures: Figures::default() };
+    let mut suite =
+        Suite { log, bootstrap: kafka.bootstrap().to_owned(), broker, phases, cores, figures: Figures::default() };
     for part in SATURATED.iter().filter(|part| part.name.contains(only)) {
         suite.saturated(part)?;
     }
@@ -184,9 +185,10 @@ impl Suite {
         let mut records = Records::new(USERS);
         let mut loader = Loader::new(&self.log, &source)?;
         loader.bulk(&mut records, USERS, FRAME)?;
-        let scenario = Scenario { pipeline: "low0".into(), warm_records: USERS, ..self.scenario(Who::Shards, "low", shards) };
-        self.create(&scenario.topics())?;
-        let watcher = Watcher::new(&self.log, &scenario.topics())?;
+        let scenario =
+            Scenario { pipeline: "low0".into(), warm_records: USERS, ..self.scenario(Who::Shards, "low", shards) };
+        let own = self.topics(&scenario.pipeline, shards)?;
+        let watcher = Watcher::new(&self.bootstrap, &own)?;
         let (stop, counts) = (AtomicBool::new(false), AtomicBool::new(false));
         let (cost, delays) = std::thread::scope(|scope| -> Result<(Cost, Delays)> {
             let loading = scope.spawn(|| loader.steady(&mut records, LOW_RATE, &stop));
@@ -200,7 +202,7 @@ impl Suite {
         })?;
         println!("low: p50 {} ms, p99 {} ms", delays.quantile(0.5)?, delays.quantile(0.99)?);
         self.delete(&source)?;
-        self.delete(&scenario.topics())?;
+        self.delete(&own)?;
         self.figures.add_cpu("5,000 records/s, 8 shards", &cost, None, Some(Aim::AtMost(42.0)))?;
         let (run, figures) = (run_of(&cost, None)?, &mut self.figures);
         let p99 = "5,000 records/s, 8 shards: produced to visible, p99";
@@ -227,14 +229,11 @@ impl Suite {
         }
     }
 
+    /// The topics of a measurement or of an input, created.
     fn topics(&self, pipeline: &str, shards: u32) -> Result<Topics> {
         let topics = Topics::new(pipeline, shards, 1);
-        self.create(&topics)?;
+        self.log.create_topics(&topics.specs())?;
         Ok(topics)
-    }
-
-    fn create(&self, topics: &Topics) -> Result<()> {
-        Ok(self.log.create_topics(&topics.specs())?)
     }
 
     /// The disk holds a few parts, not all of them.
@@ -245,8 +244,7 @@ impl Suite {
 
     /// A saturated measurement, with topics of its own.
     fn measure(&self, scenario: &Scenario) -> Result<Cost> {
-        let own = Topics::new(&scenario.pipeline, scenario.shards, 1);
-        self.create(&own)?;
+        let own = self.topics(&scenario.pipeline, scenario.shards)?;
         let cost = self.run(scenario, &AtomicBool::new(false))?;
         println!("{}: {:?}: {cost}", scenario.pipeline, scenario.who);
         self.delete(&own)?;

@@ -2,34 +2,43 @@
 
 use anyhow::{Context, Result};
 use millstream_shard::Clock;
-use millstream_shard::log::{Consumer, Log, Start, TopicPartition};
 use millstream_shard::topics::Topics;
 use millstream_stores::embedded::SystemClock;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Watches `events` and keeps the delays of what it sees while it is told to.
 pub(crate) struct Watcher {
-    consumer: Box<dyn Consumer>,
+    consumer: BaseConsumer,
     delays_ms: Vec<u64>,
 }
 
 impl Watcher {
-    pub(crate) fn new(log: &dyn Log, topics: &Topics) -> Result<Watcher> {
-        let partition = |partition| (TopicPartition::new(topics.events.clone(), partition), Start::Latest);
-        let partitions: Vec<_> = (0..topics.shards).map(partition).collect();
-        Ok(Watcher { consumer: log.consumer(&partitions)?, delays_ms: Vec::new() })
+    /// A reader with the client's own settings, as anybody has it, but read-committed.
+    pub(crate) fn new(bootstrap: &str, topics: &Topics) -> Result<Watcher> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("group.id", "watcher")
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .create()?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..topics.shards {
+            assignment.add_partition_offset(&topics.events, i32::try_from(partition)?, Offset::Beginning)?;
+        }
+        consumer.assign(&assignment)?;
+        Ok(Watcher { consumer, delays_ms: Vec::new() })
     }
 
     /// Reads until stopped.
     pub(crate) fn run(mut self, counts: &AtomicBool, stop: &AtomicBool) -> Result<Delays> {
         while !stop.load(Ordering::Relaxed) {
-            let counts = counts.load(Ordering::Relaxed);
-            let delays_ms = &mut self.delays_ms;
-            self.consumer.poll(1000, Duration::from_millis(100), &mut |message| {
-                let produced = produced_ms(message.payload).filter(|_| counts);
-                delays_ms.extend(produced.map(|produced| SystemClock.now_ms().saturating_sub(produced)));
-            })?;
+            let Some(message) = self.consumer.poll(Duration::from_millis(100)) else { continue };
+            let message = message?;
+            let produced = message.payload().and_then(produced_ms).filter(|_| counts.load(Ordering::Relaxed));
+            self.delays_ms.extend(produced.map(|produced| SystemClock.now_ms().saturating_sub(produced)));
         }
         self.delays_ms.sort_unstable();
         Ok(Delays(self.delays_ms))
