@@ -41,10 +41,17 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 	@$(TIMED) program cargo build --locked --workspace --bins
 	@$(TIMED) build cargo test --locked --workspace --no-run --quiet
 	@$(TIMED) tests cargo test --locked --workspace
+	@$(TIMED) mutants cargo test --locked -p millstream-sim --features mutants --test mutants
 
 .PHONY: unit
-unit: setup-build ## only the tests that need no server: model, stages, plan, shard, ownership
-	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard -p millstream-ownership-model
+unit: setup-build ## only the tests that need no server: model, stages, plan, shard, ownership, simulation
+	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard -p millstream-ownership-model -p millstream-sim
+
+.PHONY: sim
+SEEDS ?= 10000
+FIRST_SEED ?= 0
+sim: setup-build ## run the simulation: SEEDS=10000 [FIRST_SEED=n]; a failing seed says how to replay it
+	@cargo run --locked --quiet -p millstream-sim -- --seeds $(SEEDS) --first $(FIRST_SEED)
 
 .PHONY: servers
 servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatible) into the cache
@@ -58,6 +65,11 @@ bench-engine: setup-test ## the engine's figures, about 25 minutes: bench/result
 	@CARGO_TARGET_DIR="$(RELEASE)" cargo build --locked --release -p millstream-bench-engine
 	@"$(RELEASE)/release/millstream-bench-engine" $(if $(QUICK),--quick,--out bench/results/engine.json)
 	@$(if $(QUICK),true,tools/generate)
+
+.PHONY: bench-failover
+bench-failover: setup-test ## longest gaps when a worker is killed, and when its shards are handed off: bench/results/failover.json
+	@cargo build --locked --workspace --bins
+	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-failover"
 
 .PHONY: lint
 lint: setup-build ## formatting, clippy, rustdoc, licences and bans, unsafe rule, generated files, documents

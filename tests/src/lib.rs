@@ -1,6 +1,7 @@
 //! What the tests share: the conformance suites, faults, generated load, Millstream's processes, and the harness that starts real servers.
 
 pub mod conformance;
+pub mod counting;
 pub mod faulty;
 pub mod load;
 pub mod pipeline;

@@ -17,11 +17,13 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 /// # Errors
 /// When it was not built.
 pub fn binary() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let folder = test.parent().and_then(Path::parent).context("tests run from target/<profile>/deps")?;
-    let binary = folder.join("millstream");
-    ensure!(binary.exists(), "{} is missing: run `cargo build --workspace` first", binary.display());
-    Ok(binary)
+    let this = std::env::current_exe()?;
+    // Tests are in target/<profile>/deps, programs beside it.
+    let mut candidates = this.ancestors().skip(1).take(2).map(|folder| folder.join("millstream"));
+    let found = candidates.find(|binary| binary.is_file());
+    found.with_context(|| {
+        format!("there is no millstream beside {}: run `cargo build --workspace` first", this.display())
+    })
 }
 
 /// Waits until `check` gives something; fails with what it said last.

@@ -21,6 +21,7 @@ pub fn start(settings: &Settings) -> Result<Pipeline> {
     let processes: Vec<_> = std::iter::once(("gateway", "gateway")).chain(workers).collect();
     let mut pipeline = Pipeline::launched(settings, &processes)?;
     until("a plan that places every shard", || plan_auto(&pipeline).map(Some))?;
+    recovered(&pipeline, settings.shards, &[])?;
     for process in &mut pipeline.processes {
         process.ready()?;
     }

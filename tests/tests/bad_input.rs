@@ -246,6 +246,11 @@ fn http_cases() -> Vec<Whole> {
     ]
 }
 
+/// Larger than a record may be, and smaller than a request.
+fn large_customer() -> String {
+    json!({"customer_id": "42", "attributes": {"a": "x".repeat(300_000)}}).to_string()
+}
+
 fn api_cases() -> Vec<Whole> {
     let context = format!(r#"{{"batch":[],"context":{{"a":"{}"}}}}"#, "x".repeat(17_000));
     vec![
@@ -258,6 +263,11 @@ fn api_cases() -> Vec<Whole> {
         whole("transition without elements", r#"{"type":"transition"}"#, 400, "missing_field", "the list `elements`")
             .to("/v1/transition"),
         whole("merge without pairs", "{}", 400, "missing_field", "the list `merge_data`").to("/v1/merge"),
+        whole("one record that is too large", large_customer(), 413, "too_large", "at most 262144 are allowed")
+            .to("/v1/customer"),
+        whole("a path of another API", good_batch(), 404, "unknown_path", "nothing at /segment/v1/merge")
+            .to("/segment/v1/merge"),
+        whole("records for the description", good_batch(), 405, "wrong_method", "send GET").to("/openapi.json"),
         whole("NDJSON at the data API", good_batch(), 415, "unsupported_media_type", "send application/json")
             .to("/v1/customer")
             .with("content-type", "application/x-ndjson"),
@@ -281,7 +291,7 @@ fn requests_that_fail_as_a_whole_say_why() {
         verdict.expect(&format!("{}: log", case.name), gateway.log.frames().is_empty(), &gateway.log.frames());
         verdict.expect_alive(case.name, &gateway);
     }
-    verdict.end(55);
+    verdict.end(60);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use millstream_shard::state::StateStore;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
-use millstream_stores::rocks::{Resources, RocksState};
+use millstream_stores::rocks::{Bounds, Resources, RocksState};
 use millstream_tests::conformance::{documents as document_suite, reader, state as state_suite};
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
@@ -222,7 +222,7 @@ mod killed {
     #[ignore = "runs as a child of another test, which kills it"]
     fn child_state() {
         let Some(folder) = folder() else { return };
-        let resources = Resources { memtable_bytes: 64 << 10, ..Resources::new(8 << 20) };
+        let resources = Resources::with(&Bounds { memtable_bytes: 64 << 10, ..Bounds::new(8 << 20) });
         let store = RocksState::open(&folder, &resources).unwrap();
         let keys: Vec<_> = (0..64).map(|group| state_suite::key(group * 64, "x")).collect();
         for number in 1..u64::MAX {

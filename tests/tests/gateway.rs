@@ -252,6 +252,31 @@ fn what_exceeds_the_memory_is_refused_until_there_is_room() {
     assert!(gateway.metrics.render().contains("millstream_gateway_in_flight_bytes 0"));
 }
 
+/// A small body whose records each carry its `context` into the log.
+#[test]
+fn what_records_grow_to_is_counted_before_they_are_taken() {
+    let mut config = config();
+    config.gateway.in_flight_bytes = Size(1_000_000);
+    config.gateway.acknowledge_timeout = Millis(50);
+    let gateway = Gateway::start(&config);
+    gateway.log.set(Mode::Hold);
+    let track = |index: usize| json!({"type": "track", "messageId": index.to_string(), "userId": "42", "event": "e"});
+    let body = |records: usize| {
+        let batch: Vec<Value> = (0..records).map(track).collect();
+        json!({"batch": batch, "context": {"text": "x".repeat(10_000)}}).to_string()
+    };
+    assert!(body(90).len() < 20_000);
+    let held = gateway.post("/segment/v1/batch", &[], body(90));
+    assert_eq!((held.status, &held.body["error"]["reason"]), (503, &json!("unknown_outcome")), "{held:?}");
+    let refused = gateway.post("/segment/v1/batch", &[], body(90));
+    assert_eq!((refused.status, &refused.body["error"]["reason"]), (503, &json!("overloaded")), "{refused:?}");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(gateway.log.envelopes().len(), 90, "nothing of the refused request is in the log");
+    gateway.log.release();
+    assert_eq!(gateway.post("/segment/v1/batch", &[], body(90)).status, 200);
+    assert!(gateway.metrics.render().contains("millstream_gateway_in_flight_bytes 0"));
+}
+
 #[test]
 fn a_panic_is_one_request_s_trouble() {
     let gateway = Gateway::start(&config());

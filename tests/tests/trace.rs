@@ -7,7 +7,8 @@ use axum::routing::post;
 use millstream_model::id::hex;
 use millstream_tests::conformance::unique;
 use millstream_tests::load::{generated, settings};
-use millstream_tests::pipeline::{Pipeline, until};
+use millstream_tests::pipeline::{Pipeline, Settings, until};
+use millstream_tests::servers::{Kafka, Mongo};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
+const STATE: &str = "congo=t61rcWkgMzE,rojo=1";
 
 /// Collects spans; gives its URL.
 fn collector(spans: Arc<Mutex<Vec<Span>>>) -> String {
@@ -44,11 +46,29 @@ fn one_trace_spans_all_stages() {
     let load = generated(1, 1, 10).unwrap();
     let mut settings = settings(&unique("trace"), &load);
     settings.otlp = Some(collector(spans.clone()));
-    let pipeline = Pipeline::local(&settings).unwrap();
+    expect_one_trace(&Pipeline::local(&settings).unwrap(), &settings, &spans);
+}
+
+/// What is said in one process must come through topics and between processes, too.
+#[test]
+fn one_trace_spans_the_processes_of_a_pipeline() {
+    let spans = Arc::new(Mutex::new(Vec::new()));
+    let load = generated(1, 1, 10).unwrap();
+    let mut settings = settings(&unique("trace"), &load);
+    settings.kafka = Some(Kafka::shared().unwrap().bootstrap().to_owned());
+    settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
+    settings.otlp = Some(collector(spans.clone()));
+    let pipeline = Pipeline::roles(&settings).unwrap();
+    let found = expect_one_trace(&pipeline, &settings, &spans);
+    assert!(found.iter().all(|span| span.trace_state == STATE), "{found:#?}");
+}
+
+fn expect_one_trace(pipeline: &Pipeline, settings: &Settings, spans: &Mutex<Vec<Span>>) -> Vec<Span> {
     let answer = reqwest::blocking::Client::new()
         .post(format!("{}/v1/batch", pipeline.gateway().unwrap().url()))
         .bearer_auth(&settings.tenants[0].1)
         .header("traceparent", format!("00-{TRACE}-{PARENT}-01"))
+        .header("tracestate", STATE)
         .header("content-type", "application/json")
         .body(r#"{"batch":[{"type":"event","message_id":"traced","event":"Opened","identifiers":{"user_id":"traced-1"}}]}"#)
         .send()
@@ -68,4 +88,5 @@ fn one_trace_spans_all_stages() {
     assert_eq!(roots.len(), 1, "one tree: {found:#?}");
     assert_eq!(hex(&roots[0].parent_span_id), PARENT, "the sender's span is the parent of the gateway's");
     assert!(found.iter().all(|span| span.end_time_unix_nano >= span.start_time_unix_nano));
+    found
 }

@@ -5,6 +5,7 @@ use crate::stage::Synthetic;
 use crate::window::{self, Progress};
 use anyhow::Result;
 use millstream_shard::log::Log;
+use millstream_shard::memory::Pool;
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Shard};
 use millstream_shard::state::StateStore;
@@ -39,11 +40,11 @@ pub(crate) fn run(scenario: &Scenario) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = KafkaConfig { replication_factor: 1, ..KafkaConfig::new(&scenario.bootstrap) };
     let log: Arc<dyn Log> = Arc::new(KafkaLog::new(config)?);
-    let resources = Resources::new(scenario.blocks());
+    let (pool, resources) = (scenario.pool(), Resources::with(&scenario.rocks()));
     let progress = Arc::new(Progress::default());
     let mut threads = Vec::new();
     for shard in 0..scenario.shards {
-        let mut shard = open(scenario, &log, shard, folder.path(), &resources)?;
+        let mut shard = open(scenario, &log, shard, folder.path(), &pool, &resources)?;
         let progress = progress.clone();
         threads.push(std::thread::spawn(move || -> Result<()> {
             while !progress.is_stopped() {
@@ -62,6 +63,7 @@ fn open(
     log: &Arc<dyn Log>,
     shard: u32,
     folder: &Path,
+    pool: &Pool,
     resources: &Resources,
 ) -> Result<Shard<Synthetic>> {
     let topics = scenario.topics();
@@ -74,5 +76,5 @@ fn open(
         claimant: Claimant::new("bench", "1"),
     };
     let store: Arc<dyn StateStore> = Arc::new(RocksState::open(&folder.join(shard.to_string()), resources)?);
-    Ok(Shard::open(Synthetic, shard, environment, scenario.limits(), store)?)
+    Ok(Shard::open(Synthetic, shard, environment, scenario.limits(pool), store)?)
 }

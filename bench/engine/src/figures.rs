@@ -20,10 +20,13 @@ pub(crate) struct Figure {
     peer_value: Option<f64>,
     /// peer_value / value: 1 when we cost as little as the peer.
     ratio: Option<f64>,
-    /// In words, as it is printed.
-    aim: Option<String>,
+    aim: Option<f64>,
     met: Option<bool>,
+    /// The aim is a lower bound.
+    #[serde(default)]
+    at_least: bool,
     /// How it was measured.
+    #[serde(default)]
     run: Option<serde_json::Value>,
 }
 
@@ -42,10 +45,9 @@ impl Aim {
         }
     }
 
-    fn text(self, unit: &str) -> String {
+    fn bound(self) -> f64 {
         match self {
-            Aim::AtMost(most) => format!("≤ {most} {unit}"),
-            Aim::AtLeast(least) => format!("≥ {least} {unit}"),
+            Aim::AtMost(bound) | Aim::AtLeast(bound) => bound,
         }
     }
 }
@@ -64,8 +66,9 @@ impl Figures {
             peer: None,
             peer_value: None,
             ratio: None,
-            aim: aim.map(|aim| aim.text(unit)),
+            aim: aim.map(Aim::bound),
             met: aim.map(|aim| aim.is_met(value)),
+            at_least: matches!(aim, Some(Aim::AtLeast(_))),
             run: Some(run),
         });
     }
@@ -149,14 +152,14 @@ mod tests {
         let [a, b, c] = &figures.0[..] else { panic!("{figures:?}") };
         assert_eq!((a.value, a.peer_value, a.ratio, a.met), (5.0, Some(2.0), Some(0.4), Some(true)));
         assert_eq!((b.value, b.peer_value, b.ratio, b.met), (5.01, None, None, Some(false)));
-        assert_eq!((c.aim.as_deref(), c.met), (Some("≥ 70 %"), Some(false)));
+        assert_eq!((c.aim, c.at_least, c.met), (Some(70.0), true, Some(false)));
     }
 
     #[test]
     fn what_another_program_measured_comes_behind() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("engine.json");
-        let other = r#"[{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":"≤ 2 s","met":true,"run":null}]"#;
+        let other = r#"[{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true}]"#;
         std::fs::write(folder.path().join(ELSEWHERE), other).unwrap();
         let mut figures = Figures::default();
         figures.add("memory", 200.0, "MB", None, serde_json::Value::Null);

@@ -1,8 +1,10 @@
 //! What is measured, as a value that is handed to a process of its own: memory and processor time then belong to it alone.
 
 use anyhow::Result;
+use millstream_shard::memory::Pool;
 use millstream_shard::runtime::Limits;
 use millstream_shard::topics::Topics;
+use millstream_stores::rocks::Bounds;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ pub(crate) struct Scenario {
     pub(crate) source: String,
     /// Shards, one thread each.
     pub(crate) shards: u32,
-    /// Memory for state of each shard, and of RocksDB's blocks for all of them; `None`: the runtime's defaults.
+    /// Memory for state; `None`: as the worker divides what it has by default.
     pub(crate) memory: Option<Memory>,
     /// Not measured: at least so many records and seconds.
     pub(crate) warm_records: u64,
@@ -45,12 +47,12 @@ pub(crate) struct Memory {
     pub(crate) cache: usize,
     /// Changed state of one shard that is not in RocksDB yet, bytes.
     pub(crate) dirty: usize,
-    /// RocksDB's block cache of the process, bytes.
+    /// RocksDB's blocks and memtables in the process, bytes.
     pub(crate) blocks: usize,
 }
 
-/// RocksDB's block cache of a process, where nothing else is said: what the worker uses.
-const BLOCKS: usize = 64 << 20;
+/// What a worker has by default (`state.memory`), in bytes; half of it for caches, a quarter for RocksDB (`worker/src/runtime/memory.rs`).
+const WORKER: usize = 512 << 20;
 
 impl Scenario {
     /// The topics; what is read may be another scenario's.
@@ -59,16 +61,23 @@ impl Scenario {
         Topics { ingress, ..Topics::new(&self.pipeline, self.shards, 1) }
     }
 
-    pub(crate) fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self, pool: &Pool) -> Limits {
         let limits = Limits::default();
         match self.memory {
             Some(memory) => Limits { cache_bytes: memory.cache, dirty_bytes: memory.dirty, ..limits },
-            None => limits,
+            None => Limits { pool: Some(pool.clone()), ..limits },
         }
     }
 
-    pub(crate) fn blocks(&self) -> usize {
-        self.memory.map_or(BLOCKS, |memory| memory.blocks)
+    /// For the caches of all shards, where nothing else is said.
+    pub(crate) fn pool(&self) -> Pool {
+        Pool::new(WORKER / 2, self.shards as usize)
+    }
+
+    pub(crate) fn rocks(&self) -> Bounds {
+        let bounds = Bounds::new(self.memory.map_or(WORKER / 4, |memory| memory.blocks));
+        let memtable_bytes = (bounds.memtables_bytes / self.shards as usize).clamp(1 << 20, 16 << 20);
+        Bounds { memtable_bytes, compaction_threads: 2, ..bounds }
     }
 
     pub(crate) fn warm_up(&self) -> Duration {

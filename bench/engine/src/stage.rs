@@ -22,6 +22,10 @@ impl StateValue for Profile {
         let profile = bytes.try_into().map_err(|_| StateError(format!("a profile of {} bytes", bytes.len())))?;
         Ok(Profile(profile))
     }
+
+    fn memory(&self, _: usize) -> usize {
+        SIZE
+    }
 }
 
 #[derive(serde::Deserialize)]

@@ -678,7 +678,8 @@ pub fn scan_gives_one_tenants_documents_in_order(subject: &dyn Subject) {
     let bulk: Vec<Mutation> = shuffled.iter().map(|id| place.set(id, 1, 1)).collect();
     place.write(&bulk);
     let longer = format!("{}-", place.tenant);
-    let shorter = place.tenant[..place.tenant.len() - 1].to_owned();
+    let mut shorter = place.tenant.clone();
+    shorter.pop();
     for tenant in [longer, shorter] {
         place.write(&[Mutation { tenant, ..place.set("other", 1, 1) }]);
     }

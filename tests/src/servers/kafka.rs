@@ -1,15 +1,18 @@
 //! Apache Kafka: one or more combined nodes.
 
 use super::cache::install_kafka;
+use super::certificates::Authority;
 use super::process::{Server, Stop, folder, free_ports};
 use anyhow::{Context, Result, ensure};
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 const PROPERTIES: &str = include_str!("../../servers/kafka/server.properties");
+const SECURE: &str = include_str!("../../servers/kafka/secure.properties");
 const LOGGING: &str = include_str!("../../servers/kafka/log4j2.properties");
 
 /// Any valid id does: a cluster of one test is the only one there is.
@@ -23,7 +26,13 @@ const READY_WITHIN: Duration = Duration::from_secs(180);
 pub struct Kafka {
     bootstrap: String,
     nodes: Vec<Server>,
+    security: BTreeMap<String, String>,
+    /// Whom clients trust; its folder has the certificate.
+    _authority: Option<Authority>,
 }
+
+/// The user that a secured broker knows, and its password.
+pub const USER: (&str, &str) = ("millstream", "open-sesame");
 
 impl Kafka {
     /// One node.
@@ -39,18 +48,51 @@ impl Kafka {
     /// # Errors
     /// When Kafka cannot be installed or started.
     pub fn start_cluster(nodes: usize) -> Result<Kafka> {
+        Kafka::start_with(nodes, "")
+    }
+
+    /// Several nodes with further lines in their configuration.
+    ///
+    /// # Errors
+    /// When Kafka cannot be installed or started.
+    pub fn start_with(nodes: usize, more: &str) -> Result<Kafka> {
         ensure!(nodes > 0, "a cluster has at least one node");
         let classpath = format!("{}/*", install_kafka()?.display());
         let ports = free_ports(nodes * 2)?;
         let (ports, controllers) = ports.split_at(nodes);
-        let cluster = Cluster { classpath, ports, controllers };
+        let cluster = Cluster { classpath, ports, controllers, more, secure: None };
         let nodes: Vec<Server> = std::thread::scope(|scope| -> Result<Vec<Server>> {
             let cluster = &cluster;
             let starts: Vec<_> = (0..nodes).map(|index| scope.spawn(move || cluster.start(index))).collect();
             starts.into_iter().map(|start| start.join().unwrap_or_else(|_| anyhow::bail!("a start panicked"))).collect()
         })?;
         let bootstrap = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
-        let kafka = Kafka { bootstrap, nodes };
+        let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), _authority: None };
+        kafka.wait_until_ready()?;
+        Ok(kafka)
+    }
+
+    /// One node that takes clients by TLS and with a password (SASL_SSL, SCRAM-SHA-512) only.
+    ///
+    /// # Errors
+    /// When Kafka cannot be installed or started.
+    pub fn start_secure() -> Result<Kafka> {
+        let classpath = format!("{}/*", install_kafka()?.display());
+        let ports = free_ports(3)?;
+        let [port, controller, internal] = ports[..] else { anyhow::bail!("too few ports") };
+        let authority = Authority::new()?;
+        let secure = Some(Secure { internal_port: internal, authority: &authority });
+        let cluster = Cluster { classpath, ports: &[port], controllers: &[controller], more: "", secure };
+        let nodes = vec![cluster.start(0)?];
+        let security = [
+            ("security.protocol", "sasl_ssl"),
+            ("sasl.mechanism", "SCRAM-SHA-512"),
+            ("sasl.username", USER.0),
+            ("sasl.password", USER.1),
+            ("ssl.ca.location", &authority.path().display().to_string()),
+        ];
+        let security = security.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let kafka = Kafka { bootstrap: format!("127.0.0.1:{port}"), nodes, security, _authority: Some(authority) };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -78,7 +120,7 @@ impl Kafka {
     /// A configuration for this cluster.
     pub fn config(&self) -> KafkaConfig {
         let replication_factor = u16::try_from(self.nodes.len().min(3)).unwrap_or(3);
-        KafkaConfig { replication_factor, ..KafkaConfig::new(&self.bootstrap) }
+        KafkaConfig { replication_factor, security: self.security.clone(), ..KafkaConfig::new(&self.bootstrap) }
     }
 
     /// Kills a node (-9) and leaves it dead.
@@ -117,6 +159,15 @@ struct Cluster<'a> {
     classpath: String,
     ports: &'a [u16],
     controllers: &'a [u16],
+    more: &'a str,
+    secure: Option<Secure<'a>>,
+}
+
+/// What a broker needs to be secured.
+struct Secure<'a> {
+    /// For itself, without TLS.
+    internal_port: u16,
+    authority: &'a Authority,
 }
 
 impl Cluster<'_> {
@@ -148,11 +199,19 @@ impl Cluster<'_> {
             .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "--ignore-formatted"])
             .args(["-t", CLUSTER_ID, "-c"])
             .arg(properties)
+            .args(self.users())
             .output()
             .context("cannot start java")?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "cannot format: {said}{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    fn users(&self) -> Vec<String> {
+        if self.secure.is_none() {
+            return Vec::new();
+        }
+        vec!["--add-scram".to_owned(), format!("SCRAM-SHA-512=[name={},password={}]", USER.0, USER.1)]
     }
 
     fn properties(&self, index: usize, folder: &Path) -> Result<String> {
@@ -161,7 +220,16 @@ impl Cluster<'_> {
         let replication = self.ports.len().min(3);
         let port = self.ports.get(index).context("no port")?;
         let controller_port = self.controllers.get(index).context("no port")?;
-        Ok(PROPERTIES
+        let mut properties = format!("{PROPERTIES}{}\n", self.more);
+        let (keystore, mut internal_port) = (folder.join("broker.pem"), String::new());
+        if let Some(secure) = &self.secure {
+            properties.push_str(SECURE);
+            internal_port = secure.internal_port.to_string();
+            std::fs::write(&keystore, secure.authority.issue(&["127.0.0.1"])?.in_one())?;
+        }
+        Ok(properties
+            .replace("{internal_port}", &internal_port)
+            .replace("{keystore}", &keystore.display().to_string())
             .replace("{id}", &(index + 1).to_string())
             .replace("{voters}", &voters.join(","))
             .replace("{port}", &port.to_string())

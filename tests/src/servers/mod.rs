@@ -7,11 +7,12 @@
 //! - **Ready** means that the server answered, not that time went by.
 
 mod cache;
+pub mod certificates;
 mod kafka;
 mod mongo;
 mod process;
 
 pub use cache::{install_kafka, install_mongo};
-pub use kafka::Kafka;
+pub use kafka::{Kafka, USER};
 pub use mongo::Mongo;
 pub use process::{Server, Stop};

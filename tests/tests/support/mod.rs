@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use millstream::config::{ApiKey, Config, Millis, Shards, Tenant};
-use millstream::gateway::{GatewayState, router, serve};
+use millstream::gateway::{GatewayState, MAX_CONNECTIONS, Serving, router, serve};
 use millstream::telemetry::{Metrics, SpanExporter};
 use millstream_model::frame::{Content, read};
 use millstream_model::proto::Envelope;
@@ -143,10 +143,11 @@ impl Gateway {
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (producer, counted, stopped) = (Box::new(log.clone()), metrics.clone(), stop.clone());
-        let (config, drain) = (config.clone(), config.gateway.drain_timeout.duration());
+        let serving = Serving::new(MAX_CONNECTIONS, config.gateway.drain_timeout.duration());
+        let config = config.clone();
         let served = runtime.spawn(async move {
             let state = GatewayState::new(&config, producer, counted, spans);
-            serve(listener, router(state), stopped, drain).await.unwrap();
+            serve(listener, router(state), stopped, serving).await.unwrap();
         });
         Gateway { address, log, metrics, stop, served, runtime }
     }

@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn no_two_positions_share_a_record_id() {
-        let ids: std::collections::HashSet<_> = (0..100)
+        let ids: std::collections::BTreeSet<_> = (0..100)
             .flat_map(|offset| (0..3).map(move |part| record_id("acme", "m", 0, &stamp(1, offset), part)))
             .collect();
         assert_eq!(ids.len(), 300);

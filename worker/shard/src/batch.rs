@@ -5,6 +5,7 @@
 use crate::ShardError;
 use crate::cache::Cache;
 use crate::log::{Message, Transactional};
+use crate::mutant::{self, Mutant};
 use crate::output::Output;
 use crate::topics::Topics;
 use millstream_model::frame::{self, Content, FrameError};
@@ -105,6 +106,9 @@ impl<'a, S: Stage> Batch<'a, S> {
         self.bytes += message.payload.len();
         self.prefetch()?;
         let mut decoded = std::mem::take(&mut self.decoded);
+        if mutant::is(Mutant::HalfFrame) && decoded.len() > 3 {
+            decoded.truncate(decoded.len() / 2);
+        }
         for (at, record) in decoded.drain(..) {
             match record {
                 Ok(record) => self.stage.process(record, &at, self.cache, self.out)?,

@@ -9,6 +9,7 @@
 //! again while its flush is under way belongs to the next flush, so that a flush that returns never makes a newer value look stored.
 
 use crate::changes::{Changes, Stored, Totals};
+use crate::mutant::{self, Mutant};
 use crate::state::{Forget, StateStore, StoreError};
 use hashbrown::HashTable;
 use millstream_model::id::entry_hash;
@@ -18,8 +19,13 @@ use millstream_stages::{State, StateError, StateValue};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Rough cost of an entry beyond its bytes: slot, key, table, allocation headers.
-const ENTRY_OVERHEAD: usize = 200;
+/// What an entry costs beside its key's bytes and its value, as measured (docs/src/design/memory.md): a slot in a vector that is three quarters full on average, its
+/// places in the table and in the list of what is dirty, the counts and the rounding of two allocations.
+const ENTRY_OVERHEAD: usize = 192;
+
+/// Entries that are looked at, at most, to make room after one batch: twice what a large batch brings. A cache that has to give much back at once, since
+/// another shard came, does so over several batches.
+const MOST_LOOKS: usize = 200_000;
 
 /// What the running batch makes of an entry.
 #[derive(Debug)]
@@ -38,12 +44,19 @@ struct Slot<V> {
     pending: Pending<V>,
     /// Of the committed value.
     stored: Stored,
+    /// Memory for all of it, with the committed value, in bytes.
+    cost: usize,
     /// The flush that will store it; 0 when it is stored.
     flush: u64,
     /// Used since the eviction hand last came by.
     used: bool,
     /// The committed value was looked up: false only while a batch has set a value that it never read.
     known: bool,
+}
+
+/// Memory for an entry, in bytes.
+fn cost<V: StateValue>(key: &StateKey, value: Option<&V>, stored: Stored) -> usize {
+    ENTRY_OVERHEAD + key.as_bytes().len() + value.map_or(0, |value| value.memory(stored.size))
 }
 
 /// What a flush writes.
@@ -165,7 +178,7 @@ impl<V: StateValue> Cache<V> {
 
     /// A new slot of a key that has none.
     fn insert(&mut self, slot: Slot<V>) -> u32 {
-        self.bytes += slot.stored.size + ENTRY_OVERHEAD;
+        self.bytes += slot.cost;
         let key_hash = slot.key_hash;
         let number = match self.free.pop() {
             Some(number) => number,
@@ -187,7 +200,7 @@ impl<V: StateValue> Cache<V> {
 
     fn drop_slot(&mut self, number: u32) {
         let Some(slot) = self.slots.get_mut(number as usize).and_then(Option::take) else { return };
-        self.bytes = self.bytes.saturating_sub(slot.stored.size + ENTRY_OVERHEAD);
+        self.bytes = self.bytes.saturating_sub(slot.cost);
         if let Ok(entry) = self.index.find_entry(slot.key_hash, |other| *other == number) {
             entry.remove();
         }
@@ -199,7 +212,7 @@ impl<V: StateValue> Cache<V> {
     /// # Errors
     /// [`StateError`].
     pub fn prefetch(&mut self, keys: &mut Vec<StateKey>) -> Result<(), StateError> {
-        keys.retain(|key| self.find(key, xxh3_64(key.as_bytes())).is_none());
+        keys.retain(|key| mutant::is(Mutant::LateReadWins) || self.find(key, xxh3_64(key.as_bytes())).is_none());
         keys.sort_unstable();
         keys.dedup();
         if keys.is_empty() {
@@ -209,6 +222,13 @@ impl<V: StateValue> Cache<V> {
         let values = self.store.multi_get(&references).map_err(|error| StateError(error.to_string()))?;
         for (key, bytes) in keys.drain(..).zip(values) {
             let key_hash = xxh3_64(key.as_bytes());
+            if let Some(number) = self.find(&key, key_hash).filter(|_| mutant::is(Mutant::LateReadWins)) {
+                let (value, stored) = decode::<V>(&key, bytes.as_deref())?;
+                if let Some(slot) = self.slot_mut(number) {
+                    (slot.value, slot.stored) = (value, stored);
+                }
+                continue;
+            }
             self.insert_clean(key, key_hash, bytes.as_deref())?;
         }
         Ok(())
@@ -223,8 +243,8 @@ impl<V: StateValue> Cache<V> {
     /// Only for a key that has no slot: what is there is at least as new as the store.
     fn insert_clean(&mut self, key: StateKey, key_hash: u64, bytes: Option<&[u8]>) -> Result<u32, StateError> {
         let (value, stored) = decode(&key, bytes)?;
-        let pending = Pending::Unchanged;
-        Ok(self.insert(Slot { key, key_hash, value, pending, stored, flush: 0, used: true, known: true }))
+        let (pending, cost) = (Pending::Unchanged, cost(&key, value.as_deref(), stored));
+        Ok(self.insert(Slot { key, key_hash, value, pending, stored, cost, flush: 0, used: true, known: true }))
     }
 
     /// The slot of a key, loaded when it must be.
@@ -245,10 +265,9 @@ impl<V: StateValue> Cache<V> {
         let number = match self.find(&key, key_hash) {
             Some(number) => number,
             None => {
-                let (stored, unchanged) = (Stored { hash: 0, size: 0 }, Pending::Unchanged);
-                let slot =
-                    Slot { key, key_hash, value: None, pending: unchanged, stored, flush: 0, used: true, known: false };
-                self.insert(slot)
+                let (stored, pending) = (Stored { hash: 0, size: 0 }, Pending::Unchanged);
+                let (value, cost) = (None, cost::<V>(&key, None, stored));
+                self.insert(Slot { key, key_hash, value, pending, stored, cost, flush: 0, used: true, known: false })
             }
         };
         let Some(slot) = self.slot_mut(number) else { return };
@@ -310,10 +329,11 @@ impl<V: StateValue> Cache<V> {
         let values = self.store.multi_get(&references).map_err(|error| StateError(error.to_string()))?;
         for ((number, key), bytes) in numbers.into_iter().zip(&keys).zip(values) {
             let (value, stored) = decode::<V>(key, bytes.as_deref())?;
-            self.bytes += stored.size;
-            if let Some(slot) = self.slot_mut(number) {
-                (slot.value, slot.stored, slot.known) = (value, stored, true);
-            }
+            let cost = cost(key, value.as_deref(), stored);
+            let Some(slot) = self.slot_mut(number) else { continue };
+            let old = std::mem::replace(&mut slot.cost, cost);
+            (slot.value, slot.stored, slot.known) = (value, stored, true);
+            self.bytes = (self.bytes + cost).saturating_sub(old);
         }
         Ok(())
     }
@@ -331,13 +351,15 @@ impl<V: StateValue> Cache<V> {
                 Pending::Put(value) => Some(value),
                 Pending::Removed | Pending::Unchanged => None,
             };
-            let old = std::mem::replace(&mut slot.stored, stored);
+            slot.stored = stored;
+            let cost = cost(&slot.key, slot.value.as_deref(), stored);
+            let old = std::mem::replace(&mut slot.cost, cost);
             let was_dirty = std::mem::replace(&mut slot.flush, flush) == flush;
             slot.used = true;
-            self.bytes = (self.bytes + stored.size).saturating_sub(old.size);
-            self.dirty_bytes += stored.size + ENTRY_OVERHEAD;
+            self.bytes = (self.bytes + cost).saturating_sub(old);
+            self.dirty_bytes += cost;
             if was_dirty {
-                self.dirty_bytes = self.dirty_bytes.saturating_sub(old.size + ENTRY_OVERHEAD);
+                self.dirty_bytes = self.dirty_bytes.saturating_sub(old);
             } else {
                 self.dirty.push(number);
             }
@@ -354,7 +376,7 @@ impl<V: StateValue> Cache<V> {
         for number in old.map(|(number, _)| number).collect::<Vec<u32>>() {
             let Some(slot) = self.slot(number) else { continue };
             if slot.flush == self.flush {
-                self.dirty_bytes = self.dirty_bytes.saturating_sub(slot.stored.size + ENTRY_OVERHEAD);
+                self.dirty_bytes = self.dirty_bytes.saturating_sub(slot.cost);
             }
             self.drop_slot(number);
         }
@@ -368,7 +390,12 @@ impl<V: StateValue> Cache<V> {
         self.dirty_bytes
     }
 
-    /// Bytes in memory, roughly.
+    /// Takes effect with the next batch that is committed.
+    pub fn set_capacity(&mut self, bytes: usize) {
+        self.capacity = bytes;
+    }
+
+    /// Bytes in memory, as measured rather than as stored; those of the running batch's changes come to it when it is committed.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -412,7 +439,7 @@ impl<V: StateValue> Cache<V> {
             // Hardly anything can go before the flush has returned.
             return;
         }
-        let mut looks = self.slots.len() * 2;
+        let mut looks = (self.slots.len() * 2).min(MOST_LOOKS);
         while self.bytes > self.capacity && looks > 0 {
             looks -= 1;
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };

@@ -4,6 +4,7 @@
 //! changed (I6). Followers apply the parts of a batch as one: [`Assembler`] hands over a batch only when its last part has come. The
 //! [`changes`](crate::changes) of a batch are cut into parts at any byte.
 
+use crate::mutant::{self, Mutant};
 use millstream_model::frame::{self, Content, FrameError};
 use millstream_model::proto::{Batch, Changelog, Genesis, Ownership, Position, Release, changelog::Record};
 use prost::Message as _;
@@ -71,7 +72,7 @@ pub fn records(header: &BatchHeader, block: Vec<u8>, previous: u64) -> (Vec<Chan
                 inputs: if is_last { header.inputs.clone() } else { Vec::new() },
                 part,
                 parts: parts as u32,
-                previous_digest: digest,
+                previous_digest: if mutant::is(Mutant::DigestNotChained) { 0 } else { digest },
                 digest: 0,
                 stamp_time_ms: header.stamp_time_ms,
                 changes,
@@ -179,7 +180,7 @@ impl Assembler {
             let differs = is_last && self.at_known.is_some_and(|digest| digest != batch.digest);
             return if differs { broken(self.at_known.unwrap_or_default(), batch.digest) } else { Ok(None) };
         }
-        if batch.previous_digest != self.digest {
+        if batch.previous_digest != self.digest && !mutant::is(Mutant::DigestNotChained) {
             return broken(self.digest, batch.previous_digest);
         }
         let computed = digest_of(&batch);
@@ -195,7 +196,7 @@ impl Assembler {
                 Batch { changes: open.changes, ..batch }
             }
         };
-        if part == parts {
+        if part == parts || mutant::is(Mutant::HalfBatchFollowed) {
             return Ok(Some(whole));
         }
         self.open = Some(whole);

@@ -8,17 +8,18 @@ use crate::ShardError;
 use crate::changelog::{Assembler, ChangelogError, Step};
 use crate::changes::{self, Totals};
 use crate::log::{Consumer, Log, Start, TopicPartition};
-use crate::state::{Forget, StateStore};
+use crate::state::{Forget, StateStore, StoreError};
+use hashbrown::HashMap;
 use millstream_model::id::entry_hash;
 use millstream_model::key::{StateKey, groups_of};
 use millstream_model::proto::{Batch, StatePosition};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3DefaultBuilder;
 
-/// Entries that wait to be written to the store, at most about this many bytes.
-const PENDING_BYTES: usize = 16 << 20;
+/// Entries that wait to be written to the store, at most about this many bytes. Every shard of a process may be opening at a time, and what waits takes several
+/// times its size in memory; larger writes would gain little, because the store collects them anyway.
+const PENDING_BYTES: usize = 4 << 20;
 /// Messages per poll; each holds up to 1 MB of entries.
 const MESSAGES: usize = 8;
 /// How long one poll waits. Long enough to be cheap; the end of the log is noticed by position, not by time.
@@ -61,15 +62,14 @@ impl Follower {
     ) -> Result<Follower, ShardError> {
         let topic_id = log.topic_id(&at.topic)?;
         let (start, end) = log.bounds(&at)?;
-        let stored = store.position()?.filter(|position| position.topic_id == topic_id);
+        let (stored, damage) = match store.position() {
+            Err(StoreError::Damaged(why)) => (None, Some(why)),
+            position => (position?.filter(|position| position.topic_id == topic_id), None),
+        };
         let usable = stored.filter(|position| (start..=end).contains(&position.changelog_offset));
         let position = match usable {
             Some(position) => position,
-            None if start > 0 => {
-                return Err(ShardError::Stopped(format!(
-                    "{at} starts at {start}: its beginning was deleted, and the local state does not reach it; restore a savepoint"
-                )));
-            }
+            None if start > 0 => return Err(unreachable(&at, start, damage)),
             None => {
                 store.clear()?;
                 StatePosition { topic_id, ..StatePosition::default() }
@@ -77,8 +77,9 @@ impl Follower {
         };
         let consumer = log.consumer(&[(at.clone(), Start::At(position.changelog_offset))])?;
         let assembler = Assembler::after(position.batch_number, position.digest);
-        let has_genesis = position.changelog_offset > 0;
-        let from_local = has_genesis || position.batch_number > 0;
+        // It says where the inputs begin. An offset alone says nothing: a first record that was aborted has one, too.
+        let has_genesis = !position.inputs.is_empty();
+        let from_local = position.changelog_offset > 0 || position.batch_number > 0;
         Ok(Follower {
             groups: groups_of(at.partition, shards),
             totals: Totals::of(position.state_digest, &position.periods),
@@ -274,4 +275,13 @@ impl Follower {
     pub fn has_genesis(&self) -> bool {
         self.has_genesis
     }
+}
+
+/// Neither the local state nor the changelog alone is enough to begin with (I6).
+fn unreachable(at: &TopicPartition, start: u64, damage: Option<String>) -> ShardError {
+    let state = match damage {
+        Some(why) => format!("the local state is damaged ({why})"),
+        None => "the local state does not reach it".to_owned(),
+    };
+    ShardError::Stopped(format!("{at} starts at {start}: its beginning was deleted, and {state}; restore a savepoint"))
 }

@@ -6,6 +6,7 @@
 
 use crate::ShardError;
 use crate::log::{Consumer, Log, LogError, Message, Start, TopicPartition};
+use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
 use millstream_model::proto::{Position, StatePosition};
 use millstream_stages::Input;
@@ -85,7 +86,7 @@ impl Inputs {
         let next = |(source, offset): (&Source, u64)| Position {
             topic: source.at.topic.to_string(),
             partition: source.at.partition,
-            offset: offset.max(source.from),
+            offset: offset.max(source.from) + u64::from(mutant::is(Mutant::OffsetOffByOne)),
             topic_id: source.topic_id.clone(),
         };
         self.sources.iter().zip(self.consumer.positions()).map(next).collect()

@@ -202,7 +202,8 @@ pub type Acknowledge = Box<dyn FnOnce(Result<u64, LogError>) + Send>;
 /// A producer without transactions. Sends of one producer to one partition keep their order.
 pub trait Producer: Send + Sync {
     /// Takes a message (copies it) and reports its fate to `acknowledge`, from any thread, later or at once. A fate of
-    /// [`LogError::Unknown`] means that it may or may not be in the log.
+    /// [`LogError::Unknown`] means that it may or may not be in the log. It does not wait for room: what the log's queue cannot hold is
+    /// [`LogError::Unavailable`] at once.
     fn send(&self, message: Outgoing<'_>, acknowledge: Acknowledge);
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A frame goes out when it is full; what is left goes out when the batch ends. All of it is in the batch's transaction.
 
-use crate::log::{LogError, Outgoing, Transactional};
+use crate::log::{Log, LogError, Outgoing, Transactional};
 use crate::topics::Topics;
 use millstream_model::frame::{Content, FrameWriter};
 use millstream_model::key::shard_of;
@@ -17,6 +17,22 @@ pub struct Output {
     frames: BTreeMap<(Content, u32), FrameWriter>,
     /// Messages sent.
     pub messages: u64,
+}
+
+/// Where a stage's outputs go.
+fn topics_of<'a>(stage: &str, topics: &'a Topics) -> Vec<&'a Arc<str>> {
+    match stage {
+        "unify" => vec![&topics.actions, &topics.rejects],
+        _ => vec![&topics.exchange, &topics.mutations, &topics.events, &topics.rejects],
+    }
+}
+
+/// Are all topics there that a stage writes to? A client that produces to one that is gone only waits, and then says that it waited.
+///
+/// # Errors
+/// [`LogError::Topic`] with the one that is missing.
+pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), LogError> {
+    topics_of(stage, topics).into_iter().try_for_each(|topic| log.topic_id(topic).map(drop))
 }
 
 impl Output {

@@ -19,12 +19,18 @@
 use crate::changelog;
 use crate::follower::Follower;
 use crate::inputs;
-use crate::log::{Log, Outgoing, TopicPartition, Transactional};
+use crate::log::{Log, Outgoing, Start, TopicPartition, Transactional};
+use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long one poll of a changelog's beginning waits, and how many there are before the log counts as unavailable.
+const POLL: Duration = Duration::from_millis(200);
+const PATIENCE: u32 = 150;
 
 /// Who acquires.
 #[derive(Clone, Debug)]
@@ -107,7 +113,7 @@ impl Claim<'_> {
     fn check_plan(&self, follower: &Follower) -> Result<(), ShardError> {
         let position = follower.position();
         let newest = (position.plan_term, position.plan_number);
-        if self.plan < newest {
+        if self.plan < newest && !mutant::is(Mutant::OldPlanFollowed) {
             let why = format!("the plan {:?} is older than {newest:?}, under which it is owned", self.plan);
             return Err(self.reopen(&why));
         }
@@ -125,7 +131,7 @@ impl Claim<'_> {
         let producer = self.log.transactional(&self.id(slot))?;
         let client = self.claimant.next_client();
         follower.read_to_end(self.log)?;
-        let is_named = follower.position().slot == slot;
+        let is_named = follower.position().slot == slot && !mutant::is(Mutant::PreparedUnchecked);
         Ok((!is_named).then_some(Prepared { producer, slot, client }))
     }
 
@@ -153,17 +159,33 @@ impl Claim<'_> {
         executor: &dyn Executor,
     ) -> Result<Lease, ShardError> {
         follower.read_to_end(self.log)?;
-        self.check_genesis(follower)?;
         self.check_plan(follower)?;
         let (named, slot) = (follower.position().slot, idle(follower));
+        let too_early =
+            if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
         let producer = match prepared {
             Some(prepared) if prepared.slot == slot => prepared.producer,
             _ => self.log.transactional(&self.id(slot))?,
         };
-        let fenced = self.log.transactional(&self.id(named))?;
+        if mutant::is(Mutant::NamedIdNotFenced) {
+            follower.read_to_end(self.log)?;
+            return self.lease(producer, slot, follower);
+        }
+        let fenced = match too_early {
+            Some(fenced) => fenced,
+            None => self.log.transactional(&self.id(named))?,
+        };
+        if mutant::is(Mutant::NamedIdUsedOn) {
+            follower.read_to_end(self.log)?;
+            return self.lease(fenced, named, follower);
+        }
         // It has done its work by being there; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
-        follower.read_to_end(self.log)?;
+        if !mutant::is(Mutant::NotReadAgain) {
+            follower.read_to_end(self.log)?;
+            // Not before: that its commit was decided does not mean that it can be read already, but the inits wait for that.
+            self.check_genesis(follower)?;
+        }
         if follower.position().slot != named {
             return Err(self.reopen("somebody else took it over in between"));
         }
@@ -241,12 +263,14 @@ fn commit_record(
 /// [`ShardError`].
 pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<(), ShardError> {
     let changelog = TopicPartition::new(topics.changelog(stage), shard);
-    if log.bounds(&changelog)?.1 > 0 {
-        return Ok(());
-    }
     let written = if stage == "unify" { &topics.actions } else { &topics.mutations };
     let output = TopicPartition::new(written.clone(), shard);
-    if log.bounds(&output)?.1 > 0 {
+    // Asked first: whoever begins the shard meanwhile, and writes, has written to the changelog before.
+    let has_written = log.bounds(&output)?.1 > 0;
+    if has_records(log, &changelog)? {
+        return Ok(());
+    }
+    if has_written {
         return Err(ShardError::Stopped(format!(
             "{changelog} is empty, but {output} is not: the changelog was lost; restore a savepoint"
         )));
@@ -254,7 +278,7 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
     // What is added to the inputs from here on is read, or the shard stops.
     let inputs = inputs::beginnings(log, topics, stage, shard)?;
     let mut producer = log.transactional(&topics.transactional_id(stage, shard, 0))?;
-    if log.bounds(&changelog)?.1 > 0 {
+    if has_records(log, &changelog)? {
         return Ok(());
     }
     let genesis = Genesis {
@@ -267,4 +291,22 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
         inputs,
     };
     commit_record(&mut *producer, topics, stage, shard, Record::Genesis(genesis))
+}
+
+/// Was anything ever committed? Offsets alone do not say: a first record that was aborted, because its writer died, has some too.
+fn has_records(log: &dyn Log, at: &TopicPartition) -> Result<bool, ShardError> {
+    let (start, end) = log.bounds(at)?;
+    if start > 0 || end == 0 {
+        return Ok(start > 0);
+    }
+    let mut consumer = log.consumer(&[(at.clone(), Start::At(start))])?;
+    for _ in 0..PATIENCE {
+        if consumer.poll(1, POLL, &mut |_| ())? > 0 {
+            return Ok(true);
+        }
+        if consumer.positions().first().is_some_and(|position| *position >= end) {
+            return Ok(false);
+        }
+    }
+    Err(ShardError::Reopen(format!("{at} cannot be read to its end at {end}")))
 }

@@ -7,25 +7,27 @@
 //! reads what was really committed: an unknown outcome is found out, never guessed.
 
 use crate::batch::{Batch, FAR_AHEAD_MS, Place};
-use crate::cache::{Cache, Frozen};
+use crate::cache::Cache;
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
+use crate::flush::{Flushes, Work};
 use crate::inputs::Inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
+use crate::memory::{Member, Pool};
+use crate::mutant::{self, Mutant};
 use crate::output::Output;
 use crate::ownership::{self, Claimant};
 use crate::standby::{Acquired, Standby};
-use crate::state::{Forget, StateStore, StoreError};
+use crate::state::{Forget, StateStore};
 use crate::sums::Sums;
 use crate::topics::Topics;
-use crate::{Clock, Executor, Job, ShardError};
+use crate::{Clock, Executor, ShardError};
 use millstream_model::key::groups_of;
 use millstream_model::proto::{StatePosition, Usage};
 use millstream_model::reject::Reason;
 use millstream_stages::{Outbox, Stage, StageSpan, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
 /// Bounds of a shard's batches and memory.
@@ -43,6 +45,8 @@ pub struct Limits {
     pub cache_bytes: usize,
     /// Changed state is written to the local store when it is this large, or when the changelog has grown by eight times as much; bounds the replay after a crash.
     pub dirty_bytes: usize,
+    /// The process's memory for caches; when there is one, this shard's share of it replaces the two bounds above.
+    pub pool: Option<Pool>,
     /// A batch's time is at most this far ahead of the append time of its first input (I7).
     pub clock_slack_ms: u64,
 }
@@ -56,6 +60,7 @@ impl Default for Limits {
             linger: Duration::from_millis(5),
             cache_bytes: 64 << 20,
             dirty_bytes: 8 << 20,
+            pool: None,
             clock_slack_ms: 1000,
         }
     }
@@ -117,6 +122,12 @@ pub struct Report {
     pub reasons: Vec<(String, Reason)>,
     /// The new sums of the tenants that the batch concerned.
     pub usage: BTreeMap<String, Usage>,
+    /// State in memory, and how much of it is not in the local store yet, in bytes.
+    pub cache_bytes: usize,
+    /// See `cache_bytes`.
+    pub dirty_bytes: usize,
+    /// Why nothing can be written to the local store, while that is so. Batches go on until too much waits for it.
+    pub trouble: Option<String>,
 }
 
 /// What the inputs of a batch came to.
@@ -126,12 +137,6 @@ struct Read {
     time_ms: u64,
     stamp_time_ms: u64,
     forget_before: u32,
-}
-
-/// A flush under way.
-struct Flush<V> {
-    job: Box<dyn Job>,
-    written: Receiver<Result<Frozen<V>, StoreError>>,
 }
 
 /// A shard that this process owns.
@@ -152,7 +157,8 @@ pub struct Shard<S: Stage> {
     position: StatePosition,
     sums: Sums,
     out: Outbox,
-    flushing: Option<Flush<S::Value>>,
+    flushes: Flushes<S::Value>,
+    member: Option<Member>,
     /// Bytes of changes in the changelog since the last flush.
     replay_bytes: usize,
     /// When the end of the changelog was noted, and when a batch was committed last, milliseconds since 1970.
@@ -192,7 +198,10 @@ impl<S: Stage> Shard<S> {
         };
         let (plan_term, plan_number) = lease.plan;
         let position = StatePosition { epoch: lease.epoch, slot: lease.slot, plan_term, plan_number, ..position };
+        let member = limits.pool.as_ref().map(Pool::join);
         Ok(Shard {
+            flushes: Flushes::new(store.clone(), environment.executor.clone(), limits.pool.clone()),
+            member,
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
             inputs,
             sums: Sums::load(&*store, groups_of(shard, topics.shards).start)?,
@@ -205,7 +214,6 @@ impl<S: Stage> Shard<S> {
             producer: lease.producer,
             position,
             out: Outbox::default(),
-            flushing: None,
             replay_bytes: 0,
             noted_ms: 0,
             committed_ms: environment.clock.now_ms(),
@@ -218,9 +226,10 @@ impl<S: Stage> Shard<S> {
     /// # Errors
     /// [`ShardError`]: drop the shard and open it again, or stop.
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
+        self.take_share();
         let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes.saturating_mul(MOST_DIRTY);
         self.collect_flush(behind)?;
-        let is_due = self.flushing.is_none()
+        let is_due = self.flushes.is_idle()
             && (self.cache.dirty_bytes() >= self.limits.dirty_bytes
                 || self.replay_bytes >= self.limits.dirty_bytes.saturating_mul(MOST_REPLAY));
         let now_ms = self.environment.clock.now_ms();
@@ -230,28 +239,59 @@ impl<S: Stage> Shard<S> {
         } else {
             None
         };
+        let before = mutant::is(Mutant::FlushNewerThanPosition).then(|| self.position.clone());
         let result = self.transact();
-        if !matches!(result, Ok(Some(_))) {
+        if result.is_err() && mutant::is(Mutant::ClientKept) {
+            self.cache.discard();
+            return self.go_on_in_place().map(|()| None);
+        }
+        if !matches!(result, Ok(Some(_))) && !mutant::is(Mutant::OverlayLeaks) {
             self.cache.discard();
         }
         let Some(mut report) = result? else { return Ok(None) };
         if let Some(safe_offset) = safe_offset {
             self.position.changelog_offset = safe_offset;
         }
-        if is_due {
+        if is_due && !mutant::is(Mutant::ApplyBeforeCommit) {
+            let newest = before.map(|before| std::mem::replace(&mut self.position, before));
             self.flush();
+            if let Some(newest) = newest {
+                self.position = newest;
+            }
         }
         report.committed_ms = self.environment.clock.now_ms();
         report.spans = std::mem::take(&mut self.out.spans);
         report.reasons = std::mem::take(&mut self.out.reasons);
+        (report.cache_bytes, report.dirty_bytes) = (self.cache.bytes(), self.cache.dirty_bytes());
+        report.trouble = self.flushes.trouble().map(str::to_owned);
         Ok(Some(report))
     }
 
+    /// The process's memory is shared by as many as there are now.
+    fn take_share(&mut self) {
+        let Some(member) = &self.member else { return };
+        (self.limits.cache_bytes, self.limits.dirty_bytes) = (member.cache_bytes(), member.dirty_bytes());
+        self.cache.set_capacity(self.limits.cache_bytes);
+    }
+
     fn transact(&mut self) -> Result<Option<Report>, ShardError> {
-        let Some(read) = self.read()? else { return self.idle().map(|()| None) };
+        let read = self.read();
+        if read.is_err() && mutant::is(Mutant::OverlayLeaks) {
+            return self.go_on_in_place().map(|()| None);
+        }
+        let Some(read) = read? else { return self.idle().map(|()| None) };
         self.output.finish(&mut *self.producer)?;
         let usage = self.commit(&read)?;
         Ok(Some(Report { records: read.records, began_ms: read.began_ms, usage, ..Report::default() }))
+    }
+
+    /// What nobody may do: go on with the same client, as if the batch had not been. Only mutants come here.
+    fn go_on_in_place(&mut self) -> Result<(), ShardError> {
+        let _ = self.producer.abort();
+        self.out = Outbox::default();
+        let Environment { log, topics, .. } = &self.environment;
+        self.inputs = Inputs::open(&**log, topics, self.stage.name(), self.shard, &self.position)?;
+        Ok(())
     }
 
     /// Commits positions that moved without a record, after a while.
@@ -318,7 +358,9 @@ impl<S: Stage> Shard<S> {
         let block = std::mem::take(&mut batch.changes).into_block();
         let block_bytes = block.len();
         let digest = self.send_changelog(&header, block)?;
-        self.producer.commit()?;
+        if !mutant::is(Mutant::ApplyBeforeCommit) {
+            self.producer.commit()?;
+        }
         let groups = groups_of(self.shard, self.environment.topics.shards);
         let forget = (read.forget_before > 0).then_some(Forget { groups, before: read.forget_before });
         self.cache.commit(batch, forget);
@@ -335,6 +377,10 @@ impl<S: Stage> Shard<S> {
             periods: self.cache.totals().periods(),
             ..std::mem::take(&mut self.position)
         };
+        if mutant::is(Mutant::ApplyBeforeCommit) {
+            self.flush();
+            self.producer.commit()?;
+        }
         Ok(usage)
     }
 
@@ -357,17 +403,7 @@ impl<S: Stage> Shard<S> {
     /// Writes what is dirty to the local store, in the background.
     fn flush(&mut self) {
         self.replay_bytes = 0;
-        let (frozen, store, position) = (self.cache.freeze(), self.store.clone(), self.position.clone());
-        let sums = self.sums.entries();
-        let (done, written) = channel();
-        let job = self.environment.executor.run(Box::new(move || {
-            let result = frozen.write(&*store, &sums, &position).and_then(|()| store.sync()).map(|()| frozen);
-            // Whoever waits for this may open the same store again at once.
-            drop(store);
-            // Nobody listens any more when the shard was closed.
-            let _ = done.send(result);
-        }));
-        self.flushing = Some(Flush { job, written });
+        self.flushes.begin(Work::new(self.cache.freeze(), self.sums.entries(), self.position.clone()));
     }
 
     fn changelog_end(&self) -> Result<u64, ShardError> {
@@ -376,26 +412,9 @@ impl<S: Stage> Shard<S> {
     }
 
     fn collect_flush(&mut self, wait: bool) -> Result<(), ShardError> {
-        let Some(Flush { job, written }) = self.flushing.take() else { return Ok(()) };
-        match written.try_recv() {
-            Err(TryRecvError::Empty) if !wait => {
-                self.flushing = Some(Flush { job, written });
-                Ok(())
-            }
-            Err(TryRecvError::Empty) => {
-                job.wait();
-                self.flushed(written.try_recv())
-            }
-            decided => self.flushed(decided),
+        if let Some(frozen) = self.flushes.collect(wait, self.environment.clock.now_ms())? {
+            self.cache.flushed(&frozen);
         }
-    }
-
-    fn flushed(
-        &mut self,
-        result: Result<Result<Frozen<S::Value>, StoreError>, TryRecvError>,
-    ) -> Result<(), ShardError> {
-        let frozen = result.map_err(|_| ShardError::Reopen("a flush was given up".into()))??;
-        self.cache.flushed(&frozen);
         Ok(())
     }
 
@@ -414,9 +433,13 @@ impl<S: Stage> Shard<S> {
     /// # Errors
     /// [`ShardError`]: whether the client has it now is unknown.
     pub fn release(mut self, to: (&str, u32)) -> Result<(), ShardError> {
-        let (topics, stage) = (&self.environment.topics, self.stage.name());
-        ownership::release(&mut *self.producer, topics, stage, self.shard, self.position.epoch, to)?;
+        self.give(to)?;
         self.close()
+    }
+
+    pub(crate) fn give(&mut self, to: (&str, u32)) -> Result<(), ShardError> {
+        let (topics, stage) = (&self.environment.topics, self.stage.name());
+        ownership::release(&mut *self.producer, topics, stage, self.shard, self.position.epoch, to)
     }
 
     /// The sums of each tenant, as committed.
@@ -434,17 +457,13 @@ impl<S: Stage> Shard<S> {
         (self.position.batch_number, self.position.epoch)
     }
 
+    /// Why nothing can be written to the local store, while that is so.
+    pub fn trouble(&self) -> Option<&str> {
+        self.flushes.trouble()
+    }
+
     /// The last committed batch. Its `changelog_offset` is where a follower has to start, which is noted now and then only.
     pub fn position(&self) -> &StatePosition {
         &self.position
-    }
-}
-
-impl<S: Stage> Drop for Shard<S> {
-    /// A flush that is under way must end before somebody opens the same local store again.
-    fn drop(&mut self) {
-        if let Some(flush) = self.flushing.take() {
-            flush.job.wait();
-        }
     }
 }

@@ -17,7 +17,9 @@
 //! cost a second. After any error the seat is closed, its clients are dropped (ownership rule 6), and the next step opens it again.
 
 use crate::ShardError;
+use crate::log::TopicPartition;
 use crate::member::Order;
+use crate::mutant::{self, Mutant};
 use crate::ownership;
 use crate::runtime::{Environment, Limits, Report, Shard};
 use crate::standby::{Received, Standby};
@@ -154,12 +156,21 @@ impl<S: Stage> Seat<S> {
         match &order.duty {
             Duty::Nothing => Ok((Place::Closed, Step::Idle)),
             Duty::Own | Duty::TakeOver => {
-                let Environment { log, topics, .. } = &self.parts.environment;
-                ownership::begin(&**log, topics, self.parts.name, self.parts.shard)?;
+                self.begin()?;
                 let standby = self.open()?;
                 self.acquire(standby, order)
             }
             Duty::Standby { .. } | Duty::Release { .. } => Ok((Place::Standby(self.open()?), Step::Opened)),
+        }
+    }
+
+    /// A changelog that was lost is refused before the local state is given up for it, which may be all that is left.
+    fn begin(&self) -> Result<(), ShardError> {
+        let Parts { name, shard, environment, .. } = &self.parts;
+        let (log, topics) = (&*environment.log, &environment.topics);
+        match log.bounds(&TopicPartition::new(topics.changelog(name), *shard))? {
+            (_, 0) => ownership::begin(log, topics, name, *shard),
+            _ => Ok(()),
         }
     }
 
@@ -204,7 +215,10 @@ impl<S: Stage> Seat<S> {
     fn acquire(&mut self, standby: Box<Standby>, order: &Order) -> Result<(Place<S>, Step), ShardError> {
         match standby.receive(order.plan)? {
             Received::Ours(acquired) => self.own(*acquired, true),
-            Received::Waiting(standby) => self.own(standby.take_over(order.plan)?, false),
+            Received::Waiting(mut standby) => {
+                standby.begin()?;
+                self.own(standby.take_over(order.plan)?, false)
+            }
         }
     }
 
@@ -222,6 +236,10 @@ impl<S: Stage> Seat<S> {
             Duty::Release { to: Some(heir) } => {
                 let Heir { client, .. } = heir;
                 let slot = 1 - shard.position().slot.min(1);
+                if mutant::is(Mutant::ReleaseIgnored) {
+                    shard.give((client, slot))?;
+                    return Ok((Place::Owner(shard), Step::Released));
+                }
                 shard.release((client, slot))?;
                 Ok((Place::Closed, Step::Released))
             }

@@ -1,13 +1,14 @@
 //! A standby: a shard's state kept up with its changelog while somebody else owns it.
 //!
-//! It becomes the owner in one of two ways ([`ownership`](crate::ownership)): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
+//! It becomes the owner in one of two ways ([`ownership`]): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
 //! takeover, from everybody else, in every other case, also where a handoff went wrong. Opening a shard is a standby that takes over at once.
 
 use crate::ShardError;
 use crate::follower::Follower;
 use crate::inputs::Inputs;
 use crate::log::TopicPartition;
-use crate::ownership::{Claim, Lease, PlanNumber, Prepared};
+use crate::output;
+use crate::ownership::{self, Claim, Lease, PlanNumber, Prepared};
 use crate::runtime::Environment;
 use crate::state::StateStore;
 use millstream_model::proto::StatePosition;
@@ -59,6 +60,7 @@ impl Standby {
         store: Arc<dyn StateStore>,
     ) -> Result<Standby, ShardError> {
         let (log, topics) = (&*environment.log, &environment.topics);
+        output::check(log, topics, stage)?;
         let changelog = TopicPartition::new(topics.changelog(stage), shard);
         let follower = Follower::open(log, changelog, topics.shards, store.clone())?;
         Ok(Standby { stage, shard, environment, store, follower, prepared: None, inputs: None })
@@ -96,6 +98,19 @@ impl Standby {
     /// The client that a release can name, (name, slot).
     pub fn client(&self) -> Option<(&str, u32)> {
         self.prepared.as_ref().map(Prepared::client)
+    }
+
+    /// Writes the shard's first record, when there is none: this standby may have been opened before anybody owned the shard.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn begin(&mut self) -> Result<(), ShardError> {
+        let Environment { log, topics, .. } = &self.environment;
+        self.follower.read_to_end(&**log)?;
+        if self.follower.has_genesis() {
+            return Ok(());
+        }
+        ownership::begin(&**log, topics, self.stage, self.shard)
     }
 
     /// Makes the client for a handoff, when there is none, and gives up one whose id the log names without naming the client. Only the first successor should.

@@ -2,15 +2,27 @@
 //!
 //! Contract (I5): a write of entries and position is atomic, and a store that comes back after `kill -9` shows some position that was written,
 //! with exactly the entries up to it; it may have lost the newest writes. The changelog is what makes a batch durable, not this.
+//!
+//! Contract (I6): a store that has answered [`StoreError::Damaged`] answers so to everything until it is cleared, also when it was opened again, so that nobody goes
+//! on from what is left of it.
 
 use millstream_model::key::{Kind, StateKey, periods_before};
 use millstream_model::proto::StatePosition;
 use std::ops::Range;
 
-/// The store failed: the shard must be opened again.
+/// The store failed, by what the caller must do.
 #[derive(Debug, thiserror::Error)]
-#[error("local state: {0}")]
-pub struct StoreError(pub String);
+pub enum StoreError {
+    /// Try the same again later: there is no space. What was written before can be read.
+    #[error("local state: {0}")]
+    Full(String),
+    /// Open it again.
+    #[error("local state: {0}")]
+    Failed(String),
+    /// Its files are not what was written: clear it and read the changelog from its beginning, if it still has one.
+    #[error("local state is damaged: {0}")]
+    Damaged(String),
+}
 
 /// Everything that is kept by an earlier period than this, in some key groups, is to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +79,7 @@ pub trait StateStore: Send + Sync {
     /// [`StoreError`].
     fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&StateKey, &[u8])) -> Result<(), StoreError>;
 
-    /// Removes everything, the position too.
+    /// Removes everything, the position and any damage too.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -20,7 +20,7 @@ pub fn mutation_json(mutation: &Mutation) -> Value {
         "record_id": hex(&mutation.record_id),
     });
     if let (Some(context), Some(members)) = (&mutation.trace, json.as_object_mut()) {
-        members.insert("traceparent".to_owned(), Value::from(trace::format(context)));
+        members.extend(trace::headers(context).map(|(name, value)| (name.to_owned(), Value::from(value))));
     }
     json
 }

@@ -1,6 +1,7 @@
 //! Reading a configuration: file, then flags and environment, then what the schema cannot say.
 
-use super::{ApiKey, Config, Documents, Kafka, Log, LogFormat, Mongodb, Owned, Ownership, Ratio, Shards, Size};
+use super::{ApiKey, Config, Documents, Kafka, Limits, Log, LogFormat, Mongodb, Owned, Ownership, Ratio, Shards, Size};
+use millstream_stages::source::LEAST_ID_CHARS;
 use millstream_stores::embedded::log::LogOptions;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -184,7 +185,9 @@ fn check(config: &Config) -> Result<(), Complaint> {
     check_stores(config)?;
     check_tenants(config)?;
     check_limits(config)?;
+    check_unify(config)?;
     check_action(config)?;
+    check_state(config)?;
     if config.generation == 0 {
         return complaint("generation", "must be 1 or more");
     }
@@ -276,7 +279,6 @@ fn check_limits(config: &Config) -> Result<(), Complaint> {
         ("limits.records", limits.records as u64),
         ("limits.record_bytes", limits.record_bytes.0),
         ("limits.depth", limits.depth as u64),
-        ("limits.id_chars", limits.id_chars as u64),
         ("gateway.body_timeout", gateway.body_timeout.0),
         ("gateway.acknowledge_timeout", gateway.acknowledge_timeout.0),
         ("batch.max_time", config.batch.max_time.0),
@@ -287,6 +289,11 @@ fn check_limits(config: &Config) -> Result<(), Complaint> {
     if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
         return complaint(*field, "must be more than 0");
     }
+    if limits.id_chars < LEAST_ID_CHARS {
+        let message =
+            format!("must be at least {LEAST_ID_CHARS}, because the gateway makes message ids of that length");
+        return complaint("limits.id_chars", message);
+    }
     // A record travels in one message of the log, whose clients take 1 MB by default.
     if limits.record_bytes.0 + limits.context_bytes.0 > 900_000 {
         return complaint(
@@ -294,13 +301,53 @@ fn check_limits(config: &Config) -> Result<(), Complaint> {
             "together with limits.context_bytes it must not exceed 900KB, so that a record fits into one message of the log",
         );
     }
-    if gateway.in_flight_bytes < limits.request_bytes {
-        return complaint(
-            "gateway.in_flight_bytes",
-            format!("must hold at least one request: limits.request_bytes is {}", limits.request_bytes),
+    if gateway.in_flight_bytes.0 < largest_request(limits) {
+        let message = format!(
+            "must hold at least the largest request, {} bytes: limits.request_bytes, and for each of limits.records limits.context_bytes and 1KiB for what surrounds it",
+            largest_request(limits)
         );
+        return complaint("gateway.in_flight_bytes", message);
     }
     Ok(())
+}
+
+/// Whether the memory is enough depends on the shards that the process owns: `runtime/memory.rs` checks that.
+fn check_state(config: &Config) -> Result<(), Complaint> {
+    let state = &config.state;
+    if !(1..=64).contains(&state.compaction_threads) {
+        return complaint("state.compaction_threads", "must be a number from 1 to 64");
+    }
+    // A flush that takes minutes makes batches wait.
+    if state.write_per_second.0 > 0 && state.write_per_second < Size(1_000_000) {
+        return complaint("state.write_per_second", "must be 0B (no bound) or at least 1MB");
+    }
+    Ok(())
+}
+
+/// Bytes of the largest request as it goes into the log: each record carries what the request says about all of them, and tenant, ids and trace.
+fn largest_request(limits: &Limits) -> u64 {
+    let around = limits.context_bytes.0.saturating_add(1024).saturating_mul(limits.records as u64);
+    limits.request_bytes.0.saturating_add(around)
+}
+
+/// What the gateway takes in, unify must not refuse for its size: the sender has been told that it is accepted.
+fn check_unify(config: &Config) -> Result<(), Complaint> {
+    let unify = &config.unify;
+    unify.check().map_err(|(field, message)| (format!("unify.{field}"), message.to_owned()))?;
+    if unify.limits.max_record_bytes < config.limits.record_bytes {
+        let message = format!("must be at least limits.record_bytes, {}", config.limits.record_bytes);
+        return complaint("unify.limits.max_record_bytes", message);
+    }
+    if unify.limits.max_depth < config.limits.depth {
+        return complaint("unify.limits.max_depth", format!("must be at least limits.depth, {}", config.limits.depth));
+    }
+    let is_known = |name: &String| config.tenants.iter().any(|tenant| tenant.name.as_str() == name);
+    match unify.tenants.keys().find(|name| !is_known(name)) {
+        Some(name) if !config.tenants.is_empty() => {
+            complaint(format!("unify.tenants.{name}"), "is no tenant: there is none of this name in `tenants`")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A user must hold what a single record brings, and a message of the log two users that have just become one.

@@ -8,19 +8,22 @@ mod action;
 mod load;
 mod ownership;
 mod secret;
+mod state;
 #[cfg(test)]
 mod tests;
 mod text;
+mod unify;
 mod units;
 
 pub use action::Action;
 pub use load::{ConfigArgs, ConfigError, load, parse};
-pub use ownership::{Ownership, PlanOwnership};
+pub use ownership::{Ownership, Plan};
 pub use secret::{KeyHash, Secret, without_credentials};
+pub use state::State;
+pub use unify::{RecordLimits, TenantRules, Unify};
 pub use units::{Millis, Size};
 
 use millstream_stages::source;
-use millstream_stages::unify::UnifyConfig;
 use millstream_stores::kafka::KafkaConfig;
 use millstream_stores::mongo::MongoConfig;
 use serde::{Deserialize, Serialize};
@@ -65,11 +68,13 @@ pub struct Config {
     /// The gateway's own settings.
     pub gateway: Gateway,
     /// What unify accepts, and how long it remembers message ids.
-    pub unify: UnifyConfig,
+    pub unify: Unify,
     /// What one user or device may hold.
     pub action: Action,
     /// When a shard commits.
     pub batch: Batch,
+    /// Memory and disk of the local state.
+    pub state: State,
     /// How much waits to be written to documents.
     pub reaction: Reaction,
     /// Logs and traces.
@@ -93,9 +98,10 @@ impl Default for Config {
             tenants: Vec::new(),
             limits: Limits::default(),
             gateway: Gateway::default(),
-            unify: UnifyConfig::default(),
+            unify: Unify::default(),
             action: Action::default(),
             batch: Batch::default(),
+            state: State::default(),
             reaction: Reaction::default(),
             telemetry: Telemetry::default(),
         }
@@ -435,7 +441,7 @@ pub struct Limits {
     pub record_bytes: Size,
     /// Levels of objects and lists in a record, itself included (default 10).
     pub depth: usize,
-    /// Characters of a message id and of an `Idempotency-Key` (default 200).
+    /// Characters of a message id and of an `Idempotency-Key` (default 200, at least 80).
     pub id_chars: usize,
     /// What a request says about all its records (Segment's batch `context`) (default 16 KiB).
     pub context_bytes: Size,

@@ -12,13 +12,13 @@ pub enum Ownership {
     #[default]
     Static,
     /// Those that the plan in the topic `control` gives it; others may take them over when it falls silent, and it gives them away when it ends.
-    Plan(PlanOwnership),
+    Plan(Plan),
 }
 
 /// A worker that follows the plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct PlanOwnership {
+pub struct Plan {
     /// Failure domain, such as a zone: successors of a shard are elsewhere, if they can be (default: not known).
     pub zone: Option<Name>,
     /// Machine; as `zone` (default: not known).
@@ -33,10 +33,10 @@ pub struct PlanOwnership {
     pub release: Millis,
 }
 
-impl Default for PlanOwnership {
-    fn default() -> PlanOwnership {
+impl Default for Plan {
+    fn default() -> Plan {
         let Bounds { silence_ms, handoff_ms, .. } = Bounds::default();
-        PlanOwnership {
+        Plan {
             zone: None,
             node: None,
             capacity: 1,
@@ -47,7 +47,7 @@ impl Default for PlanOwnership {
     }
 }
 
-impl PlanOwnership {
+impl Plan {
     /// Bounds of patience.
     pub fn bounds(&self) -> Bounds {
         Bounds { silence_ms: self.silence.0, handoff_ms: self.handoff.0, ..Bounds::default() }

@@ -32,8 +32,13 @@ tenants:
       - sha256: ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad
 limits: {request_bytes: 2MB, records: 100}
 gateway: {coalesce: 5ms}
+unify:
+  limits: {max_record_bytes: 300KiB, max_age: 2d, max_ahead: 5m}
+  duplicate_window: 2d
+  tenants: {acme: {forbidden_values: [nobody]}}
 action: {max_devices: 5, max_bytes: 256KiB}
 batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
+state: {memory: 1GiB, compaction_threads: 4, write_per_second: 50MB}
 reaction: {backlog_bytes: 8MiB}
 telemetry: {otlp_endpoint: "http://127.0.0.1:4318", sample_ratio: 1, log_format: json, log_filter: debug}
 "#;
@@ -55,9 +60,15 @@ fn every_field_is_read() {
     assert_eq!(keys[1].hash(), Some(KeyHash::of("abc")));
     assert_eq!(config.limits.request_bytes.bytes(), 2_000_000);
     assert_eq!(config.limits.source().max_records, 100);
+    let rules = config.unify.rules();
+    assert_eq!((rules.duplicate_window_hours, rules.limits.max_record_bytes), (48, 300 << 10));
+    assert_eq!((rules.limits.max_age_hours, rules.limits.max_ahead_minutes), (48, 5));
+    assert_eq!(rules.tenants["acme"].forbidden_values, ["nobody"]);
     let limits = config.action.limits();
     assert_eq!((limits.max_devices, limits.max_bytes), (5, 256 << 10));
     assert_eq!(config.batch.max_time.duration().as_millis(), 20);
+    assert_eq!(config.state.memory.bytes(), 1 << 30);
+    assert_eq!((config.state.compaction_threads, config.state.write_per_second), (4, Size(50_000_000)));
     assert_eq!(config.reaction.backlog_bytes.bytes(), 8 << 20);
     assert_eq!(config.telemetry.sample_ratio, Ratio(1.0));
 }
@@ -156,8 +167,19 @@ fn what_does_not_fit_together_is_named() {
             "action: {max_identifiers: 49}".to_owned(),
             "action.max_identifiers: must be at least unify.limits.max_identifiers, 50",
         ),
+        ("limits: {id_chars: 79}".to_owned(), "limits.id_chars: must be at least 80"),
+        ("unify: {duplicate_window: 0ms}".to_owned(), "unify.duplicate_window: must be whole hours, at least 1h"),
+        ("unify: {duplicate_window: 90m}".to_owned(), "unify.duplicate_window: must be whole hours"),
+        ("unify: {limits: {max_age: 90m}}".to_owned(), "unify.limits.max_age: must be whole hours"),
+        ("unify: {limits: {max_ahead: 90s}}".to_owned(), "unify.limits.max_ahead: must be whole minutes"),
+        (
+            "unify: {limits: {max_record_bytes: 255KiB}}".to_owned(),
+            "unify.limits.max_record_bytes: must be at least limits.record_bytes, 256KiB",
+        ),
+        ("unify: {limits: {max_depth: 9}}".to_owned(), "unify.limits.max_depth: must be at least limits.depth, 10"),
+        ("tenants: [{name: a}]\nunify: {tenants: {b: {}}}".to_owned(), "unify.tenants.b: is no tenant"),
         ("action: {max_devices: 0}".to_owned(), "action.max_devices: must be more than 0"),
-        ("gateway: {in_flight_bytes: 1MB}".to_owned(), "limits.request_bytes is 5MB"),
+        ("gateway: {in_flight_bytes: 48MB}".to_owned(), "the largest request, 48520000 bytes"),
     ];
     for (text, message) in cases {
         let error = read(&text).unwrap_err();
@@ -206,4 +228,9 @@ fn flags_and_environment_are_one_table() {
     assert_eq!(program.config.kafka_brokers, ["a:1", "b:2"]);
     assert_eq!(program.config.sample_ratio, Some(Ratio(0.5)));
     assert!(<Program as clap::Parser>::try_parse_from(["m", "--sample-ratio", "7"]).is_err());
+}
+
+#[test]
+fn the_defaults_of_unify_are_the_stage_s() {
+    assert_eq!(Unify::default().rules(), millstream_stages::unify::UnifyConfig::default());
 }

@@ -86,7 +86,9 @@ impl From<Refusal> for RecordError {
 }
 
 /// The answer to a request that failed as a whole.
+// Nothing else is in it, so that the description can tell it from an `Answer`, which may have an `error`, too.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ErrorAnswer {
     /// Segment only: false.
     #[serde(skip_serializing_if = "Option::is_none")]

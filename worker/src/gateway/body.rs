@@ -1,8 +1,10 @@
 //! Reading a body: everything is bounded before it is allocated.
 //!
 //! A body arrives in pieces; each is counted against its limit and takes its bytes from the process's budget of bytes in flight, until the
-//! log has acknowledged the records. Compressed bodies are read whole (their limit is small) and decompressed with a limit on the output, so
-//! that a bomb costs no more than the limit; the decoders' windows are bounded, too.
+//! log has acknowledged the records; when its records grow beyond the body (each carries what the body said about all of them), they take the
+//! rest before they go on. Compressed bodies are read whole (their limit is small) and decompressed with a limit on the output, so that a bomb
+//! costs no more than the limit. So is the decoder's window: gzip's is 32 KiB; zstd's and brotli's have their largest named here, because both formats
+//! let the sender ask for a gigabyte (brotli by an extension, which this decoder knows and RFC 7932 does not).
 
 use super::answer::Failure;
 use axum::body::Body;
@@ -16,6 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A zstd frame may ask for a window of 2^27 bytes; 2^23 is what level 19 and all defaults stay within.
 const ZSTD_WINDOW_LOG: u32 = 23;
+/// How a brotli stream begins that asks for more than the 16 MiB of RFC 7932 (section 9.1: this pattern of its first seven bits is invalid).
+const BROTLI_LARGE_WINDOW: u8 = 0x11;
 /// Bytes that are decompressed before room for them is asked for.
 const STEP: u64 = 64 * 1024;
 
@@ -78,7 +82,24 @@ pub(super) struct Budget(pub(super) Arc<Semaphore>);
 #[derive(Debug, Default)]
 pub(super) struct Taken(Option<OwnedSemaphorePermit>);
 
+impl Taken {
+    fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+    }
+}
+
 impl Budget {
+    /// Takes what is missing to hold so many bytes altogether.
+    ///
+    /// # Errors
+    /// 503 when the process holds too much already.
+    pub(super) fn grow(&self, bytes: usize, taken: &mut Taken) -> Result<(), Failure> {
+        match bytes.saturating_sub(taken.bytes()) {
+            0 => Ok(()),
+            missing => self.take(missing, taken),
+        }
+    }
+
     fn take(&self, bytes: usize, taken: &mut Taken) -> Result<(), Failure> {
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         let more = self.0.clone().try_acquire_many_owned(permits).map_err(|_| overloaded())?;
@@ -190,6 +211,9 @@ fn decompress(raw: &[u8], encoding: Encoding, limit: usize, take: Take<'_>) -> R
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
             read_limited(decoder, limit, take, broken)
         }
+        Encoding::Brotli if raw.first().is_some_and(|first| first & 0x7f == BROTLI_LARGE_WINDOW) => {
+            Err(broken(std::io::Error::other("its window is larger than RFC 7932 allows")))
+        }
         Encoding::Brotli => read_limited(brotli_decompressor::Decompressor::new(raw, 4096), limit, take, broken),
     }
 }
@@ -256,6 +280,16 @@ mod tests {
             let failure = decompress(&whole[..whole.len() - 3], encoding, 100, &mut |_| Ok(())).unwrap_err();
             assert_eq!(failure.reason, "malformed_encoding", "{encoding:?}");
         }
+    }
+
+    #[test]
+    fn a_brotli_window_beyond_the_standard_is_refused() {
+        // The extension's header: a window of 2^30, then an empty last block.
+        let failure = decompress(&[0x11, 0x1e, 0x03], Encoding::Brotli, 100, &mut |_| Ok(())).unwrap_err();
+        assert_eq!((failure.status, failure.reason), (StatusCode::BAD_REQUEST, "malformed_encoding"));
+        assert!(failure.message.contains("RFC 7932"), "{}", failure.message);
+        // An empty stream with a window of 2^16: the shortest one that is right.
+        assert_eq!(decompress(&[0x06], Encoding::Brotli, 100, &mut |_| Ok(())).unwrap(), "");
     }
 
     #[tokio::test]

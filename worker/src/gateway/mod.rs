@@ -11,16 +11,19 @@
 mod answer;
 mod auth;
 mod body;
+mod connection;
 mod ingress;
 mod media;
 mod openapi;
 mod routes;
+mod schemas;
 mod serve;
 mod trace;
 
 pub use answer::{Answer, ErrorAnswer, ErrorBody, RecordAnswer, RecordError};
+pub use connection::Patience;
 pub use openapi::openapi_json;
-pub use serve::serve;
+pub use serve::{MAX_CONNECTIONS, Serving, serve};
 
 use crate::config::Config;
 use crate::telemetry::metrics::{Metrics, Outcome};
@@ -38,9 +41,11 @@ use bytes::Bytes;
 use futures::FutureExt;
 use ingress::{Fate, Ingress, IngressSettings, Part};
 use millstream_model::proto::Envelope;
+use millstream_model::reject::Reason;
 use millstream_shard::log::Producer;
 use millstream_shard::topics::Topics;
 use millstream_stages::source::{self, Accepted, Endpoint};
+use prost::Message;
 use routes::{ROUTES, Route, Target};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -52,6 +57,9 @@ use tracing::Instrument;
 
 /// Bodies larger than this are split on a blocking thread, so that they do not hold up other requests: 256 KiB take about a millisecond.
 const SPLIT_ELSEWHERE: usize = 256 * 1024;
+
+/// Where the OpenAPI document is.
+const DESCRIPTION: &str = "/openapi.json";
 
 /// The gateway of one process. Cheap to clone.
 #[derive(Clone)]
@@ -112,7 +120,7 @@ pub fn router(state: GatewayState) -> Router {
         router = router.route(route.path, post(handler));
     }
     router
-        .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi_json()) }))
+        .route(DESCRIPTION, get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi_json()) }))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(state)
@@ -125,8 +133,9 @@ async fn unknown_path(request: Request) -> Response {
 }
 
 async fn wrong_method(request: Request) -> Response {
-    let message =
-        format!("{} is not for {}; send POST with the records as body", request.method(), request.uri().path());
+    let (method, path) = (request.method(), request.uri().path());
+    let instead = if path == DESCRIPTION { "send GET" } else { "send POST with the records as body" };
+    let message = format!("{method} is not for {path}; {instead}");
     refuse(&request, &Failure::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message))
 }
 
@@ -148,7 +157,8 @@ struct Context {
 async fn handle(GatewayState(gateway): GatewayState, route: &'static Route, request: Request) -> Response {
     let trace = RequestTrace::of(request.headers(), gateway.sample_ratio);
     let request_id = request_id(request.headers());
-    let span = tracing::info_span!("request", request_id, trace_id = trace.id(), tenant = tracing::field::Empty);
+    // At the highest level, so that it is there whatever `log_filter` lets through: lines of any level carry its fields.
+    let span = tracing::error_span!("request", request_id, trace_id = trace.id(), tenant = tracing::field::Empty);
     let mut context =
         Context { request_id, family: route.target.family(), endpoint: None, tenant: None, trace, records: 0 };
     async {
@@ -190,9 +200,8 @@ impl Gateway {
     ) -> Result<(Vec<Accepted>, Taken), Failure> {
         let ndjson = media::is_ndjson(headers, context.family)?;
         let idempotency_key = idempotency_key(headers)?;
-        let (body, taken) = body::read(body, headers, self.body_limits, &self.budget).await?;
+        let (body, mut taken) = body::read(body, headers, self.body_limits, &self.budget).await?;
         self.metrics.gateway.body(tenant, body.len());
-        self.note_in_flight();
         if body.is_empty() {
             let message = "the body is empty; send the records as JSON, with Content-Length or chunked";
             return Err(Failure::new(StatusCode::BAD_REQUEST, "malformed_json", message));
@@ -207,7 +216,10 @@ impl Gateway {
             trace: context.trace.sampled(),
             limits: self.limits.clone(),
         };
-        Ok((split.run().await?, taken))
+        let accepted = split.run().await?;
+        self.budget.grow(encoded_len(&accepted), &mut taken)?;
+        self.note_in_flight();
+        Ok((accepted, taken))
     }
 
     /// Sends what was accepted, and waits until the log has decided or the time is up.
@@ -257,8 +269,19 @@ impl Gateway {
         metrics.records(tenant, source, Outcome::Accepted, accepted);
         metrics.records(tenant, source, Outcome::Rejected, rejected);
         metrics.records(tenant, source, Outcome::Unknown, unknown);
+        if unknown > 0 {
+            // Here, and not where the log reports it: this is the request's own context, with its trace.
+            tracing::warn!(
+                source,
+                unknown,
+                accepted,
+                rejected,
+                "the log did not acknowledge records in time; the sender was told to repeat them"
+            );
+        }
         let status = match (accepted, rejected, unknown) {
             (_, _, 1..) => StatusCode::SERVICE_UNAVAILABLE,
+            (0, 1.., 0) if is_too_large(context, &records) => StatusCode::PAYLOAD_TOO_LARGE,
             (0, 1.., 0) => StatusCode::BAD_REQUEST,
             _ => StatusCode::OK,
         };
@@ -295,6 +318,13 @@ impl Gateway {
     }
 }
 
+/// Is it a request for one record, which as a whole is too large?
+fn is_too_large(context: &Context, records: &[RecordAnswer]) -> bool {
+    let only = context.endpoint.is_some_and(Endpoint::is_single).then(|| records.first()).flatten();
+    let error = only.and_then(|record| record.error.as_ref());
+    error.is_some_and(|error| error.reason == Reason::TooLarge.code() && error.field.is_none())
+}
+
 fn answer(
     context: &Context,
     status: StatusCode,
@@ -310,7 +340,7 @@ fn answer(
         Some(Failure::new(status, "unknown_outcome", message))
     } else {
         let first = records.iter().find_map(|record| record.error.clone());
-        let first = first.filter(|_| family == Family::DataApi && status == StatusCode::BAD_REQUEST);
+        let first = first.filter(|_| family == Family::DataApi && status.is_client_error());
         first.map(|error| Failure { field: error.field, ..Failure::new(status, error.reason, error.message) })
     };
     Answer {
@@ -327,6 +357,15 @@ fn answer(
         retry,
         error: failure.map(|failure| failure.body(family, &context.request_id)),
     }
+}
+
+/// What the envelopes of a request take in frames. It can be many times the body: each has a copy of the batch's `context`.
+fn encoded_len(accepted: &[Accepted]) -> usize {
+    let len = |accepted: &Accepted| match accepted {
+        Accepted::Envelope(envelope) => envelope.encoded_len(),
+        Accepted::Refused { .. } => 0,
+    };
+    accepted.iter().map(len).sum()
 }
 
 /// A request that is ready to be split; it owns what it needs, so that it can go to another thread.

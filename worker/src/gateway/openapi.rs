@@ -2,16 +2,18 @@
 
 use super::answer::{Answer, ErrorAnswer, ErrorBody, RecordAnswer, RecordError};
 use super::routes::{ROUTES, Route, Target};
+use super::schemas;
 use millstream_stages::source::{DataApiKind as D, Endpoint, SegmentKind as S};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
-use utoipa::openapi::{ContentBuilder, Ref, Required, ResponseBuilder};
+
+use utoipa::openapi::{ContentBuilder, OneOfBuilder, Ref, RefOr, Required, ResponseBuilder};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -40,6 +42,10 @@ pub fn openapi_json() -> String {
     components.add_security_scheme("header", SecurityScheme::ApiKey(ApiKey::Header(header)));
     let basic = HttpBuilder::new().scheme(HttpAuthScheme::Basic).description(Some("The API key as user name")).build();
     components.add_security_scheme("basic", SecurityScheme::Http(basic));
+    for (name, schema) in schemas::all() {
+        // What is not a schema would be missing here, and a test asks for each.
+        components.schemas.extend(serde_json::from_value(schema).ok().map(|schema| (name.to_owned(), schema)));
+    }
     for route in &ROUTES {
         document.paths.add_path_operation(route.path, vec![HttpMethod::Post], operation(route));
     }
@@ -60,34 +66,55 @@ fn operation(route: &Route) -> Operation {
         ))
         .parameter(header("X-Request-Id", "Taken over into the answer and the logs; up to 64 visible ASCII characters"))
         .parameter(header("traceparent", "W3C trace context; the trace goes on through all stages"))
+        .parameter(header("tracestate", "W3C trace context; passed on with the trace, up to 512 characters"))
         .request_body(Some(request_body(route.target)));
     for scheme in ["bearer", "header", "basic"] {
         operation = operation.security(SecurityRequirement::new::<_, [&str; 0], &str>(scheme, []));
     }
-    for (code, description, schema) in RESPONSES {
-        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+    for (code, description, answers) in RESPONSES {
+        let content = ContentBuilder::new().schema(Some(one_of(answers))).build();
         let response = ResponseBuilder::new().description(description).content("application/json", content).build();
         operation = operation.response(code, response);
     }
     operation.build()
 }
 
-const RESPONSES: [(&str, &str, &str); 8] = [
-    ("200", "At least one record was accepted, or there was none", "Answer"),
+/// A schema, or one of several.
+fn one_of(names: &[&str]) -> RefOr<Schema> {
+    match names {
+        [name] => Ref::from_schema_name(*name).into(),
+        names => {
+            let all = names.iter().map(|name| Ref::from_schema_name(*name));
+            Schema::OneOf(all.fold(OneOfBuilder::new(), OneOfBuilder::item).build()).into()
+        }
+    }
+}
+
+const EITHER: &[&str] = &["Answer", "ErrorAnswer"];
+const ERROR: &[&str] = &["ErrorAnswer"];
+
+const RESPONSES: [(&str, &str, &[&str]); 10] = [
+    ("200", "At least one record was accepted, or there was none", &["Answer"]),
     (
         "400",
         "No record was accepted: an Answer says why per record, or an ErrorAnswer for the request as a whole",
-        "Answer",
+        EITHER,
     ),
-    ("401", "No API key, or an unknown one", "ErrorAnswer"),
-    ("408", "The body did not arrive in time", "ErrorAnswer"),
-    ("413", "The body, or the number of records, exceeds its limit, which is named", "ErrorAnswer"),
-    ("415", "Content-Type or Content-Encoding is not taken", "ErrorAnswer"),
-    ("500", "The gateway failed; repeat with the same ids", "ErrorAnswer"),
+    ("401", "No API key, or an unknown one", ERROR),
+    ("404", "There is nothing at this path", ERROR),
+    ("405", "The path takes another method", ERROR),
+    ("408", "The body did not arrive in time", ERROR),
+    (
+        "413",
+        "The request (an ErrorAnswer), or the only record of an endpoint that takes one (an Answer), exceeds its limit, which is named",
+        EITHER,
+    ),
+    ("415", "Content-Type or Content-Encoding is not taken", ERROR),
+    ("500", "The gateway failed; repeat with the same ids", ERROR),
     (
         "503",
         "The outcome is unknown (an Answer with `retry`), or the gateway is overloaded (an ErrorAnswer); repeat after Retry-After",
-        "Answer",
+        EITHER,
     ),
 ];
 
@@ -111,8 +138,14 @@ fn header(name: &str, description: &str) -> Parameter {
 }
 
 fn request_body(target: Target) -> RequestBody {
-    let object = || Schema::Object(ObjectBuilder::new().schema_type(SchemaType::Type(Type::Object)).build());
-    let content = ContentBuilder::new().schema(Some(object())).example(Some(example(target))).build();
+    let schema = match target {
+        Target::Only(endpoint) => one_of(&[schemas::body(endpoint)]),
+        Target::BatchByScheme => {
+            let either = ["NativeBatch", "SegmentBatch"].map(Ref::from_schema_name);
+            Schema::AnyOf(either.into_iter().fold(AnyOfBuilder::new(), AnyOfBuilder::item).build()).into()
+        }
+    };
+    let content = ContentBuilder::new().schema(Some(schema)).example(Some(example(target))).build();
     let mut body = RequestBodyBuilder::new().required(Some(Required::True)).content("application/json", content);
     if matches!(target, Target::BatchByScheme | Target::Only(Endpoint::NativeBatch)) {
         let line = "{\"type\": \"user\", \"identifiers\": {\"user_id\": \"42\"}, \"set\": {\"plan\": \"pro\"}}\n";
@@ -210,12 +243,72 @@ mod tests {
         }
     }
 
+    /// What is wrong with a value by a schema; knows the words that the schemas use.
+    fn check(value: &Value, schema: &Value, all: &Value) -> Result<(), String> {
+        if let Some(name) = schema["$ref"].as_str() {
+            let schema = &all[name.rsplit('/').next().unwrap()];
+            assert!(schema.is_object(), "{name} is not there");
+            return check(value, schema, all);
+        }
+        if let Some(options) = schema["oneOf"].as_array().or(schema["anyOf"].as_array()) {
+            let outcomes: Vec<_> = options.iter().map(|option| check(value, option, all)).collect();
+            let fits = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+            let right = if schema["anyOf"].is_array() { fits >= 1 } else { fits == 1 };
+            return if right { Ok(()) } else { Err(format!("{fits} of {value}: {outcomes:?}")) };
+        }
+        let fits = match schema["type"].as_str() {
+            Some("object") => value.is_object(),
+            Some("array") => value.is_array(),
+            Some("string") => value.is_string(),
+            Some("integer") => value.is_i64(),
+            Some("number") => value.is_number(),
+            Some("boolean") => value.is_boolean(),
+            other => other.is_none(),
+        };
+        let chosen = schema["enum"].as_array().is_none_or(|choices| choices.contains(value));
+        if !fits || !chosen {
+            return Err(format!("{value} is not {schema}"));
+        }
+        for name in schema["required"].as_array().into_iter().flatten() {
+            value.get(name.as_str().unwrap()).ok_or(format!("{value} lacks {name}"))?;
+        }
+        value.as_array().into_iter().flatten().try_for_each(|item| check(item, &schema["items"], all))?;
+        for (name, member) in value.as_object().into_iter().flatten() {
+            match (&schema["properties"][name], &schema["additionalProperties"]) {
+                (Value::Null, more) if more.is_object() => check(member, more, all)?,
+                (Value::Null, more) if more != true => return Err(format!("{name} of {value} is not described")),
+                (Value::Null, _) => {}
+                (of_member, _) => check(member, of_member, all)?,
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_example_is_what_its_schema_says() {
+        let document: Value = serde_json::from_str(&openapi_json()).unwrap();
+        let all = &document["components"]["schemas"];
+        for (name, _) in schemas::all() {
+            assert!(all[name].is_object(), "{name}");
+        }
+        for route in &ROUTES {
+            let content = &document["paths"][route.path]["post"]["requestBody"]["content"]["application/json"];
+            check(&content["example"], &content["schema"], all).unwrap_or_else(|why| panic!("{}: {why}", route.path));
+        }
+        let wrong = json!({"batch": [{"type": "users", "identifiers": {}}]});
+        assert!(check(&wrong, &json!({"$ref": "#/components/schemas/NativeBatch"}), all).is_err());
+    }
+
     #[test]
     fn every_route_is_described() {
         let document: Value = serde_json::from_str(&openapi_json()).unwrap();
         for route in &ROUTES {
             let operation = &document["paths"][route.path]["post"];
             assert_eq!(operation["summary"], route.summary, "{}", route.path);
+            let codes: Vec<_> = operation["responses"].as_object().unwrap().keys().collect();
+            assert_eq!(codes, ["200", "400", "401", "404", "405", "408", "413", "415", "500", "503"], "{}", route.path);
+            let answers = &operation["responses"]["400"]["content"]["application/json"]["schema"]["oneOf"];
+            assert_eq!(answers.as_array().map(Vec::len), Some(2), "{}", route.path);
             assert!(operation["requestBody"]["content"]["application/json"]["example"].is_object(), "{}", route.path);
         }
         assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");

@@ -13,6 +13,8 @@ pub(super) struct RequestTrace {
     trace_id: [u8; 16],
     parent: Option<[u8; 8]>,
     span_id: [u8; 8],
+    /// The header `tracestate`.
+    state: String,
     sampled: bool,
     begin: Duration,
 }
@@ -27,11 +29,13 @@ impl RequestTrace {
         });
         match (ids, given) {
             (Some((trace_id, parent)), Some(given)) => {
-                RequestTrace { trace_id, parent: Some(parent), span_id, sampled: trace::is_sampled(&given), begin }
+                let state = headers.get_all("tracestate").iter().map(|value| value.to_str().unwrap_or("?"));
+                let (state, sampled) = (trace::state(state), trace::is_sampled(&given));
+                RequestTrace { trace_id, parent: Some(parent), span_id, state, sampled, begin }
             }
             _ => {
                 let sampled = sample_ratio > 0.0 && rand::random::<f64>() < sample_ratio;
-                RequestTrace { trace_id: rand::random(), parent: None, span_id, sampled, begin }
+                RequestTrace { trace_id: rand::random(), parent: None, span_id, state: String::new(), sampled, begin }
             }
         }
     }
@@ -43,7 +47,12 @@ impl RequestTrace {
 
     /// The context that the request's records carry, when the trace is sampled.
     pub(super) fn sampled(&self) -> Option<TraceContext> {
-        let context = || TraceContext { trace_id: self.trace_id.to_vec(), span_id: self.span_id.to_vec(), flags: 1 };
+        let context = || TraceContext {
+            trace_id: self.trace_id.to_vec(),
+            span_id: self.span_id.to_vec(),
+            flags: 1,
+            state: self.state.clone(),
+        };
         self.sampled.then(context)
     }
 
@@ -54,6 +63,7 @@ impl RequestTrace {
             trace_id: self.trace_id,
             parent: self.parent,
             span_id: self.span_id,
+            state: self.state.clone(),
             name,
             start_ns: nanoseconds(self.begin),
             end_ns: nanoseconds(now()),

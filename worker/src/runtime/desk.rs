@@ -21,6 +21,8 @@ pub enum Condition {
     Opening,
     /// Works.
     Running,
+    /// Works, but will not for ever: state cannot be stored; says why.
+    Hampered(String),
     /// Follows its changelog; another process works.
     Following,
     /// This process has nothing to do with it.
@@ -77,6 +79,9 @@ impl Desk {
     pub fn set_order(&self, order: Order) {
         let mut inner = self.lock();
         if inner.order != order {
+            if inner.condition == Condition::Closed && order.duty != Duty::Nothing {
+                inner.condition = Condition::Opening;
+            }
             inner.order = order;
             self.ordered.notify_all();
         }
@@ -122,6 +127,11 @@ impl Desk {
         }
     }
 
+    /// Notes that it works and what will stop it, if nobody acts.
+    pub fn hampered(&self, why: &str) {
+        self.lock().condition = Condition::Hampered(why.to_owned());
+    }
+
     /// Notes that it followed its changelog without an error.
     pub fn followed(&self) {
         let mut inner = self.lock();
@@ -156,7 +166,9 @@ impl Desk {
         let inner = self.lock();
         let condition = match &inner.condition {
             Condition::Closed => return None,
-            Condition::Retrying(message) | Condition::Stopped(message) => message.clone(),
+            Condition::Hampered(message) | Condition::Retrying(message) | Condition::Stopped(message) => {
+                message.clone()
+            }
             _ => String::new(),
         };
         Some(ShardStatus { condition, ..inner.status.clone() })

@@ -6,8 +6,6 @@ use super::stage::Query;
 use crate::admin::{Check, Inspect, ShardRow, Subject, TenantUsage};
 use millstream_model::key::shard_of;
 use millstream_model::proto::Identifier;
-use millstream_shard::log::{Log, TopicPartition};
-use millstream_shard::topics::Topics;
 use millstream_stages::action::{ActionStage, Answer, Inspect as Question, inspect};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -150,47 +148,10 @@ impl Check for ShardCheck {
 
     fn check(&self) -> Result<(), String> {
         match self.0.condition() {
-            Condition::Running | Condition::Following | Condition::Closed => Ok(()),
+            Condition::Running | Condition::Hampered(_) | Condition::Following | Condition::Closed => Ok(()),
             Condition::Opening => Err("is being opened".into()),
             Condition::Retrying(message) => Err(format!("is opened again: {message}")),
             Condition::Stopped(message) => Err(format!("stopped: {message}")),
         }
-    }
-}
-
-/// The log is ready when it answers for a partition of `ingress`. It is asked in the background, because a check must answer at once.
-pub struct LogCheck(Arc<Mutex<Result<(), String>>>);
-
-/// How often the log is asked.
-const ASK_EVERY: Duration = Duration::from_secs(2);
-
-impl LogCheck {
-    /// Starts to ask; ends when the check is dropped.
-    pub fn new(log: Arc<dyn Log>, topics: &Topics) -> LogCheck {
-        let outcome = Arc::new(Mutex::new(Err("was not asked yet".to_owned())));
-        let (weak, at) = (Arc::downgrade(&outcome), TopicPartition::new(topics.ingress.clone(), 0));
-        let asking = std::thread::Builder::new().name("log-check".into()).spawn(move || {
-            while let Some(outcome) = weak.upgrade() {
-                let answer = log.bounds(&at).map(|_| ()).map_err(|error| error.to_string());
-                let ready = answer.is_ok();
-                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = answer;
-                drop(outcome);
-                std::thread::park_timeout(if ready { ASK_EVERY } else { ASK_EVERY / 10 });
-            }
-        });
-        if let Err(error) = asking {
-            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error.to_string());
-        }
-        LogCheck(outcome)
-    }
-}
-
-impl Check for LogCheck {
-    fn name(&self) -> String {
-        "log".to_owned()
-    }
-
-    fn check(&self) -> Result<(), String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

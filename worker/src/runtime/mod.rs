@@ -5,10 +5,14 @@
 //! next start finds everything that was acknowledged in the log.
 
 pub mod backoff;
+pub mod checks;
 pub mod desk;
 pub mod directory;
+pub mod files;
 pub mod membership;
+pub mod memory;
 pub mod observe;
+mod pace;
 pub mod reaction;
 pub mod stage;
 pub mod stores;
@@ -17,25 +21,30 @@ mod writers;
 
 use crate::admin::{self, AdminState, Check};
 use crate::config::{self, ApiKey, Config, ConfigArgs, Ownership, Tenant};
-use crate::gateway::{self, GatewayState};
-use crate::telemetry::{self, Metrics, SpanExporter};
+use crate::gateway::{self, GatewayState, MAX_CONNECTIONS, Serving};
+use crate::telemetry::{self, Metrics, SpanExporter, StateFigures};
 use anyhow::{Context, Result};
+use checks::{Phase, PhaseCheck, StoreCheck};
 use desk::Desk;
-use directory::{Directory, LogCheck, ShardCheck};
+use directory::{Directory, ShardCheck};
 use membership::{MemberSettings, Membership, Starter};
+use memory::Parts;
 use millstream_plan::view::Duty;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::member::Profile;
+use millstream_shard::memory::Pool;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::{Environment, Limits};
 use millstream_shard::topics::Topics;
 use millstream_stages::Stage;
 use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
+use millstream_stores::rocks::Resources;
 use observe::{Exports, Observer};
 use reaction::{ReactionLimits, ReactionThread};
 use stage::{Query, SeatThread};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -91,6 +100,8 @@ pub struct WorkerArgs {
 
 /// The tenant and key of a `millstream local` whose configuration names none. Not a secret: loopback, for trying out.
 const TRIAL: (&str, &str) = ("demo", "demo-key");
+/// Connections of the admin port: some people, probes and scrapers, and as many who follow a topic as may.
+const ADMIN_CONNECTIONS: usize = 100;
 /// How long to wait before the log is asked again.
 const LOG_PAUSE: Duration = Duration::from_secs(1);
 /// How long spans may take to get out at the end.
@@ -106,11 +117,18 @@ pub fn local(args: &LocalArgs) -> Result<()> {
         config.ownership == Ownership::Static,
         "a pipeline in one process owns all its shards: leave `ownership` out, or run `millstream worker` processes"
     );
-    if config.tenants.is_empty() {
+    let trial = config.tenants.is_empty();
+    if trial {
+        anyhow::ensure!(
+            config.listen.ip().is_loopback(),
+            "without `tenants` anybody who reaches {} could send with the well-known key `{}`; configure `tenants`, or listen on 127.0.0.1",
+            config.listen,
+            TRIAL.1
+        );
         let name = TRIAL.0.parse().map_err(anyhow::Error::msg)?;
         config.tenants.push(Tenant { name, api_keys: vec![ApiKey::plain(TRIAL.1)] });
     }
-    start(&args.config, config, &[Role::Gateway, Role::Unify, Role::Action, Role::Reaction])
+    start(&args.config, config, trial, &[Role::Gateway, Role::Unify, Role::Action, Role::Reaction])
 }
 
 /// Runs one part of the pipeline in this process, until it is told to stop.
@@ -127,17 +145,18 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
         args.role != Role::Reaction || !matches!(config.documents, config::Documents::Embedded),
         "the role reaction writes where others read; configure `documents: {{mongodb: ...}}`, or run `millstream local`"
     );
-    start(&args.config, config, &[args.role])
+    start(&args.config, config, false, &[args.role])
 }
 
-fn start(args: &ConfigArgs, config: Config, roles: &[Role]) -> Result<()> {
+/// `trial`: the only tenant is the one of [`TRIAL`], which nobody configured.
+fn start(args: &ConfigArgs, config: Config, trial: bool, roles: &[Role]) -> Result<()> {
     if args.print_config {
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), config.to_yaml().as_bytes())?);
     }
     telemetry::logs::init(&config.telemetry)?;
     let process = Process::open(config, roles)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(process.serve(roles))
+    runtime.block_on(process.serve(roles, trial))
 }
 
 /// A running process.
@@ -153,8 +172,13 @@ struct Process {
     directory: Arc<Directory>,
     /// Of a process that follows the plan.
     membership: Option<Arc<membership::Shared>>,
+    pool: Pool,
+    resources: Resources,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<Stop>,
+    /// How many files may be open.
+    open_files: u64,
+    phase: PhaseCheck,
 }
 
 /// The shards of a process that is being opened.
@@ -179,7 +203,12 @@ impl Shards {
 
 impl Process {
     fn open(config: Config, roles: &[Role]) -> Result<Process> {
-        let metrics = Metrics::new(config.tenants.iter().map(|tenant| tenant.name.as_str()));
+        let with_state = [Role::Unify, Role::Action].iter().filter(|role| roles.contains(role)).count();
+        // Whoever follows the plan may come to own every shard.
+        let parts = Parts::of(&config.state, with_state * config.owned_shards().len()).map_err(anyhow::Error::msg)?;
+        let (resources, budget_bytes) = (Resources::with(&parts.rocks), config.state.memory.bytes());
+        let tenants = config.tenants.iter().map(|tenant| tenant.name.as_str());
+        let metrics = Metrics::with_state(tenants, Some(StateFigures { budget_bytes, resources: resources.clone() }));
         let names: Vec<String> = roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();
         let service = if roles.len() > 1 { "millstream".to_owned() } else { format!("millstream-{}", names.concat()) };
         let endpoint = config.telemetry.otlp_endpoint.as_deref();
@@ -193,7 +222,11 @@ impl Process {
             membership: None,
             stop: Arc::new(Stop::default()),
             creation: Arc::new(Creation::new(log.clone(), topics.clone())),
+            pool: parts.pool(matches!(config.ownership, Ownership::Static)),
+            resources,
             threads: Vec::new(),
+            open_files: files::raise_limit(),
+            phase: PhaseCheck::default(),
             config,
             metrics,
             spans,
@@ -213,11 +246,11 @@ impl Process {
             starters: Vec::new(),
         };
         let observer: Arc<dyn Observer> = Arc::new(Exports::new(self.metrics.clone(), self.spans.clone()));
-        let folder = StateFolder::new(&self.config);
+        let folder = StateFolder::new(&self.config, self.resources.clone());
         for shard in self.config.owned_shards() {
             if roles.contains(&Role::Unify) {
-                let (rules, (_, waiting)) = (self.config.unify.clone(), channel());
-                let make = move || Unify::new(rules.clone());
+                let (rules, tenants, (_, waiting)) = (self.config.unify.rules(), self.tenants(), channel());
+                let make = move || of_tenants(Unify::new(rules.clone()), tenants.as_ref());
                 let thread = self.seat("unify", shard, make, waiting, &folder, &observer, &mut shards);
                 shards.add(move |environment| thread.start(environment));
             }
@@ -263,7 +296,13 @@ impl Process {
         Ok(())
     }
 
-    fn profile(&self, plan: &config::PlanOwnership, roles: &[Role]) -> Profile {
+    /// Whose envelopes unify takes: without any configured, everybody's.
+    fn tenants(&self) -> Option<Arc<BTreeSet<String>>> {
+        let names: BTreeSet<String> = self.config.tenants.iter().map(|tenant| tenant.name.to_string()).collect();
+        (!names.is_empty()).then(|| Arc::new(names))
+    }
+
+    fn profile(&self, plan: &config::Plan, roles: &[Role]) -> Profile {
         let text = |name: &Option<config::Name>| name.as_ref().map(ToString::to_string).unwrap_or_default();
         Profile {
             worker: self.config.worker.to_string(),
@@ -307,6 +346,7 @@ impl Process {
                 batch_records: self.config.batch.max_records,
                 batch_bytes: self.config.batch.max_bytes.bytes(),
                 batch_time: self.config.batch.max_time.duration(),
+                pool: Some(self.pool.clone()),
                 ..Limits::default()
             },
             observer: observer.clone(),
@@ -328,13 +368,13 @@ impl Process {
         })
     }
 
-    async fn serve(self, roles: &[Role]) -> Result<()> {
+    async fn serve(self, roles: &[Role], trial: bool) -> Result<()> {
         let (public_stop, admin_stop) = (CancellationToken::new(), CancellationToken::new());
         let admin = tokio::spawn(gateway::serve(
             bind(self.config.admin_listen, "admin_listen").await?,
             admin::router(self.admin_state()),
             admin_stop.clone(),
-            Duration::from_secs(1),
+            Serving::new(ADMIN_CONNECTIONS, Duration::from_secs(1)),
         ));
         let signal = signalled();
         tokio::pin!(signal);
@@ -348,9 +388,11 @@ impl Process {
                 }
             };
         }
-        self.announce(roles);
+        self.announce(roles, trial);
+        self.phase.set(Phase::Serving);
         let fenced = self.until_told(&mut signal).await?;
         tracing::info!("stopping");
+        self.phase.set(Phase::Stopping);
         public_stop.cancel();
         if let Some(public) = public {
             public.await??;
@@ -406,12 +448,18 @@ impl Process {
         let producer = producer.await?.context("preparing the log")?;
         let state = GatewayState::new(&self.config, producer, self.metrics.clone(), self.spans.clone());
         let listener = bind(self.config.listen, "listen").await?;
-        let drain = self.config.gateway.drain_timeout.duration();
-        Ok(tokio::spawn(gateway::serve(listener, gateway::router(state), stop, drain)))
+        let connections = files::connections(self.open_files, MAX_CONNECTIONS);
+        let serving = Serving::new(connections, self.config.gateway.drain_timeout.duration());
+        tracing::info!(open_files = self.open_files, connections, "the public port opens");
+        Ok(tokio::spawn(gateway::serve(listener, gateway::router(state), stop, serving)))
     }
 
     fn admin_state(&self) -> AdminState {
-        let mut checks: Vec<Box<dyn Check>> = vec![Box::new(LogCheck::new(self.log.clone(), &self.topics))];
+        let mut checks: Vec<Box<dyn Check>> = vec![Box::new(self.phase.clone())];
+        checks.push(Box::new(StoreCheck::log(self.log.clone(), &self.topics)));
+        if let Some(documents) = &self.documents {
+            checks.push(Box::new(StoreCheck::documents(documents.clone())));
+        }
         let desks = self.directory.desks().iter();
         checks.extend(desks.map(|desk| Box::new(ShardCheck(desk.clone())) as Box<dyn Check>));
         if let Some(membership) = &self.membership {
@@ -427,9 +475,8 @@ impl Process {
         )
     }
 
-    fn announce(&self, roles: &[Role]) {
+    fn announce(&self, roles: &[Role], trial: bool) {
         if roles.len() > 1 {
-            let trial = self.config.tenants.iter().any(|tenant| tenant.name.as_str() == TRIAL.0);
             let key = if trial { format!("; API key of tenant {}: {}", TRIAL.0, TRIAL.1) } else { String::new() };
             tracing::info!(
                 "send to http://{}, look inside at http://{}{key}",
@@ -439,6 +486,13 @@ impl Process {
         } else {
             tracing::info!(?roles, admin = %self.config.admin_listen, "started");
         }
+    }
+}
+
+fn of_tenants(unify: Unify, tenants: Option<&Arc<BTreeSet<String>>>) -> Unify {
+    match tenants {
+        Some(tenants) => unify.for_tenants(tenants.clone()),
+        None => unify,
     }
 }
 

@@ -6,7 +6,7 @@ use millstream_model::reject::Reason;
 use millstream_shard::runtime::Report;
 use millstream_stages::StageSpan;
 use millstream_stages::reaction::Written;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,25 +37,47 @@ pub trait Observer: Send + Sync {
     fn span(&self, stage: &'static str, shard: u32, span: &StageSpan, began_ms: u64, ended_ms: u64);
 }
 
-type PerShard = BTreeMap<u32, Usage>;
+/// Of one label: tenants that are not configured have the same.
+type PerShard = BTreeMap<(u32, String), Usage>;
 
 /// Tells metrics and the trace exporter.
 pub struct Exports {
     metrics: Arc<Metrics>,
     spans: SpanExporter,
-    /// Sums per stage, shard and tenant: a process has several shards of a stage, the metric has one value.
-    sums: Mutex<BTreeMap<(&'static str, String), PerShard>>,
+    /// Sums per stage, label, shard and tenant: a process has several shards of a stage, the metric has one value per label.
+    sums: Mutex<BTreeMap<(&'static str, Arc<str>), PerShard>>,
+    /// Shards whose state cannot be stored at the moment: it is said once when that begins and once when it ends.
+    failing: Mutex<BTreeSet<(&'static str, u32)>>,
 }
 
 impl Exports {
     /// To these metrics and this exporter.
     pub fn new(metrics: Arc<Metrics>, spans: SpanExporter) -> Exports {
-        Exports { metrics, spans, sums: Mutex::default() }
+        Exports { metrics, spans, sums: Mutex::default(), failing: Mutex::default() }
+    }
+
+    fn store(&self, stage: &'static str, shard: u32, report: &Report) {
+        let trouble = report.trouble.as_deref();
+        self.metrics.caches.cache(stage, shard, report.cache_bytes, report.dirty_bytes, trouble.is_some());
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(trouble) if failing.insert((stage, shard)) => {
+                tracing::warn!(
+                    stage,
+                    shard,
+                    trouble,
+                    "state cannot be stored; batches go on until too much waits for it"
+                );
+            }
+            None if failing.remove(&(stage, shard)) => tracing::info!(stage, shard, "state is stored again"),
+            _ => {}
+        }
     }
 }
 
 impl Observer for Exports {
-    fn batch(&self, stage: &'static str, _: u32, report: &Report) {
+    fn batch(&self, stage: &'static str, shard: u32, report: &Report) {
+        self.store(stage, shard, report);
         let took = Duration::from_millis(report.committed_ms.saturating_sub(report.began_ms));
         self.metrics.stages.batch(stage, report.records, took);
     }
@@ -63,19 +85,23 @@ impl Observer for Exports {
     fn usage(&self, stage: &'static str, shard: u32, usage: &BTreeMap<String, Usage>) {
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         for (tenant, changed) in usage {
-            let shards = sums.entry((stage, tenant.clone())).or_default();
-            shards.insert(shard, *changed);
+            let label = self.metrics.stages.label(tenant);
+            let shards = sums.entry((stage, label.clone())).or_default();
+            shards.insert((shard, tenant.clone()), *changed);
             let total: Usage = shards.values().sum();
-            self.metrics.stages.usage(stage, tenant, &total);
+            self.metrics.stages.usage(stage, &label, &total);
         }
     }
 
     fn lost(&self, stage: &'static str, shard: u32) {
+        self.metrics.caches.forget_shard(stage, shard);
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((of, tenant), shards) in sums.iter_mut().filter(|((of, _), _)| *of == stage) {
-            if shards.remove(&shard).is_some() {
+        for ((of, label), shards) in sums.iter_mut().filter(|((of, _), _)| *of == stage) {
+            let before = shards.len();
+            shards.retain(|(one, _), _| *one != shard);
+            if shards.len() < before {
                 let total: Usage = shards.values().sum();
-                self.metrics.stages.usage(of, tenant, &total);
+                self.metrics.stages.usage(of, label, &total);
             }
         }
     }
@@ -108,6 +134,7 @@ impl Observer for Exports {
             trace_id,
             parent: <[u8; 8]>::try_from(&span.parent.span_id[..]).ok(),
             span_id: span.span_id,
+            state: span.parent.state.clone(),
             name: span.name.clone(),
             start_ns: began_ms.saturating_mul(1_000_000),
             end_ns: ended_ms.saturating_mul(1_000_000),
@@ -118,5 +145,30 @@ impl Observer for Exports {
             ],
             error: false,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_added_up_over_shards_and_over_tenants_that_share_a_label() {
+        let metrics = Metrics::new(["acme"]);
+        let exports = Exports::new(metrics.clone(), SpanExporter::disabled());
+        let of = |tenant: &str, accepted| BTreeMap::from([(tenant.to_owned(), Usage { accepted, ..Usage::default() })]);
+        for (shard, tenant, accepted) in
+            [(0, "acme", 1), (1, "acme", 2), (0, "x1", 10), (0, "x2", 20), (1, "x2", 40), (0, "acme", 5), (0, "x1", 11)]
+        {
+            exports.usage("unify", shard, &of(tenant, accepted));
+        }
+        let text = metrics.render();
+        for (tenant, sum) in [("acme", 7), ("_other", 71)] {
+            let line =
+                format!("millstream_usage_records{{tenant=\"{tenant}\",stage=\"unify\",outcome=\"accepted\"}} {sum}");
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+        exports.lost("unify", 1);
+        assert!(metrics.render().contains("tenant=\"_other\",stage=\"unify\",outcome=\"accepted\"} 31"));
     }
 }

@@ -10,6 +10,7 @@
 use super::backoff::Backoff;
 use super::desk::{Condition, Desk};
 use super::observe::Observer;
+use super::pace::Pace;
 use super::stores::Creation;
 use super::system::Stop;
 use super::writers::{Outcomes, Writers};
@@ -187,10 +188,13 @@ impl Work {
             recorded: start,
             recorded_at_ms: 0,
             in_flight: 0,
+            pace: Pace::new(self.limits.bulk),
+            struggles: false,
         };
         self.desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
             backoff.reset();
+            tracing::info!(stage = "reaction", shard = self.shard, start, "partition is open");
             self.desk.set(Condition::Running);
         })?;
         // Not after a failure: what failed may have left the reaction without being decided, and must be read again.
@@ -227,7 +231,7 @@ impl Work {
                 self.ask(turn)?;
             }
             while !stopping && turn.in_flight < self.limits.in_flight {
-                let bulk = turn.reaction.take(self.limits.bulk, self.environment.clock.now_ms());
+                let bulk = turn.reaction.take(turn.pace.bulk(), self.environment.clock.now_ms());
                 if bulk.is_empty() {
                     break;
                 }
@@ -298,6 +302,7 @@ impl Work {
 
     fn decide(&self, outcomes: Outcomes, turn: &mut Turn) -> Result<(), ShardError> {
         turn.in_flight -= 1;
+        self.judge(&outcomes, turn);
         let now_ms = self.environment.clock.now_ms();
         for (key, written) in outcomes {
             self.observer.written(&written);
@@ -310,6 +315,29 @@ impl Work {
             }
         }
         Ok(())
+    }
+
+    /// A store that takes nearly nothing is a condition until it takes something.
+    fn judge(&self, outcomes: &Outcomes, turn: &mut Turn) {
+        match turn.pace.note(outcomes) {
+            Some(why) => {
+                if !std::mem::replace(&mut turn.struggles, true) {
+                    tracing::warn!(
+                        shard = self.shard,
+                        why,
+                        "the document store takes next to nothing; writes are repeated"
+                    );
+                }
+                self.desk.set(Condition::Retrying(format!(
+                    "the document store takes next to nothing, writes are repeated: {why}"
+                )));
+            }
+            None if std::mem::take(&mut turn.struggles) => {
+                tracing::info!(shard = self.shard, "the document store takes writes again");
+                self.desk.set(Condition::Running);
+            }
+            None => {}
+        }
     }
 
     fn stored(&self, mutation: &Mutation, now_ms: u64) {
@@ -329,7 +357,9 @@ impl Work {
 
     /// The reject's id is the mutation's own, so that one that is written again after a crash is recognised.
     fn reject(&self, mutation: &Mutation, message: String, producer: &dyn Producer) -> Result<(), ShardError> {
-        tracing::warn!(tenant = mutation.tenant, document = mutation.id, message, "document store refuses a mutation");
+        let (tenant, document) = (&mutation.tenant, &mutation.id);
+        let trace_id = trace::sampled_id(mutation.trace.as_ref());
+        tracing::warn!(tenant, document, trace_id, message, "document store refuses a mutation");
         let message_id = hex(&mutation.record_id);
         let about = About {
             tenant: &mutation.tenant,
@@ -430,6 +460,9 @@ struct Turn {
     recorded: Option<u64>,
     recorded_at_ms: u64,
     in_flight: usize,
+    pace: Pace,
+    /// The store has been found to be in trouble, and the condition says so.
+    struggles: bool,
 }
 
 fn send_and_wait(producer: &dyn Producer, message: Outgoing<'_>) -> Result<(), ShardError> {

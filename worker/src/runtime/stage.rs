@@ -135,6 +135,9 @@ impl<S: Stage> Work<S> {
     fn batch(&mut self, report: Option<&Report>) {
         self.quiet = if report.is_some() { 0 } else { self.quiet.saturating_add(1) };
         self.desk.polled(self.quiet);
+        if let Some(why) = self.seat.shard().and_then(|shard| shard.trouble()) {
+            self.desk.hampered(why);
+        }
         let Some(report) = report else { return };
         self.backoff.reset();
         self.publish(&report.usage);

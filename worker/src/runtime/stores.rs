@@ -10,14 +10,11 @@ use millstream_shard::topics::Topics;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
-use millstream_stores::kafka::KafkaLog;
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::mongo::MongoDocuments;
 use millstream_stores::rocks::{Resources, RocksState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Memory for blocks read from the local state of all shards of a process.
-const BLOCK_CACHE_BYTES: usize = 128 << 20;
 
 /// The log.
 ///
@@ -27,11 +24,21 @@ pub fn open_log(config: &Config) -> Result<Arc<dyn Log>> {
     match &config.log {
         LogConfig::Embedded => {
             let path = config.data_dir.join("log");
-            let log = EmbeddedLog::open(&path, LogOptions::default(), Arc::new(SystemClock));
+            let queue_bytes = usize::try_from(queue_bytes(config)).unwrap_or(usize::MAX);
+            let options = LogOptions { queue_bytes, ..LogOptions::default() };
+            let log = EmbeddedLog::open(&path, options, Arc::new(SystemClock));
             Ok(Arc::new(log.with_context(|| format!("opening the embedded log in {}", path.display()))?))
         }
-        LogConfig::Kafka(kafka) => Ok(Arc::new(KafkaLog::new(kafka.store())?)),
+        LogConfig::Kafka(kafka) => {
+            let queue_bytes = queue_bytes(config);
+            Ok(Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, ..kafka.store() })?))
+        }
     }
+}
+
+/// A producer's queue holds whatever the gateway may have in flight, so that it is the gateway that says no, before it has taken anything.
+fn queue_bytes(config: &Config) -> u64 {
+    config.gateway.in_flight_bytes.0.saturating_mul(2)
 }
 
 /// The document store.
@@ -82,7 +89,7 @@ impl Creation {
     }
 }
 
-/// Opens the local state of this process's shards, below one block cache.
+/// Opens the local state of this process's shards, which share what RocksDB may use.
 #[derive(Clone)]
 pub struct StateFolder {
     folder: PathBuf,
@@ -91,8 +98,8 @@ pub struct StateFolder {
 
 impl StateFolder {
     /// The folder `state` of the configuration's data folder.
-    pub fn new(config: &Config) -> StateFolder {
-        StateFolder { folder: config.data_dir.join("state"), resources: Resources::new(BLOCK_CACHE_BYTES) }
+    pub fn new(config: &Config, resources: Resources) -> StateFolder {
+        StateFolder { folder: config.data_dir.join("state"), resources }
     }
 
     /// The state of one shard.
@@ -101,7 +108,6 @@ impl StateFolder {
     /// [`StoreError`].
     pub fn open(&self, stage: &str, shard: u32) -> Result<Arc<dyn StateStore>, StoreError> {
         let path = self.folder.join(format!("{stage}-{shard}"));
-        std::fs::create_dir_all(&path).map_err(|error| StoreError(format!("{}: {error}", path.display())))?;
         Ok(Arc::new(RocksState::open(&path, &self.resources)?))
     }
 }

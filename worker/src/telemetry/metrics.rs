@@ -1,6 +1,7 @@
 //! Metrics in the Prometheus text format. Every label has few values: tenants are the configured ones (others count as `_other`), the
 //! rest are enumerations of the code.
 
+use super::state::{CacheMetrics, StateFigures};
 use millstream_model::proto::Usage;
 use millstream_model::reject::Reason;
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -74,6 +75,8 @@ pub struct Metrics {
     pub gateway: GatewayMetrics,
     /// Those of the stages behind it.
     pub stages: StageMetrics,
+    /// Those of the write-back caches.
+    pub caches: CacheMetrics,
     /// The trace exporter's.
     pub spans: SpanMetrics,
 }
@@ -81,12 +84,22 @@ pub struct Metrics {
 impl Metrics {
     /// Metrics for these tenants.
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a str>) -> Arc<Metrics> {
+        Metrics::with_state(tenants, None)
+    }
+
+    /// Metrics for these tenants, and of the stores of this process.
+    pub fn with_state<'a>(tenants: impl IntoIterator<Item = &'a str>, figures: Option<StateFigures>) -> Arc<Metrics> {
         let tenants = Tenants(Arc::new(tenants.into_iter().map(Arc::from).collect()));
         let mut registry = Registry::with_prefix("millstream");
         let gateway = GatewayMetrics::new(registry.sub_registry_with_prefix("gateway"), tenants.clone());
         let stages = StageMetrics::new(&mut registry, tenants);
+        let state = registry.sub_registry_with_prefix("state");
+        let caches = CacheMetrics::new(state);
+        if let Some(figures) = figures {
+            state.register_collector(Box::new(figures));
+        }
         let spans = SpanMetrics::new(registry.sub_registry_with_prefix("spans"));
-        Arc::new(Metrics { registry, gateway, stages, spans })
+        Arc::new(Metrics { registry, gateway, stages, caches, spans })
     }
 
     /// The text that Prometheus reads.
@@ -260,9 +273,13 @@ impl StageMetrics {
         self.rejects.get_or_create(&labels).inc();
     }
 
-    /// The sums of a tenant over this process's shards of a stage. Call it with each configured tenant's sum; sums of other tenants must be
-    /// added up by the caller, because they share one label.
-    pub fn usage(&self, stage: &'static str, tenant: &str, usage: &Usage) {
+    /// How a tenant is called here; those that are not configured share one label.
+    pub fn label(&self, tenant: &str) -> Arc<str> {
+        self.tenants.label(tenant)
+    }
+
+    /// The sums of all tenants of a label ([`StageMetrics::label`]) over this process's shards of a stage.
+    pub fn usage(&self, stage: &'static str, label: &Arc<str>, usage: &Usage) {
         let outcomes = [
             ("accepted", usage.accepted),
             ("effects", usage.effects),
@@ -270,7 +287,7 @@ impl StageMetrics {
             ("rejects", usage.rejects),
         ];
         for (outcome, sum) in outcomes {
-            let labels = UsageLabels { tenant: self.tenants.label(tenant), stage, outcome };
+            let labels = UsageLabels { tenant: label.clone(), stage, outcome };
             self.usage.get_or_create(&labels).set(i64::try_from(sum).unwrap_or(i64::MAX));
         }
     }
@@ -331,6 +348,7 @@ fn record_counts() -> Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use millstream_stores::rocks::{Resources, RocksState};
 
     #[test]
     fn what_was_counted_is_shown() {
@@ -341,7 +359,7 @@ mod tests {
         metrics.gateway.reject("acme", Reason::TooDeep);
         metrics.gateway.frame(3);
         metrics.stages.batch("unify", 7, Duration::from_millis(30));
-        metrics.stages.usage("action", "acme", &Usage { effects: 5, ..Usage::default() });
+        metrics.stages.usage("action", &metrics.stages.label("acme"), &Usage { effects: 5, ..Usage::default() });
         metrics.stages.lag("unify", 2, 11);
         metrics.stages.lag("unify", 3, 11);
         metrics.stages.forget_shard("unify", 3);
@@ -364,6 +382,30 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         assert!(!text.contains("outcome=\"unknown\"") && !text.contains("shard=\"3\""), "{text}");
+    }
+
+    #[test]
+    fn the_local_state_of_this_process_is_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let resources = Resources::new(1 << 20);
+        let store = RocksState::open(&folder.path().join("unify-3"), &resources).unwrap();
+        let metrics = Metrics::with_state(["acme"], Some(StateFigures { budget_bytes: 9, resources }));
+        metrics.caches.cache("unify", 3, 100, 10, true);
+        metrics.caches.cache("unify", 4, 100, 10, false);
+        metrics.caches.forget_shard("unify", 4);
+        let text = metrics.render();
+        for line in [
+            "millstream_state_budget_bytes 9",
+            "millstream_state_cache_bytes{stage=\"unify\",shard=\"3\"} 100",
+            "millstream_state_flush_failing{stage=\"unify\",shard=\"3\"} 1",
+            "millstream_state_rocksdb_file_bytes{stage=\"unify\",shard=\"3\"} 0",
+            "# TYPE millstream_state_rocksdb_stalled_microseconds counter",
+            "millstream_state_cleared_total 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        drop(store);
+        assert!(!metrics.render().contains("file_bytes{"), "a store that is closed is not shown");
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 pub mod logs;
 pub mod metrics;
+pub mod state;
 pub mod traces;
 
 pub use metrics::Metrics;
+pub use state::StateFigures;
 pub use traces::{Span, SpanExporter};

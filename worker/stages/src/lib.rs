@@ -6,6 +6,7 @@
 //! [`action`] resolves and applies them; [`reaction`] folds mutations into document writes. What cannot be processed goes to [`reject`].
 
 pub mod action;
+mod pattern;
 pub mod reaction;
 pub mod reject;
 pub mod source;
@@ -58,6 +59,12 @@ pub trait StateValue: Clone + Send + Sync + 'static {
     /// # Errors
     /// When the bytes are not such a value.
     fn decode(key: &StateKey, bytes: &[u8]) -> Result<Self, StateError>;
+
+    /// Memory that the value takes, itself included, when its stored form has so many bytes: what the cache's bound counts. It must be quick: it is
+    /// asked for whenever a value is loaded or changed.
+    fn memory(&self, stored_bytes: usize) -> usize {
+        size_of::<Self>() + stored_bytes
+    }
 }
 
 /// A stage's view of its shard's state: what is committed, and the changes of the running batch over it.

@@ -151,7 +151,7 @@ impl Reject {
     /// The message's headers: CloudEvents attributes, and the trace context of a sampled record.
     pub fn headers(&self, context: Option<&TraceContext>) -> Vec<(&'static str, String)> {
         let mut headers = cloud_event_headers(CLOUD_EVENT_TYPE, &self.id, &self.tenant, &self.source, &self.time);
-        headers.extend(context.map(|context| ("traceparent", trace::format(context))));
+        headers.extend(context.into_iter().flat_map(trace::headers));
         headers
     }
 
@@ -209,13 +209,14 @@ mod tests {
 
     #[test]
     fn the_headers_are_those_of_cloud_events_and_the_trace() {
-        let context = TraceContext { trace_id: vec![1; 16], span_id: vec![2; 8], flags: 1 };
+        let context = TraceContext { trace_id: vec![1; 16], span_id: vec![2; 8], flags: 1, state: "a=1".into() };
         let headers = reject().headers(Some(&context));
         let find = |name| headers.iter().find(|(header, _)| *header == name).map(|(_, value)| value.as_str());
         assert_eq!((find("ce_id"), find("ce_source")), (Some("00ff"), Some("/millstream/acme/native")));
         assert_eq!((find("ce_type"), find("ce_time")), (Some(CLOUD_EVENT_TYPE), Some("2023-11-14T22:13:20.123Z")));
+        assert_eq!(find("tracestate"), Some("a=1"));
         assert!(find("traceparent").is_some_and(|context| context.starts_with("00-0101")));
-        assert_eq!(reject().headers(None).len(), headers.len() - 1);
+        assert_eq!(reject().headers(None).len(), headers.len() - 2);
     }
 
     #[test]

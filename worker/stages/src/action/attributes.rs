@@ -8,11 +8,11 @@
 //!
 //! `unset_matching` acts on the attributes that are there when it is applied; it leaves nothing behind for others.
 
+use crate::pattern::{Name, Pattern};
 use millstream_model::document::escape;
 use millstream_model::proto::change::Op as ChangeOp;
-use millstream_model::proto::r#match::Kind as MatchKind;
 use millstream_model::proto::value::Kind;
-use millstream_model::proto::{Change, Element, List, Match, Operation, Register, Stamp, Value, operation::Op};
+use millstream_model::proto::{Change, Element, List, Operation, Register, Stamp, Value, operation::Op};
 use prost::Message;
 
 /// Of which record changes are.
@@ -29,32 +29,31 @@ pub(super) fn apply(
     writer: Writer<'_>,
     operations: &mut Vec<Operation>,
 ) {
+    let (patterns, changes): (Vec<Change>, Vec<Change>) =
+        changes.into_iter().partition(|change| matches!(change.op, Some(ChangeOp::UnsetMatching(_))));
+    for name in matching(registers, &patterns) {
+        operations.extend(change(register(registers, name), ChangeOp::Unset(true), writer));
+    }
     for Change { name, op } in changes {
-        match op {
-            Some(ChangeOp::UnsetMatching(pattern)) => {
-                let hit = |register: &&Register| matches(&pattern, &register.name);
-                let names: Vec<String> = registers.iter().filter(hit).map(|register| register.name.clone()).collect();
-                for name in names {
-                    operations.extend(change(register(registers, name), ChangeOp::Unset(true), writer));
-                }
-            }
-            Some(op) => operations.extend(change(register(registers, name), op, writer)),
-            None => {}
-        }
+        operations.extend(op.and_then(|op| change(register(registers, name), op, writer)));
     }
 }
 
-/// Does an attribute's name match a pattern?
-fn matches(pattern: &Match, name: &str) -> bool {
-    let fold = |text: &str| if pattern.case_sensitive { text.to_owned() } else { text.to_lowercase() };
-    let (name, wanted) = (fold(name), fold(&pattern.pattern));
-    match pattern.kind() {
-        MatchKind::Prefix => name.starts_with(&wanted),
-        MatchKind::Suffix => name.ends_with(&wanted),
-        MatchKind::Contains => name.contains(&wanted),
-        MatchKind::Equals => name == wanted,
-        MatchKind::Unspecified => false,
+/// The attributes that the patterns of a record name. Its other changes are about others: unify refuses what contradicts itself.
+fn matching(registers: &[Register], patterns: &[Change]) -> Vec<String> {
+    let prepare = |change: &Change| match &change.op {
+        Some(ChangeOp::UnsetMatching(pattern)) => Some(Pattern::new(pattern)),
+        _ => None,
+    };
+    let patterns: Vec<Pattern> = patterns.iter().filter_map(prepare).collect();
+    if patterns.is_empty() {
+        return Vec::new();
     }
+    let hit = |register: &&Register| {
+        let name = Name::new(&register.name);
+        patterns.iter().any(|pattern| pattern.matches(&name))
+    };
+    registers.iter().filter(hit).map(|register| register.name.clone()).collect()
 }
 
 #[allow(clippy::indexing_slicing)] // the index is where it was found or inserted
@@ -207,6 +206,8 @@ pub(super) fn path(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use millstream_model::proto::Match;
+    use millstream_model::proto::r#match::Kind as MatchKind;
     use proptest::prelude::*;
 
     fn op() -> impl Strategy<Value = ChangeOp> {

@@ -33,6 +33,7 @@ mod document;
 mod home;
 mod inspect;
 mod limits;
+mod memory;
 mod outcome;
 mod relink;
 mod resolve;

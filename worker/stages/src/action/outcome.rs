@@ -116,7 +116,7 @@ pub(super) fn enriched_event(action: &Action, event: Event, user: &User, id: &Us
     };
     let kind = event::CLOUD_EVENT_TYPE;
     let mut headers = cloud_event_headers(kind, &enriched.id, &action.tenant, source, &enriched.time);
-    headers.extend(action.trace.as_ref().map(|context| ("traceparent", trace::format(context))));
+    headers.extend(action.trace.iter().flat_map(trace::headers));
     // Strings, numbers that are finite and maps by strings: writing them as JSON cannot fail.
     let payload = serde_json::to_vec(&enriched).unwrap_or_default();
     out.usage(&action.tenant).events += 1;

@@ -53,6 +53,10 @@ impl StateValue for Value {
             _ => Err(StateError(format!("{key:?} is no key of the action stage"))),
         }
     }
+
+    fn memory(&self, stored_bytes: usize) -> usize {
+        super::memory::of(self, stored_bytes)
+    }
 }
 
 impl Node {

@@ -23,7 +23,7 @@ pub use fold::fold;
 use entity::{Entity, Part, Work};
 use millstream_model::proto::Mutation;
 use prost::Message as _;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// First pause before a write is tried again; it doubles up to [`MAX_PAUSE_MS`].
 const FIRST_PAUSE_MS: u64 = 50;
@@ -75,7 +75,7 @@ pub enum Decided {
 /// The reaction stage of one partition.
 #[derive(Debug, Default)]
 pub struct Reaction {
-    entities: HashMap<DocumentKey, Entity>,
+    entities: BTreeMap<DocumentKey, Entity>,
     ready: VecDeque<DocumentKey>,
     /// Entities that wait for a pause to end, by its end.
     paused: BTreeSet<(u64, DocumentKey)>,

@@ -138,6 +138,11 @@ impl Endpoint {
         }
     }
 
+    /// Is a request one record?
+    pub fn is_single(self) -> bool {
+        self.kind().is_some() && self != Endpoint::DataApi(DataApiKind::Merge)
+    }
+
     /// What its only kind of record is called; `None` where each record says it.
     pub fn kind(self) -> Option<&'static str> {
         match self {
@@ -259,11 +264,21 @@ fn envelope(request: &Request<'_>, batch: &shape::Batch<'_>, probe: &Probe<'_>) 
     })
 }
 
+/// Keys up to this length are in the ids of records as they are, so that people recognise them: UUIDs have 36 characters.
+const SHOWN_KEY_CHARS: usize = 40;
+/// The fewest characters of message ids that may be configured: what the gateway makes of any key, or without one, keeps to it. Else a sender
+/// that repeats a record with the id it was told would be refused.
+pub const LEAST_ID_CHARS: usize = 80;
+
 /// The same for the same record of a repeated request; differs between endpoints, in case a sender uses one key at two of them.
 fn derived_id(request: &Request<'_>, position: usize) -> Option<String> {
     let key = request.idempotency_key?;
     let (source, kind) = (request.endpoint.source().code(), request.endpoint.kind().unwrap_or("batch"));
-    Some(format!("{key}:{source}:{kind}:{position}"))
+    if key.chars().count() <= SHOWN_KEY_CHARS {
+        return Some(format!("{key}:{source}:{kind}:{position}"));
+    }
+    let hash = millstream_model::id::hex(&millstream_model::id::message_hash(key));
+    Some(format!("key-{hash}:{source}:{kind}:{position}"))
 }
 
 /// May a tenant be called this? 1 to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends (as the names of

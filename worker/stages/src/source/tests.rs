@@ -157,3 +157,32 @@ fn unknown_limits_are_refused() {
     assert!(serde_json::from_str::<Limits>(r#"{"max_record":1}"#).is_err());
     assert_eq!(serde_json::from_str::<Limits>("{}").unwrap(), Limits::default());
 }
+
+#[test]
+fn ids_made_of_any_key_are_short_enough_to_be_sent_back() {
+    let user = |members: &str| format!(r#"{{"type":"user","identifiers":{{"user_id":"1x"}}{members}}}"#);
+    let batch = |records: &[String]| format!(r#"{{"batch":[{}]}}"#, records.join(","));
+    for length in [1, SHOWN_KEY_CHARS, SHOWN_KEY_CHARS + 1, 200] {
+        let (key, other) = ("k".repeat(length), format!("{}x", "k".repeat(length - 1)));
+        let ids = |key: &str, records: usize| {
+            let body = batch(&vec![user(""); records]);
+            let request = Request { idempotency_key: Some(key), ..request(Endpoint::NativeBatch, body.as_bytes()) };
+            short(&run(&request, &Limits::default()).unwrap())
+        };
+        let made = ids(&key, 2500);
+        assert_eq!(made, ids(&key, 2500));
+        assert!(made.iter().all(|id| id.chars().count() <= LEAST_ID_CHARS && !ids(&other, 1).contains(id)), "{length}");
+        let named = user(&format!(r#","message_id":"{}""#, made[2499]));
+        let limits = Limits { max_id_chars: LEAST_ID_CHARS, ..Limits::default() };
+        let body = batch(&[named]);
+        assert_eq!(
+            short(&run(&request(Endpoint::NativeBatch, body.as_bytes()), &limits).unwrap()),
+            [made[2499].clone()]
+        );
+    }
+    let body = r#"{"merge_data":[{"merged_user":"43x","retained_user":"42x"}]}"#;
+    let key = "k".repeat(200);
+    let merge =
+        Request { idempotency_key: Some(&key), ..request(Endpoint::DataApi(DataApiKind::Merge), body.as_bytes()) };
+    assert!(short(&run(&merge, &Limits::default()).unwrap())[0].len() <= LEAST_ID_CHARS);
+}

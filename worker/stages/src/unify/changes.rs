@@ -3,6 +3,7 @@
 use super::config::RecordLimits;
 use super::fields;
 use super::values::Cleaner;
+use crate::pattern::{Name, Pattern};
 use millstream_model::proto::r#match::Kind as MatchKind;
 use millstream_model::proto::{Change, List, Match, Object, Value, change::Op, value::Kind};
 use millstream_model::reject::{Reason, Refusal};
@@ -88,7 +89,7 @@ impl<'a> Changes<'a> {
         Ok(())
     }
 
-    /// The changes in the order of their names, and what was cut or dropped.
+    /// The changes in the order of their names, patterns first, and what was cut or dropped.
     ///
     /// # Errors
     /// Two of them contradict each other.
@@ -101,7 +102,6 @@ impl<'a> Changes<'a> {
                 contradiction(parent, left, right)?;
             }
         }
-        self.check_matches(parent)?;
         let most = self.limits.max_attributes;
         if self.changes.len() > most {
             let message =
@@ -109,23 +109,31 @@ impl<'a> Changes<'a> {
             self.changes.truncate(most);
             self.cleaner.reports.push(Refusal::field(Reason::TooLarge, parent, message));
         }
+        // Last: only what is left, a bounded number of changes, is compared with each pattern.
+        self.check_matches(parent)?;
         Ok((self.changes, self.cleaner.reports))
     }
 
     fn check_matches(&self, parent: &str) -> Result<(), Refusal> {
-        let patterns = self.changes.iter().filter_map(|change| match &change.op {
-            Some(Op::UnsetMatching(pattern)) => Some(pattern),
-            _ => None,
-        });
-        for pattern in patterns {
-            let hit = self.changes.iter().find(|change| {
-                !change.name.is_empty() && !matches!(change.op, Some(Op::Unset(_))) && matches(pattern, &change.name)
-            });
-            if let Some(change) = hit {
+        let patterns: Vec<Pattern> = self.changes.iter().filter_map(pattern).map(Pattern::new).collect();
+        if patterns.is_empty() {
+            return Ok(());
+        }
+        let unset = |change: &&Change| matches!(change.op, Some(Op::Unset(_)));
+        for change in self.changes.iter().filter(|change| !change.name.is_empty() && !unset(change)) {
+            let name = Name::new(&change.name);
+            if patterns.iter().any(|pattern| pattern.matches(&name)) {
                 return Err(conflict(parent, &change.name, verb(change), "unset"));
             }
         }
         Ok(())
+    }
+}
+
+fn pattern(change: &Change) -> Option<&Match> {
+    match &change.op {
+        Some(Op::UnsetMatching(pattern)) => Some(pattern),
+        _ => None,
     }
 }
 
@@ -137,19 +145,6 @@ fn distinct(items: Vec<Value>) -> Vec<Value> {
         }
     }
     kept
-}
-
-/// Does an attribute's name match a pattern?
-fn matches(pattern: &Match, name: &str) -> bool {
-    let fold = |text: &str| if pattern.case_sensitive { text.to_owned() } else { text.to_lowercase() };
-    let (name, wanted) = (fold(name), fold(&pattern.pattern));
-    match pattern.kind() {
-        MatchKind::Prefix => name.starts_with(&wanted),
-        MatchKind::Suffix => name.ends_with(&wanted),
-        MatchKind::Contains => name.contains(&wanted),
-        MatchKind::Equals => name == wanted,
-        MatchKind::Unspecified => false,
-    }
 }
 
 fn rank(change: &Change) -> u8 {
@@ -232,6 +227,18 @@ mod tests {
             changes.unset_matching(MatchKind::Prefix, "plan_", false);
         });
         assert!(both.unwrap_err().contains("set and unset 'Plan_name'"));
+    }
+
+    #[test]
+    fn what_is_dropped_is_compared_with_no_pattern() {
+        let limits = RecordLimits { max_attributes: 3, ..RecordLimits::default() };
+        let mut changes = Changes::new(&limits);
+        changes.set("set", object(r#"{"a":1,"b":2}"#));
+        changes.add("add", object(r#"{"tmp_c":["x"],"tmp_d":["x"]}"#)).unwrap();
+        changes.unset_matching(MatchKind::Prefix, "TMP_", false);
+        let (changes, reports) = changes.finish("attributes").unwrap();
+        assert_eq!(changes.iter().map(|change| change.name.as_str()).collect::<Vec<_>>(), ["", "a", "b"]);
+        assert!(reports[0].message.contains("2 were dropped"), "{reports:?}");
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct RecordLimits {
     pub max_properties: usize,
     /// Attributes that one record changes (default 256); the last ones by name are dropped and reported.
     pub max_attributes: usize,
+    /// Rules in `unset_attributes` of one customer (default 100); rejected.
+    pub max_unset_rules: usize,
     /// How long before its reception an event may have happened, in hours (default 720: 30 days); rejected.
     pub max_age_hours: u32,
     /// How long after its reception an event may seem to have happened, in minutes (default 60); rejected.
@@ -89,6 +91,7 @@ impl Default for RecordLimits {
             max_object_levels: 3,
             max_properties: 100,
             max_attributes: 256,
+            max_unset_rules: 100,
             max_age_hours: 30 * 24,
             max_ahead_minutes: 60,
         }

@@ -52,7 +52,7 @@ fn customer(record: &mut Object, reading: &Reading<'_>) -> Result<Draft, Refusal
     changes.add("attributes.addValueToArrayField", added)?;
     changes.remove("attributes.removeValueFromArrayField", removed)?;
     changes.set("attributes", attributes);
-    unset(record, &mut changes)?;
+    unset(record, &mut changes, reading)?;
     let (changes, reports) = changes.finish("attributes")?;
     draft.user_changes = changes;
     draft.reports.extend(reports);
@@ -96,8 +96,15 @@ fn flag(object: &Object, parent: &str, member: &str) -> Result<Option<bool>, Ref
     }
 }
 
-fn unset(record: &mut Object, changes: &mut Changes<'_>) -> Result<(), Refusal> {
-    for (index, item) in fields::take_list(record, "", "unset_attributes")?.into_iter().enumerate() {
+fn unset(record: &mut Object, changes: &mut Changes<'_>, reading: &Reading<'_>) -> Result<(), Refusal> {
+    let rules = fields::take_list(record, "", "unset_attributes")?;
+    let most = reading.config.limits.max_unset_rules;
+    if rules.len() > most {
+        let message =
+            format!("`unset_attributes` has {} rules, at most {most} are allowed; send several records", rules.len());
+        return Err(Refusal::field(Reason::TooLarge, "unset_attributes", message));
+    }
+    for (index, item) in rules.into_iter().enumerate() {
         let path = format!("unset_attributes[{index}]");
         let item = fields::item("unset_attributes", index, item)?;
         let pattern = required_string(&item, &path, "attr")?;

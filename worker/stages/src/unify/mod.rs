@@ -13,7 +13,8 @@
 //!
 //! # Trust
 //! Others may write to `ingress` too. An envelope in the wrong partition, or whose key group is not that of its routing identifier, is rejected
-//! as misrouted: taken in, it would break the order of that identifier's records (I3).
+//! as misrouted: taken in, it would break the order of that identifier's records (I3). So is one of a tenant that is not configured
+//! ([`Unify::for_tenants`]); it counts for [`INVALID_TENANT`], and leaves nothing in the state, so that who may write cannot make it grow by names.
 //!
 //! # Time
 //! The stamp comes with the record (I7); it is the only time that decides anything here.
@@ -42,6 +43,8 @@ use millstream_model::reject::{Reason, Refusal};
 use prost::Message;
 use reject::Rejecter;
 use seen::{SeenKey, Window};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// For whom records count whose tenant cannot be told. No tenant can have this name.
 pub const INVALID_TENANT: &str = "_invalid";
@@ -51,6 +54,8 @@ pub const INVALID_TENANT: &str = "_invalid";
 pub struct Unify {
     config: UnifyConfig,
     seen: Window,
+    /// Whose envelopes are taken; `None`: everybody's.
+    tenants: Option<Arc<BTreeSet<String>>>,
 }
 
 /// What unify's state holds.
@@ -73,6 +78,10 @@ impl StateValue for UnifyValue {
             }
             _ => Err(StateError(format!("{key:?} is no key of the stage unify"))),
         }
+    }
+
+    fn memory(&self, _: usize) -> usize {
+        size_of::<UnifyValue>()
     }
 }
 
@@ -121,9 +130,9 @@ impl Stage for Unify {
         state: &mut dyn State<UnifyValue>,
         out: &mut Outbox,
     ) -> Result<(), StateError> {
-        let tenant = if source::is_tenant_name(&record.tenant) { record.tenant.as_str() } else { INVALID_TENANT };
+        let tenant = if self.knows(&record.tenant) { record.tenant.as_str() } else { INVALID_TENANT };
         out.usage(tenant).accepted += 1;
-        let misplaced = check_place(&record, at);
+        let misplaced = self.check_tenant(&record).and_then(|()| check_place(&record, at));
         if misplaced.is_ok()
             && let Some(key) = SeenKey::of(&record)
             && self.seen.is_duplicate(&key, at.stamp.time_ms, state)?
@@ -151,7 +160,31 @@ impl Unify {
     /// With this configuration.
     pub fn new(config: UnifyConfig) -> Unify {
         let seen = Window::of_hours(config.duplicate_window_hours);
-        Unify { config, seen }
+        Unify { config, seen, tenants: None }
+    }
+
+    /// Takes only the envelopes of these tenants.
+    pub fn for_tenants(self, tenants: Arc<BTreeSet<String>>) -> Unify {
+        Unify { tenants: Some(tenants), ..self }
+    }
+
+    fn knows(&self, tenant: &str) -> bool {
+        source::is_tenant_name(tenant) && self.tenants.as_ref().is_none_or(|tenants| tenants.contains(tenant))
+    }
+
+    fn check_tenant(&self, record: &Envelope) -> Result<(), Refusal> {
+        if self.knows(&record.tenant) {
+            return Ok(());
+        }
+        let message = if source::is_tenant_name(&record.tenant) {
+            let tenant = &record.tenant;
+            format!(
+                "tenant `{tenant}` is not configured; add it to `tenants` of the role unify, or write envelopes of one that is"
+            )
+        } else {
+            "no tenant can have this name; write envelopes with the name of an existing tenant".to_owned()
+        };
+        Err(Refusal::field(Reason::Misrouted, "tenant", message))
     }
 
     /// The parts of a record: parses it, once.
@@ -204,10 +237,6 @@ impl Unify {
 
 /// Does the envelope, which others may have written, belong here?
 fn check_place(record: &Envelope, at: &At) -> Result<(), Refusal> {
-    if !source::is_tenant_name(&record.tenant) {
-        let message = "no tenant can have this name; write envelopes with the name of an existing tenant";
-        return Err(Refusal::field(Reason::Misrouted, "tenant", message));
-    }
     let group = u16::try_from(record.group).ok().filter(|group| *group < millstream_model::key::GROUPS);
     let shard = group.map(|group| shard_of(group, at.shards));
     if shard != Some(at.partition) {

@@ -106,6 +106,36 @@ fn what_is_in_the_wrong_place_is_rejected_and_leaves_no_state() {
 }
 
 #[test]
+fn a_tenant_that_is_not_configured_is_misrouted_and_leaves_nothing() {
+    let known =
+        |names: &[&str]| Unify::default().for_tenants(Arc::new(names.iter().map(|&name| name.to_owned()).collect()));
+    let (mut state, mut out) = (Memory::default(), Outbox::default());
+    for _ in 0..2 {
+        known(&["globex"]).process(good("m"), &at(NOW), &mut state, &mut out).unwrap();
+    }
+    assert!(state.entries.is_empty() && out.actions.is_empty() && !out.usage.contains_key("acme"));
+    assert_eq!((sums(&out, INVALID_TENANT), out.reasons[0].1), ([2, 0, 2], Reason::Misrouted));
+    let reject = json(&out.rejects[0]);
+    assert_eq!((&reject["field"], &reject["tenant"]), (&"tenant".into(), &INVALID_TENANT.into()));
+    assert!(reject["message"].as_str().unwrap().starts_with("tenant `acme` is not configured"), "{reject}");
+    let mut out = Outbox::default();
+    known(&["acme", "globex"]).process(good("m"), &at(NOW), &mut state, &mut out).unwrap();
+    assert_eq!(out.actions.len(), 1);
+}
+
+#[test]
+fn a_customer_has_so_many_unset_rules_and_no_more() {
+    let rules = |count: usize| vec![r#"{"attr":"t","type":"prefix","case_sensitive":false}"#; count].join(",");
+    let customer = |message_id: &str, count| {
+        let body = format!(r#"{{"customer_id":"u1","attributes":{{"a":1}},"unset_attributes":[{}]}}"#, rules(count));
+        Envelope { source: Source::DataApi.into(), kind: "customer".into(), ..envelope(message_id, &body) }
+    };
+    let out = process(&[(customer("m1", 100), at(NOW)), (customer("m2", 101), at(NOW))], &mut Memory::default());
+    assert_eq!((out.actions.len(), out.reasons[0].1), (1, Reason::TooLarge));
+    assert_eq!(json(&out.rejects[0])["field"], "unset_attributes");
+}
+
+#[test]
 fn a_group_that_is_not_the_routing_identifiers_is_misrouted() {
     let wrong = Envelope { group: good("m").group ^ 1, ..good("m") };
     let out = process(&[(wrong, at(NOW))], &mut Memory::default());

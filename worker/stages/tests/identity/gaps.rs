@@ -127,7 +127,7 @@ fn whichever_mutations_are_lost_documents_end_as_their_fold() {
 fn asked(cluster: &mut Cluster, id: &str, collection: &str, revision: u64) -> Vec<Mutation> {
     let before = cluster.mutations.len();
     let body = Body::Replace(Replace { collection: collection.into(), id: id.into(), revision });
-    let group = u16::from_str_radix(&id[2..6], 16).unwrap();
+    let group = u16::from_str_radix(id.get(2..6).unwrap(), 16).unwrap();
     cluster.send_late(group, body);
     cluster.run().unwrap();
     cluster.mutations[before..].to_vec()

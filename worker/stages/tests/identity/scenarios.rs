@@ -213,7 +213,8 @@ fn an_uncounted_part_counts_nowhere() {
 #[test]
 fn a_sampled_record_is_traced_to_its_mutations_and_events() {
     let mut sampled = event(action(10, &["user_id=1"], &["device_id=d"]), "a");
-    sampled.trace = Some(TraceContext { trace_id: vec![7; 16], span_id: vec![1; 8], flags: 1 });
+    sampled.trace =
+        Some(TraceContext { trace_id: vec![7; 16], span_id: vec![1; 8], flags: 1, ..TraceContext::default() });
     let cluster = after(&[sampled]);
     assert_eq!(cluster.mutations.len(), 2);
     for mutation in &cluster.mutations {

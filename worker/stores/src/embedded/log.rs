@@ -30,7 +30,7 @@ pub struct LogOptions {
     pub fsync: bool,
     /// The largest payload and key, together, in bytes. The default of 8 MiB leaves room for a frame of one large record.
     pub max_message_bytes: usize,
-    /// Bytes that may wait to be written before [`Producer::send`] blocks.
+    /// Bytes that may wait to be written; beyond them [`Producer::send`] refuses, as unavailable.
     pub queue_bytes: usize,
 }
 

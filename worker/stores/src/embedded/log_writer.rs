@@ -10,8 +10,7 @@ use super::log_state::deleted;
 use millstream_shard::log::{Acknowledge, LogError, Outgoing, Producer};
 use rocksdb::WriteBatch;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::ThreadId;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A message that waits to be written.
 struct Waiting {
@@ -32,34 +31,31 @@ struct Inner {
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     filled: Condvar,
-    emptied: Condvar,
     bound: usize,
-    writer: OnceLock<ThreadId>,
 }
 
 impl Queue {
-    /// A queue that blocks senders beyond `bound` bytes.
+    /// A queue that takes no more once more than `bound` bytes wait in it.
     pub(super) fn new(bound: usize) -> Queue {
-        let (filled, emptied) = (Condvar::new(), Condvar::new());
-        Queue { inner: Mutex::default(), filled, emptied, bound, writer: OnceLock::new() }
+        Queue { inner: Mutex::default(), filled: Condvar::new(), bound }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, waiting: Waiting) {
-        // An acknowledgement may send; the writing thread must not wait for itself.
-        let may_wait = self.writer.get() != Some(&std::thread::current().id());
+    /// Takes a message, or gives it back when the queue is full: who sends may be a thread that others wait for, so it is never made to wait.
+    fn push(&self, waiting: Waiting) -> Result<(), Waiting> {
         let mut inner = self.lock();
-        while may_wait && inner.bytes > self.bound {
-            inner = self.emptied.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        if inner.bytes > self.bound {
+            return Err(waiting);
         }
         inner.bytes += waiting.value.len();
         inner.waiting.push(waiting);
         if inner.waiting.len() == 1 {
             self.filled.notify_one();
         }
+        Ok(())
     }
 
     /// Everything that waits, as soon as there is something; `None` when the queue is closed and empty.
@@ -72,7 +68,6 @@ impl Queue {
             inner = self.filled.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
         inner.bytes = 0;
-        self.emptied.notify_all();
         Some(std::mem::take(&mut inner.waiting))
     }
 
@@ -85,7 +80,6 @@ impl Queue {
 
 /// The writing thread: until the queue is closed and everything in it was written.
 pub(super) fn run(shared: &Shared) {
-    shared.queue.writer.get_or_init(|| std::thread::current().id());
     while let Some(group) = shared.queue.take() {
         write(shared, group);
     }
@@ -164,13 +158,20 @@ pub(super) fn admit(shared: &Shared, message: &Outgoing<'_>) -> Result<Partition
     shared.lock().find(message.topic, message.partition)
 }
 
+fn full() -> LogError {
+    LogError::Unavailable("the queue is full: the disk takes less than is sent".to_owned())
+}
+
 impl Producer for EmbeddedProducer {
     fn send(&self, message: Outgoing<'_>, acknowledge: Acknowledge) {
         let shared = &self.handle.shared;
         match admit(shared, &message) {
             Ok(to) => {
                 let value = format::encode(&message);
-                shared.queue.push(Waiting { to, topic: message.topic.into(), value, acknowledge });
+                let waiting = Waiting { to, topic: message.topic.into(), value, acknowledge };
+                if let Err(refused) = shared.queue.push(waiting) {
+                    (refused.acknowledge)(Err(full()));
+                }
             }
             Err(error) => acknowledge(Err(error)),
         }

@@ -5,13 +5,41 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Quiet;
+/// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls, but for one thing:
+/// why there is no connection (a refused password, a certificate that is not trusted) is only logged, and a call says that it timed out.
+/// So the last such line is kept, for the error of the call.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Quiet(Arc<Mutex<Option<String>>>);
+
+impl Quiet {
+    /// A call has come back: how it fared decides what is kept, and an error that says nothing says why.
+    pub(super) fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
+        let mut trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (result, &*trouble) {
+            (Ok(done), _) => {
+                *trouble = None;
+                Ok(done)
+            }
+            (Err(LogError::Unavailable(message)), Some(why)) => Err(LogError::Unavailable(format!("{message}; {why}"))),
+            (failed, _) => failed,
+        }
+    }
+
+    /// librdkafka's facility for a connection that was lost, or did not come about.
+    fn note(&self, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            // The name of the client and its thread come first: `[thrd:...]: `.
+            let message = message.split_once("]: ").map_or(message, |(_, message)| message);
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.to_owned());
+        }
+    }
+}
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.note(facility, message);
         report(level, facility, message);
     }
 
@@ -78,4 +106,21 @@ pub(super) fn code(error: &KafkaError) -> RDKafkaErrorCode {
 /// A client that could not be made.
 pub(super) fn creation(error: &KafkaError) -> LogError {
     LogError::Configuration(format!("the Kafka client refuses its settings: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_why_there_is_no_connection_until_there_is_one() {
+        let (quiet, away) = (Quiet::default(), || Err::<(), _>(LogError::Unavailable("timed out".into())));
+        assert_eq!(quiet.explain(away()).unwrap_err().to_string(), "log unavailable: timed out");
+        quiet.log(RDKafkaLogLevel::Error, "FAIL", "[thrd:b:1/bootstrap]: b:1/bootstrap: Connect to 127.0.0.1 failed");
+        quiet.log(RDKafkaLogLevel::Error, "OTHER", "[thrd:x]: another thing");
+        let explained = quiet.explain(away()).unwrap_err().to_string();
+        assert_eq!(explained, "log unavailable: timed out; b:1/bootstrap: Connect to 127.0.0.1 failed");
+        quiet.explain(Ok(())).unwrap();
+        assert_eq!(quiet.explain(away()).unwrap_err().to_string(), "log unavailable: timed out");
+    }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Settings that users cannot override: without them transactions, order or I6 would break silently.
-const FIXED: [&str; 14] = [
+const FIXED: [&str; 15] = [
     "acks",
     "auto.offset.reset",
     "bootstrap.servers",
@@ -22,12 +22,15 @@ const FIXED: [&str; 14] = [
     "group.id",
     "isolation.level",
     "log.queue",
+    "queue.buffering.max.kbytes",
     "transactional.id",
     "transaction.timeout.ms",
 ];
 
 /// Frames and parts of changelogs keep to 1 MB, but each holds at least one record or entity; this leaves room for one of 1 MB and what surrounds it.
 const LEAST_MESSAGE: u32 = 2 << 20;
+/// librdkafka's own bound of `queue.buffering.max.kbytes`.
+const MOST_QUEUE_KILOBYTES: u64 = 2_147_483_647;
 /// librdkafka's own bound of `message.max.bytes`.
 const MOST_MESSAGE: u32 = 1_000_000_000;
 
@@ -72,6 +75,10 @@ pub struct KafkaConfig {
     /// Compression of what is produced: `none`, `lz4`, `snappy` or `gzip`.
     #[serde(default = "default_compression")]
     pub compression: String,
+    /// Bytes that may wait in a producer without transactions; beyond them a send is refused at once. (A transaction waits for its own
+    /// messages, so that a batch bounds them.)
+    #[serde(default = "default_queue")]
+    pub queue_bytes: u64,
 }
 
 fn default_replication() -> u16 {
@@ -106,6 +113,10 @@ fn default_compression() -> String {
     "lz4".to_owned()
 }
 
+fn default_queue() -> u64 {
+    128 << 20
+}
+
 impl KafkaConfig {
     /// The defaults, with these brokers.
     pub fn new(bootstrap_servers: impl Into<String>) -> KafkaConfig {
@@ -122,6 +133,7 @@ impl KafkaConfig {
             init_timeout_ms: default_init(),
             max_message_bytes: default_message(),
             compression: default_compression(),
+            queue_bytes: default_queue(),
         }
     }
 
@@ -135,7 +147,7 @@ impl KafkaConfig {
             return refuse("bootstrap_servers is empty: give host:port of at least one broker".to_owned());
         }
         if let Some(name) = FIXED.iter().find(|name| self.properties.contains_key(**name)) {
-            return refuse(format!("properties: `{name}` is fixed, because exactly-once rests on it; remove it"));
+            return refuse(format!("properties: `{name}` is fixed, because the log's contract rests on it; remove it"));
         }
         if self.replication_factor == 0 {
             return refuse("replication_factor must be at least 1".to_owned());
@@ -243,7 +255,11 @@ impl KafkaConfig {
 
     pub(super) fn producer(&self) -> ClientConfig {
         let mut client = self.writer();
-        client.set("message.timeout.ms", self.delivery_timeout_ms.to_string());
+        let kilobytes = self.queue_bytes.div_ceil(1024).clamp(1, MOST_QUEUE_KILOBYTES);
+        client
+            .set("message.timeout.ms", self.delivery_timeout_ms.to_string())
+            // The default is 1 GiB.
+            .set("queue.buffering.max.kbytes", kilobytes.to_string());
         client
     }
 
@@ -304,6 +320,12 @@ mod tests {
             change(&mut config);
             assert!(config.check().unwrap_err().to_string().contains(word), "{word}");
         }
+    }
+
+    #[test]
+    fn what_waits_in_a_producer_is_bounded() {
+        let config = KafkaConfig { queue_bytes: 70_000, ..KafkaConfig::new("a:1") };
+        assert_eq!(config.producer().get("queue.buffering.max.kbytes"), Some("69"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl ClientContext for Reports {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        Quiet.error(error, reason);
+        Quiet::default().error(error, reason);
     }
 }
 

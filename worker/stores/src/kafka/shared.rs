@@ -21,6 +21,8 @@ const METADATA_BACKOFF: Duration = Duration::from_millis(20);
 
 pub(super) struct Shared {
     pub(super) config: KafkaConfig,
+    /// Of the clients that ask and administer.
+    quiet: Quiet,
     queries: BaseConsumer<Quiet>,
     admin: AdminClient<Quiet>,
     topics: Mutex<HashMap<String, u32>>,
@@ -29,22 +31,25 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: KafkaConfig) -> Result<Shared, LogError> {
         config.check()?;
-        let queries = BaseConsumer::from_config_and_context(&config.reader(), Quiet).map_err(|e| creation(&e))?;
-        let admin = AdminClient::from_config_and_context(&config.client(), Quiet).map_err(|e| creation(&e))?;
-        Ok(Shared { config, queries, admin, topics: Mutex::new(HashMap::new()) })
+        let quiet = Quiet::default();
+        let queries =
+            BaseConsumer::from_config_and_context(&config.reader(), quiet.clone()).map_err(|e| creation(&e))?;
+        let admin = AdminClient::from_config_and_context(&config.client(), quiet.clone()).map_err(|e| creation(&e))?;
+        Ok(Shared { config, quiet, queries, admin, topics: Mutex::new(HashMap::new()) })
     }
 
     /// A client to read with.
     pub(super) fn reader(&self) -> Result<BaseConsumer<Quiet>, LogError> {
-        BaseConsumer::from_config_and_context(&self.config.reader(), Quiet).map_err(|e| creation(&e))
+        BaseConsumer::from_config_and_context(&self.config.reader(), Quiet::default()).map_err(|e| creation(&e))
     }
 
     /// The number of brokers that are there.
     pub(super) fn brokers(&self, wait: Duration) -> Result<usize, LogError> {
-        let metadata = self.queries.fetch_metadata(Some("__millstream_probe"), wait).map_err(|error| {
-            LogError::Unavailable(format!("cannot reach {}: {error}", self.config.bootstrap_servers))
-        })?;
-        Ok(metadata.brokers().len())
+        let metadata = self
+            .queries
+            .fetch_metadata(Some("__millstream_probe"), wait)
+            .map_err(|error| LogError::Unavailable(format!("cannot reach {}: {error}", self.config.bootstrap_servers)));
+        Ok(self.quiet.explain(metadata)?.brokers().len())
     }
 
     /// The number of partitions of a topic.
@@ -55,7 +60,8 @@ impl Shared {
         let metadata = self
             .queries
             .fetch_metadata(Some(topic), wait)
-            .map_err(|error| about(topic, code(&error), "cannot get the metadata of topic"))?;
+            .map_err(|error| about(topic, code(&error), "cannot get the metadata of topic"));
+        let metadata = self.quiet.explain(metadata)?;
         let found = metadata.topics().first();
         if let Some(error) = found.and_then(|found| found.error()) {
             return Err(about(topic, error.into(), "cannot get the metadata of topic"));
@@ -87,14 +93,14 @@ impl Shared {
 
     /// First offset and last stable offset, asked of the leader: a read-committed client's ListOffsets carries its isolation level.
     pub(super) fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
-        self.watermarks(&self.queries, at)
+        self.quiet.explain(self.watermarks(&self.queries, at))
     }
 
     /// One after the last message, open transactions included.
     pub(super) fn high_watermark(&self, at: &TopicPartition) -> Result<u64, LogError> {
         let mut config = self.config.reader();
         config.set("isolation.level", "read_uncommitted");
-        let client = BaseConsumer::from_config_and_context(&config, Quiet).map_err(|e| creation(&e))?;
+        let client = BaseConsumer::from_config_and_context(&config, self.quiet.clone()).map_err(|e| creation(&e))?;
         Ok(self.watermarks(&client, at)?.1)
     }
 
@@ -117,8 +123,8 @@ impl Shared {
     }
 
     pub(super) fn topic_id(&self, topic: &str) -> Result<String, LogError> {
-        raw::topic_id(self.admin.inner(), topic, self.config.request_timeout())
-            .map_err(|code| about(topic, code, "cannot describe topic"))
+        let found = raw::topic_id(self.admin.inner(), topic, self.config.request_timeout());
+        self.quiet.explain(found.map_err(|code| about(topic, code, "cannot describe topic")))
     }
 
     pub(super) fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
@@ -132,8 +138,8 @@ impl Shared {
         }
         let options = self.options().operation_timeout(Some(self.config.request_timeout()));
         let results = futures::executor::block_on(self.admin.create_topics(&wanted, &options))
-            .map_err(|error| about("(all)", code(&error), "cannot create topics"))?;
-        for (result, topic) in results.into_iter().zip(topics) {
+            .map_err(|error| about("(all)", code(&error), "cannot create topics"));
+        for (result, topic) in self.quiet.explain(results)?.into_iter().zip(topics) {
             match result {
                 Ok(_) => {}
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => self.check_topic(topic)?,
@@ -216,11 +222,18 @@ impl Shared {
                 None => Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name))),
             }
         })?;
-        let (name, wanted) = ("message.timestamp.type", timestamp_type(topic));
-        match found.get(name).and_then(|entry| entry.value.as_deref()) {
-            Some(value) if value == wanted => Ok(()),
+        let must = |name: &str, wanted: &str| match found.get(name).and_then(|entry| entry.value.as_deref()) {
+            // Of copies in sync, more than asked for are as good.
+            Some(value) if value == wanted || value.parse::<u16>().ok() > wanted.parse().ok() => Ok(()),
             other => Err(differs(format!("it exists with {name} {}, not {wanted}", other.unwrap_or("unknown")))),
+        };
+        must("message.timestamp.type", timestamp_type(topic))?;
+        // A changelog whose newest records can vanish with one broker is no lock (I4): an owner would read an end that was passed already.
+        if topic.retention == Retention::Keep && self.config.replication_factor >= 3 {
+            must("unclean.leader.election.enable", "false")?;
+            must("min.insync.replicas", "2")?;
         }
+        Ok(())
     }
 
     /// Asks again while brokers do not know yet the topic that somebody else has just created.

@@ -1,0 +1,459 @@
+//! The truth about the log.
+//!
+//! A transaction is *open*, then *decided*, then *landed* partition by partition: a partition shows what it holds, and whatever lies behind, only when the marker has landed
+//! there. A producer of a transactional id is a *session*; a new one fences the one before, having ended its transaction. Sessions have numbers
+//! of their own, so that an id that was forgotten and initialised again is not taken for the one before.
+
+use crate::world::Waker;
+use millstream_shard::log::{LogError, Outgoing, Retention, TopicPartition, TopicSpec};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The largest message.
+const MOST_BYTES: usize = 8 << 20;
+
+/// So many of the newest messages of a compacted topic are not looked at.
+const UNCOMPACTED: u64 = 16;
+
+/// What is at an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A message.
+    Data,
+    /// The end of a transaction.
+    Control,
+}
+
+pub(super) struct Entry {
+    pub(super) time_ms: u64,
+    pub(super) key: Arc<[u8]>,
+    pub(super) payload: Arc<[u8]>,
+    /// Place in `transactions`; of a plain producer none.
+    pub(super) transaction: Option<usize>,
+    pub(super) kind: Kind,
+}
+
+pub(super) struct Partition {
+    pub(super) at: TopicPartition,
+    pub(super) append_time: bool,
+    /// Of a compacted topic: the newest offset of each key.
+    newest: Option<BTreeMap<Arc<[u8]>, u64>>,
+    pub(super) deleted: bool,
+    pub(super) start: u64,
+    pub(super) entries: Vec<Entry>,
+    /// First offset of each transaction that has not landed here.
+    pub(super) open: BTreeMap<u64, usize>,
+    waiting: Vec<Waker>,
+    newest_ms: u64,
+    /// When readers could see up to where: what a follower that lags may still say.
+    pub(super) ends: Vec<(u64, u64)>,
+}
+
+impl Partition {
+    /// Was this message compacted away? Those of transactions are not, so that one that is aborted replaces nothing.
+    pub(super) fn is_gone(&self, offset: u64, entry: &Entry) -> bool {
+        let newest = self.newest.as_ref().filter(|_| offset + UNCOMPACTED < self.end() && entry.transaction.is_none());
+        newest.is_some_and(|newest| newest.get(&entry.key).is_some_and(|newest| *newest > offset))
+    }
+
+    /// What read-committed readers can see.
+    pub(super) fn end(&self) -> u64 {
+        self.open.keys().next().copied().unwrap_or(self.entries.len() as u64)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// With its place among all decisions.
+    Committed(u64),
+    Aborted,
+}
+
+struct Transaction {
+    session: usize,
+    state: State,
+    /// Partitions where its marker has not landed.
+    pending: BTreeSet<usize>,
+    partitions: BTreeSet<usize>,
+}
+
+struct Session {
+    id: Arc<str>,
+    /// The transaction that is open or has not landed everywhere.
+    current: Option<usize>,
+    fenced: bool,
+}
+
+struct Topic {
+    id: String,
+    spec: TopicSpec,
+    first: usize,
+}
+
+/// Partitions, transactions, and who has which transactional id.
+#[derive(Default)]
+pub struct Broker {
+    topics: BTreeMap<Arc<str>, Topic>,
+    pub(super) partitions: Vec<Partition>,
+    transactions: Vec<Transaction>,
+    sessions: Vec<Session>,
+    ids: BTreeMap<Arc<str>, usize>,
+    decisions: u64,
+    /// Transactions whose clients were not told what became of them.
+    unknown: Vec<usize>,
+    made: u64,
+    /// Whom to wake: what they wait for may be there.
+    pub(super) woken: Vec<Waker>,
+    /// Keep what followers that lag could say.
+    keeps_ends: bool,
+}
+
+/// A session was fenced, or its id forgotten.
+#[derive(Debug)]
+pub(super) struct Fenced;
+
+/// A message of the log, for the auditor.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its offset.
+    pub offset: u64,
+    /// Its time.
+    pub time_ms: u64,
+    /// Its key.
+    pub key: Arc<[u8]>,
+    /// Its payload.
+    pub payload: Arc<[u8]>,
+    /// The transaction that brought it: its number, its place among all decisions, and the transactional id.
+    pub transaction: Option<(usize, u64, Arc<str>)>,
+}
+
+impl Broker {
+    /// An empty one; it may keep what followers that lag could say.
+    pub(super) fn new(keeps_ends: bool) -> Broker {
+        Broker { keeps_ends, ..Broker::default() }
+    }
+
+    // ---- topics --------------------------------------------------------------------------------------------------------
+
+    pub(super) fn create(&mut self, specs: &[TopicSpec]) -> Result<(), LogError> {
+        for spec in specs {
+            match self.topics.get(spec.name.as_str()) {
+                Some(topic) if topic.spec.partitions != spec.partitions => {
+                    return Err(about(&spec.name, "has another number of partitions"));
+                }
+                Some(topic) if topic.spec.append_time != spec.append_time => {
+                    return Err(about(&spec.name, "has another kind of time stamp"));
+                }
+                Some(_) => {}
+                None => self.create_one(spec),
+            }
+        }
+        Ok(())
+    }
+
+    fn create_one(&mut self, spec: &TopicSpec) {
+        let (name, first): (Arc<str>, usize) = (Arc::from(spec.name.as_str()), self.partitions.len());
+        self.made += 1;
+        for partition in 0..spec.partitions {
+            self.partitions.push(Partition {
+                at: TopicPartition::new(name.clone(), partition),
+                append_time: spec.append_time,
+                newest: (spec.retention == Retention::Compact).then(BTreeMap::new),
+                deleted: false,
+                start: 0,
+                entries: Vec::new(),
+                open: BTreeMap::new(),
+                waiting: Vec::new(),
+                newest_ms: 0,
+                ends: Vec::new(),
+            });
+        }
+        let id = format!("topic-{}", self.made);
+        self.topics.insert(name, Topic { id, spec: spec.clone(), first });
+    }
+
+    /// Deletes a topic.
+    pub fn delete_topic(&mut self, name: &str) {
+        let Some(topic) = self.topics.remove(name) else { return };
+        for index in topic.first..topic.first + topic.spec.partitions as usize {
+            self.partitions[index].deleted = true;
+            self.moved(index, 0);
+        }
+    }
+
+    pub(super) fn topic_id(&self, name: &str) -> Result<String, LogError> {
+        self.topics.get(name).map(|topic| topic.id.clone()).ok_or_else(|| about(name, "does not exist"))
+    }
+
+    pub(super) fn find(&self, topic: &str, partition: u32) -> Result<usize, LogError> {
+        let known = self.topics.get(topic).ok_or_else(|| about(topic, "does not exist"))?;
+        if partition >= known.spec.partitions {
+            return Err(about(topic, &format!("has no partition {partition}")));
+        }
+        Ok(known.first + partition as usize)
+    }
+
+    /// First offset, and what readers can see.
+    pub fn bounds(&self, topic: &str, partition: u32) -> Result<(u64, u64), LogError> {
+        let partition = &self.partitions[self.find(topic, partition)?];
+        Ok((partition.start, partition.end()))
+    }
+
+    /// Deletes what lies below an offset.
+    pub fn delete_records(&mut self, topic: &str, partition: u32, before: u64) {
+        if let Ok(index) = self.find(topic, partition) {
+            let partition = &mut self.partitions[index];
+            partition.start = partition.start.max(before.min(partition.end()));
+        }
+    }
+
+    // ---- messages ------------------------------------------------------------------------------------------------------
+
+    pub(super) fn admit(&self, message: &Outgoing<'_>) -> Result<usize, LogError> {
+        let size = message.payload.len() + message.key.len();
+        if size > MOST_BYTES {
+            return Err(LogError::TooLarge { topic: message.topic.to_owned(), size });
+        }
+        self.find(message.topic, message.partition)
+    }
+
+    fn append(&mut self, index: usize, mut entry: Entry) -> u64 {
+        let partition = &mut self.partitions[index];
+        partition.newest_ms = partition.newest_ms.max(entry.time_ms);
+        let offset = partition.entries.len() as u64;
+        // A marker has no time that anybody sees.
+        if entry.kind == Kind::Control {
+            entry.time_ms = partition.newest_ms;
+        }
+        if let Some(newest) = partition.newest.as_mut().filter(|_| entry.kind == Kind::Data) {
+            newest.insert(entry.key.clone(), offset);
+        }
+        partition.entries.push(entry);
+        offset
+    }
+
+    /// A message of a plain producer.
+    pub(super) fn append_plain(&mut self, index: usize, key: &Arc<[u8]>, payload: &Arc<[u8]>, now_ms: u64) -> u64 {
+        let (key, payload) = (key.clone(), payload.clone());
+        let offset = self.append(index, Entry { time_ms: now_ms, key, payload, transaction: None, kind: Kind::Data });
+        self.moved(index, now_ms);
+        offset
+    }
+
+    /// Readers may see more than before.
+    fn moved(&mut self, index: usize, now_ms: u64) {
+        let partition = &mut self.partitions[index];
+        self.woken.append(&mut partition.waiting);
+        if self.keeps_ends {
+            let end = partition.end();
+            partition.ends.push((now_ms, end));
+        }
+    }
+
+    pub(super) fn wait(&mut self, index: usize, waker: Waker) {
+        let waiting = &mut self.partitions[index].waiting;
+        // An earlier wait of the same coroutine is over.
+        waiting.retain(|other| !other.is_of_same(&waker));
+        waiting.push(waker);
+    }
+
+    /// Is this message visible, or for ever hidden? (Asked below the end only, where everything has landed.)
+    pub(super) fn is_visible(&self, entry: &Entry) -> bool {
+        entry.kind == Kind::Data
+            && entry.transaction.is_none_or(|number| matches!(self.transactions[number].state, State::Committed(_)))
+    }
+
+    // ---- transactions --------------------------------------------------------------------------------------------------
+
+    /// A new session of an id; true when it aborted an open transaction of the one before.
+    pub(super) fn init(&mut self, id: &str, now_ms: u64) -> (usize, bool) {
+        let id: Arc<str> = Arc::from(id);
+        let mut aborted = false;
+        if let Some(former) = self.ids.get(&id).copied() {
+            aborted = self.fence(former, now_ms);
+        }
+        self.sessions.push(Session { id: id.clone(), current: None, fenced: false });
+        let session = self.sessions.len() - 1;
+        self.ids.insert(id, session);
+        (session, aborted)
+    }
+
+    /// Ends what the session has open; it can do nothing more.
+    fn fence(&mut self, session: usize, now_ms: u64) -> bool {
+        self.sessions[session].fenced = true;
+        let Some(number) = self.sessions[session].current else { return false };
+        let open = self.transactions[number].state == State::Open;
+        if open {
+            self.decide(number, false);
+        }
+        self.land_all(number, now_ms);
+        open
+    }
+
+    fn decide(&mut self, number: usize, commit: bool) {
+        self.decisions += 1;
+        let state = if commit { State::Committed(self.decisions) } else { State::Aborted };
+        self.transactions[number].state = state;
+    }
+
+    /// The marker lands in one partition.
+    pub(super) fn land(&mut self, number: usize, index: usize, now_ms: u64) {
+        if self.transactions[number].state == State::Open || !self.transactions[number].pending.remove(&index) {
+            return;
+        }
+        let control =
+            Entry { time_ms: 0, key: [].into(), payload: [].into(), transaction: Some(number), kind: Kind::Control };
+        self.append(index, control);
+        self.partitions[index].open.retain(|_, other| *other != number);
+        self.moved(index, now_ms);
+        let session = self.transactions[number].session;
+        if self.transactions[number].pending.is_empty() && self.sessions[session].current == Some(number) {
+            self.sessions[session].current = None;
+        }
+    }
+
+    pub(super) fn land_all(&mut self, number: usize, now_ms: u64) {
+        for index in self.transactions[number].pending.clone() {
+            self.land(number, index, now_ms);
+        }
+        // One without a message lands nowhere.
+        let session = self.transactions[number].session;
+        if self.sessions[session].current == Some(number) {
+            self.sessions[session].current = None;
+        }
+    }
+
+    pub(super) fn is_current(&self, session: usize) -> bool {
+        let known = &self.sessions[session];
+        !known.fenced && self.ids.get(&known.id) == Some(&session)
+    }
+
+    /// The session's last transaction is decided, but not landed everywhere: it cannot send yet.
+    pub(super) fn is_landing(&self, session: usize) -> bool {
+        self.sessions[session].current.is_some_and(|number| self.transactions[number].state != State::Open)
+    }
+
+    /// A message of a session's transaction, which begins with its first one: gives it then.
+    pub(super) fn add(
+        &mut self,
+        session: usize,
+        index: usize,
+        message: &Outgoing<'_>,
+        now_ms: u64,
+    ) -> Result<Option<usize>, Fenced> {
+        if !self.is_current(session) || self.partitions[index].deleted {
+            return Err(Fenced);
+        }
+        let open = self.sessions[session].current;
+        let number = open.unwrap_or(self.transactions.len());
+        if open.is_none() {
+            let (pending, partitions) = (BTreeSet::new(), BTreeSet::new());
+            self.transactions.push(Transaction { session, state: State::Open, pending, partitions });
+            self.sessions[session].current = Some(number);
+        }
+        let (key, payload): (Arc<[u8]>, Arc<[u8]>) = (message.key.into(), message.payload.into());
+        let entry = Entry { time_ms: now_ms, key, payload, transaction: Some(number), kind: Kind::Data };
+        let offset = self.append(index, entry);
+        let transaction = &mut self.transactions[number];
+        transaction.partitions.insert(index);
+        if transaction.pending.insert(index) {
+            self.partitions[index].open.insert(offset, number);
+        }
+        Ok(open.is_none().then_some(number))
+    }
+
+    /// Decides the session's open transaction, if there is one, and says which. Its markers are still to land.
+    pub(super) fn finish(&mut self, session: usize, commit: bool) -> Result<Option<usize>, Fenced> {
+        if !self.is_current(session) {
+            return Err(Fenced);
+        }
+        let current = self.sessions[session].current;
+        let Some(number) = current.filter(|number| self.transactions[*number].state == State::Open) else {
+            return Ok(None);
+        };
+        self.decide(number, commit);
+        Ok(Some(number))
+    }
+
+    /// The client is not told what becomes of its open transaction.
+    pub(super) fn leave_open(&mut self, session: usize) {
+        self.unknown.extend(self.sessions[session].current);
+    }
+
+    /// Of the transactions whose clients were not told, how many were committed, and how many not.
+    pub fn unknown(&self) -> (usize, usize) {
+        let committed = |number: &&usize| matches!(self.transactions[**number].state, State::Committed(_));
+        let committed = self.unknown.iter().filter(committed).count();
+        (committed, self.unknown.len() - committed)
+    }
+
+    /// Where the markers of a transaction have not landed.
+    pub(super) fn pending(&self, number: usize) -> Vec<usize> {
+        self.transactions[number].pending.iter().copied().collect()
+    }
+
+    /// The transaction took too long: true when it was open, and is aborted and its session fenced.
+    pub(super) fn time_out(&mut self, number: usize, now_ms: u64) -> bool {
+        if self.transactions[number].state != State::Open {
+            return false;
+        }
+        self.fence(self.transactions[number].session, now_ms);
+        true
+    }
+
+    /// Forgets an id, unless a transaction of it is under way: true when it was known.
+    pub(super) fn expire(&mut self, id: &str) -> bool {
+        let Some(session) = self.ids.get(id).copied() else { return false };
+        if self.sessions[session].current.is_some() {
+            return false;
+        }
+        self.sessions[session].fenced = true;
+        self.ids.remove(id);
+        true
+    }
+
+    // ---- for the auditor -------------------------------------------------------------------------------------------------
+
+    /// Everything of a partition that was committed, also what was deleted since.
+    pub fn committed(&self, topic: &str, partition: u32) -> Vec<Seen> {
+        let Ok(index) = self.find(topic, partition) else { return Vec::new() };
+        let entries = (0..).zip(&self.partitions[index].entries).filter(|(_, entry)| self.is_visible(entry));
+        let seen = |(offset, entry): (u64, &Entry)| {
+            let (key, payload) = (entry.key.clone(), entry.payload.clone());
+            Seen { offset, time_ms: entry.time_ms, key, payload, transaction: self.decision(entry) }
+        };
+        entries.map(seen).collect()
+    }
+
+    /// The newest committed message of a partition for which `look` gives something.
+    pub fn newest<T>(&self, topic: &str, partition: u32, mut look: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
+        let partition = &self.partitions[self.find(topic, partition).ok()?];
+        partition.entries.iter().rev().filter(|entry| self.is_visible(entry)).find_map(|entry| look(&entry.payload))
+    }
+
+    /// Is anything at or behind this offset that readers see, or may come to see?
+    pub fn has_more(&self, topic: &str, partition: u32, from: u64) -> bool {
+        let Ok(index) = self.find(topic, partition) else { return false };
+        let partition = &self.partitions[index];
+        let rest = partition.entries.get(from as usize..).unwrap_or_default();
+        !partition.open.is_empty() || rest.iter().any(|entry| self.is_visible(entry))
+    }
+
+    fn decision(&self, entry: &Entry) -> Option<(usize, u64, Arc<str>)> {
+        let number = entry.transaction?;
+        let transaction = &self.transactions[number];
+        let State::Committed(order) = transaction.state else { return None };
+        Some((number, order, self.sessions[transaction.session].id.clone()))
+    }
+
+    /// The partitions of every committed transaction.
+    pub fn transactions(&self) -> impl Iterator<Item = (usize, Vec<&TopicPartition>)> {
+        let committed = (0..).zip(&self.transactions).filter(|(_, it)| matches!(it.state, State::Committed(_)));
+        committed.map(|(number, it)| (number, it.partitions.iter().map(|index| &self.partitions[*index].at).collect()))
+    }
+}
+
+pub(super) fn about(topic: &str, message: &str) -> LogError {
+    LogError::Topic { topic: topic.to_owned(), message: message.to_owned() }
+}

@@ -1,0 +1,133 @@
+//! What a run is like: drawn from its seed, so that some runs are large and calm, others small and wild.
+//!
+//! Not every fault is in every run. One that makes everything fail early would hide what only comes late.
+
+use crate::counts::Fault;
+use crate::rng::Rng;
+use millstream_plan::view::Bounds;
+use millstream_shard::runtime::Limits;
+use std::time::Duration;
+
+/// What a run is like.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Shards of each stage.
+    pub shards: u32,
+    /// Names of workers.
+    pub workers: Vec<String>,
+    /// Sources.
+    pub sources: u32,
+    /// Records per source, about.
+    pub records: u64,
+    /// Some records delete users.
+    pub deletes: bool,
+    /// Some batches change more than a message of the changelog holds.
+    pub large: bool,
+    /// How long things go wrong, milliseconds.
+    pub faults_ms: u64,
+    /// How long everything may take once they do not.
+    pub calm_ms: u64,
+    /// How often something happens to a process, milliseconds.
+    pub chaos_ms: u64,
+    /// Bounds of batches and memory.
+    pub limits: Limits,
+    /// Bounds of patience.
+    pub bounds: Bounds,
+    /// A transaction that is open for longer is aborted.
+    pub transaction_ms: u64,
+    /// Latencies, in tenths of the usual.
+    pub slowness: u64,
+    /// How often each fault happens, of ten thousand occasions.
+    pub rates: Vec<(Fault, u32)>,
+    /// What is done to a shard at the end, which it must refuse to go on from (I6).
+    pub gap: Option<Gap>,
+}
+
+/// Something that a shard must not go on from (I6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// Records of `ingress` were deleted before they were read.
+    InputDeleted,
+    /// The beginning of the changelog was deleted, and no local state reaches it.
+    ChangelogBegins,
+    /// An input was deleted and made again.
+    InputMadeAgain,
+    /// The changelog was deleted and made again.
+    ChangelogMadeAgain,
+}
+
+/// Faults of calls: with how much chance they are in a run, and then how often.
+const OF_CALLS: [(Fault, u64, u32); 22] = [
+    (Fault::CommitUnknownHappened, 2, 400),
+    (Fault::CommitUnknownLost, 2, 400),
+    (Fault::CommitUnknownLater, 2, 600),
+    (Fault::CommitRepeatedLater, 2, 600),
+    (Fault::InitUnknownHappened, 3, 1_500),
+    (Fault::InitUnknownLost, 3, 1_500),
+    (Fault::InitUnknownLater, 3, 1_500),
+    (Fault::InitSlow, 2, 5_000),
+    (Fault::LogUnavailable, 3, 200),
+    (Fault::PollEmpty, 2, 500),
+    (Fault::SendFailed, 3, 150),
+    (Fault::SendUnknownHappened, 2, 1_000),
+    (Fault::SendUnknownLost, 2, 1_000),
+    (Fault::SendUnknownLater, 2, 1_000),
+    (Fault::MarkerLate, 2, 1_000),
+    (Fault::AppendTimeBack, 2, 2_000),
+    (Fault::GossipDelayed, 2, 1_500),
+    (Fault::GossipRepeated, 2, 1_000),
+    (Fault::GossipLost, 2, 1_000),
+    (Fault::FilesTorn, 3, 2_000),
+    (Fault::DiskFailed, 4, 30),
+    (Fault::RecordRepeated, 2, 800),
+];
+
+impl Settings {
+    /// Those of a seed.
+    pub fn draw(seed: u64) -> Settings {
+        let rng = &mut Rng::new(seed ^ 0xa11_5e77);
+        let workers = rng.between(2, 4);
+        let mut rates = Vec::new();
+        for (fault, one_in, most) in OF_CALLS {
+            if rng.one_in(one_in) {
+                rates.push((fault, 1 + rng.below(u64::from(most)) as u32));
+            }
+        }
+        let large = rng.one_in(24);
+        let gaps = [Gap::InputDeleted, Gap::ChangelogBegins, Gap::InputMadeAgain, Gap::ChangelogMadeAgain];
+        Settings {
+            shards: rng.between(1, 2) as u32,
+            workers: ["ann", "bob", "cyd", "dan"]
+                .iter()
+                .take(workers as usize)
+                .map(|name| (*name).to_owned())
+                .collect(),
+            sources: rng.between(2, 3) as u32,
+            records: rng.between(12, 40),
+            deletes: rng.one_in(3),
+            large,
+            faults_ms: rng.between(6_000, 15_000),
+            calm_ms: 90_000,
+            chaos_ms: rng.between(300, 2_500),
+            limits: limits(rng, large),
+            bounds: Bounds { silence_ms: 1_500, believe_after: 4, handoff_ms: 2_500 },
+            transaction_ms: rng.between(2_000, 6_000),
+            slowness: rng.between(5, 25),
+            gap: rng.pick(&gaps).copied().filter(|_| rng.one_in(5)),
+            rates,
+        }
+    }
+}
+
+fn limits(rng: &mut Rng, large: bool) -> Limits {
+    Limits {
+        batch_records: if large { 100 } else { rng.between(1, 20) as usize },
+        batch_bytes: 4 << 20,
+        batch_time: Duration::from_millis(rng.between(10, 60)),
+        linger: Duration::from_millis(rng.between(1, 20)),
+        cache_bytes: rng.between(500, 20_000) as usize,
+        dirty_bytes: rng.between(300, 6_000) as usize,
+        clock_slack_ms: 1_000,
+        pool: None,
+    }
+}

@@ -1,0 +1,164 @@
+//! What is around a pipeline goes wrong: the condition is clear, nothing is lost, and it goes on by itself once the cause is gone, or stops where going on would
+//! lose something (I6). Real Kafka; one process per role.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream::cli::Admin;
+use millstream_shard::log::{Log, TopicPartition};
+use millstream_stores::kafka::KafkaLog;
+use millstream_tests::conformance::unique;
+use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
+use millstream_tests::servers::Kafka;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const KEY: &str = "secret-of-acme";
+/// Processes that need no document store.
+const ROLES: [(&str, &str); 3] = [("gateway", "gateway"), ("unify", "unify"), ("action", "action")];
+
+fn settings(kafka: &Kafka, what: &str) -> Settings {
+    Settings {
+        pipeline: unique(what),
+        shards: 2,
+        kafka: Some(kafka.bootstrap().to_owned()),
+        replication: 1,
+        mongodb: None,
+        tenants: vec![("acme".to_owned(), KEY.to_owned())],
+        otlp: None,
+        more: String::new(),
+    }
+}
+
+/// Sends twenty events of twenty users; a request without a certain answer is sent again, as its answer asks.
+fn send(pipeline: &Pipeline, round: &str) {
+    let event = |number: usize| {
+        let (id, user) = (format!("{round}-{number}"), format!("user-{number}"));
+        json!({ "type": "event", "message_id": id, "event": "Opened", "identifiers": { "user_id": user } })
+    };
+    let batch = json!({ "batch": (0..20).map(event).collect::<Vec<_>>() }).to_string();
+    let url = format!("{}/v1/batch", pipeline.gateway().unwrap().url());
+    let client = reqwest::blocking::Client::new();
+    until("an answer that all records are taken", || {
+        let request = client.post(&url).bearer_auth(KEY).header("content-type", "application/json");
+        let answer = request.body(batch.clone()).send()?;
+        Ok(answer.status().is_success().then_some(()))
+    })
+    .unwrap();
+}
+
+/// Message ids of everything in `events`, each of which must be there once.
+fn events(pipeline: &Pipeline) -> anyhow::Result<BTreeSet<String>> {
+    let admin = Admin::new(&pipeline.gateway()?.admin_url())?;
+    let mut ids = BTreeSet::new();
+    let query = [("tenant", "acme"), ("follow", "false")];
+    admin.lines::<anyhow::Error>("/v1/tail/events", &query, &mut |line| {
+        let event: serde_json::Value = serde_json::from_str(line)?;
+        let id = event["message_id"].as_str().unwrap_or_default().to_owned();
+        assert!(ids.insert(id.clone()), "{id} came out twice");
+        Ok(true)
+    })?;
+    Ok(ids)
+}
+
+fn wait_for_events(pipeline: &Pipeline, rounds: &[&str]) {
+    let expected: BTreeSet<String> =
+        rounds.iter().flat_map(|round| (0..20).map(move |number| format!("{round}-{number}"))).collect();
+    until("every event, once", || Ok((events(pipeline)? == expected).then_some(()))).unwrap();
+}
+
+fn process<'a>(pipeline: &'a mut Pipeline, name: &str) -> &'a mut Process {
+    pipeline.processes.iter_mut().find(|process| process.name == name).unwrap()
+}
+
+/// Waits until a process is not ready, and says why in words that contain these.
+fn wait_for_condition(process: &Process, words: &str) {
+    let client = reqwest::blocking::Client::new();
+    let url = format!("{}/readyz", process.admin_url());
+    until(&format!("the condition `{words}`"), || {
+        let answer = client.get(&url).timeout(Duration::from_secs(2)).send()?;
+        anyhow::ensure!(answer.status() == 503, "{} is ready", process.name);
+        let text = answer.text()?;
+        anyhow::ensure!(text.contains(words), "{text}");
+        Ok(Some(()))
+    })
+    .unwrap();
+}
+
+fn log(kafka: &Kafka) -> KafkaLog {
+    KafkaLog::new(kafka.config()).unwrap()
+}
+
+#[test]
+fn a_log_that_goes_away_is_waited_for() {
+    let mut kafka = Kafka::start().unwrap();
+    let mut pipeline = Pipeline::named(&settings(&kafka, "away"), &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    kafka.node(0).unwrap().kill().unwrap();
+    for name in ["gateway", "unify", "action"] {
+        wait_for_condition(process(&mut pipeline, name), "log");
+    }
+    kafka.node(0).unwrap().start_again().unwrap();
+    kafka.is_whole().unwrap();
+    for name in ["gateway", "unify", "action"] {
+        process(&mut pipeline, name).ready().unwrap();
+    }
+    send(&pipeline, "after");
+    wait_for_events(&pipeline, &["before", "after"]);
+}
+
+#[test]
+fn transactional_ids_that_the_brokers_have_forgotten_are_made_anew() {
+    let expires = "transactional.id.expiration.ms=4000\ntransaction.remove.expired.transaction.cleanup.interval.ms=500\n\
+                   producer.id.expiration.ms=4000\nproducer.id.expiration.check.interval.ms=500\n";
+    let kafka = Kafka::start_with(1, expires).unwrap();
+    let mut pipeline = Pipeline::named(&settings(&kafka, "expired"), &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    // Idle for longer than the brokers remember: nothing but time can show that.
+    let idle = std::time::Instant::now();
+    until("ids that are forgotten", || Ok((idle.elapsed() > Duration::from_secs(12)).then_some(()))).unwrap();
+    send(&pipeline, "after");
+    wait_for_events(&pipeline, &["before", "after"]);
+    for name in ["unify", "action"] {
+        process(&mut pipeline, name).ready().unwrap();
+    }
+}
+
+#[test]
+fn an_input_that_was_deleted_below_the_position_stops_the_shard_and_nothing_is_skipped() {
+    let kafka = Kafka::shared().unwrap();
+    let settings = settings(kafka, "trimmed");
+    let mut pipeline = Pipeline::named(&settings, &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    process(&mut pipeline, "unify").terminate().unwrap();
+    send(&pipeline, "lost");
+    let log = log(kafka);
+    for partition in 0..2 {
+        let at = TopicPartition::new(format!("{}.ingress", settings.pipeline), partition);
+        let (_, end) = log.bounds(&at).unwrap();
+        log.trim(&at, end).unwrap();
+    }
+    process(&mut pipeline, "unify").launch().unwrap();
+    wait_for_condition(process(&mut pipeline, "unify"), "is not at offset");
+    send(&pipeline, "later");
+    wait_for_condition(process(&mut pipeline, "unify"), "is not at offset");
+    wait_for_events(&pipeline, &["before"]);
+}
+
+#[test]
+fn a_topic_that_is_missing_or_has_another_number_of_partitions_is_named() {
+    let kafka = Kafka::shared().unwrap();
+    let first = settings(kafka, "topics");
+    let mut pipeline = Pipeline::named(&first, &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    log(kafka).delete_topic(&format!("{}.g1.actions", first.pipeline)).unwrap();
+    send(&pipeline, "after");
+    wait_for_condition(process(&mut pipeline, "unify"), "g1.actions");
+    let more = Settings { shards: 3, ..settings(kafka, "ignored") };
+    let other = Settings { pipeline: first.pipeline, ..more };
+    let mut wrong = Pipeline::launched(&other, &[("unify", "unify-of-three")]).unwrap();
+    wait_for_condition(process(&mut wrong, "unify-of-three"), "2 partitions, not 3");
+}

@@ -1,0 +1,82 @@
+//! Kafka over TLS with a password, as production clusters have it: right credentials work, and wrong ones say what is wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream_shard::log::{Log, LogError, Outgoing, Retention, Start, TopicPartition, TopicSpec};
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use millstream_tests::servers::Kafka;
+use millstream_tests::servers::certificates::Authority;
+use std::sync::{OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+fn kafka() -> &'static Kafka {
+    static SECURE: OnceLock<Kafka> = OnceLock::new();
+    SECURE.get_or_init(|| Kafka::start_secure().unwrap())
+}
+
+fn config_with(name: &str, value: &str) -> KafkaConfig {
+    let mut config = kafka().config();
+    config.security.insert(name.to_owned(), value.to_owned());
+    config.request_timeout_ms = 2000;
+    config
+}
+
+/// What the log says when it is asked, until it says why.
+fn complaint(config: KafkaConfig, expected: &str) -> String {
+    let log = KafkaLog::new(config).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let said = log.bounds(&TopicPartition::new("any", 0)).unwrap_err();
+        assert!(matches!(said, LogError::Unavailable(_)), "{said}");
+        if said.to_string().contains(expected) || Instant::now() > deadline {
+            return said.to_string();
+        }
+    }
+}
+
+#[test]
+fn transactions_and_plain_sends_work_over_tls_with_a_password() {
+    let log = KafkaLog::new(kafka().config()).unwrap();
+    let topic = TopicSpec { name: "secured".into(), partitions: 1, append_time: true, retention: Retention::Cluster };
+    log.create_topics(std::slice::from_ref(&topic)).unwrap();
+    let message = |payload| Outgoing { topic: "secured", partition: 0, key: &[], payload, headers: &[] };
+    let (sender, fate) = mpsc::channel();
+    log.producer().unwrap().send(message(b"plain"), Box::new(move |fate| sender.send(fate).unwrap()));
+    fate.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+    let mut client = log.transactional("secured-id").unwrap();
+    client.begin().unwrap();
+    client.send(message(b"in a transaction")).unwrap();
+    client.commit().unwrap();
+    let mut consumer = log.consumer(&[(TopicPartition::new("secured", 0), Start::Earliest)]).unwrap();
+    let (mut read, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(60));
+    while read.len() < 2 && Instant::now() < deadline {
+        let each = &mut |message: millstream_shard::log::Message<'_>| read.push(message.payload.to_vec());
+        consumer.poll(10, Duration::from_millis(200), each).unwrap();
+    }
+    assert_eq!(read, [&b"plain"[..], b"in a transaction"]);
+}
+
+#[test]
+fn a_wrong_password_is_named() {
+    let said = complaint(config_with("sasl.password", "guessed"), "invalid credentials");
+    assert!(said.contains("SCRAM-SHA-512") && said.contains("invalid credentials"), "{said}");
+    assert!(!said.contains("guessed"), "{said}");
+}
+
+#[test]
+fn a_broker_that_the_authority_did_not_vouch_for_is_named() {
+    let another = Authority::new().unwrap();
+    let said = complaint(config_with("ssl.ca.location", &another.path().display().to_string()), "verify");
+    assert!(said.contains("certificate verify failed"), "{said}");
+}
+
+#[test]
+fn a_client_without_tls_is_not_let_in() {
+    let config = KafkaConfig { request_timeout_ms: 2000, ..KafkaConfig::new(kafka().bootstrap()) };
+    assert!(matches!(KafkaLog::new(config).unwrap().brokers(Duration::from_secs(2)), Err(LogError::Unavailable(_))));
+}
+
+#[test]
+fn what_the_client_cannot_do_is_a_configuration_error() {
+    let error = KafkaLog::new(config_with("sasl.mechanism", "GSSAPI")).err().unwrap();
+    assert!(matches!(&error, LogError::Configuration(message) if message.contains("GSSAPI")), "{error}");
+}

@@ -1,0 +1,339 @@
+//! A shard whose local disk goes wrong: damaged files, no space, slowness. Nothing is lost or doubled, and it goes on by itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream::runtime::system::Threads;
+use millstream_model::frame::{Content, FrameWriter};
+use millstream_model::key::StateKey;
+use millstream_model::proto::{Envelope, StatePosition};
+use millstream_shard::log::{Log, Outgoing, TopicPartition};
+use millstream_shard::ownership::{self, Claimant};
+use millstream_shard::runtime::{Environment, Limits, Report, Shard};
+use millstream_shard::state::{Forget, StateStore, StoreError};
+use millstream_shard::topics::Topics;
+use millstream_shard::{Executor, Job, ShardError};
+use millstream_stores::embedded::SystemClock;
+use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
+use millstream_stores::rocks::{Bounds, Resources, RocksState};
+use millstream_tests::conformance::eventually;
+use millstream_tests::counting::{Counting, key};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex};
+
+struct Fixture {
+    folder: tempfile::TempDir,
+    log: Arc<EmbeddedLog>,
+    topics: Topics,
+    resources: Resources,
+    limits: Limits,
+    state: PathBuf,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let log = Arc::new(EmbeddedLog::open(&path, LogOptions::default(), Arc::new(SystemClock)).unwrap());
+        let topics = Topics::new("test", 1, 1);
+        log.create_topics(&topics.specs()).unwrap();
+        ownership::begin(&*log, &topics, "unify", 0).unwrap();
+        let resources = Resources::with(&Bounds { memtable_bytes: 1 << 20, ..Bounds::new(4 << 20) });
+        let limits = Limits { cache_bytes: 4 << 20, dirty_bytes: 500_000, ..Limits::default() };
+        let state = folder.path().join("state");
+        Fixture { folder, log, topics, resources, limits, state }
+    }
+
+    fn store(&self) -> Result<Arc<RocksState>, StoreError> {
+        RocksState::open(&self.state, &self.resources).map(Arc::new)
+    }
+
+    fn open(&self) -> Result<Shard<Counting>, ShardError> {
+        let store = self.store()?;
+        self.open_on(store)
+    }
+
+    fn open_on(&self, store: Arc<dyn StateStore>) -> Result<Shard<Counting>, ShardError> {
+        self.open_with(store, Arc::new(Threads))
+    }
+
+    fn open_with(
+        &self,
+        store: Arc<dyn StateStore>,
+        executor: Arc<dyn Executor>,
+    ) -> Result<Shard<Counting>, ShardError> {
+        let environment = Environment {
+            log: self.log.clone(),
+            clock: Arc::new(SystemClock),
+            executor,
+            topics: self.topics.clone(),
+            claimant: Claimant::new("test", "1"),
+        };
+        Shard::open(Counting, 0, environment, self.limits.clone(), store)
+    }
+
+    /// One record for each of these ids, whose state is this large.
+    fn send(&self, ids: std::ops::Range<u32>, filler: usize) {
+        let mut frame = FrameWriter::new(Content::Envelope);
+        for id in ids {
+            let message_id = format!("{id:04}");
+            frame.push(&Envelope { message_id, received_ms: filler as i64, ..Envelope::default() });
+        }
+        let (done, waiting) = channel();
+        let (topic, payload) = (&self.topics.ingress, frame.finish());
+        let message = Outgoing { topic, partition: 0, key: &[], payload: &payload, headers: &[] };
+        self.log.producer().unwrap().send(message, Box::new(move |result| done.send(result).unwrap()));
+        waiting.recv().unwrap().unwrap();
+    }
+
+    fn count(&self, shard: &mut Shard<Counting>, id: u32) -> u64 {
+        shard.state().get(&key(&format!("{id:04}"))).unwrap().map_or(0, |count| count.count)
+    }
+}
+
+/// The next batch with input.
+fn batch(shard: &mut Shard<Counting>) -> Report {
+    eventually("a batch", || shard.run_batch().unwrap())
+}
+
+fn tables(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "sst")).collect()
+}
+
+/// Changes a byte in the middle of each table, where the entries are.
+fn harm(folder: &Path) {
+    let tables = tables(folder);
+    assert!(!tables.is_empty());
+    for table in tables {
+        let mut bytes = std::fs::read(&table).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xff;
+        std::fs::write(&table, bytes).unwrap();
+    }
+}
+
+/// A shard with some state, stored and closed.
+fn stored(fixture: &Fixture) {
+    let mut shard = fixture.open().unwrap();
+    for _ in 0..3 {
+        fixture.send(0..100, 1_000);
+        batch(&mut shard);
+    }
+    shard.close().unwrap();
+}
+
+#[test]
+fn damage_found_by_a_read_leads_to_the_whole_changelog() {
+    let fixture = Fixture::new();
+    stored(&fixture);
+    harm(&fixture.state);
+    fixture.send(0..100, 1_000);
+    let mut shard = fixture.open().unwrap();
+    let error = eventually("the damage is met", || shard.run_batch().err());
+    assert!(matches!(&error, ShardError::Reopen(message) if message.contains("damaged")), "{error}");
+    assert_eq!(fixture.resources.figures().cleared, 0, "nothing is removed before the changelog was looked at");
+    drop(shard);
+    let mut shard = fixture.open().unwrap();
+    assert_eq!(fixture.resources.figures().cleared, 1);
+    assert_eq!(batch(&mut shard).records, 100);
+    assert!((0..100).all(|id| fixture.count(&mut shard, id) == 4));
+    shard.close().unwrap();
+    drop(shard);
+    assert_eq!(fixture.count(&mut fixture.open().unwrap(), 7), 4, "the new files are whole");
+    assert_eq!(fixture.resources.figures().cleared, 1);
+}
+
+#[test]
+fn damage_without_the_beginning_of_the_changelog_stops_the_shard_and_removes_nothing() {
+    let fixture = Fixture::new();
+    stored(&fixture);
+    std::fs::write(tables(&fixture.state)[0].as_path(), b"").unwrap();
+    let changelog = TopicPartition::new(fixture.topics.changelog("unify"), 0);
+    fixture.log.delete_records(&changelog, 2).unwrap();
+    let before = std::fs::read_dir(&fixture.state).unwrap().count();
+    for _ in 0..2 {
+        let opened = fixture.open().map(drop);
+        let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
+        assert!(message.contains("starts at 2") && message.contains("damaged"), "{message}");
+    }
+    assert!(std::fs::read_dir(&fixture.state).unwrap().count() >= before);
+}
+
+/// 32 MB in memory, for the state; `None` where this is not permitted.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Option<SmallDisk> {
+        std::fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "tmpfs"]).arg(at).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk(at.to_owned())),
+            refused => {
+                eprintln!("SKIPPED: a file system of 32 MB cannot be mounted here, which needs root: {refused:?}");
+                None
+            }
+        }
+    }
+
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        let error = eventually("the disk is full", || std::io::Write::write_all(&mut file, &[7; 64 << 10]).err());
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        assert!(Command::new("umount").arg("-l").arg(&self.0).status().unwrap().success());
+    }
+}
+
+/// Runs batches on a full disk until state cannot be stored; gives what the batches say.
+fn until_trouble(fixture: &Fixture, shard: &mut Shard<Counting>, rounds: &mut u64) -> String {
+    eventually("trouble", || {
+        fixture.send(0..100, 2_000);
+        *rounds += 1;
+        batch(shard).trouble
+    })
+}
+
+#[test]
+fn a_full_disk_is_told_stops_no_batch_and_is_over_by_itself() {
+    let mut fixture = Fixture::new();
+    let Some(disk) = SmallDisk::mount(&fixture.folder.path().join("disk")) else { return };
+    fixture.state = disk.0.join("state");
+    // A large bound: batches must go on all the time.
+    fixture.limits = Limits { dirty_bytes: 100_000, cache_bytes: 64 << 20, ..Limits::default() };
+    let mut shard = fixture.open().unwrap();
+    let mut rounds = 0;
+    disk.fill();
+    let trouble = until_trouble(&fixture, &mut shard, &mut rounds);
+    assert!(trouble.contains("no space left") && trouble.contains("free the disk"), "{trouble}");
+    fixture.send(0..100, 2_000);
+    assert!(batch(&mut shard).trouble.is_some());
+    rounds += 1;
+    assert!(shard.trouble().is_some());
+    disk.free();
+    eventually("the trouble is over", || shard.run_batch().map(|_| shard.trouble().is_none().then_some(())).unwrap());
+    shard.close().unwrap();
+    drop(shard);
+    let position = fixture.store().unwrap().position().unwrap().unwrap();
+    assert_eq!(position.batch_number, rounds, "everything is stored");
+    let mut shard = fixture.open().unwrap();
+    assert!((0..100).all(|id| fixture.count(&mut shard, id) == rounds));
+}
+
+#[test]
+fn beyond_the_bound_a_full_disk_closes_the_shard_until_there_is_space() {
+    let mut fixture = Fixture::new();
+    let Some(disk) = SmallDisk::mount(&fixture.folder.path().join("disk")) else { return };
+    fixture.state = disk.0.join("state");
+    fixture.limits.dirty_bytes = 100_000;
+    let mut shard = fixture.open().unwrap();
+    disk.fill();
+    let mut sent = 0;
+    let error = eventually("the bound is met", || {
+        fixture.send(sent * 100..sent * 100 + 100, 2_000);
+        sent += 1;
+        shard.run_batch().err()
+    });
+    assert!(matches!(&error, ShardError::Reopen(why) if why.contains("no space left")), "{error}");
+    assert!(sent >= 3, "{sent} batches");
+    drop(shard);
+    let error = fixture.open().map(drop).unwrap_err();
+    assert!(matches!(&error, ShardError::Reopen(why) if why.contains("no space left")), "{error}");
+    disk.free();
+    let mut shard = eventually("it opens", || fixture.open().ok());
+    eventually("all is processed", || {
+        shard.run_batch().unwrap();
+        (fixture.count(&mut shard, sent * 100 - 1) > 0).then_some(())
+    });
+    assert!((0..sent * 100).all(|id| fixture.count(&mut shard, id) == 1));
+}
+
+/// A store whose writes do not become safe before somebody waits for them.
+struct Slow {
+    inner: Arc<RocksState>,
+    waited_for: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Slow {
+    fn is_waited_for(&self) -> bool {
+        *self.waited_for.lock().unwrap()
+    }
+}
+
+/// Threads; who waits for one lets the slow store go on.
+struct Waiting(Arc<Slow>);
+
+impl Executor for Waiting {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
+        Box::new(WaitingJob(self.0.clone(), Threads.run(work)))
+    }
+}
+
+struct WaitingJob(Arc<Slow>, Box<dyn Job>);
+
+impl Job for WaitingJob {
+    fn wait(self: Box<Self>) {
+        *self.0.waited_for.lock().unwrap() = true;
+        self.0.changed.notify_all();
+        self.1.wait();
+    }
+}
+
+impl StateStore for Slow {
+    fn position(&self) -> Result<Option<StatePosition>, StoreError> {
+        self.inner.position()
+    }
+    fn multi_get(&self, keys: &[&StateKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.inner.multi_get(keys)
+    }
+    fn write(
+        &self,
+        forget: Option<&Forget>,
+        entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
+        position: &StatePosition,
+    ) -> Result<(), StoreError> {
+        self.inner.write(forget, entries, position)
+    }
+    fn sync(&self) -> Result<(), StoreError> {
+        let waited_for = self.waited_for.lock().unwrap();
+        drop(self.changed.wait_while(waited_for, |waited_for| !*waited_for).unwrap());
+        self.inner.sync()
+    }
+    fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&StateKey, &[u8])) -> Result<(), StoreError> {
+        self.inner.scan(prefix, each)
+    }
+    fn clear(&self) -> Result<(), StoreError> {
+        self.inner.clear()
+    }
+}
+
+#[test]
+fn a_slow_disk_stops_no_batch_until_too_much_waits_for_it() {
+    let fixture = Fixture::new();
+    let (waited_for, changed) = (Mutex::new(false), Condvar::new());
+    let slow = Arc::new(Slow { inner: fixture.store().unwrap(), waited_for, changed });
+    let mut shard = fixture.open_with(slow.clone(), Arc::new(Waiting(slow.clone()))).unwrap();
+    let (mut sent, bound) = (0, fixture.limits.dirty_bytes * 4);
+    let mut run = |shard: &mut Shard<Counting>| {
+        fixture.send(sent * 100..sent * 100 + 100, 2_000);
+        sent += 1;
+        batch(shard).dirty_bytes
+    };
+    // One flush is under way and does not return; what is dirty beside it may grow up to the bound.
+    while run(&mut shard) <= bound {}
+    assert!(!slow.is_waited_for());
+    let left = run(&mut shard);
+    assert!(slow.is_waited_for(), "a batch beyond the bound waits for the disk");
+    assert!(left <= bound, "what waited is being written now: {left}");
+    shard.close().unwrap();
+    assert!(sent > 10 && (0..sent * 100).all(|id| fixture.count(&mut shard, id) == 1));
+}

@@ -1,0 +1,95 @@
+//! Deliberate bugs, each of which the simulation must find (`tests/sim`): whoever finds none proves nothing.
+//!
+//! Without the feature `mutants`, which no product has, [`is`] is the constant `false` and the compiler removes what stands behind it.
+
+/// A deliberate bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// Rule 4: the named id is initialised and used on.
+    NamedIdUsedOn,
+    /// Rule 4: only the idle id is initialised, so that the former owner is not fenced.
+    NamedIdNotFenced,
+    /// Rule 4: the named id is initialised first.
+    InitsSwapped,
+    /// Rule 4: the log is not read again after the inits.
+    NotReadAgain,
+    /// Rule 2: a client counts as prepared without a look at the log.
+    PreparedUnchecked,
+    /// Rule 3: the owner goes on after its release.
+    ReleaseIgnored,
+    /// Rule 5: any plan will do.
+    OldPlanFollowed,
+    /// Rule 6: after an error the transaction is aborted, and the client used on.
+    ClientKept,
+    /// State and position move, and are stored, before the log has committed the batch.
+    ApplyBeforeCommit,
+    /// What a batch that was given up has changed stays for the next one.
+    OverlayLeaks,
+    /// The position is one further than what was read.
+    OffsetOffByOne,
+    /// Of a large frame only the first half is processed.
+    HalfFrame,
+    /// A batch's digest does not cover the one before.
+    DigestNotChained,
+    /// Each part of a batch is followed as if it were a batch.
+    HalfBatchFollowed,
+    /// A flush writes newer values than its position says.
+    FlushNewerThanPosition,
+    /// What is read from the store replaces what is newer in memory.
+    LateReadWins,
+    /// A process goes on although a newer one of its name runs.
+    TwinNotDetected,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 17] = [
+        Mutant::NamedIdUsedOn,
+        Mutant::NamedIdNotFenced,
+        Mutant::InitsSwapped,
+        Mutant::NotReadAgain,
+        Mutant::PreparedUnchecked,
+        Mutant::ReleaseIgnored,
+        Mutant::OldPlanFollowed,
+        Mutant::ClientKept,
+        Mutant::ApplyBeforeCommit,
+        Mutant::OverlayLeaks,
+        Mutant::OffsetOffByOne,
+        Mutant::HalfFrame,
+        Mutant::DigestNotChained,
+        Mutant::HalfBatchFollowed,
+        Mutant::FlushNewerThanPosition,
+        Mutant::LateReadWins,
+        Mutant::TwinNotDetected,
+    ];
+}
+
+#[cfg(feature = "mutants")]
+mod switch {
+    use super::Mutant;
+    use std::cell::Cell;
+
+    thread_local! {
+        static CURRENT: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Switches one on, or all off, for this thread.
+    pub fn set(mutant: Option<Mutant>) {
+        CURRENT.set(mutant);
+    }
+
+    /// Is this one on?
+    pub fn is(mutant: Mutant) -> bool {
+        CURRENT.get() == Some(mutant)
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use switch::{is, set};
+
+/// Is this one on? Never, in a product.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub const fn is(_: Mutant) -> bool {
+    false
+}

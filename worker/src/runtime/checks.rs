@@ -1,0 +1,138 @@
+//! What must be so before a process is ready, besides its shards: it serves and does not stop, and its stores answer.
+//!
+//! A check must answer at once, so that stores are asked in the background.
+
+use crate::admin::Check;
+use millstream_shard::documents::DocumentStore;
+use millstream_shard::log::{Log, TopicPartition};
+use millstream_shard::topics::Topics;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How often a store is asked.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// Where a process is between its start and its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// The public port, if it has one, is not open yet.
+    #[default]
+    Starting,
+    /// It does what it is for.
+    Serving,
+    /// It was told to stop, and finishes what it has begun. Nobody should send it anything any more.
+    Stopping,
+}
+
+/// The phase of this process. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct PhaseCheck(Arc<Mutex<Phase>>);
+
+impl PhaseCheck {
+    /// It has come so far.
+    pub fn set(&self, phase: Phase) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+}
+
+impl Check for PhaseCheck {
+    fn name(&self) -> String {
+        "process".to_owned()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Phase::Starting => Err("is starting: it does not serve yet".to_owned()),
+            Phase::Serving => Ok(()),
+            Phase::Stopping => Err("is stopping".to_owned()),
+        }
+    }
+}
+
+/// A store that is asked again and again.
+pub struct StoreCheck {
+    name: &'static str,
+    outcome: Arc<Mutex<Result<(), String>>>,
+}
+
+impl StoreCheck {
+    /// The log is ready when it answers for a partition of `ingress`.
+    pub fn log(log: Arc<dyn Log>, topics: &Topics) -> StoreCheck {
+        let at = TopicPartition::new(topics.ingress.clone(), 0);
+        StoreCheck::new("log", move || log.bounds(&at).map(drop).map_err(|error| error.to_string()))
+    }
+
+    /// The document store is ready when it can be read.
+    pub fn documents(documents: Arc<dyn DocumentStore>) -> StoreCheck {
+        // No tenant has this name: there is no such document, and a store that is there can say so.
+        let ask = move || documents.get("_ready", "users", "_ready").map(drop);
+        StoreCheck::new("documents", move || ask().map_err(|error| error.to_string()))
+    }
+
+    /// Starts to ask; ends when the check is dropped.
+    fn new(name: &'static str, ask: impl Fn() -> Result<(), String> + Send + 'static) -> StoreCheck {
+        let outcome = Arc::new(Mutex::new(Err("was not asked yet".to_owned())));
+        let weak = Arc::downgrade(&outcome);
+        let asking = std::thread::Builder::new().name(format!("{name}-check")).spawn(move || {
+            while weak.strong_count() > 0 {
+                let answer = ask();
+                let pause = if answer.is_ok() { ASK_EVERY } else { ASK_EVERY / 10 };
+                let Some(outcome) = weak.upgrade() else { return };
+                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+                drop(outcome);
+                std::thread::park_timeout(pause);
+            }
+        });
+        if let Err(error) = asking {
+            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error.to_string());
+        }
+        StoreCheck { name, outcome }
+    }
+}
+
+impl Check for StoreCheck {
+    fn name(&self) -> String {
+        self.name.to_owned()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    #[test]
+    fn a_process_is_ready_between_its_start_and_its_stop() {
+        let phase = PhaseCheck::default();
+        assert!(phase.check().unwrap_err().contains("starting"));
+        phase.set(Phase::Serving);
+        assert_eq!(phase.check(), Ok(()));
+        phase.set(Phase::Stopping);
+        assert!(phase.check().unwrap_err().contains("stopping"));
+    }
+
+    #[test]
+    fn a_store_is_ready_again_after_an_outage() {
+        let away = Arc::new(AtomicBool::new(true));
+        let asked = away.clone();
+        let check =
+            StoreCheck::new("log", move || if asked.load(Ordering::SeqCst) { Err("away".into()) } else { Ok(()) });
+        let until = |wanted: Result<(), String>| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while check.check() != wanted {
+                assert!(Instant::now() < deadline, "{:?}", check.check());
+                std::thread::yield_now();
+            }
+        };
+        until(Err("away".into()));
+        away.store(false, Ordering::SeqCst);
+        until(Ok(()));
+        away.store(true, Ordering::SeqCst);
+        until(Err("away".into()));
+    }
+}

@@ -1,0 +1,92 @@
+//! How the memory for state is divided in a process.
+//!
+//! One number, `state.memory`, bounds all of it, however many shards the process has:
+//! - **a half** for the write-back caches of all shards, in equal shares ([`Pool`]), with what is changed and not stored yet;
+//! - **a quarter** for RocksDB: blocks, indexes and filters, and in it, up to a half, memtables;
+//! - **a quarter** for work: flushes hold their entries as a write batch and encoded, standbys and openings hold what they have read and not written, allocators round up.
+//!
+//! What a share must hold at least is the state of a large batch: a cache that turns over within a batch reads everything twice.
+
+use crate::config;
+use millstream_shard::memory::Pool;
+use millstream_stores::rocks::Bounds;
+
+/// The smallest share of one shard in the caches.
+const LEAST_SHARE: usize = 4 << 20;
+/// Bounds of one memtable of one store: below, each flush is many files; above, one store takes what all should share.
+const MEMTABLE: (usize, usize) = (1 << 20, 16 << 20);
+
+/// The parts of a process's memory for state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// For the write-back caches of all shards.
+    pub caches: usize,
+    /// For RocksDB.
+    pub rocks: Bounds,
+    seats: usize,
+}
+
+impl Parts {
+    /// Divides the memory among `seats` shards, those of all stages with state counted together.
+    ///
+    /// # Errors
+    /// It is too little for them; says what to do.
+    pub fn of(state: &config::State, seats: usize) -> Result<Parts, String> {
+        let (total, seats) = (state.memory.bytes(), seats.max(1));
+        let least = seats.saturating_mul(LEAST_SHARE * 2);
+        if total < least {
+            return Err(format!(
+                "state.memory: {} is too little for the {seats} shards of this process: give it at least {}MiB, or fewer shards (`owned`)",
+                state.memory,
+                least >> 20
+            ));
+        }
+        let cache_bytes = total / 4;
+        let rocks = Bounds {
+            cache_bytes,
+            memtables_bytes: cache_bytes / 2,
+            memtable_bytes: (cache_bytes / 2 / seats).clamp(MEMTABLE.0, MEMTABLE.1),
+            compaction_threads: state.compaction_threads,
+            write_bytes_per_second: state.write_per_second.0,
+        };
+        Ok(Parts { caches: total / 2, rocks, seats })
+    }
+
+    /// The pool of the caches, for all seats (`all_owned`), or for as many as there turn out to be.
+    pub fn pool(&self, all_owned: bool) -> Pool {
+        Pool::new(self.caches, if all_owned { self.seats } else { 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Size;
+
+    fn parts(memory: u64, seats: usize) -> Result<Parts, String> {
+        Parts::of(&config::State { memory: Size(memory), ..config::State::default() }, seats)
+    }
+
+    #[test]
+    fn the_parts_are_less_than_the_whole_and_shares_follow_the_seats() {
+        for (memory, seats) in [(128 << 20, 16), (512 << 20, 1), (512 << 20, 8), (8 << 30, 64)] {
+            let parts = parts(memory, seats).unwrap();
+            assert_eq!((parts.caches + parts.rocks.cache_bytes) * 4, memory as usize * 3);
+            assert!(parts.rocks.memtable_bytes * seats <= parts.rocks.cache_bytes, "{parts:?}");
+            let members: Vec<_> = std::iter::repeat_with(|| parts.pool(true).join()).take(seats).collect();
+            assert!(members.iter().map(|member| member.cache_bytes()).sum::<usize>() <= parts.caches);
+        }
+    }
+
+    #[test]
+    fn too_little_is_refused_with_what_to_do() {
+        let error = parts(127 << 20, 16).unwrap_err();
+        assert!(error.contains("127MiB") && error.contains("128MiB") && error.contains("`owned`"), "{error}");
+    }
+
+    #[test]
+    fn the_default_is_enough_for_every_stage_of_the_default_number_of_shards() {
+        let config = config::Config::default();
+        assert!(Parts::of(&config.state, config.owned_shards().len() * 2).is_ok());
+    }
+}

@@ -1,0 +1,210 @@
+//! A shard's local state on RocksDB.
+//!
+//! Invariant (I5): entries and the position that they lead to are written in one write batch to one column family, so that they reach
+//! the same memtable and the same file together. The write-ahead log is off: a crash loses the newest writes, whole, and the changelog
+//! brings them back; what a memtable held is flushed when the store is closed. State keys start with a key group below 4,096,
+//! which leaves the keys from `0x10` on to the store itself: the position rests under [`POSITION`].
+//!
+//! Files that are damaged (I6) are noticed at opening or at any read. From then on the store answers [`StoreError::Damaged`] to everything, also after it was
+//! opened again, because a file beside RocksDB's says so; only `clear` makes it usable, by removing all files. It is for the caller to know that the changelog has
+//! everything.
+
+mod error;
+mod resources;
+
+pub use resources::{Bounds, Figures, Resources, StoreFigures};
+
+use error::{io_error, store_error};
+use millstream_model::key::StateKey;
+use millstream_model::proto::StatePosition;
+use millstream_shard::state::{Forget, StateStore, StoreError};
+use prost::Message as _;
+use rocksdb::{DB, FlushOptions, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+const POSITION: &[u8] = b"\xffposition";
+/// The first key that no state key can be: group 4,096, big endian.
+const STATE_END: &[u8] = &[0x10];
+/// Says why the other files in its folder are not to be used.
+const DAMAGED: &str = "DAMAGED";
+
+/// A state store on RocksDB, one per shard and folder.
+pub struct RocksState {
+    folder: PathBuf,
+    resources: Resources,
+    opened: RwLock<Opened>,
+}
+
+enum Opened {
+    Db(Arc<DB>),
+    /// Why it cannot be used.
+    Damaged(String),
+}
+
+impl RocksState {
+    /// Opens the store in a folder, which is created when missing. A damaged store is open too; it says so, and can be cleared.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the folder cannot be written, or another process uses it.
+    pub fn open(folder: &Path, resources: &Resources) -> Result<RocksState, StoreError> {
+        let opened = RwLock::new(open(folder, resources)?);
+        Ok(RocksState { folder: folder.to_owned(), resources: resources.clone(), opened })
+    }
+
+    /// Does something with RocksDB, and remembers when that shows damage.
+    fn with<T>(&self, work: impl FnOnce(&DB) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let result = match &*self.opened.read().unwrap_or_else(PoisonError::into_inner) {
+            Opened::Db(db) => work(db),
+            Opened::Damaged(why) => return Err(StoreError::Damaged(why.clone())),
+        };
+        if let Err(StoreError::Damaged(why)) = &result {
+            self.damaged(why);
+        }
+        result
+    }
+
+    fn damaged(&self, why: &str) {
+        // Where this cannot be written, the damage will be found again.
+        let _ = std::fs::write(self.folder.join(DAMAGED), why);
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        self.resources.closing(&self.folder);
+        *opened = Opened::Damaged(why.to_owned());
+    }
+}
+
+impl Drop for RocksState {
+    fn drop(&mut self) {
+        // What cannot be flushed here is in the changelog; there is nobody left to tell but the log.
+        if let Err(error) = self.sync()
+            && !matches!(error, StoreError::Damaged(_))
+        {
+            tracing::warn!(%error, "local state was not flushed when it was closed; it will be read from the changelog again");
+        }
+        self.resources.closing(&self.folder);
+    }
+}
+
+fn open(folder: &Path, resources: &Resources) -> Result<Opened, StoreError> {
+    std::fs::create_dir_all(folder).map_err(|error| io_error("cannot create", folder, &error))?;
+    if let Ok(why) = std::fs::read_to_string(folder.join(DAMAGED)) {
+        return Ok(Opened::Damaged(why));
+    }
+    match resources.open(folder) {
+        Ok(db) => Ok(Opened::Db(db)),
+        Err(error) => match store_error(&format!("cannot open {}", folder.display()), &error) {
+            StoreError::Damaged(why) => Ok(Opened::Damaged(why)),
+            error => Err(error),
+        },
+    }
+}
+
+/// Removes all files of a store. The one that names the others goes first: without it RocksDB begins anew, however far this gets.
+fn remove(folder: &Path) -> Result<(), StoreError> {
+    for removed in [std::fs::remove_file(folder.join("CURRENT")), std::fs::remove_dir_all(folder)] {
+        match removed {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error("cannot remove", folder, &error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn failed(what: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
+    move |error| store_error(what, &error)
+}
+
+fn without_wal() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options
+}
+
+fn batch_of(
+    forget: Option<&Forget>,
+    entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
+    position: &StatePosition,
+) -> Result<WriteBatch, StoreError> {
+    let mut batch = WriteBatch::default();
+    for [start, end] in forget.into_iter().flat_map(Forget::ranges) {
+        batch.delete_range(start, end);
+    }
+    for (key, value) in entries {
+        if key.as_bytes() >= STATE_END {
+            return Err(StoreError::Failed(format!("{key:?} is not a key of a shard's state")));
+        }
+        match value {
+            Some(value) => batch.put(key.as_bytes(), value),
+            None => batch.delete(key.as_bytes()),
+        }
+    }
+    batch.put(POSITION, position.encode_to_vec());
+    Ok(batch)
+}
+
+impl StateStore for RocksState {
+    fn position(&self) -> Result<Option<StatePosition>, StoreError> {
+        self.with(|db| {
+            let Some(bytes) = db.get_pinned(POSITION).map_err(failed("read the position"))? else { return Ok(None) };
+            let position = StatePosition::decode(&bytes[..]);
+            position.map(Some).map_err(|error| StoreError::Damaged(format!("the position cannot be read: {error}")))
+        })
+    }
+
+    fn multi_get(&self, keys: &[&StateKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.with(|db| {
+            let values = db.multi_get(keys.iter().map(|key| key.as_bytes()));
+            values.into_iter().map(|value| value.map_err(failed("read"))).collect()
+        })
+    }
+
+    fn write(
+        &self,
+        forget: Option<&Forget>,
+        entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
+        position: &StatePosition,
+    ) -> Result<(), StoreError> {
+        let batch = batch_of(forget, entries, position)?;
+        self.with(|db| db.write_opt(batch, &without_wal()).map_err(failed("write")))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.with(|db| db.flush_opt(&options).map_err(failed("flush")))
+    }
+
+    fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&StateKey, &[u8])) -> Result<(), StoreError> {
+        self.with(|db| {
+            let mut read = ReadOptions::default();
+            read.set_iterate_upper_bound(STATE_END);
+            for entry in db.iterator_opt(IteratorMode::From(prefix, rocksdb::Direction::Forward), read) {
+                let (key, value) = entry.map_err(failed("scan"))?;
+                if !key.starts_with(prefix) {
+                    break;
+                }
+                each(&StateKey::from_bytes(&key), &value);
+            }
+            Ok(())
+        })
+    }
+
+    fn clear(&self) -> Result<(), StoreError> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        self.resources.closing(&self.folder);
+        let before = std::mem::replace(&mut *opened, Opened::Damaged("it was not cleared to the end".into()));
+        if let Opened::Damaged(why) = &before {
+            tracing::warn!(folder = %self.folder.display(), why, "damaged local state is removed, and read from the changelog again");
+            self.resources.count_cleared();
+        }
+        // Closed before its files go.
+        drop(before);
+        remove(&self.folder)?;
+        *opened = open(&self.folder, &self.resources)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
