@@ -212,7 +212,11 @@ impl<S: Stage> Seat<S> {
         Ok((Place::Standby(standby), Step::Followed))
     }
 
-    fn acquire(&mut self, standby: Box<Standby>, order: &Order) -> Result<(Place<S>, Step), ShardError> {
+    fn acquire(&mut self, mut standby: Box<Standby>, order: &Order) -> Result<(Place<S>, Step), ShardError> {
+        // The news that nobody has the shard may be faster than the release in its changelog.
+        if standby.client().is_some() {
+            standby.catch_up()?;
+        }
         match standby.receive(order.plan)? {
             Received::Ours(acquired) => self.own(*acquired, true),
             Received::Waiting(mut standby) => {

@@ -74,6 +74,14 @@ impl Standby {
         self.follower.follow(wait)
     }
 
+    /// Reads everything that is visible now.
+    ///
+    /// # Errors
+    /// [`ShardError`]: open it again.
+    pub fn catch_up(&mut self) -> Result<(), ShardError> {
+        self.follower.read_to_end(&*self.environment.log)
+    }
+
     /// Writes what was read to the local store.
     ///
     /// # Errors
