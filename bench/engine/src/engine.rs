@@ -22,16 +22,18 @@ struct Threads;
 
 impl Executor for Threads {
     fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
-        Box::new(Thread(std::thread::spawn(work)))
+        let spawned = std::thread::Builder::new().name("background".into()).spawn(work);
+        Box::new(Thread(spawned.ok()))
     }
 }
 
-struct Thread(JoinHandle<()>);
+/// None when it could not be started: the work's channel is without an answer then, which its owner notices.
+struct Thread(Option<JoinHandle<()>>);
 
 impl Job for Thread {
     fn wait(self: Box<Self>) {
-        // A panic leaves the work's channel without an answer, which its owner notices.
-        let _ = self.0.join();
+        // A panic leaves the channel without an answer, too.
+        let _ = self.0.map(JoinHandle::join);
     }
 }
 
