@@ -60,6 +60,15 @@ sim: setup-build ## run the simulation: SEEDS=10000 [FIRST_SEED=n]; a failing se
 servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatible) into the cache
 	@cargo run --locked --quiet -p millstream-tests --bin servers -- install
 
+# Optimised throughout, RocksDB too: a folder of its own, so that no other build is thrown away for it. The first build takes about 40 minutes of a core.
+RELEASE := $(MILLSTREAM_CACHE)/release
+
+.PHONY: bench-engine
+bench-engine: setup-test ## the engine's figures, about 25 minutes: bench/results/engine.json (QUICK=1: shorter, only printed)
+	@CARGO_TARGET_DIR="$(RELEASE)" cargo build --locked --release -p millstream-bench-engine
+	@"$(RELEASE)/release/millstream-bench-engine" $(if $(QUICK),--quick,--out bench/results/engine.json)
+	@$(if $(QUICK),true,tools/generate)
+
 .PHONY: bench-failover
 bench-failover: setup-test ## longest gaps when a worker is killed, and when its shards are handed off: bench/results/failover.json
 	@cargo build --locked --workspace --bins

@@ -7,7 +7,10 @@
 //! State that is only remembered for a while is kept by *period*, under keys that start with (group, no tenant, kind, period): one range per key group
 //! holds everything of the periods before some time, so that it is forgotten without reading it.
 
+mod bytes;
+
 use crate::proto::Identifier;
+use bytes::KeyBytes;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Number of key groups; fixed for ever.
@@ -71,7 +74,7 @@ impl Kind {
 
 /// A key in a shard's state: group (2 bytes, big endian), tenant, 0x00, kind, rest.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StateKey(std::sync::Arc<[u8]>);
+pub struct StateKey(KeyBytes);
 
 impl StateKey {
     /// The key of `rest` of a kind, for a tenant (which is never empty and never contains a zero byte).
@@ -85,18 +88,8 @@ impl StateKey {
         StateKey::of_parts(&[&group, &[0, kind as u8], &period, tenant.as_bytes(), &[0], rest])
     }
 
-    /// Built on the stack where it fits: a stage makes several keys per record.
     fn of_parts(parts: &[&[u8]]) -> StateKey {
-        let length = parts.iter().map(|part| part.len()).sum::<usize>();
-        let mut buffer = [0; 192];
-        let Some(key) = buffer.get_mut(..length) else { return StateKey(parts.concat().into()) };
-        let mut rest = &mut *key;
-        for part in parts {
-            let (place, after) = std::mem::take(&mut rest).split_at_mut(part.len());
-            place.copy_from_slice(part);
-            rest = after;
-        }
-        StateKey((&*key).into())
+        StateKey(KeyBytes::of_parts(parts))
     }
 
     /// The key of an identifier of `kind` in its own key group.
@@ -108,22 +101,22 @@ impl StateKey {
 
     /// A key read back from the log or the state store.
     pub fn from_bytes(bytes: &[u8]) -> StateKey {
-        StateKey(bytes.into())
+        StateKey::of_parts(&[bytes])
     }
 
     /// The key's bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        self.0.as_slice()
     }
 
     /// The key group, when the key is well formed.
     pub fn group(&self) -> Option<u16> {
-        self.0.first_chunk::<2>().map(|group| u16::from_be_bytes(*group))
+        self.as_bytes().first_chunk::<2>().map(|group| u16::from_be_bytes(*group))
     }
 
     /// The period that it is kept by, when it is.
     pub fn period(&self) -> Option<u32> {
-        match self.0.get(2..8)? {
+        match self.as_bytes().get(2..8)? {
             [0, _, a, b, c, d] => Some(u32::from_be_bytes([*a, *b, *c, *d])),
             _ => None,
         }
@@ -131,10 +124,11 @@ impl StateKey {
 
     /// Tenant, kind and rest, when the key is well formed.
     pub fn parts(&self) -> Option<(&str, Kind, &[u8])> {
-        let name = self.0.get(if self.period().is_some() { 8 } else { 2 }..)?;
+        let bytes = self.as_bytes();
+        let name = bytes.get(if self.period().is_some() { 8 } else { 2 }..)?;
         let end = name.iter().position(|byte| *byte == 0)?;
         let tenant = std::str::from_utf8(name.get(..end)?).ok()?;
-        let kind = if self.period().is_some() { self.0.get(3)? } else { name.get(end + 1)? };
+        let kind = if self.period().is_some() { bytes.get(3)? } else { name.get(end + 1)? };
         let rest = name.get(end + if self.period().is_some() { 1 } else { 2 }..)?;
         Some((tenant, Kind::from_byte(*kind)?, rest))
     }
@@ -155,7 +149,7 @@ impl std::fmt::Debug for StateKey {
             Some((tenant, kind, rest)) => {
                 write!(f, "{:?}/{tenant}/{kind:?}/{}", self.group(), rest.escape_ascii())
             }
-            None => write!(f, "malformed {}", self.0.escape_ascii()),
+            None => write!(f, "malformed {}", self.as_bytes().escape_ascii()),
         }
     }
 }

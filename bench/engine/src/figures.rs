@@ -1,0 +1,171 @@
+//! The figures, their aims, and the file that they are written to. Nobody edits that file; the table in the documents is made from it
+//! (`tools/engine-figures`).
+
+use crate::cost::{Cost, machine};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Figures of failover and handoff come from another program, in the same form.
+const ELSEWHERE: &str = "failover.json";
+
+/// One figure.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Figure {
+    figure: String,
+    value: f64,
+    unit: String,
+    /// What it is compared with, measured in the same run.
+    peer: Option<String>,
+    peer_value: Option<f64>,
+    /// peer_value / value: 1 when we cost as little as the peer.
+    ratio: Option<f64>,
+    aim: Option<f64>,
+    met: Option<bool>,
+    /// The aim is a lower bound.
+    #[serde(default)]
+    at_least: bool,
+    /// How it was measured.
+    #[serde(default)]
+    run: Option<serde_json::Value>,
+}
+
+/// What a figure should be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Aim {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Aim {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Aim::AtMost(most) => value <= most,
+            Aim::AtLeast(least) => value >= least,
+        }
+    }
+
+    fn bound(self) -> f64 {
+        match self {
+            Aim::AtMost(bound) | Aim::AtLeast(bound) => bound,
+        }
+    }
+}
+
+/// Figures as the measurements bring them.
+#[derive(Debug, Default)]
+pub(crate) struct Figures(Vec<Figure>);
+
+impl Figures {
+    /// A figure that stands alone.
+    pub(crate) fn add(&mut self, figure: &str, value: f64, unit: &str, aim: Option<Aim>, run: serde_json::Value) {
+        self.0.push(Figure {
+            figure: figure.to_owned(),
+            value: rounded(value),
+            unit: unit.to_owned(),
+            peer: None,
+            peer_value: None,
+            ratio: None,
+            aim: aim.map(Aim::bound),
+            met: aim.map(|aim| aim.is_met(value)),
+            at_least: matches!(aim, Some(Aim::AtLeast(_))),
+            run: Some(run),
+        });
+    }
+
+    /// Processor time per million records, beside librdkafka alone.
+    pub(crate) fn add_cpu(&mut self, figure: &str, ours: &Cost, raw: Option<&Cost>, aim: Option<Aim>) -> Result<()> {
+        self.add(figure, ours.cpu_per_million(), "CPU s per million records", aim, run_of(ours, raw)?);
+        if let (Some(last), Some(raw)) = (self.0.last_mut(), raw) {
+            last.peer = Some("raw librdkafka".to_owned());
+            last.peer_value = Some(rounded(raw.cpu_per_million()));
+            last.ratio = Some(rounded(raw.cpu_per_million() / ours.cpu_per_million()));
+        }
+        Ok(())
+    }
+
+    /// Writes them, and behind them what another program has measured.
+    pub(crate) fn write(mut self, path: &Path) -> Result<()> {
+        let folder = path.parent().context("the file needs a folder")?;
+        std::fs::create_dir_all(folder)?;
+        let elsewhere = folder.join(ELSEWHERE);
+        if elsewhere.exists() {
+            let text = std::fs::read_to_string(&elsewhere)?;
+            let more: Vec<Figure> = serde_json::from_str(&text)
+                .with_context(|| format!("{} is not a list of figures", elsewhere.display()))?;
+            self.0.extend(more);
+        }
+        let text = serde_json::to_string_pretty(&self.0)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for Figure { figure, value, unit, peer_value, aim, met, .. } in &self.0 {
+            write!(f, "{figure}: {value} {unit}")?;
+            if let Some(raw) = peer_value {
+                write!(f, " (raw {raw})")?;
+            }
+            match (aim, met) {
+                (Some(aim), Some(true)) => writeln!(f, ", aim {aim}: met")?,
+                (Some(aim), _) => writeln!(f, ", aim {aim}: NOT MET")?,
+                (None, _) => writeln!(f)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a figure came about.
+pub(crate) fn run_of(ours: &Cost, raw: Option<&Cost>) -> Result<serde_json::Value> {
+    Ok(serde_json::json!({
+        "machine": machine()?,
+        "records_per_second": ours.rate().round(),
+        "seconds": rounded(ours.seconds),
+        "broker_cpu_s_per_million": rounded(ours.broker_cpu_per_million()),
+        "resident_mb": ours.resident >> 20,
+        "load": ours.load,
+        "peer_records_per_second": raw.map(|raw| raw.rate().round()),
+        "peer_broker_cpu_s_per_million": raw.map(|raw| rounded(raw.broker_cpu_per_million())),
+    }))
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(cpu: f64) -> Cost {
+        Cost { records: 2_000_000, seconds: 10.0, cpu, broker_cpu: 4.0, resident: 5 << 20, load: 2.0 }
+    }
+
+    #[test]
+    fn a_figure_says_whether_its_aim_is_met_and_what_it_is_of_the_peer() {
+        let mut figures = Figures::default();
+        figures.add_cpu("a", &cost(10.0), Some(&cost(4.0)), Some(Aim::AtMost(5.0))).unwrap();
+        figures.add_cpu("b", &cost(10.02), None, Some(Aim::AtMost(5.0))).unwrap();
+        figures.add("c", 69.9, "%", Some(Aim::AtLeast(70.0)), serde_json::Value::Null);
+        let [a, b, c] = &figures.0[..] else { panic!("{figures:?}") };
+        assert_eq!((a.value, a.peer_value, a.ratio, a.met), (5.0, Some(2.0), Some(0.4), Some(true)));
+        assert_eq!((b.value, b.peer_value, b.ratio, b.met), (5.01, None, None, Some(false)));
+        assert_eq!((c.aim, c.at_least, c.met), (Some(70.0), true, Some(false)));
+    }
+
+    #[test]
+    fn what_another_program_measured_comes_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.json");
+        let other = r#"[{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true}]"#;
+        std::fs::write(folder.path().join(ELSEWHERE), other).unwrap();
+        let mut figures = Figures::default();
+        figures.add("memory", 200.0, "MB", None, serde_json::Value::Null);
+        figures.write(&path).unwrap();
+        let read: Vec<Figure> = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let names: Vec<&str> = read.iter().map(|figure| figure.figure.as_str()).collect();
+        assert_eq!(names, ["memory", "failover"]);
+    }
+}

@@ -1,0 +1,270 @@
+//! What is measured, in which order, and what each figure's aim is.
+
+use crate::cost::Cost;
+use crate::figures::{Aim, Figures, run_of};
+use crate::load::{Loader, Records};
+use crate::scenario::{Memory, Scenario, Who};
+use crate::servers::Kafka;
+use crate::visible::{Delays, Watcher};
+use crate::window::MEASURING;
+use anyhow::{Context, Result};
+use millstream_shard::log::Log;
+use millstream_shard::topics::Topics;
+use millstream_stores::kafka::KafkaLog;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Keys of all parts but one.
+const USERS: u64 = 200_000;
+/// Keys where the state is ten times what memory there is for it: 300 bytes each.
+const MANY_USERS: u64 = 2_000_000;
+/// A tenth of [`MANY_USERS`] states: half of it for the two shards' caches, half for RocksDB's blocks.
+const TENTH: Memory = Memory { cache: 15 << 20, dirty: 8 << 20, blocks: 30 << 20 };
+/// Smaller than any state: each record is read from RocksDB and written to it.
+const NONE: Memory = Memory { cache: 0, dirty: 1, blocks: 64 << 20 };
+/// Records per second of the low rate.
+const LOW_RATE: f64 = 5000.0;
+/// Records per input frame, as a gateway under load makes them.
+const FRAME: usize = 200;
+
+/// A part that is measured while the input lasts.
+struct Saturated {
+    name: &'static str,
+    figure: &'static str,
+    per_core: u32,
+    frame: usize,
+    users: u64,
+    memory: Option<Memory>,
+    aim: Option<Aim>,
+    /// Records that there must be: more than the fastest does in its time.
+    per_second: u64,
+}
+
+const SATURATED: [Saturated; 5] = [
+    Saturated {
+        name: "one",
+        figure: "saturated, one shard per core",
+        per_core: 1,
+        frame: FRAME,
+        users: USERS,
+        memory: None,
+        aim: Some(Aim::AtMost(5.2)),
+        per_second: 250_000,
+    },
+    Saturated {
+        name: "unframed",
+        figure: "saturated, one shard per core, input not framed",
+        per_core: 1,
+        frame: 1,
+        users: USERS,
+        memory: None,
+        aim: None,
+        per_second: 150_000,
+    },
+    Saturated {
+        name: "uncached",
+        figure: "saturated, one shard per core, no cache: get and put in RocksDB",
+        per_core: 1,
+        frame: FRAME,
+        users: USERS,
+        memory: Some(NONE),
+        aim: None,
+        per_second: 100_000,
+    },
+    Saturated {
+        name: "four",
+        figure: "saturated, four shards per core",
+        per_core: 4,
+        frame: FRAME,
+        users: USERS,
+        memory: None,
+        aim: Some(Aim::AtMost(6.2)),
+        per_second: 250_000,
+    },
+    Saturated {
+        name: "large",
+        figure: "saturated, one shard per core, state 10 times larger than memory for it, uniform keys",
+        per_core: 1,
+        frame: FRAME,
+        users: MANY_USERS,
+        memory: Some(TENTH),
+        aim: Some(Aim::AtMost(13.0)),
+        per_second: 120_000,
+    },
+];
+
+/// How long the phases are, seconds, and how often the first part is measured.
+struct Phases {
+    warm: u64,
+    measured: u64,
+    raw_warm: u64,
+    raw_measured: u64,
+    rounds: usize,
+}
+
+const FULL: Phases = Phases { warm: 60, measured: 60, raw_warm: 10, raw_measured: 30, rounds: 2 };
+const QUICK: Phases = Phases { warm: 8, measured: 12, raw_warm: 4, raw_measured: 8, rounds: 1 };
+
+/// Measures all parts whose name contains `only`.
+pub(crate) fn run(quick: bool, only: &str, rounds: Option<usize>) -> Result<Figures> {
+    let kafka = Kafka::start()?;
+    let log = KafkaLog::new(kafka.config())?;
+    let broker = kafka.nodes().first().context("no broker")?.pid();
+    let phases = if quick { QUICK } else { FULL };
+    let phases = Phases { rounds: rounds.unwrap_or(phases.rounds), ..phases };
+    let cores = u32::try_from(std::thread::available_parallelism()?.get())?;
+    let mut suite =
+        Suite { log, bootstrap: kafka.bootstrap().to_owned(), broker, phases, cores, figures: Figures::default() };
+    for part in SATURATED.iter().filter(|part| part.name.contains(only)) {
+        suite.saturated(part)?;
+    }
+    if "low".contains(only) {
+        suite.low_rate()?;
+    }
+    Ok(suite.figures)
+}
+
+struct Suite {
+    log: KafkaLog,
+    bootstrap: String,
+    broker: i32,
+    phases: Phases,
+    cores: u32,
+    figures: Figures,
+}
+
+impl Suite {
+    fn saturated(&mut self, part: &Saturated) -> Result<()> {
+        let shards = self.cores * part.per_core;
+        let source = self.topics(part.name, shards)?;
+        // The input ends when the last twentieth of it is left: nobody is measured while it waits.
+        let records = part.users.max(part.per_second * (self.phases.warm + self.phases.measured));
+        println!("{}: loading {records} records", part.name);
+        Loader::new(&self.log, &source)?.bulk(&mut Records::new(part.users), records, part.frame)?;
+        let (mut ours, mut raw) = (Vec::new(), Vec::new());
+        let rounds = if part.name == "one" { self.phases.rounds } else { 1 };
+        for round in 0..rounds {
+            let pipeline = format!("{}{round}", part.name);
+            let scenario = Scenario {
+                pipeline: pipeline.clone(),
+                memory: part.memory,
+                warm_records: part.users,
+                records: records / 20 * 19,
+                ..self.scenario(Who::Shards, part.name, shards)
+            };
+            ours.push(self.measure(&scenario)?);
+            let scenario = Scenario {
+                who: Who::Raw,
+                pipeline: format!("{pipeline}raw"),
+                warm_records: 0,
+                warm_seconds: self.phases.raw_warm,
+                seconds: self.phases.raw_measured,
+                ..scenario
+            };
+            raw.push(self.measure(&scenario)?);
+        }
+        self.delete(&source)?;
+        self.report(part, &ours, &raw)
+    }
+
+    fn report(&mut self, part: &Saturated, ours: &[Cost], raw: &[Cost]) -> Result<()> {
+        let (ours, raw) = (Cost::sum(ours).context("nothing measured")?, Cost::sum(raw).context("no limit measured")?);
+        self.figures.add_cpu(part.figure, &ours, Some(&raw), part.aim)?;
+        if part.name == "one" {
+            let share = 100.0 * raw.cpu_per_million() / ours.cpu_per_million();
+            let name = "saturated, one shard per core: raw librdkafka's share";
+            self.figures.add(name, share, "%", Some(Aim::AtLeast(70.0)), run_of(&ours, Some(&raw))?);
+        }
+        Ok(())
+    }
+
+    fn low_rate(&mut self) -> Result<()> {
+        let shards = 8;
+        let source = self.topics("low", shards)?;
+        let mut records = Records::new(USERS);
+        let mut loader = Loader::new(&self.log, &source)?;
+        loader.bulk(&mut records, USERS, FRAME)?;
+        let scenario =
+            Scenario { pipeline: "low0".into(), warm_records: USERS, ..self.scenario(Who::Shards, "low", shards) };
+        let own = self.topics(&scenario.pipeline, shards)?;
+        let watcher = Watcher::new(&self.bootstrap, &own)?;
+        let (stop, counts) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (cost, delays) = std::thread::scope(|scope| -> Result<(Cost, Delays)> {
+            let loading = scope.spawn(|| loader.steady(&mut records, LOW_RATE, &stop));
+            let watching = scope.spawn(|| watcher.run(&counts, &stop));
+            let cost = self.run(&scenario, &counts);
+            stop.store(true, Ordering::Relaxed);
+            let panicked = |_| anyhow::anyhow!("a thread of the measurement panicked");
+            let delays = watching.join().map_err(panicked)?;
+            loading.join().map_err(panicked)??;
+            Ok((cost?, delays?))
+        })?;
+        println!("low: p50 {} ms, p99 {} ms", delays.quantile(0.5)?, delays.quantile(0.99)?);
+        self.delete(&source)?;
+        self.delete(&own)?;
+        self.figures.add_cpu("5,000 records/s, 8 shards", &cost, None, Some(Aim::AtMost(42.0)))?;
+        let (run, figures) = (run_of(&cost, None)?, &mut self.figures);
+        let p99 = "5,000 records/s, 8 shards: produced to visible, p99";
+        figures.add(p99, delays.quantile(0.99)?, "ms", Some(Aim::AtMost(100.0)), run.clone());
+        let memory = "memory at 200,000 states of 300 bytes, 8 shards";
+        let megabytes = cost.resident as f64 / f64::from(1 << 20);
+        figures.add(memory, megabytes, "MB", Some(Aim::AtMost(280.0)), run);
+        Ok(())
+    }
+
+    fn scenario(&self, who: Who, source: &str, shards: u32) -> Scenario {
+        Scenario {
+            who,
+            bootstrap: self.bootstrap.clone(),
+            broker: self.broker,
+            pipeline: String::new(),
+            source: source.to_owned(),
+            shards,
+            memory: None,
+            warm_records: 0,
+            warm_seconds: self.phases.warm,
+            seconds: self.phases.measured,
+            records: u64::MAX,
+        }
+    }
+
+    /// The topics of a measurement or of an input, created.
+    fn topics(&self, pipeline: &str, shards: u32) -> Result<Topics> {
+        let topics = Topics::new(pipeline, shards, 1);
+        self.log.create_topics(&topics.specs())?;
+        Ok(topics)
+    }
+
+    /// The disk holds a few parts, not all of them.
+    fn delete(&self, topics: &Topics) -> Result<()> {
+        let delete = |topic: &millstream_shard::log::TopicSpec| self.log.delete_topic(&topic.name);
+        Ok(topics.specs().iter().try_for_each(delete)?)
+    }
+
+    /// A saturated measurement, with topics of its own.
+    fn measure(&self, scenario: &Scenario) -> Result<Cost> {
+        let own = self.topics(&scenario.pipeline, scenario.shards)?;
+        let cost = self.run(scenario, &AtomicBool::new(false))?;
+        println!("{}: {:?}: {cost}", scenario.pipeline, scenario.who);
+        self.delete(&own)?;
+        Ok(cost)
+    }
+
+    /// Measures in a process of its own; `measuring` is set while it does.
+    fn run(&self, scenario: &Scenario, measuring: &AtomicBool) -> Result<Cost> {
+        let program = std::env::current_exe()?;
+        let mut child = Command::new(program).args(["measure", &scenario.to_text()?]).stdout(Stdio::piped()).spawn()?;
+        let mut cost = Err(anyhow::anyhow!("{}: no result", scenario.pipeline));
+        for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+            let line = line?;
+            measuring.store(line == MEASURING, Ordering::Relaxed);
+            if line != MEASURING {
+                cost = serde_json::from_str(&line).with_context(|| format!("not a result: {line}"));
+            }
+        }
+        let status = child.wait()?;
+        anyhow::ensure!(status.success(), "{}: ended with {status}", scenario.pipeline);
+        cost
+    }
+}
