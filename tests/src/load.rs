@@ -7,8 +7,8 @@ use millstream::cli::verify::{self, Snapshot};
 use millstream::cli::{Admin, snapshot, usage};
 use millstream::generate::{Load, Options, generate};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,26 @@ pub struct Sending {
     progress: Arc<Progress>,
     total: u64,
     senders: Vec<JoinHandle<Result<()>>>,
+    /// Opened by [`Sending::finish`], for what is held back.
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.opened.wait_while(is_open, |is_open| !*is_open));
+    }
+
+    fn open(&self) {
+        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
 }
 
 impl Sending {
@@ -51,6 +71,13 @@ impl Sending {
         Sending::start_to(&to, load)
     }
 
+    /// Starts to send to the pipeline's public port, all but the last sixth of each stream, which waits for [`Sending::finish`]: what is done before that is
+    /// done in mid-load.
+    pub fn held(pipeline: &Pipeline, load: &Load) -> Sending {
+        let to = pipeline.processes.first().map(super::pipeline::Process::url).unwrap_or_default();
+        Sending::begin(&to, load, Duration::ZERO, 6)
+    }
+
     /// Starts to send to a URL.
     pub fn start_to(to: &str, load: &Load) -> Sending {
         Sending::paced(to, load, Duration::ZERO)
@@ -58,6 +85,12 @@ impl Sending {
 
     /// Starts to send to a URL, each stream evenly over `time`.
     pub fn paced(to: &str, load: &Load, time: Duration) -> Sending {
+        Sending::begin(to, load, time, usize::MAX)
+    }
+
+    /// One in so many of the lines is held back, the last ones.
+    fn begin(to: &str, load: &Load, time: Duration, held_of: usize) -> Sending {
+        let gate = Arc::new(Gate::default());
         let progress = Arc::new(Progress::default());
         let mut senders = Vec::new();
         for stream in &load.streams {
@@ -71,19 +104,23 @@ impl Sending {
                 attempts: 200,
                 prefix: format!("{}-{}", stream.tenant, stream.source.code()),
             };
-            let (progress, lines) = (progress.clone(), stream.lines.clone());
+            let (progress, lines, gate) = (progress.clone(), stream.lines.clone(), gate.clone());
+            let held_from = lines.len() - lines.len() / held_of;
             let step = time / u32::try_from(lines.len().max(1)).unwrap_or(u32::MAX);
             senders.push(std::thread::spawn(move || {
                 let began = Instant::now();
                 let lines = (0..).zip(&lines).map(|(number, line)| {
                     std::thread::sleep((step * number).saturating_sub(began.elapsed()));
+                    if number as usize >= held_from {
+                        gate.pass();
+                    }
                     line.as_str()
                 });
                 send_lines(&target, "generated", lines, &progress)
             }));
         }
         let total = load.streams.iter().map(|stream| stream.lines.len() as u64).sum();
-        Sending { progress, total, senders }
+        Sending { progress, total, senders, gate }
     }
 
     /// Waits until `numerator / denominator` of the records are answered.
@@ -114,6 +151,7 @@ impl Sending {
     /// # Errors
     /// What a sender could not send.
     pub fn finish(&mut self) -> Result<()> {
+        self.gate.open();
         for sender in self.senders.drain(..) {
             match sender.join() {
                 Ok(result) => result?,

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 fn local_survives_kill_9_in_mid_load() {
     let load = generated(12, 2, 150).unwrap();
     let mut pipeline = Pipeline::local(&settings(&unique("local-kill"), &load)).unwrap();
-    let mut sending = Sending::start(&pipeline, &load);
+    let mut sending = Sending::held(&pipeline, &load);
     for quarter in 1..=3 {
         sending.wait_for_share(quarter, 4).unwrap();
         kill_in_mid_load(&mut pipeline, 0, &sending);
@@ -56,7 +56,7 @@ fn each_role_survives_kill_9_in_mid_load() {
     settings.kafka = Some(Kafka::shared().unwrap().bootstrap().to_owned());
     settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
     let mut pipeline = Pipeline::roles(&settings).unwrap();
-    let mut sending = Sending::start(&pipeline, &load);
+    let mut sending = Sending::held(&pipeline, &load);
     for role in 0..pipeline.processes.len() {
         sending.wait_for_share(role as u64 + 1, 6).unwrap();
         kill_in_mid_load(&mut pipeline, role, &sending);

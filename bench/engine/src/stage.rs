@@ -19,7 +19,8 @@ impl StateValue for Profile {
     }
 
     fn decode(_: &StateKey, bytes: &[u8]) -> Result<Profile, StateError> {
-        let profile = bytes.try_into().map_err(|_| StateError(format!("a profile of {} bytes", bytes.len())))?;
+        let profile =
+            bytes.try_into().map_err(|_| StateError::Invalid(format!("a profile of {} bytes", bytes.len())))?;
         Ok(Profile(profile))
     }
 

@@ -118,6 +118,8 @@ names! {
         Batch,
         /// A batch in several messages.
         SplitBatch,
+        /// Frames for another shard went that had waited.
+        WaitingSent,
         /// A flush to the local store.
         Flushed,
         /// A local store was followed from its position.

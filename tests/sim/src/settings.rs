@@ -96,7 +96,7 @@ impl Settings {
         let large = rng.one_in(24);
         let gaps = [Gap::InputDeleted, Gap::ChangelogBegins, Gap::InputMadeAgain, Gap::ChangelogMadeAgain];
         Settings {
-            shards: rng.between(1, 2) as u32,
+            shards: if rng.one_in(4) { rng.between(3, 4) } else { rng.between(1, 2) } as u32,
             workers: ["ann", "bob", "cyd", "dan"]
                 .iter()
                 .take(workers as usize)
@@ -127,6 +127,7 @@ fn limits(rng: &mut Rng, large: bool) -> Limits {
         linger: Duration::from_millis(rng.between(1, 20)),
         cache_bytes: rng.between(500, 20_000) as usize,
         dirty_bytes: rng.between(300, 6_000) as usize,
+        exchange_partitions: rng.between(1, 2) as usize,
         clock_slack_ms: 1_000,
         pool: None,
     }

@@ -72,14 +72,16 @@ pub fn a_genesis_that_was_aborted_is_written_again(subject: &dyn Subject) {
     let topics = Topics::new(&unique("genesis"), 1, 1);
     log.create_topics(&topics.specs()).unwrap();
     let (changelog, id) = (topics.changelog("unify"), topics.transactional_id("unify", 0, 0));
+    let at = TopicPartition::new(changelog.clone(), 0);
     for _ in 0..2 {
+        let behind_it = [(at.clone(), Start::At(log.bounds(&at).unwrap().1 + 1))];
         let mut died = log.transactional(&id).unwrap();
         died.begin().unwrap();
         died.send(message(&changelog, 0, b"genesis")).unwrap();
+        eventually("the message is in the log", || log.consumer(&behind_it).is_ok().then_some(()));
         drop(died);
         drop(log.transactional(&id).unwrap());
     }
-    let at = TopicPartition::new(changelog.clone(), 0);
     eventually("the mark of the aborted transaction", || (log.bounds(&at).unwrap().1 > 0).then_some(()));
     for _ in 0..2 {
         ownership::begin(&*log, &topics, "unify", 0).unwrap();

@@ -59,6 +59,8 @@ pub enum Kind {
     Usage = 5,
     /// Action: the newest deletion of an identifier's user; its key holds a hash of the identifier.
     Erased = 6,
+    /// A frame for another shard that waits to be sent; under the tenant `*`, which is no tenant's name.
+    Waiting = 7,
 }
 
 impl Kind {
@@ -67,7 +69,8 @@ impl Kind {
 
     /// The kind of this byte, if it is one.
     pub fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 6] = [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage, Kind::Erased];
+        const ALL: [Kind; 7] =
+            [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage, Kind::Erased, Kind::Waiting];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 }

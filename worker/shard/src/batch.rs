@@ -98,8 +98,8 @@ impl<'a, S: Stage> Batch<'a, S> {
 
     fn try_take(&mut self, input: Input, message: &Message<'_>, batch_ms: u64) -> Result<(), ShardError> {
         if !std::mem::replace(&mut self.begun, true) {
-            self.output.clear();
             self.producer.begin()?;
+            self.output.begin(self.producer)?;
         }
         self.decode(message, input, batch_ms)?;
         self.records += self.decoded.len();

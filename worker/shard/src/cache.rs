@@ -77,14 +77,14 @@ struct FrozenEntry<V> {
 }
 
 impl<V: StateValue> Frozen<V> {
-    /// Writes the frozen entries, `more` entries that are not in the cache, and the position that all of them lead to.
+    /// Writes the frozen entries, `more` entries that are not in the cache (`None`: gone), and the position that all of them lead to.
     ///
     /// # Errors
     /// [`StoreError`]: the entries stay dirty; the shard must be opened again.
     pub fn write(
         &self,
         store: &dyn StateStore,
-        more: &[(StateKey, Vec<u8>)],
+        more: &[(StateKey, Option<Vec<u8>>)],
         position: &StatePosition,
     ) -> Result<(), StoreError> {
         // In key order, a memtable finds the place of each entry beside that of the one before.
@@ -103,7 +103,7 @@ impl<V: StateValue> Frozen<V> {
             let entry: &FrozenEntry<V> = entry;
             (&entry.key, entry.value.is_some().then(|| bytes.get(range).unwrap_or_default()))
         });
-        let mut entries = frozen.chain(more.iter().map(|(key, bytes)| (key, Some(bytes.as_slice()))));
+        let mut entries = frozen.chain(more.iter().map(|(key, bytes)| (key, bytes.as_deref())));
         store.write(self.forget.as_ref(), &mut entries, position)
     }
 }

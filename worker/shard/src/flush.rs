@@ -20,8 +20,8 @@ const AGAIN_MS: u64 = 1_000;
 /// What a flush writes, and how far it is.
 pub(crate) struct Work<V> {
     pub(crate) frozen: Frozen<V>,
-    /// Entries that are not in the cache.
-    pub(crate) more: Vec<(StateKey, Vec<u8>)>,
+    /// Entries that are not in the cache; `None`: gone.
+    pub(crate) more: Vec<(StateKey, Option<Vec<u8>>)>,
     /// What all of it leads to.
     pub(crate) position: StatePosition,
     /// It is written, and only has to be made safe.
@@ -29,7 +29,7 @@ pub(crate) struct Work<V> {
 }
 
 impl<V: StateValue> Work<V> {
-    pub(crate) fn new(frozen: Frozen<V>, more: Vec<(StateKey, Vec<u8>)>, position: StatePosition) -> Work<V> {
+    pub(crate) fn new(frozen: Frozen<V>, more: Vec<(StateKey, Option<Vec<u8>>)>, position: StatePosition) -> Work<V> {
         Work { frozen, more, position, written: false }
     }
 

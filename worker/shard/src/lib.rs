@@ -17,7 +17,7 @@ pub mod log;
 pub mod member;
 pub mod memory;
 pub mod mutant;
-pub mod output;
+mod output;
 pub mod ownership;
 pub mod runtime;
 pub mod seat;
@@ -25,6 +25,7 @@ pub mod standby;
 pub mod state;
 pub mod sums;
 pub mod topics;
+mod waiting;
 
 /// Where time comes from.
 pub trait Clock: Send + Sync {

@@ -37,13 +37,15 @@ pub enum Mutant {
     FlushNewerThanPosition,
     /// What is read from the store replaces what is newer in memory.
     LateReadWins,
+    /// Of the frames that wait for another shard, the newest goes first.
+    WaitingOvertaken,
     /// A process goes on although a newer one of its name runs.
     TwinNotDetected,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 17] = [
+    pub const ALL: [Mutant; 18] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
@@ -60,6 +62,7 @@ impl Mutant {
         Mutant::HalfBatchFollowed,
         Mutant::FlushNewerThanPosition,
         Mutant::LateReadWins,
+        Mutant::WaitingOvertaken,
         Mutant::TwinNotDetected,
     ];
 }

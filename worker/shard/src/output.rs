@@ -1,9 +1,11 @@
 //! What a batch sends: frames per partition, filled while records are processed.
 //!
-//! A frame goes out when it is full; what is left goes out when the batch ends. All of it is in the batch's transaction.
+//! A frame goes out when it is full; what is left goes out when the batch ends. All of it is in the batch's transaction, but what other shards have to wait for
+//! ([`Waiting`]), which goes out in the transaction of a later one.
 
 use crate::log::{Log, LogError, Outgoing, Transactional};
 use crate::topics::Topics;
+use crate::waiting::Waiting;
 use millstream_model::frame::{Content, FrameWriter};
 use millstream_model::key::shard_of;
 use millstream_stages::{Outbox, PublicMessage};
@@ -12,11 +14,13 @@ use std::sync::Arc;
 
 /// Open frames of a batch.
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     topics: Topics,
     frames: BTreeMap<(Content, u32), FrameWriter>,
+    /// For other shards, in later batches.
+    pub(crate) waiting: Waiting,
     /// Messages sent.
-    pub messages: u64,
+    pub(crate) messages: u64,
 }
 
 /// Where a stage's outputs go.
@@ -36,16 +40,28 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 }
 
 impl Output {
-    /// Nothing yet.
-    pub fn new(topics: Topics) -> Output {
-        Output { topics, frames: BTreeMap::new(), messages: 0 }
+    /// Nothing but what waits.
+    pub(crate) fn new(topics: Topics, waiting: Waiting) -> Output {
+        Output { topics, frames: BTreeMap::new(), waiting, messages: 0 }
+    }
+
+    /// A batch begins, with what has waited longest.
+    ///
+    /// # Errors
+    /// [`LogError`] of the transaction.
+    pub(crate) fn begin(&mut self, transaction: &mut dyn Transactional) -> Result<(), LogError> {
+        self.frames.clear();
+        for (partition, frame) in self.waiting.begin() {
+            self.send(Content::Exchange, partition, &frame, transaction)?;
+        }
+        Ok(())
     }
 
     /// Takes what a record led to.
     ///
     /// # Errors
     /// [`LogError`] of the transaction.
-    pub fn drain(&mut self, out: &mut Outbox, transaction: &mut dyn Transactional) -> Result<(), LogError> {
+    pub(crate) fn drain(&mut self, out: &mut Outbox, transaction: &mut dyn Transactional) -> Result<(), LogError> {
         for action in out.actions.drain(..) {
             self.frame(Content::Action, action.group, &action, transaction)?;
         }
@@ -78,7 +94,7 @@ impl Output {
         if frame.would_overflow(length) {
             let full = std::mem::replace(frame, FrameWriter::new(content));
             frame.push_sized(record, length);
-            return self.send_frame(content, partition, full, transaction);
+            return self.close(content, partition, full, transaction);
         }
         frame.push_sized(record, length);
         Ok(())
@@ -101,11 +117,27 @@ impl Output {
         transaction.send(Outgoing { topic, partition, key: &message.key, payload: &message.payload, headers: &headers })
     }
 
-    fn send_frame(
+    /// Sends a frame, or lets it wait.
+    fn close(
         &mut self,
         content: Content,
         partition: u32,
         frame: FrameWriter,
+        transaction: &mut dyn Transactional,
+    ) -> Result<(), LogError> {
+        let frame = frame.finish();
+        if content == Content::Exchange && !self.waiting.admits(partition) {
+            self.waiting.add(partition, frame);
+            return Ok(());
+        }
+        self.send(content, partition, &frame, transaction)
+    }
+
+    fn send(
+        &mut self,
+        content: Content,
+        partition: u32,
+        payload: &[u8],
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
         let topic: &Arc<str> = match content {
@@ -114,24 +146,18 @@ impl Output {
             // `drain` makes no other frames than these three.
             _ => &self.topics.mutations,
         };
-        let payload = frame.finish();
         self.messages += 1;
-        transaction.send(Outgoing { topic, partition, key: &[], payload: &payload, headers: &[] })
-    }
-
-    /// Drops what a batch that was given up has left.
-    pub fn clear(&mut self) {
-        self.frames.clear();
+        transaction.send(Outgoing { topic, partition, key: &[], payload, headers: &[] })
     }
 
     /// Sends what is left.
     ///
     /// # Errors
     /// [`LogError`] of the transaction.
-    pub fn finish(&mut self, transaction: &mut dyn Transactional) -> Result<(), LogError> {
+    pub(crate) fn finish(&mut self, transaction: &mut dyn Transactional) -> Result<(), LogError> {
         for ((content, partition), frame) in std::mem::take(&mut self.frames) {
             if !frame.is_empty() {
-                self.send_frame(content, partition, frame, transaction)?;
+                self.close(content, partition, frame, transaction)?;
             }
         }
         Ok(())

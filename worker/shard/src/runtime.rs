@@ -21,8 +21,9 @@ use crate::standby::{Acquired, Standby};
 use crate::state::{Forget, StateStore};
 use crate::sums::Sums;
 use crate::topics::Topics;
+use crate::waiting::Waiting;
 use crate::{Clock, Executor, ShardError};
-use millstream_model::key::groups_of;
+use millstream_model::key::{StateKey, groups_of};
 use millstream_model::proto::{StatePosition, Usage};
 use millstream_model::reject::Reason;
 use millstream_stages::{Outbox, Stage, StageSpan, State};
@@ -47,6 +48,8 @@ pub struct Limits {
     pub dirty_bytes: usize,
     /// The process's memory for caches; when there is one, this shard's share of it replaces the two bounds above.
     pub pool: Option<Pool>,
+    /// Partitions of the exchange that one batch writes to; what is for others waits for the next ones. At least 1.
+    pub exchange_partitions: usize,
     /// A batch's time is at most this far ahead of the append time of its first input (I7).
     pub clock_slack_ms: u64,
 }
@@ -61,6 +64,7 @@ impl Default for Limits {
             cache_bytes: 64 << 20,
             dirty_bytes: 8 << 20,
             pool: None,
+            exchange_partitions: 16,
             clock_slack_ms: 1000,
         }
     }
@@ -104,6 +108,8 @@ const MOST_REPLAY: usize = 8;
 const NOTE_EVERY_MS: u64 = 5_000;
 /// Positions that moved without a record (over markers of transactions) are committed after so long, so that they do not fall behind what the log keeps.
 const IDLE_COMMIT_MS: u64 = 60_000;
+/// No inputs are read while so many times a batch's bytes wait to be sent to other shards.
+const MOST_WAITING: usize = 4;
 /// A flush is waited for when so many times the bound has become dirty meanwhile.
 const MOST_DIRTY: usize = 4;
 
@@ -199,13 +205,15 @@ impl<S: Stage> Shard<S> {
         let (plan_term, plan_number) = lease.plan;
         let position = StatePosition { epoch: lease.epoch, slot: lease.slot, plan_term, plan_number, ..position };
         let member = limits.pool.as_ref().map(Pool::join);
+        let group = groups_of(shard, topics.shards).start;
+        let waiting = Waiting::load(&*store, group, limits.exchange_partitions)?;
         Ok(Shard {
             flushes: Flushes::new(store.clone(), environment.executor.clone(), limits.pool.clone()),
             member,
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
             inputs,
-            sums: Sums::load(&*store, groups_of(shard, topics.shards).start)?,
-            output: Output::new(topics.clone()),
+            sums: Sums::load(&*store, group)?,
+            output: Output::new(topics.clone(), waiting),
             batch_time: limits.batch_time,
             stage,
             shard,
@@ -279,10 +287,9 @@ impl<S: Stage> Shard<S> {
         if read.is_err() && mutant::is(Mutant::OverlayLeaks) {
             return self.go_on_in_place().map(|()| None);
         }
-        let Some(read) = read? else { return self.idle().map(|()| None) };
+        let Some(read) = read? else { return self.idle() };
         self.output.finish(&mut *self.producer)?;
-        let usage = self.commit(&read)?;
-        Ok(Some(Report { records: read.records, began_ms: read.began_ms, usage, ..Report::default() }))
+        self.commit(&read).map(Some)
     }
 
     /// What nobody may do: go on with the same client, as if the batch had not been. Only mutants come here.
@@ -294,19 +301,26 @@ impl<S: Stage> Shard<S> {
         Ok(())
     }
 
-    /// Commits positions that moved without a record, after a while.
-    fn idle(&mut self) -> Result<(), ShardError> {
+    /// A batch without a record: sends what waits, or, after a while, commits positions that moved.
+    fn idle(&mut self) -> Result<Option<Report>, ShardError> {
         let now_ms = self.environment.clock.now_ms();
-        if now_ms < self.committed_ms + IDLE_COMMIT_MS || self.inputs.next() == self.position.inputs {
-            return Ok(());
+        let is_over = now_ms >= self.committed_ms + IDLE_COMMIT_MS;
+        if self.output.waiting.is_empty() && (!is_over || self.inputs.next() == self.position.inputs) {
+            return Ok(None);
         }
         let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
         self.producer.begin()?;
-        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(drop)
+        self.output.begin(&mut *self.producer)?;
+        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(Some)
     }
 
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
     fn read(&mut self) -> Result<Option<Read>, ShardError> {
+        let waiting = &self.output.waiting;
+        if waiting.bytes() > self.limits.batch_bytes.saturating_mul(MOST_WAITING) {
+            return Ok(None);
+        }
+        let mut wait = if waiting.is_empty() { IDLE } else { self.limits.linger };
         let clock = self.environment.clock.clone();
         let topics = &self.environment.topics;
         let latest_ms = clock.now_ms().saturating_add(FAR_AHEAD_MS);
@@ -315,7 +329,6 @@ impl<S: Stage> Shard<S> {
         let (cache, producer) = (&mut self.cache, &mut *self.producer);
         let mut batch =
             Batch::new(&self.stage, place, cache, producer, &mut self.output, &mut self.out, position.stamp_time_ms);
-        let mut wait = IDLE;
         let mut at_once = FIRST_MESSAGES;
         let mut began = None;
         loop {
@@ -342,10 +355,11 @@ impl<S: Stage> Shard<S> {
         }
     }
 
-    /// Writes the changelog record and commits; gives the new sums of the tenants that the batch concerned.
-    fn commit(&mut self, read: &Read) -> Result<BTreeMap<String, Usage>, ShardError> {
+    /// Writes the changelog record and commits.
+    fn commit(&mut self, read: &Read) -> Result<Report, ShardError> {
         let mut batch = self.cache.changes(read.forget_before)?;
         let usage = self.sums.add(std::mem::take(&mut self.out.usage), &mut batch.changes, &mut batch.totals);
+        self.output.waiting.change(&mut batch.changes, &mut batch.totals);
         let header = BatchHeader {
             number: self.position.batch_number + 1,
             time_ms: read.time_ms,
@@ -365,6 +379,7 @@ impl<S: Stage> Shard<S> {
         let forget = (read.forget_before > 0).then_some(Forget { groups, before: read.forget_before });
         self.cache.commit(batch, forget);
         self.sums.commit(&usage);
+        self.output.waiting.commit();
         self.replay_bytes += block_bytes;
         self.committed_ms = self.environment.clock.now_ms();
         self.position = StatePosition {
@@ -381,7 +396,7 @@ impl<S: Stage> Shard<S> {
             self.flush();
             self.producer.commit()?;
         }
-        Ok(usage)
+        Ok(Report { records: read.records, began_ms: read.began_ms, usage, ..Report::default() })
     }
 
     fn send_changelog(&mut self, header: &BatchHeader, block: Vec<u8>) -> Result<u64, ShardError> {
@@ -403,7 +418,15 @@ impl<S: Stage> Shard<S> {
     /// Writes what is dirty to the local store, in the background.
     fn flush(&mut self) {
         self.replay_bytes = 0;
-        self.flushes.begin(Work::new(self.cache.freeze(), self.sums.entries(), self.position.clone()));
+        let frozen = self.cache.freeze();
+        let work = Work::new(frozen, self.uncached(), self.position.clone());
+        self.flushes.begin(work);
+    }
+
+    /// State that is not in the cache, for a flush.
+    fn uncached(&mut self) -> Vec<(StateKey, Option<Vec<u8>>)> {
+        let sums = self.sums.entries().into_iter().map(|(key, sums)| (key, Some(sums)));
+        sums.chain(self.output.waiting.take_unflushed()).collect()
     }
 
     fn changelog_end(&self) -> Result<u64, ShardError> {
@@ -425,7 +448,8 @@ impl<S: Stage> Shard<S> {
     pub fn close(&mut self) -> Result<(), ShardError> {
         self.collect_flush(true)?;
         let frozen = self.cache.freeze();
-        Ok(frozen.write(&*self.store, &self.sums.entries(), &self.position)?)
+        let uncached = self.uncached();
+        Ok(frozen.write(&*self.store, &uncached, &self.position)?)
     }
 
     /// Gives the shard to a prepared client, (name, slot), as this owner's last word, and stores everything. Whatever comes of it, this owner does not go on.

@@ -6,10 +6,11 @@ use crate::log::Seen;
 use crate::sim::Sim;
 use millstream_model::frame::Content;
 use millstream_model::id::entry_hash;
-use millstream_model::key::StateKey;
+use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Batch, Changelog, Genesis, Ownership, Position, Release, changelog::Record};
 use millstream_shard::changes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A batch as it is in the log.
 #[derive(Clone, Debug)]
@@ -35,6 +36,22 @@ pub struct Story {
     pub owned: Vec<(u64, u64)>,
 }
 
+/// Frames of the exchange, by transaction and partition, in their order.
+pub type Exchange = BTreeMap<usize, BTreeMap<u32, Vec<Arc<[u8]>>>>;
+
+/// What every transaction brought to the exchange.
+pub fn exchange(sim: &Sim) -> Exchange {
+    let mut all = Exchange::new();
+    for partition in 0..sim.settings.shards {
+        for message in sim.log.look(|broker| broker.committed(&sim.topics.exchange, partition)) {
+            if let Some((transaction, _, _)) = message.transaction {
+                all.entry(transaction).or_default().entry(partition).or_default().push(message.payload);
+            }
+        }
+    }
+    all
+}
+
 struct Reader<'a> {
     sim: &'a Sim,
     stage: &'static str,
@@ -49,12 +66,14 @@ struct Reader<'a> {
     state: u64,
     last: Batch,
     inputs: Vec<Position>,
+    /// Frames of the exchange, by transaction and partition, in their order.
+    exchange: &'a Exchange,
     /// A batch of which not all parts have come.
     open: Option<(Batch, usize, u64)>,
 }
 
 /// Reads it all.
-pub fn read(sim: &Sim, stage: &'static str, shard: u32, findings: &mut Findings) -> Story {
+pub fn read(sim: &Sim, stage: &'static str, shard: u32, exchange: &Exchange, findings: &mut Findings) -> Story {
     let topic = sim.topics.changelog(stage);
     let messages = sim.log.look(|broker| broker.committed(&topic, shard));
     let mut reader = Reader {
@@ -70,6 +89,7 @@ pub fn read(sim: &Sim, stage: &'static str, shard: u32, findings: &mut Findings)
         state: 0,
         last: Batch::default(),
         inputs: Vec::new(),
+        exchange,
         open: None,
     };
     for message in &messages {
@@ -165,7 +185,29 @@ impl Reader<'_> {
             self.sim.world.count(Protocol::SplitBatch);
         }
         self.story.whole.insert(transaction);
+        self.waiting(offset, transaction);
         self.batch(offset, first, part);
+    }
+
+    /// What waited for a partition goes to it before anything else does, and a batch writes to so many partitions.
+    fn waiting(&mut self, offset: u64, transaction: usize) {
+        let Some(sent) = self.exchange.get(&transaction) else { return };
+        let most = self.sim.settings.limits.exchange_partitions;
+        self.check(sent.len() <= most, offset, "a batch writes to too many partitions");
+        let mut waits: BTreeMap<u32, Vec<&[u8]>> = BTreeMap::new();
+        for (key, frame) in &self.story.state {
+            if let Some((_, Kind::Waiting, rest)) = key.parts() {
+                let partition = u32::from_be_bytes(*rest.first_chunk().unwrap());
+                waits.entry(partition).or_default().push(frame);
+            }
+        }
+        for (partition, frames) in waits {
+            let Some(sent) = sent.get(&partition) else { continue };
+            let is_first = sent.iter().map(|frame| &**frame).take(frames.len()).eq(frames);
+            self.sim.world.count(Protocol::WaitingSent);
+            self.findings
+                .check(is_first, || format!("I3: overtaken, what waited for exchange[{partition}] at {offset}"));
+        }
     }
 
     fn batch(&mut self, offset: u64, first: u64, batch: Batch) {

@@ -30,7 +30,10 @@ pub fn check(sim: &Sim, told: &BTreeMap<(&'static str, u32), Story>, findings: &
         for (key, bytes) in &story.state {
             let placed = key.group().is_some_and(|group| shard_of(group, sim.settings.shards) == *shard);
             findings.check(placed, || format!("I9: {key:?} is in shard {shard}"));
-            if matches!(key.parts(), Some((_, Kind::Usage, _)) | None) {
+            findings.check(!matches!(key.parts(), Some((_, Kind::Waiting, _))), || {
+                format!("progress: {key:?} still waits")
+            });
+            if matches!(key.parts(), Some((_, Kind::Usage | Kind::Waiting, _)) | None) {
                 continue;
             }
             match Value::decode(key, bytes) {

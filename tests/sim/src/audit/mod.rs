@@ -39,8 +39,9 @@ impl Findings {
 pub fn audit(sim: &Sim) -> Findings {
     let mut findings = Findings::default();
     let mut told = BTreeMap::new();
+    let exchange = changelog::exchange(sim);
     for (stage, shard) in sim.shards() {
-        told.insert((stage, shard), changelog::read(sim, stage, shard, &mut findings));
+        told.insert((stage, shard), changelog::read(sim, stage, shard, &exchange, &mut findings));
     }
     let (committed, lost) = sim.log.look(|broker| broker.unknown());
     (0..committed).for_each(|_| sim.world.count(Protocol::UnknownCommitted));

@@ -8,8 +8,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls, but for one thing:
-/// why there is no connection (a refused password, a certificate that is not trusted) is an event of the client, and a call says that it timed out.
-/// So the last such event is kept, for the error of the call.
+/// why there is no connection (a refused password, a certificate that is not trusted) is a log line or an error event of the client, whichever it has room for,
+/// and a call says that it timed out. So the last one is kept, for the error of the call.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quiet(Arc<Mutex<Option<String>>>);
 
@@ -26,10 +26,19 @@ impl Quiet {
             (failed, _) => failed,
         }
     }
+
+    fn keep(&self, why: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
 }
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // librdkafka's facility for a connection that was lost, or did not come about.
+        if facility == "FAIL" {
+            // The name of the client's thread comes first: `[thrd:...]: `.
+            self.keep(message.split_once("]: ").map_or(message, |(_, message)| message));
+        }
         report(level, facility, message);
     }
 
@@ -37,7 +46,7 @@ impl ClientContext for Quiet {
         tracing::debug!(%error, reason, "kafka client");
         // That all brokers are down follows from what came before, which says why.
         if code(&error) != RDKafkaErrorCode::AllBrokersDown {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+            self.keep(reason);
         }
     }
 }
@@ -117,6 +126,10 @@ mod tests {
         quiet.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
         let explained = quiet.explain(away()).unwrap_err().to_string();
         assert_eq!(explained, "log unavailable: timed out; b:1/bootstrap: Connect to 127.0.0.1 failed");
+        quiet.log(RDKafkaLogLevel::Error, "FAIL", "[thrd:b:1/bootstrap]: b:1/bootstrap: SSL handshake failed");
+        quiet.log(RDKafkaLogLevel::Error, "OTHER", "[thrd:x]: another thing");
+        let explained = quiet.explain(away()).unwrap_err().to_string();
+        assert_eq!(explained, "log unavailable: timed out; b:1/bootstrap: SSL handshake failed");
         quiet.explain(Ok(())).unwrap();
         assert_eq!(quiet.explain(away()).unwrap_err().to_string(), "log unavailable: timed out");
     }
