@@ -41,6 +41,7 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 	@$(TIMED) program cargo build --locked --workspace --bins
 	@$(TIMED) build cargo test --locked --workspace --no-run --quiet
 	@$(TIMED) tests cargo test --locked --workspace
+	@$(TIMED) mutants $(MAKE) --no-print-directory mutants
 
 .PHONY: unit
 unit: setup-build ## only the tests that need no server: model, stages, plan, shard, ownership, simulation

@@ -284,6 +284,7 @@ fn check_limits(config: &Config) -> Result<(), Complaint> {
         ("batch.max_time", config.batch.max_time.0),
         ("batch.max_records", config.batch.max_records as u64),
         ("batch.max_bytes", config.batch.max_bytes.0),
+        ("batch.max_exchange_partitions", config.batch.max_exchange_partitions as u64),
         ("reaction.backlog_bytes", config.reaction.backlog_bytes.0),
     ];
     if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {

@@ -519,11 +519,14 @@ pub struct Batch {
     pub max_records: usize,
     /// Bytes of input (default 4 MB).
     pub max_bytes: Size,
+    /// Partitions of the exchange between shards that one batch writes to (default 16): its transaction holds back the readers of all of them until it ends.
+    /// What is for others waits for the next batches, in order.
+    pub max_exchange_partitions: usize,
 }
 
 impl Default for Batch {
     fn default() -> Batch {
-        Batch { max_time: Millis(50), max_records: 10_000, max_bytes: Size(4_000_000) }
+        Batch { max_time: Millis(50), max_records: 10_000, max_bytes: Size(4_000_000), max_exchange_partitions: 16 }
     }
 }
 

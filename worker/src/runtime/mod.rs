@@ -353,6 +353,7 @@ impl Process {
                 batch_records: self.config.batch.max_records,
                 batch_bytes: self.config.batch.max_bytes.bytes(),
                 batch_time: self.config.batch.max_time.duration(),
+                exchange_partitions: self.config.batch.max_exchange_partitions,
                 pool: Some(self.pool.clone()),
                 ..Limits::default()
             },
