@@ -229,7 +229,11 @@ mod killed {
             let bytes = number.to_be_bytes().repeat(8);
             let touched = keys.iter().enumerate().filter(|(index, _)| number % (*index as u64 + 1) == 0);
             let entries: Vec<_> = touched.map(|(_, key)| (key, Some(&bytes[..]))).collect();
-            state_suite::write(&store, &entries, number);
+            if number % 50 == 0 {
+                state_suite::write_sorted(&store, None, &entries, number);
+            } else {
+                state_suite::write(&store, &entries, number);
+            }
             say(&number.to_string());
         }
     }

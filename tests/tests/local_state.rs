@@ -324,7 +324,7 @@ fn a_slow_disk_stops_no_batch_until_too_much_waits_for_it() {
     let (waited_for, changed) = (Mutex::new(false), Condvar::new());
     let slow = Arc::new(Slow { inner: fixture.store().unwrap(), waited_for, changed });
     let mut shard = fixture.open_with(slow.clone(), Arc::new(Waiting(slow.clone()))).unwrap();
-    let (mut sent, bound) = (0, fixture.limits.dirty_bytes * 4);
+    let (mut sent, bound) = (0, fixture.limits.dirty_bytes);
     let mut run = |shard: &mut Shard<Counting>| {
         fixture.send(sent * 100..sent * 100 + 100, 2_000);
         sent += 1;

@@ -190,9 +190,9 @@ fn setting(name: &str, default: u64) -> u64 {
 /// Bytes of a value, and of its entry in memory.
 const VALUE: u64 = 1_000;
 const ENTRY: u64 = 1_280;
-/// Records per frame, and frames that are sent before they are processed.
+/// Records per frame, and frames that are sent before they are processed: few, because what a batch holds is no state.
 const FRAME: u64 = 200;
-const FRAMES: u64 = 10;
+const FRAMES: u64 = 2;
 /// Ids whose state is hardly any, but which make the log as busy: a batch changes most of them.
 const FEW: u64 = 2_000;
 

@@ -17,6 +17,7 @@ crate::suite!($ state_conformance, dyn Subject, [
     state::multi_get_answers_in_the_order_of_the_keys,
     state::a_write_replaces_and_deletes,
     state::scan_gives_a_prefix_in_order,
+    state::sorted_writes_and_others_lie_over_each_other,
     state::forgetting_takes_earlier_periods_of_its_groups_and_nothing_else,
     state::the_position_is_no_entry,
     state::entries_and_position_change_at_once,
@@ -47,6 +48,23 @@ pub fn position(number: u64) -> StatePosition {
 /// Writes entries, `None` deletes.
 pub fn write(store: &dyn StateStore, entries: &[(&StateKey, Option<&[u8]>)], number: u64) {
     store.write(None, &mut entries.iter().copied(), &position(number)).unwrap();
+}
+
+/// Writes entries in one sorted write, after it has forgotten.
+pub fn write_sorted(
+    store: &dyn StateStore,
+    forget: Option<&Forget>,
+    entries: &[(&StateKey, Option<&[u8]>)],
+    number: u64,
+) {
+    let mut sorted = entries.to_vec();
+    sorted.sort_unstable();
+    let mut give = |each: &mut dyn FnMut(&StateKey, Option<&[u8]>)| {
+        for (key, value) in &sorted {
+            each(key, *value);
+        }
+    };
+    store.write_sorted(forget, &mut give, &position(number)).unwrap();
 }
 
 /// All entries with a prefix.
@@ -112,6 +130,36 @@ pub fn scan_gives_a_prefix_in_order(subject: &dyn Subject) {
             .collect();
         assert_eq!(seen, expected, "prefix {prefix:?}");
     }
+}
+
+/// Whichever way an entry came, the newest counts, now and after opening again.
+pub fn sorted_writes_and_others_lie_over_each_other(subject: &dyn Subject) {
+    let keys: [StateKey; 6] = std::array::from_fn(|group| key(group as u16 * 700, "x"));
+    let [a, b, c, d, e, f] = keys.each_ref();
+    let store = subject.open();
+    write_sorted(&*store, None, &[(f, Some(b"1")), (a, Some(b"1")), (b, Some(b"1")), (c, Some(b"1"))], 1);
+    write(&*store, &[(a, Some(b"2")), (b, None), (d, Some(b"2")), (e, Some(b"2"))], 2);
+    write_sorted(&*store, None, &[(a, None), (b, Some(b"3")), (d, Some(b"3"))], 3);
+    write(&*store, &[(c, Some(b"4"))], 4);
+    write_sorted(&*store, None, &[], 5);
+    let expected =
+        [None, Some(b"3".to_vec()), Some(b"4".to_vec()), Some(b"3".to_vec()), Some(b"2".to_vec()), Some(b"1".to_vec())];
+    assert_eq!(
+        (store.multi_get(&[a, b, c, d, e, f]).unwrap(), store.position().unwrap()),
+        (expected.to_vec(), Some(position(5)))
+    );
+    drop(store);
+    let store = subject.open();
+    assert_eq!(
+        (store.multi_get(&[a, b, c, d, e, f]).unwrap(), store.position().unwrap()),
+        (expected.to_vec(), Some(position(5)))
+    );
+    let seen = |period| StateKey::in_period(8, Kind::Seen, period, "acme", b"x");
+    let forget = Forget { groups: 8..9, before: 42 };
+    write(&*store, &[(&seen(3), Some(b"x")), (&seen(4), Some(b"x"))], 6);
+    write_sorted(&*store, Some(&forget), &[(&seen(4), Some(b"back")), (&seen(50), Some(b"x"))], 7);
+    let left = [None, Some(b"back".to_vec()), Some(b"x".to_vec())];
+    assert_eq!(store.multi_get(&[&seen(3), &seen(4), &seen(50)]).unwrap(), left);
 }
 
 /// Before the entries of the same write, which may bring keys back.

@@ -18,7 +18,7 @@ use millstream_stages::{At, DecodeError, Input, Outbox, Stage, State};
 pub(crate) struct Place<'a> {
     pub(crate) shard: u32,
     pub(crate) topics: &'a Topics,
-    /// No append time is later than this: [`FAR_AHEAD_MS`] after now.
+    /// No append time counts as later than this: [`FAR_AHEAD_MS`] after now.
     pub(crate) latest_ms: u64,
 }
 
@@ -46,6 +46,8 @@ pub(crate) struct Batch<'a, S: Stage> {
     periods: Vec<u32>,
     decoded: Vec<Decoded<S::Record>>,
     keys: Vec<StateKey>,
+    /// What is wrong with the clocks.
+    pub(crate) ahead: Option<String>,
     begun: bool,
     failed: Option<ShardError>,
 }
@@ -77,6 +79,7 @@ impl<'a, S: Stage> Batch<'a, S> {
             periods,
             decoded: Vec::new(),
             keys: Vec::new(),
+            ahead: None,
             begun: false,
             failed: None,
         }
@@ -97,14 +100,15 @@ impl<'a, S: Stage> Batch<'a, S> {
     }
 
     fn try_take(&mut self, input: Input, message: &Message<'_>, batch_ms: u64) -> Result<(), ShardError> {
-        if !std::mem::replace(&mut self.begun, true) {
-            self.producer.begin()?;
-            self.output.begin(self.producer)?;
-        }
         self.decode(message, input, batch_ms)?;
         self.records += self.decoded.len();
         self.bytes += message.payload.len();
         self.prefetch()?;
+        // Only now: however long the first reading of state takes, the transaction has its whole time.
+        if !std::mem::replace(&mut self.begun, true) {
+            self.producer.begin()?;
+            self.output.begin(self.producer)?;
+        }
         let mut decoded = std::mem::take(&mut self.decoded);
         if mutant::is(Mutant::HalfFrame) && decoded.len() > 3 {
             decoded.truncate(decoded.len() / 2);
@@ -132,7 +136,7 @@ impl<'a, S: Stage> Batch<'a, S> {
 
     /// Each record of the message, once.
     fn decode(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> Result<(), ShardError> {
-        let (first, content) = (self.first(message, input, batch_ms)?, content_of(input));
+        let (first, content) = (self.first(message, input, batch_ms), content_of(input));
         let unreadable = |error: &dyn std::fmt::Display| {
             (DecodeError { input, message: error.to_string() }, message.payload.to_vec())
         };
@@ -160,28 +164,28 @@ impl<'a, S: Stage> Batch<'a, S> {
     }
 
     /// The place of the message's first record. Stamps of `ingress` never go back, so none may run far ahead (I7): it would take message ids with it that
-    /// are still to be told apart.
-    fn first(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> Result<At, ShardError> {
+    /// are still to be told apart. An append time beyond that counts as the latest there may be: it will be in the log however right the clocks are by then.
+    fn first(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> At {
         let mut time_ms = message.timestamp_ms;
         if input == Input::Ingress {
             if time_ms > self.place.latest_ms {
                 let ahead_ms = time_ms.saturating_sub(self.place.latest_ms).saturating_add(FAR_AHEAD_MS);
-                return Err(ShardError::Reopen(format!(
+                self.ahead = Some(format!(
                     "offset {} of ingress was appended {ahead_ms} ms in the future by this worker's clock: set the clocks of brokers and workers right",
                     message.offset
-                )));
+                ));
             }
-            self.stamp_time_ms = self.stamp_time_ms.max(time_ms);
+            self.stamp_time_ms = self.stamp_time_ms.max(time_ms.min(self.place.latest_ms));
             time_ms = self.stamp_time_ms;
         }
-        Ok(At {
+        At {
             input,
             partition: self.place.shard,
             stamp: Stamp { time_ms, offset: message.offset, index: 0 },
             batch_ms,
             generation: self.place.topics.generation,
             shards: self.place.topics.shards,
-        })
+        }
     }
 }
 

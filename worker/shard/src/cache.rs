@@ -65,8 +65,6 @@ pub struct Frozen<V> {
     number: u64,
     forget: Option<Forget>,
     entries: Vec<FrozenEntry<V>>,
-    /// Bytes of the values as they are stored.
-    stored_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -74,6 +72,12 @@ struct FrozenEntry<V> {
     slot: u32,
     key: StateKey,
     value: Option<Arc<V>>,
+}
+
+/// What is to be stored under a key; `None`: nothing.
+enum Stores<'a, V> {
+    Value(Option<&'a V>),
+    Bytes(Option<&'a [u8]>),
 }
 
 impl<V: StateValue> Frozen<V> {
@@ -87,24 +91,25 @@ impl<V: StateValue> Frozen<V> {
         more: &[(StateKey, Option<Vec<u8>>)],
         position: &StatePosition,
     ) -> Result<(), StoreError> {
-        // In key order, a memtable finds the place of each entry beside that of the one before.
-        let mut sorted: Vec<&FrozenEntry<V>> = self.entries.iter().collect();
-        sorted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        // In one piece from the start: a buffer that grows takes twice its size, and is there three times while it is copied.
-        let (mut bytes, mut ranges) = (Vec::with_capacity(self.stored_bytes), Vec::with_capacity(sorted.len()));
-        for entry in &sorted {
-            let start = bytes.len();
-            if let Some(value) = &entry.value {
-                value.encode(&mut bytes);
+        let mut sorted: Vec<(&StateKey, Stores<'_, V>)> =
+            self.entries.iter().map(|entry| (&entry.key, Stores::Value(entry.value.as_deref()))).collect();
+        sorted.extend(more.iter().map(|(key, bytes)| (key, Stores::Bytes(bytes.as_deref()))));
+        sorted.sort_unstable_by(|a, b| a.0.cmp(b.0));
+        let mut encoded = Vec::new();
+        let mut entries = |each: &mut dyn FnMut(&StateKey, Option<&[u8]>)| {
+            for (key, stores) in &sorted {
+                encoded.clear();
+                match stores {
+                    Stores::Bytes(bytes) => each(key, *bytes),
+                    Stores::Value(None) => each(key, None),
+                    Stores::Value(Some(value)) => {
+                        value.encode(&mut encoded);
+                        each(key, Some(&encoded));
+                    }
+                }
             }
-            ranges.push(start..bytes.len());
-        }
-        let frozen = sorted.iter().zip(ranges).map(|(entry, range)| {
-            let entry: &FrozenEntry<V> = entry;
-            (&entry.key, entry.value.is_some().then(|| bytes.get(range).unwrap_or_default()))
-        });
-        let mut entries = frozen.chain(more.iter().map(|(key, bytes)| (key, bytes.as_deref())));
-        store.write(self.forget.as_ref(), &mut entries, position)
+        };
+        store.write_sorted(self.forget.as_ref(), &mut entries, position)
     }
 }
 
@@ -395,9 +400,10 @@ impl<V: StateValue> Cache<V> {
         self.dirty_bytes
     }
 
-    /// Takes effect with the next batch that is committed.
+    /// What no longer fits goes at once, as far as it may.
     pub fn set_capacity(&mut self, bytes: usize) {
         self.capacity = bytes;
+        self.evict(1);
     }
 
     /// Bytes in memory, as measured rather than as stored; those of the running batch's changes come to it when it is committed.
@@ -415,15 +421,13 @@ impl<V: StateValue> Cache<V> {
         let number = self.flush;
         self.flush += 1;
         self.frozen_bytes = std::mem::take(&mut self.dirty_bytes);
-        let mut stored_bytes = 0;
         let entry = |number: u32| {
             let slot = self.slot(number)?;
-            stored_bytes += slot.stored.size;
             Some(FrozenEntry { slot: number, key: slot.key.clone(), value: slot.value.clone() })
         };
         let entries = self.dirty.iter().copied().filter_map(entry).collect();
         self.dirty.clear();
-        Frozen { number, forget: self.forget.take(), entries, stored_bytes }
+        Frozen { number, forget: self.forget.take(), entries }
     }
 
     /// A flush has returned: what it wrote, and has not changed since, may be evicted.

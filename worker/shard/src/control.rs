@@ -43,6 +43,16 @@ impl Listener {
         Ok(listener)
     }
 
+    /// Reads both topics once more, with a new reader: what was heard stays, and what is older says nothing. A reader that has failed otherwise than for want of
+    /// the log does not come back by itself.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn open_again(&mut self, log: &dyn Log) -> Result<(), LogError> {
+        self.consumer = log.consumer(&self.at.clone().map(|at| (at, Start::Earliest)))?;
+        Ok(())
+    }
+
     /// Reads everything that is visible now.
     ///
     /// # Errors

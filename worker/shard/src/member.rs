@@ -124,6 +124,14 @@ impl Member {
         self.listener.listen(wait, monotonic_ms).map(drop)
     }
 
+    /// After [`Member::listen`] has failed otherwise than for want of the log: listens with a new reader.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn listen_anew(&mut self, log: &dyn Log) -> Result<(), LogError> {
+        self.listener.open_again(log)
+    }
+
     /// What was heard.
     pub fn view(&self) -> &View {
         self.listener.view()

@@ -4,17 +4,17 @@
 //! bound is the pool's, and each shard reads its share anew before every batch. The pool expects a number of shards, so that those that open first do not
 //! fill it and have to give it back.
 //!
-//! A flush holds its entries several times for a moment (encoded, as a write batch, in RocksDB's memtable); that is why only [`FLUSHES`] may run at a time.
+//! What a flush writes stays in memory until it is written, also what has changed again meanwhile. So a share is divided: two fifths may be waiting for a flush, as much
+//! again may be in one, and what is left is for what was only read.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Flushes that may run at a time in one process: one keeps a disk busy, the second encodes meanwhile.
 pub const FLUSHES: usize = 2;
-/// A share holds so many times the state that makes a flush due: as much may become dirty while a flush of four times as much is under way.
-const DIRTY_PER_SHARE: usize = 8;
-/// The pool holds at least so many times the state that makes a flush due, whatever the share, so that [`FLUSHES`] flushes stay a small part of it.
-const DIRTY_PER_POOL: usize = 32;
+/// Of so many parts of a share, [`DIRTY`] make a flush due. The more, the more changes of an entry are one write.
+const PARTS: usize = 5;
+const DIRTY: usize = 2;
 
 /// The pool of a process. Clones are the same pool.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl Member {
 
     /// How much changed state makes a flush due now, in bytes.
     pub fn dirty_bytes(&self) -> usize {
-        (self.cache_bytes() / DIRTY_PER_SHARE).min(self.0.0.bytes / DIRTY_PER_POOL)
+        self.cache_bytes() / PARTS * DIRTY
     }
 }
 
@@ -104,15 +104,9 @@ mod tests {
         assert_eq!(first.cache_bytes(), 1 << 19, "as many as were expected");
         let others: Vec<Member> = (0..3).map(|_| pool.join()).collect();
         assert_eq!(others.iter().chain([&first]).map(Member::cache_bytes).sum::<usize>(), 1 << 20);
-        assert_eq!(first.dirty_bytes(), (1 << 18) / DIRTY_PER_SHARE);
+        assert_eq!(first.dirty_bytes(), (1 << 18) / 5 * 2);
         drop(others);
         assert_eq!(first.cache_bytes(), 1 << 19);
-        let alone = Pool::new(1 << 20, 1).join();
-        assert_eq!(
-            alone.dirty_bytes(),
-            (1 << 20) / DIRTY_PER_POOL,
-            "one large share flushes no larger pieces than several"
-        );
     }
 
     #[test]

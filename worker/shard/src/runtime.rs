@@ -44,7 +44,8 @@ pub struct Limits {
     pub linger: Duration,
     /// Memory for state.
     pub cache_bytes: usize,
-    /// Changed state is written to the local store when it is this large, or when the changelog has grown by eight times as much; bounds the replay after a crash.
+    /// Changed state is written to the local store when it is this large, or after ten seconds; both bound the replay after a crash. As much again may change while
+    /// it is written; then batches wait.
     pub dirty_bytes: usize,
     /// The process's memory for caches; when there is one, this shard's share of it replaces the two bounds above.
     pub pool: Option<Pool>,
@@ -98,20 +99,18 @@ pub struct Environment {
 pub const BUSY_FACTOR: u32 = 4;
 /// How long a poll waits for the first record of a batch.
 const IDLE: Duration = Duration::from_millis(100);
-/// Messages of a batch's first poll, and of any: each may be a frame of 1 MB and 1,000 records, so that a batch outgrows its bounds only a little.
-const FIRST_MESSAGES: usize = 4;
+/// Messages of a batch's first poll, and of any: each may be a frame of 1 MB and 1,000 records, so that a batch outgrows its bounds only a little, and where
+/// state is read from a slow disk its age is looked at after the first one.
+const FIRST_MESSAGES: usize = 1;
 const MOST_MESSAGES: usize = 16;
-/// A flush is due, too, when the changelog has grown by so many times the bound of dirty state since the last one: a few entries that change all the time
-/// are never much dirty state, but a long replay.
-const MOST_REPLAY: usize = 8;
+/// A flush is due, too, when so long has passed since the last one: a few entries that change all the time are never much dirty state, but a long replay.
+const REPLAY_MS: u64 = 10_000;
 /// How often the end of the changelog is noted, so that a clean restart has little to skip.
 const NOTE_EVERY_MS: u64 = 5_000;
 /// Positions that moved without a record (over markers of transactions) are committed after so long, so that they do not fall behind what the log keeps.
 const IDLE_COMMIT_MS: u64 = 60_000;
 /// No inputs are read while so many times a batch's bytes wait to be sent to other shards.
 const MOST_WAITING: usize = 4;
-/// A flush is waited for when so many times the bound has become dirty meanwhile.
-const MOST_DIRTY: usize = 4;
 
 /// What a batch came to, for metrics and traces.
 #[derive(Debug, Default)]
@@ -143,6 +142,8 @@ struct Read {
     time_ms: u64,
     stamp_time_ms: u64,
     forget_before: u32,
+    /// What is wrong with the clocks.
+    ahead: Option<String>,
 }
 
 /// A shard that this process owns.
@@ -164,9 +165,11 @@ pub struct Shard<S: Stage> {
     sums: Sums,
     out: Outbox,
     flushes: Flushes<S::Value>,
+    /// What was wrong with the clocks in the last batch.
+    ahead: Option<String>,
     member: Option<Member>,
-    /// Bytes of changes in the changelog since the last flush.
-    replay_bytes: usize,
+    /// When the last flush began, milliseconds since 1970.
+    flushed_ms: u64,
     /// When the end of the changelog was noted, and when a batch was committed last, milliseconds since 1970.
     noted_ms: u64,
     committed_ms: u64,
@@ -222,7 +225,8 @@ impl<S: Stage> Shard<S> {
             producer: lease.producer,
             position,
             out: Outbox::default(),
-            replay_bytes: 0,
+            ahead: None,
+            flushed_ms: environment.clock.now_ms(),
             noted_ms: 0,
             committed_ms: environment.clock.now_ms(),
             environment,
@@ -235,12 +239,11 @@ impl<S: Stage> Shard<S> {
     /// [`ShardError`]: drop the shard and open it again, or stop.
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
         self.take_share();
-        let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes.saturating_mul(MOST_DIRTY);
+        let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes;
         self.collect_flush(behind)?;
-        let is_due = self.flushes.is_idle()
-            && (self.cache.dirty_bytes() >= self.limits.dirty_bytes
-                || self.replay_bytes >= self.limits.dirty_bytes.saturating_mul(MOST_REPLAY));
         let now_ms = self.environment.clock.now_ms();
+        let is_over = now_ms >= self.flushed_ms.saturating_add(REPLAY_MS) && self.cache.dirty_bytes() > 0;
+        let is_due = self.flushes.is_idle() && (is_over || self.cache.dirty_bytes() >= self.limits.dirty_bytes);
         let safe_offset = if is_due || now_ms >= self.noted_ms + NOTE_EVERY_MS {
             self.noted_ms = now_ms;
             Some(self.changelog_end()?)
@@ -270,7 +273,8 @@ impl<S: Stage> Shard<S> {
         report.committed_ms = self.environment.clock.now_ms();
         report.spans = std::mem::take(&mut self.out.spans);
         report.reasons = std::mem::take(&mut self.out.reasons);
-        (report.cache_bytes, report.dirty_bytes) = (self.cache.bytes(), self.cache.dirty_bytes());
+        (report.cache_bytes, report.dirty_bytes) =
+            (self.cache.bytes() + self.output.waiting.bytes(), self.cache.dirty_bytes());
         report.trouble = self.flushes.trouble().map(str::to_owned);
         Ok(Some(report))
     }
@@ -279,7 +283,7 @@ impl<S: Stage> Shard<S> {
     fn take_share(&mut self) {
         let Some(member) = &self.member else { return };
         (self.limits.cache_bytes, self.limits.dirty_bytes) = (member.cache_bytes(), member.dirty_bytes());
-        self.cache.set_capacity(self.limits.cache_bytes);
+        self.cache.set_capacity(self.limits.cache_bytes.saturating_sub(self.output.waiting.bytes()));
     }
 
     fn transact(&mut self) -> Result<Option<Report>, ShardError> {
@@ -311,7 +315,8 @@ impl<S: Stage> Shard<S> {
         let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
         self.producer.begin()?;
         self.output.begin(&mut *self.producer)?;
-        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(Some)
+        let ahead = self.ahead.clone();
+        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0, ahead }).map(Some)
     }
 
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
@@ -347,7 +352,8 @@ impl<S: Stage> Shard<S> {
             if messages == 0 || full || age >= self.batch_time {
                 self.batch_time = self.limits.next_batch_time(self.batch_time, records, bytes);
                 let (stamp_time_ms, forget_before) = (batch.stamp_time_ms, batch.forget_before);
-                return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before }));
+                let ahead = batch.ahead.take();
+                return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before, ahead }));
             }
             let is_small = bytes * 8 < self.limits.batch_bytes && records * 8 < self.limits.batch_records;
             at_once = if is_small { (at_once * 2).min(MOST_MESSAGES) } else { FIRST_MESSAGES };
@@ -370,7 +376,6 @@ impl<S: Stage> Shard<S> {
             forget_before: read.forget_before,
         };
         let block = std::mem::take(&mut batch.changes).into_block();
-        let block_bytes = block.len();
         let digest = self.send_changelog(&header, block)?;
         if !mutant::is(Mutant::ApplyBeforeCommit) {
             self.producer.commit()?;
@@ -380,7 +385,7 @@ impl<S: Stage> Shard<S> {
         self.cache.commit(batch, forget);
         self.sums.commit(&usage);
         self.output.waiting.commit();
-        self.replay_bytes += block_bytes;
+        self.ahead.clone_from(&read.ahead);
         self.committed_ms = self.environment.clock.now_ms();
         self.position = StatePosition {
             digest,
@@ -417,7 +422,7 @@ impl<S: Stage> Shard<S> {
 
     /// Writes what is dirty to the local store, in the background.
     fn flush(&mut self) {
-        self.replay_bytes = 0;
+        self.flushed_ms = self.environment.clock.now_ms();
         let frozen = self.cache.freeze();
         let work = Work::new(frozen, self.uncached(), self.position.clone());
         self.flushes.begin(work);
@@ -481,9 +486,9 @@ impl<S: Stage> Shard<S> {
         (self.position.batch_number, self.position.epoch)
     }
 
-    /// Why nothing can be written to the local store, while that is so.
+    /// What will stop it if nobody acts: nothing can be written to the local store, or clocks are wrong.
     pub fn trouble(&self) -> Option<&str> {
-        self.flushes.trouble()
+        self.flushes.trouble().or(self.ahead.as_deref())
     }
 
     /// The last committed batch. Its `changelog_offset` is where a follower has to start, which is noted now and then only.

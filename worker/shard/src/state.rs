@@ -42,6 +42,9 @@ impl Forget {
     }
 }
 
+/// Gives each of its entries to who asks: `None` deletes.
+pub type Entries<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&StateKey, Option<&[u8]>));
+
 /// A shard's local state.
 pub trait StateStore: Send + Sync {
     /// How far it is; `None` when it is empty.
@@ -66,6 +69,22 @@ pub trait StateStore: Send + Sync {
         entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
         position: &StatePosition,
     ) -> Result<(), StoreError>;
+
+    /// [`StateStore::write`] of many entries: `entries` gives them one after the other, in ascending order of their keys, so that they need not all be in
+    /// memory at a time.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn write_sorted(
+        &self,
+        forget: Option<&Forget>,
+        entries: Entries<'_>,
+        position: &StatePosition,
+    ) -> Result<(), StoreError> {
+        let mut all = Vec::new();
+        entries(&mut |key, value| all.push((key.clone(), value.map(<[u8]>::to_vec))));
+        self.write(forget, &mut all.iter().map(|(key, value)| (key, value.as_deref())), position)
+    }
 
     /// From here on, a crash keeps what was written.
     ///

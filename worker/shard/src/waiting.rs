@@ -63,13 +63,13 @@ impl Waiting {
             added: Vec::new(),
             unflushed: BTreeMap::new(),
         };
+        let mut unreadable = None;
         let prefix = StateKey::new(group, NOBODY, Kind::Waiting, &[]);
-        store.scan(prefix.as_bytes(), &mut |key, bytes| {
-            if let Some((partition, number)) = key.parts().and_then(|(_, _, rest)| place(rest)) {
-                waiting.push(partition, Frame { number, bytes: bytes.into() });
-            }
+        store.scan(prefix.as_bytes(), &mut |key, bytes| match key.parts().and_then(|(_, _, rest)| place(rest)) {
+            Some((partition, number)) => waiting.push(partition, Frame { number, bytes: bytes.into() }),
+            None => unreadable = Some(ShardError::Stopped(format!("{key:?} is not the key of a frame that waits"))),
         })?;
-        Ok(waiting)
+        unreadable.map_or(Ok(waiting), Err)
     }
 
     fn key(&self, partition: u32, number: u64) -> StateKey {

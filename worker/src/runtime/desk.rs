@@ -21,7 +21,7 @@ pub enum Condition {
     Opening,
     /// Works.
     Running,
-    /// Works, but will not for ever: state cannot be stored; says why.
+    /// Works, but not as it should: state cannot be stored, clocks are wrong; says why.
     Hampered(String),
     /// Follows its changelog; another process works.
     Following,
@@ -51,6 +51,8 @@ struct Inner {
     usage: BTreeMap<String, Usage>,
     status: ShardStatus,
     passed: Vec<Position>,
+    /// Nobody is to wait for an order any more.
+    is_awake: bool,
 }
 
 impl Desk {
@@ -59,7 +61,7 @@ impl Desk {
         let condition = if duty == Duty::Nothing { Condition::Closed } else { Condition::Opening };
         let order = Order { duty, ..Order::default() };
         let (usage, status, passed) = (BTreeMap::new(), ShardStatus::default(), Vec::new());
-        let inner = Inner { order, condition, usage, status, passed };
+        let inner = Inner { order, condition, usage, status, passed, is_awake: false };
         Desk { stage, shard, inner: Mutex::new(inner), ordered: Condvar::new() }
     }
 
@@ -91,12 +93,14 @@ impl Desk {
 
     /// Waits until there is another order than this one, or until the pause is over.
     pub fn wait_for_other(&self, than: &Order, pause: Duration) {
-        let waited = self.ordered.wait_timeout_while(self.lock(), pause, |inner| inner.order == *than);
+        let waited =
+            self.ordered.wait_timeout_while(self.lock(), pause, |inner| inner.order == *than && !inner.is_awake);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Ends the waiting for an order.
+    /// Ends the waiting for an order, for good.
     pub fn wake(&self) {
+        self.lock().is_awake = true;
         self.ordered.notify_all();
     }
 
@@ -129,9 +133,12 @@ impl Desk {
         }
     }
 
-    /// Notes that it works and what will stop it, if nobody acts.
-    pub fn hampered(&self, why: &str) {
-        self.lock().condition = Condition::Hampered(why.to_owned());
+    /// Notes that it works, and what is wrong all the same; true when that is new.
+    pub fn hampered(&self, why: &str) -> bool {
+        let mut inner = self.lock();
+        let is_new = !matches!(inner.condition, Condition::Hampered(_));
+        inner.condition = Condition::Hampered(why.to_owned());
+        is_new
     }
 
     /// Notes that it followed its changelog without an error.
@@ -232,6 +239,13 @@ mod tests {
         desk.report(ShardStatus { role: Role::Standby, ..ShardStatus::default() });
         desk.followed();
         assert_eq!(desk.condition(), Condition::Following);
+    }
+
+    #[test]
+    fn whoever_is_woken_waits_no_more() {
+        let desk = Desk::new("unify", 0, Duty::Nothing);
+        desk.wake();
+        desk.wait_for_other(&desk.order(), Duration::from_secs(3_600));
     }
 
     #[test]

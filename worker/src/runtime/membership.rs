@@ -235,6 +235,11 @@ impl Membership {
         if let Err(error) = member.listen(LISTEN, self.monotonic_ms()) {
             tracing::warn!(%error, "cannot hear plan and reports");
             self.stop.wait(PAUSE);
+            if !matches!(error, LogError::Unavailable(_))
+                && let Err(error) = member.listen_anew(&*self.log)
+            {
+                tracing::warn!(%error, "cannot hear plan and reports yet");
+            }
         }
         if let Some(problem) = member.problem() {
             tracing::warn!(problem, "plan and reports");

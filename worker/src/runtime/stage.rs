@@ -6,6 +6,7 @@ use super::observe::Observer;
 use super::stores::Creation;
 use super::system::Stop;
 use millstream_model::proto::Usage;
+use millstream_plan::status::ShardStatus;
 use millstream_shard::ShardError;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
 use millstream_shard::seat::{MakeStage, OpenStore, Parts, Seat, Step};
@@ -29,6 +30,8 @@ impl Drop for EndOfThread<'_> {
     fn drop(&mut self) {
         let why =
             if std::thread::panicking() { "its thread panicked; restart the process" } else { "its thread ended" };
+        // Others must not wait for an owner that is none.
+        self.0.report(ShardStatus::default());
         self.0.set(Condition::Stopped(why.to_owned()));
     }
 }
@@ -122,9 +125,13 @@ impl<S: Stage> Work<S> {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match step {
             Step::Idle => {}
-            Step::Followed => self.desk.followed(),
+            Step::Followed => {
+                self.backoff.reset();
+                self.desk.followed();
+            }
             Step::Opened => tracing::info!(stage, shard, "shard is followed"),
             Step::Acquired { by_handoff } => {
+                self.backoff.reset();
                 let epoch = self.seat.status().epoch;
                 tracing::info!(stage, shard, epoch, by_handoff, "shard is open");
             }
@@ -135,16 +142,19 @@ impl<S: Stage> Work<S> {
     }
 
     fn batch(&mut self, report: Option<&Report>) {
+        let (stage, shard) = (self.desk.stage, self.desk.shard);
         self.quiet = if report.is_some() { 0 } else { self.quiet.saturating_add(1) };
-        self.desk.polled(self.quiet);
-        if let Some(why) = self.seat.shard().and_then(|shard| shard.trouble()) {
-            self.desk.hampered(why);
+        match self.seat.shard().and_then(|shard| shard.trouble()) {
+            None => self.desk.polled(self.quiet),
+            Some(why) if self.desk.hampered(why) => {
+                tracing::warn!(stage, shard, why, "shard works, but not as it should")
+            }
+            Some(_) => {}
         }
         let Some(report) = report else { return };
         self.backoff.reset();
         self.note_passed();
         self.publish(&report.usage);
-        let (stage, shard) = (self.desk.stage, self.desk.shard);
         self.observer.batch(stage, shard, report);
         for span in &report.spans {
             self.observer.span(stage, shard, span, report.began_ms, report.committed_ms);

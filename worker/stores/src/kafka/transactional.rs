@@ -7,6 +7,7 @@
 //! - A commit during which the client saw a lost connection, a time-out or an error is unknown, even if it reports success: the request
 //!   that was lost may arrive later, in the next transaction of the same epoch (librdkafka has no KIP-890). Lost connections raise no error
 //!   event when little is in flight, and repeated ones are suppressed; only the debug lines of `broker` name each, so those are counted.
+//! - A commit has the time that a transaction has: librdkafka repeats a request without an answer for ever, and the outcome is unknown after the first time anyway.
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
 //!   nobody polls.
 
@@ -152,7 +153,8 @@ impl KafkaTransactional {
     fn try_commit(&self) -> Result<(), String> {
         self.flush()?;
         self.undisturbed()?;
-        self.client.commit_transaction(None).map_err(|error| error.to_string())?;
+        let wait = self.shared.config.transaction_timeout();
+        self.client.commit_transaction(wait).map_err(|error| error.to_string())?;
         self.undisturbed()
     }
 
@@ -161,7 +163,8 @@ impl KafkaTransactional {
     fn try_abort(&self) -> Result<(), String> {
         self.flush()?;
         self.undisturbed()?;
-        self.client.abort_transaction(None).map_err(|error| error.to_string())?;
+        let wait = self.shared.config.transaction_timeout();
+        self.client.abort_transaction(wait).map_err(|error| error.to_string())?;
         self.undisturbed()
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariant (I5): entries and the position that they lead to are written in one write batch to one column family, so that they reach
 //! the same memtable and the same file together. The write-ahead log is off: a crash loses the newest writes, whole, and the changelog
-//! brings them back; what a memtable held is flushed when the store is closed. State keys start with a key group below 4,096,
+//! brings them back; what a memtable held is flushed when the store is closed. What an owner flushes is much and sorted: it is written as a file, which RocksDB takes as
+//! a whole, without a way through memtables. State keys start with a key group below 4,096,
 //! which leaves the keys from `0x10` on to the store itself: the position rests under [`POSITION`].
 //!
 //! Files that are damaged (I6) are noticed at opening or at any read. From then on the store answers [`StoreError::Damaged`] to everything, also after it was
@@ -17,17 +18,20 @@ pub use resources::{Bounds, Figures, Resources, StoreFigures};
 use error::{io_error, store_error};
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
-use millstream_shard::state::{Forget, StateStore, StoreError};
+use millstream_shard::state::{Entries, Forget, StateStore, StoreError};
 use prost::Message as _;
-use rocksdb::{DB, FlushOptions, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{
+    DB, FlushOptions, IngestExternalFileOptions, IteratorMode, ReadOptions, SstFileWriter, WriteBatch, WriteOptions,
+};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 const POSITION: &[u8] = b"\xffposition";
 /// The first key that no state key can be: group 4,096, big endian.
 const STATE_END: &[u8] = &[0x10];
+/// The file that a flush writes, until RocksDB has taken it.
+const FLUSH: &str = "flush.sst.tmp";
 /// Says why the other files in its folder are not to be used.
 const DAMAGED: &str = "DAMAGED";
 
@@ -36,8 +40,6 @@ pub struct RocksState {
     folder: PathBuf,
     resources: Resources,
     opened: RwLock<Opened>,
-    /// Bytes of the last write, for the next one's buffer: flushes are about equally large, and a buffer that grows is there three times while it is copied.
-    written: AtomicUsize,
 }
 
 enum Opened {
@@ -53,8 +55,7 @@ impl RocksState {
     /// [`StoreError`]: the folder cannot be written, or another process uses it.
     pub fn open(folder: &Path, resources: &Resources) -> Result<RocksState, StoreError> {
         let opened = RwLock::new(open(folder, resources)?);
-        let (folder, resources, written) = (folder.to_owned(), resources.clone(), AtomicUsize::new(0));
-        Ok(RocksState { folder, resources, opened, written })
+        Ok(RocksState { folder: folder.to_owned(), resources: resources.clone(), opened })
     }
 
     /// Does something with RocksDB, and remembers when that shows damage.
@@ -125,20 +126,50 @@ fn without_wal() -> WriteOptions {
     options
 }
 
+fn check(key: &StateKey) -> Result<(), StoreError> {
+    if key.as_bytes() < STATE_END {
+        return Ok(());
+    }
+    Err(StoreError::Failed(format!("{key:?} is not a key of a shard's state")))
+}
+
+/// Entries in ascending order, and behind them the position, which is behind every key of state.
+fn write_file(
+    file: &mut SstFileWriter<'_>,
+    forget: Option<&Forget>,
+    entries: Entries<'_>,
+    position: &StatePosition,
+) -> Result<(), StoreError> {
+    for [start, end] in forget.into_iter().flat_map(Forget::ranges) {
+        file.delete_range(start, end).map_err(failed("write"))?;
+    }
+    let mut result = Ok(());
+    entries(&mut |key, value| {
+        if result.is_ok() {
+            result = check(key).and_then(|()| {
+                let written = match value {
+                    Some(value) => file.put(key.as_bytes(), value),
+                    None => file.delete(key.as_bytes()),
+                };
+                written.map_err(failed("write"))
+            });
+        }
+    });
+    result?;
+    file.put(POSITION, position.encode_to_vec()).map_err(failed("write"))
+}
+
 fn batch_of(
     forget: Option<&Forget>,
     entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
     position: &StatePosition,
-    expected: usize,
 ) -> Result<WriteBatch, StoreError> {
-    let mut batch = WriteBatch::with_capacity_bytes(expected + expected / 8);
+    let mut batch = WriteBatch::default();
     for [start, end] in forget.into_iter().flat_map(Forget::ranges) {
         batch.delete_range(start, end);
     }
     for (key, value) in entries {
-        if key.as_bytes() >= STATE_END {
-            return Err(StoreError::Failed(format!("{key:?} is not a key of a shard's state")));
-        }
+        check(key)?;
         match value {
             Some(value) => batch.put(key.as_bytes(), value),
             None => batch.delete(key.as_bytes()),
@@ -170,9 +201,30 @@ impl StateStore for RocksState {
         entries: &mut dyn Iterator<Item = (&StateKey, Option<&[u8]>)>,
         position: &StatePosition,
     ) -> Result<(), StoreError> {
-        let batch = batch_of(forget, entries, position, self.written.load(Ordering::Relaxed))?;
-        self.written.store(batch.size_in_bytes(), Ordering::Relaxed);
+        let batch = batch_of(forget, entries, position)?;
         self.with(|db| db.write_opt(batch, &without_wal()).map_err(failed("write")))
+    }
+
+    fn write_sorted(
+        &self,
+        forget: Option<&Forget>,
+        entries: Entries<'_>,
+        position: &StatePosition,
+    ) -> Result<(), StoreError> {
+        self.with(|db| {
+            let path = self.folder.join(FLUSH);
+            let written = self.resources.write_file(&path, |file| write_file(file, forget, entries, position));
+            let taken = written.and_then(|()| {
+                let mut options = IngestExternalFileOptions::default();
+                options.set_move_files(true);
+                db.ingest_external_file_opts(&options, vec![&path]).map_err(failed("take a file"))
+            });
+            if taken.is_err() {
+                // Its space is needed now; what cannot be removed is overwritten the next time.
+                let _ = std::fs::remove_file(&path);
+            }
+            taken
+        })
     }
 
     fn sync(&self) -> Result<(), StoreError> {

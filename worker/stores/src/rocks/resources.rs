@@ -5,11 +5,14 @@
 //! of some kilobytes, and what could make it exceed is bounded otherwise (memtables by the manager, whole blocks by what is read at the same time).
 //! The manager does not stall writers either: it would wait for memtables of stores that nobody writes to.
 
+use super::error::{io_error, store_error};
+use millstream_shard::state::StoreError;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Env, Options, WriteBufferManager, properties,
+    BlockBasedOptions, Cache, DB, DBCompressionType, Env, Options, SstFileWriter, WriteBufferManager, properties,
     statistics::{StatsLevel, Ticker},
 };
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -61,6 +64,9 @@ struct Shared {
     cache: Cache,
     memtables: WriteBufferManager,
     options: Options,
+    /// Of files that flushes write.
+    file_options: Options,
+    written_bytes: AtomicU64,
     /// The open stores, by folder.
     stores: Mutex<BTreeMap<PathBuf, Weak<DB>>>,
     cleared: AtomicU64,
@@ -120,7 +126,12 @@ impl Resources {
         let memtables =
             WriteBufferManager::new_write_buffer_manager_with_cache(bounds.memtables_bytes, false, cache.clone());
         let options = options(bounds, &cache, &memtables);
-        Resources(Arc::new(Shared { cache, memtables, options, stores: Mutex::default(), cleared: AtomicU64::new(0) }))
+        let mut file_options = options.clone();
+        // As of the first level: it is soon rewritten.
+        file_options.set_compression_per_level(&[]);
+        file_options.set_compression_type(DBCompressionType::None);
+        let (stores, cleared, written_bytes) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
+        Resources(Arc::new(Shared { cache, memtables, options, file_options, written_bytes, stores, cleared }))
     }
 
     /// Opens RocksDB in a folder.
@@ -136,13 +147,33 @@ impl Resources {
         self.0.stores.lock().unwrap_or_else(PoisonError::into_inner).remove(folder);
     }
 
+    /// Writes a file that a store can take: what `fill` puts into it.
+    pub(super) fn write_file(
+        &self,
+        path: &Path,
+        fill: impl FnOnce(&mut SstFileWriter<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        // A crash may have left it as a second name of a file that the store has taken: opening it for writing would empty that one.
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error("cannot remove", path, &error)),
+            _ => {}
+        }
+        let failed = |error| store_error("write a file", &error);
+        let mut file = SstFileWriter::create(&self.0.file_options);
+        file.open(path).map_err(failed)?;
+        fill(&mut file)?;
+        file.finish().map_err(failed)?;
+        self.0.written_bytes.fetch_add(file.file_size(), Ordering::Relaxed);
+        Ok(())
+    }
+
     pub(super) fn count_cleared(&self) {
         self.0.cleared.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What all stores use and have done.
     pub fn figures(&self) -> Figures {
-        let Shared { cache, memtables, options, cleared, .. } = &*self.0;
+        let Shared { cache, memtables, options, written_bytes, cleared, .. } = &*self.0;
         let count = |ticker| options.get_ticker_count(ticker);
         Figures {
             cache_bytes: cache.get_usage() as u64,
@@ -151,7 +182,7 @@ impl Resources {
             block_hits: count(Ticker::BlockCacheHit),
             block_misses: count(Ticker::BlockCacheMiss),
             filtered: count(Ticker::BloomFilterUseful),
-            flushed_bytes: count(Ticker::FlushWriteBytes),
+            flushed_bytes: count(Ticker::FlushWriteBytes) + written_bytes.load(Ordering::Relaxed),
             compaction_read_bytes: count(Ticker::CompactReadBytes),
             compaction_written_bytes: count(Ticker::CompactWriteBytes),
             stalled_us: count(Ticker::StallMicros),

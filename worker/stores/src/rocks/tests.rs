@@ -63,6 +63,44 @@ fn a_key_outside_the_state_is_refused_and_nothing_is_written() {
     assert_eq!((store.multi_get(&[&good]).unwrap(), store.position().unwrap()), (vec![None], None));
 }
 
+fn fill_sorted(store: &RocksState, entries: u32, position: u64) -> Result<(), StoreError> {
+    let mut give = |each: &mut dyn FnMut(&StateKey, Option<&[u8]>)| {
+        (0..entries).for_each(|number| each(&key(number), Some(&noise(number, position))));
+    };
+    let position = StatePosition { batch_number: position, ..StatePosition::default() };
+    store.write_sorted(None, &mut give, &position)
+}
+
+/// Killed between taking a file and giving up its first name.
+#[test]
+fn a_file_that_was_taken_is_not_written_again_under_its_first_name() {
+    let (folder, resources) = (tempfile::tempdir().unwrap(), Resources::new(1 << 20));
+    let store = open(folder.path(), &resources);
+    fill_sorted(&store, 1000, 1).unwrap();
+    let taken = files(folder.path(), "sst").remove(0);
+    std::fs::hard_link(&taken, folder.path().join(FLUSH)).unwrap();
+    fill_sorted(&store, 10, 2).unwrap();
+    assert!(!folder.path().join(FLUSH).exists());
+    drop(store);
+    let store = open(folder.path(), &Resources::new(1 << 20));
+    assert_eq!(store.multi_get(&[&key(3), &key(900)]).unwrap(), [Some(noise(3, 2)), Some(noise(900, 1))]);
+    assert!(resources.figures().flushed_bytes > 500_000);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_to_its_end_leaves_nothing() {
+    let (folder, resources) = (tempfile::tempdir().unwrap(), Resources::new(1 << 20));
+    let store = open(folder.path(), &resources);
+    let mut give = |each: &mut dyn FnMut(&StateKey, Option<&[u8]>)| {
+        [key(1), StateKey::from_bytes(POSITION)].iter().for_each(|key| each(key, Some(b"x")));
+    };
+    assert!(store.write_sorted(None, &mut give, &StatePosition::default()).is_err());
+    assert!(!folder.path().join(FLUSH).exists());
+    assert_eq!((store.multi_get(&[&key(1)]).unwrap(), store.position().unwrap()), (vec![None], None));
+    fill_sorted(&store, 10, 1).unwrap();
+    assert_eq!(store.multi_get(&[&key(3)]).unwrap(), [Some(noise(3, 1))]);
+}
+
 #[test]
 fn a_folder_in_use_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
