@@ -1,10 +1,46 @@
-//! A TCP proxy that cuts every second connection when its first answer begins: the server has done the work, the client never learns.
+//! TCP proxies that cut connections: [`CuttingProxy`] cuts every second one when its first answer begins, so that the server has done the work and the client never
+//! learns; [`Relay`] cuts all that there are, when it is told to.
 
 use anyhow::Result;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A proxy that passes everything on; it ends with the process.
+pub struct Relay {
+    /// Its port.
+    pub port: u16,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Relay {
+    /// Starts a relay in front of a loopback port.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start(upstream: u16) -> Result<Relay> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let opened = open.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if let Ok(client) = client.try_clone() {
+                    opened.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+                }
+                std::thread::spawn(move || pass(client, upstream, None));
+            }
+        });
+        Ok(Relay { port, open })
+    }
+
+    /// Cuts every connection there is, in the middle of whatever passes; says how many. New ones are taken.
+    pub fn cut(&self) -> usize {
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        open.iter().filter(|client| client.shutdown(Shutdown::Both).is_ok()).count()
+    }
+}
 
 /// A running proxy; it ends with the process.
 pub struct CuttingProxy {

@@ -127,6 +127,20 @@ fn a_changed_byte_is_found_by_the_read_that_meets_it() {
 }
 
 #[test]
+fn a_changed_byte_of_a_file_that_was_taken_is_found_too() {
+    let (folder, resources) = (tempfile::tempdir().unwrap(), Resources::new(1 << 20));
+    fill_sorted(&open(folder.path(), &resources), 100, 1).unwrap();
+    let file = files(folder.path(), "sst").remove(0);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let store = open(folder.path(), &resources);
+    let keys: Vec<StateKey> = (0..100).map(key).collect();
+    assert!(is_damaged(&store.multi_get(&keys.iter().collect::<Vec<_>>())));
+}
+
+#[test]
 fn a_file_that_is_gone_or_cut_is_found_at_opening() {
     let truncate = |path: &Path| std::fs::write(path, b"").unwrap();
     let remove = |path: &Path| std::fs::remove_file(path).unwrap();
