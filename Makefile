@@ -74,6 +74,7 @@ bench-engine: setup-test ## the engine's figures, about 25 minutes: bench/result
 bench-failover: setup-test ## longest gaps when a worker is killed, and when its shards are handed off: bench/results/failover.json
 	@cargo build --locked --workspace --bins
 	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-failover"
+	@tools/generate
 
 .PHONY: lint
 lint: setup-build ## formatting, clippy, rustdoc, licences and bans, unsafe rule, generated files, documents

@@ -32,6 +32,14 @@ impl Arrivals {
         arrivals.iter().map(|shard| longest(shard, from, to)).collect()
     }
 
+    /// The median of all gaps of all shards in this time.
+    pub(crate) fn median(&self, from: Instant, to: Instant) -> Duration {
+        let arrivals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<Duration> = arrivals.iter().flat_map(|shard| gaps(shard, from, to)).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied().unwrap_or_default()
+    }
+
     /// Has each shard put something out since then?
     pub(crate) fn all_since(&self, since: Instant) -> bool {
         let arrivals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,10 +47,13 @@ impl Arrivals {
     }
 }
 
-fn longest(arrivals: &[Instant], from: Instant, to: Instant) -> Duration {
+fn gaps(arrivals: &[Instant], from: Instant, to: Instant) -> impl Iterator<Item = Duration> {
     let pairs = arrivals.iter().zip(arrivals.iter().skip(1));
-    let gaps = pairs.filter(|(one, next)| **next >= from && **one <= to).map(|(one, next)| *next - *one);
-    gaps.max().unwrap_or_default()
+    pairs.filter(move |(one, next)| **next >= from && **one <= to).map(|(one, next)| *next - *one)
+}
+
+fn longest(arrivals: &[Instant], from: Instant, to: Instant) -> Duration {
+    gaps(arrivals, from, to).max().unwrap_or_default()
 }
 
 /// Senders and the reader; they end when it is dropped.

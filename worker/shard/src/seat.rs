@@ -205,6 +205,8 @@ impl<S: Stage> Seat<S> {
         }
         if soon {
             standby.prefetch(now_ms)?;
+        } else {
+            standby.drop_prefetched();
         }
         if now_ms >= self.lag_noted_ms.saturating_add(LAG_EVERY_MS) || now_ms < self.lag_noted_ms {
             (self.lag, self.lag_noted_ms) = (standby.lag()?, now_ms);

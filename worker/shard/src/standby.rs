@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Inputs that were fetched ahead are used for so long.
 const PREFETCH_MS: u64 = 5_000;
+/// A prepared client is made anew after so long: brokers forget a transactional id that is idle for days (7 by default).
+const PREPARED_MS: u64 = 86_400_000;
 
 /// A shard that this process follows.
 pub struct Standby {
@@ -26,6 +28,8 @@ pub struct Standby {
     store: Arc<dyn StateStore>,
     follower: Follower,
     prepared: Option<Prepared>,
+    /// When it was prepared, milliseconds since 1970.
+    prepared_ms: u64,
     /// Fetched ahead, and since when.
     inputs: Option<(Inputs, u64)>,
 }
@@ -63,7 +67,7 @@ impl Standby {
         output::check(log, topics, stage)?;
         let changelog = TopicPartition::new(topics.changelog(stage), shard);
         let follower = Follower::open(log, changelog, topics.shards, store.clone())?;
-        Ok(Standby { stage, shard, environment, store, follower, prepared: None, inputs: None })
+        Ok(Standby { stage, shard, environment, store, follower, prepared: None, prepared_ms: 0, inputs: None })
     }
 
     /// Reads what comes within `wait`.
@@ -127,14 +131,18 @@ impl Standby {
     /// [`ShardError`].
     pub fn prepare(&mut self) -> Result<(), ShardError> {
         let position = self.follower.position();
-        let is_ours =
-            |(client, slot): (&str, u32)| position.slot != slot || self.follower.released_to() == Some(client);
+        let now_ms = self.environment.clock.now_ms();
+        let is_fresh = now_ms < self.prepared_ms.saturating_add(PREPARED_MS);
+        let is_ours = |(client, slot): (&str, u32)| {
+            self.follower.released_to() == Some(client) || (position.slot != slot && is_fresh)
+        };
         if self.client().is_some_and(is_ours) {
             return Ok(());
         }
         self.prepared = None;
         let claim = claim(&self.environment, self.stage, self.shard, (0, 0));
         self.prepared = claim.prepare(&mut self.follower)?;
+        self.prepared_ms = now_ms;
         Ok(())
     }
 
@@ -150,6 +158,11 @@ impl Standby {
             self.inputs = Some((inputs, now_ms));
         }
         Ok(())
+    }
+
+    /// No handoff is near any more: what was fetched ahead is memory for nothing.
+    pub fn drop_prefetched(&mut self) {
+        self.inputs = None;
     }
 
     /// Becomes the owner if the shard was released to the prepared client.

@@ -3,8 +3,8 @@
 //! One number, `state.memory`, bounds all of it, however many shards the process has:
 //! - **three eighths** for the write-back caches of all shards, in equal shares ([`Pool`]), with what is changed and not stored yet;
 //! - **a quarter** for RocksDB: blocks, indexes and filters, and in it, up to a half, memtables;
-//! - **three eighths** for work: flushes hold their entries encoded and as a write batch, and what has been replaced meanwhile; compactions have buffers; standbys and
-//!   openings hold what they have read and not written; allocators round up. As much as that was measured (docs/src/design/memory.md).
+//! - **three eighths** for work: flushes hold what has been replaced meanwhile; compactions have buffers; standbys and openings hold what they have read and not
+//!   written; allocators round up and give back late. As much as that was measured (docs/src/design/memory.md).
 //!
 //! What a share must hold at least is the state of a large batch: a cache that turns over within a batch reads everything twice.
 
