@@ -8,9 +8,10 @@ use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Bounds, Resources, RocksState};
-use millstream_tests::conformance::{documents as document_suite, reader, state as state_suite};
+use millstream_tests::conformance::{documents as document_suite, eventually, reader, state as state_suite};
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 use tempfile::TempDir;
 
 fn open_log(folder: &Path) -> EmbeddedLog {
@@ -296,9 +297,42 @@ mod killed {
         let mut consumer = with::reader(&log, "quick", 4, Start::Earliest);
         let mut count = 0;
         while count < 200_000 {
-            count += consumer.poll(1000, std::time::Duration::from_secs(1), &mut |_| {}).unwrap();
+            count += consumer.poll(1000, Duration::from_secs(1), &mut |_| {}).unwrap();
         }
         let read = begin.elapsed() - sent;
         eprintln!("200,000 messages of 100 bytes: written in {sent:?}, read in {read:?}");
     }
+}
+
+/// A reader of plan and reports whose topic was deleted does not come back by itself; opened again, it goes on with what it had heard.
+#[test]
+fn a_listener_that_has_failed_for_good_hears_again() {
+    use millstream_plan::plan::{Plan, Version};
+    use millstream_plan::view::Bounds;
+    use millstream_shard::control::{Listener, Publisher};
+    use millstream_shard::log::LogError;
+    use millstream_shard::topics::Topics;
+    let folder = tempfile::tempdir().unwrap();
+    let (log, topics) = (open_log(folder.path()), Topics::new("listener", 1, 1));
+    log.create_topics(&topics.specs()).unwrap();
+    let mut listener = Listener::open(&log, &topics, Bounds::default(), 0).unwrap();
+    let publish = |number| {
+        let plan = Plan { version: Version { term: 1, number }, generation: 1, ..Plan::default() };
+        Publisher::open(&log, &topics).unwrap().publish(plan).unwrap();
+    };
+    let number = |listener: &Listener| listener.view().plan().map(|plan| plan.version.number);
+    publish(1);
+    eventually("the plan is heard", || listener.listen(Duration::ZERO, 1).map(|_| number(&listener)).unwrap());
+    log.delete_topic(&topics.control).unwrap();
+    let error = eventually("the reader fails", || listener.listen(Duration::ZERO, 2).err());
+    assert!(!matches!(error, LogError::Unavailable(_)), "{error}");
+    assert!(listener.open_again(&log).is_err(), "there is no such topic");
+    log.create_topics(&topics.specs()).unwrap();
+    publish(2);
+    listener.open_again(&log).unwrap();
+    assert_eq!(number(&listener), Some(1), "what was heard stays");
+    eventually("the new plan is heard", || {
+        listener.listen(Duration::ZERO, 3).unwrap();
+        (number(&listener) == Some(2)).then_some(())
+    });
 }

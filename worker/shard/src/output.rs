@@ -16,6 +16,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Output {
     topics: Topics,
+    shard: u32,
     frames: BTreeMap<(Content, u32), FrameWriter>,
     /// For other shards, in later batches.
     pub(crate) waiting: Waiting,
@@ -41,8 +42,8 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 
 impl Output {
     /// Nothing but what waits.
-    pub(crate) fn new(topics: Topics, waiting: Waiting) -> Output {
-        Output { topics, frames: BTreeMap::new(), waiting, messages: 0 }
+    pub(crate) fn new(topics: Topics, shard: u32, waiting: Waiting) -> Output {
+        Output { topics, shard, frames: BTreeMap::new(), waiting, messages: 0 }
     }
 
     /// A batch begins, with what has waited longest.
@@ -73,10 +74,12 @@ impl Output {
         }
         let (events, rejects) = (self.topics.events.clone(), self.topics.rejects.clone());
         for message in out.events.drain(..) {
-            self.public(&events, &message, transaction)?;
+            let partition = self.partition(u32::from(message.group));
+            self.public(&events, partition, &message, transaction)?;
         }
         for message in out.rejects.drain(..) {
-            self.public(&rejects, &message, transaction)?;
+            // Whatever key group it names, which may be wrong: it comes from here, and a batch writes to few partitions.
+            self.public(&rejects, self.shard, &message, transaction)?;
         }
         Ok(())
     }
@@ -107,13 +110,13 @@ impl Output {
     fn public(
         &mut self,
         topic: &str,
+        partition: u32,
         message: &PublicMessage,
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
         // No allocation where there are none.
         let headers: Vec<(&str, &str)> = message.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         self.messages += 1;
-        let partition = self.partition(u32::from(message.group));
         transaction.send(Outgoing { topic, partition, key: &message.key, payload: &message.payload, headers: &headers })
     }
 

@@ -216,7 +216,7 @@ impl<S: Stage> Shard<S> {
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
             inputs,
             sums: Sums::load(&*store, group)?,
-            output: Output::new(topics.clone(), waiting),
+            output: Output::new(topics.clone(), shard, waiting),
             batch_time: limits.batch_time,
             stage,
             shard,
