@@ -61,6 +61,12 @@ sim: setup-build ## run the simulation: SEEDS=10000 [FIRST_SEED=n]; a failing se
 servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatible) into the cache
 	@cargo run --locked --quiet -p millstream-tests --bin servers -- install
 
+FOR ?= 3600
+.PHONY: chaos
+chaos: setup-test ## kill, stop and cut everything in random order under load: FOR=3600 (seconds); MILLSTREAM_CHAOS_SEED=n repeats an order
+	@cargo build --locked --workspace --bins
+	@MILLSTREAM_CHAOS_SECONDS=$(FOR) cargo test --locked --workspace --test failover -- --nocapture goes_on_through_everything
+
 # Optimised throughout, RocksDB too: a folder of its own, so that no other build is thrown away for it. The first build takes about 40 minutes of a core.
 RELEASE := $(MILLSTREAM_CACHE)/release
 

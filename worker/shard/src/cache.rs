@@ -146,6 +146,8 @@ pub struct Cache<V> {
     /// Of the flush under way.
     frozen_bytes: usize,
     capacity: usize,
+    /// Of the last batch's changes, for the room of the next ones.
+    block_bytes: usize,
     totals: Totals,
 }
 
@@ -167,6 +169,7 @@ impl<V: StateValue> Cache<V> {
             dirty_bytes: 0,
             frozen_bytes: 0,
             capacity,
+            block_bytes: 0,
             totals,
         }
     }
@@ -308,7 +311,8 @@ impl<V: StateValue> Cache<V> {
     /// [`StateError`].
     pub fn changes(&mut self, forget_before: u32) -> Result<BatchChanges, StateError> {
         self.learn_before_images()?;
-        let (mut changes, mut totals) = (Changes::default(), self.totals.clone());
+        let room = self.block_bytes + self.block_bytes / 8;
+        let (mut changes, mut totals) = (Changes::with_capacity(room), self.totals.clone());
         totals.forget_before(forget_before);
         let mut stored = Vec::with_capacity(self.pending.len());
         for &number in &self.pending {
@@ -324,6 +328,7 @@ impl<V: StateValue> Cache<V> {
                 stored.push((number, changed));
             }
         }
+        self.block_bytes = changes.size();
         Ok(BatchChanges { changes, totals, stored })
     }
 

@@ -83,6 +83,16 @@ pub struct Stored {
 }
 
 impl Changes {
+    /// With room for so many bytes: batches are about equally large, and a block that grows is copied each time.
+    pub fn with_capacity(bytes: usize) -> Changes {
+        Changes { block: Vec::with_capacity(bytes) }
+    }
+
+    /// Bytes so far.
+    pub fn size(&self) -> usize {
+        self.block.len()
+    }
+
     /// Adds the new value of a key, unless it equals the one before.
     pub fn put(&mut self, key: &StateKey, before: u64, encode: impl FnOnce(&mut Vec<u8>)) -> Option<Stored> {
         let start = self.block.len();
