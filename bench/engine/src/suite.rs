@@ -20,7 +20,7 @@ const USERS: u64 = 200_000;
 /// Keys where the state is ten times what memory there is for it: 300 bytes each.
 const MANY_USERS: u64 = 2_000_000;
 /// A tenth of [`MANY_USERS`] states: half of it for the two shards' caches, half for RocksDB's blocks.
-const TENTH: Memory = Memory { cache: 15 << 20, dirty: 8 << 20, blocks: 30 << 20 };
+const TENTH: Memory = Memory { cache: 15 << 20, dirty: 6 << 20, blocks: 30 << 20 };
 /// Smaller than any state: each record is read from RocksDB and written to it.
 const NONE: Memory = Memory { cache: 0, dirty: 1, blocks: 64 << 20 };
 /// Records per second of the low rate.

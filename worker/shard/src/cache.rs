@@ -407,8 +407,9 @@ impl<V: StateValue> Cache<V> {
 
     /// What no longer fits goes at once, as far as it may.
     pub fn set_capacity(&mut self, bytes: usize) {
-        self.capacity = bytes;
-        self.evict(1);
+        if std::mem::replace(&mut self.capacity, bytes) > bytes {
+            self.evict(1);
+        }
     }
 
     /// Bytes in memory, as measured rather than as stored; those of the running batch's changes come to it when it is committed.
