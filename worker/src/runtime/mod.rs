@@ -256,9 +256,12 @@ impl Process {
         let endpoint = config.telemetry.otlp_endpoint.as_deref();
         let spans = SpanExporter::start(endpoint, &service, metrics.spans.clone())?;
         let (log, embedded) = stores::open_log(&config)?;
+        let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
+        if let Some(log) = &embedded {
+            stores::check_shards(&config, log, &topics)?;
+        }
         let writes = roles.contains(&Role::Reaction);
         let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
-        let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
         let mut process = Process {
             directory: Arc::new(Directory::new(config.shards.0, config.worker.as_str())),
             membership: None,
