@@ -175,6 +175,11 @@ impl Process {
         std::fs::read_to_string(file).unwrap_or_default()
     }
 
+    /// Where it keeps what must stay.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
     /// Its configuration.
     pub fn config(&self) -> PathBuf {
         self.folder.join("config.yaml")

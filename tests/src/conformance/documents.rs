@@ -87,7 +87,11 @@ impl Place {
 
     fn ids(&self) -> Vec<String> {
         let mut ids = Vec::new();
-        self.store.scan(&self.tenant, &self.collection, &mut |id, _| ids.push(id.to_owned())).unwrap();
+        let scanned = self.store.scan(&self.tenant, &self.collection, &mut |id, _| {
+            ids.push(id.to_owned());
+            true
+        });
+        scanned.unwrap();
         ids
     }
 }
@@ -401,7 +405,11 @@ pub fn random_operations_equal_the_reference(subject: &dyn Subject) {
         let bulk: Vec<Mutation> = histories.iter().map(|all| all[step].clone()).collect();
         assert!(place.write(&bulk).iter().all(|outcome| *outcome == Outcome::Applied));
         let mut documents = Vec::new();
-        place.store.scan(&place.tenant, &place.collection, &mut |_, document| documents.push(document)).unwrap();
+        let scanned = place.store.scan(&place.tenant, &place.collection, &mut |_, document| {
+            documents.push(document);
+            true
+        });
+        scanned.unwrap();
         for (document, all) in documents.iter().zip(&histories) {
             assert_eq!(*document, fold(&all[..=step]), "after {:?}", all[step].operations);
         }
@@ -693,9 +701,13 @@ pub fn scan_gives_one_tenants_documents_in_order(subject: &dyn Subject) {
                 if id == "z" { (true, 0) } else { (false, 1) }
             );
             seen.push(id.to_owned());
+            true
         })
         .unwrap();
     assert_eq!(seen, sorted);
+    let mut first = None;
+    place.store.scan(&place.tenant, &place.collection, &mut |id, _| first.replace(id.to_owned()).is_some()).unwrap();
+    assert_eq!(first.as_ref(), sorted.first(), "who needs no more gets no more");
 }
 
 /// What was reported as applied survives.

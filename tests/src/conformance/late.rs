@@ -51,7 +51,12 @@ impl DocumentStore for Late {
         self.store.get(tenant, collection, id)
     }
 
-    fn scan(&self, tenant: &str, collection: &str, each: &mut dyn FnMut(&str, Document)) -> Result<(), DocumentError> {
+    fn scan(
+        &self,
+        tenant: &str,
+        collection: &str,
+        each: &mut dyn FnMut(&str, Document) -> bool,
+    ) -> Result<(), DocumentError> {
         self.store.scan(tenant, collection, each)
     }
 }

@@ -55,9 +55,14 @@ pub trait DocumentStore: Send + Sync {
     /// [`DocumentError::Unavailable`].
     fn get(&self, tenant: &str, collection: &str, id: &str) -> Result<Option<Document>, DocumentError>;
 
-    /// Every document of a tenant in a collection, tombstones included, in order of id.
+    /// Every document of a tenant in a collection, tombstones included, in order of id, until `each` says that it needs no more (false).
     ///
     /// # Errors
     /// [`DocumentError::Unavailable`].
-    fn scan(&self, tenant: &str, collection: &str, each: &mut dyn FnMut(&str, Document)) -> Result<(), DocumentError>;
+    fn scan(
+        &self,
+        tenant: &str,
+        collection: &str,
+        each: &mut dyn FnMut(&str, Document) -> bool,
+    ) -> Result<(), DocumentError>;
 }

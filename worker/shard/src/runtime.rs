@@ -25,8 +25,7 @@ use crate::waiting::Waiting;
 use crate::{Clock, Executor, ShardError};
 use millstream_model::key::{StateKey, groups_of};
 use millstream_model::proto::{StatePosition, Usage};
-use millstream_model::reject::Reason;
-use millstream_stages::{Outbox, Stage, StageSpan, State};
+use millstream_stages::{Outbox, Rejected, Stage, StageSpan, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,8 +122,8 @@ pub struct Report {
     pub committed_ms: u64,
     /// Spans of sampled records.
     pub spans: Vec<StageSpan>,
-    /// Rejects by tenant and reason.
-    pub reasons: Vec<(String, Reason)>,
+    /// Records that were rejected.
+    pub reasons: Vec<Rejected>,
     /// The new sums of the tenants that the batch concerned.
     pub usage: BTreeMap<String, Usage>,
     /// State in memory, and how much of it is not in the local store yet, in bytes.

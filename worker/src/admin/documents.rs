@@ -1,6 +1,6 @@
 //! `/v1/documents`: the documents of a tenant as NDJSON, as the document store has them.
 //!
-//! As for `/v1/tail`, a thread reads (stores block) and hands lines to the answer through a bounded channel.
+//! As for `/v1/tail`, a thread of the runtime reads (stores block) and hands lines to the answer through a bounded channel; it ends when the reader leaves.
 
 use super::{AdminState, ndjson, problem};
 use axum::extract::{Query, State};
@@ -38,10 +38,8 @@ pub(super) async fn documents(State(state): State<AdminState>, Query(query): Que
     };
     let (lines, receiver) = mpsc::channel(CHANNEL);
     let reading = Reading { documents, tenant, collection, id: query.id, lines };
-    let started = std::thread::Builder::new().name("documents".to_owned()).spawn(move || reading.run());
-    if let Err(error) = started {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, format!("no thread can be started: {error}"));
-    }
+    // The runtime waits for it at the end of the process, when no store may be open any more.
+    tokio::task::spawn_blocking(move || reading.run());
     ndjson(receiver)
 }
 
@@ -72,15 +70,13 @@ impl Reading {
         }
         self.documents.scan(&self.tenant, &self.collection, &mut |id, document| {
             append(id, &document, chunk);
-            if chunk.len() > CHUNK {
-                self.send(chunk);
-            }
+            chunk.len() <= CHUNK || self.send(chunk)
         })
     }
 
-    fn send(&self, chunk: &mut Vec<u8>) {
-        // When the reader has left, the rest of the scan is for nobody; it ends soon enough.
-        let _ = self.lines.blocking_send(std::mem::take(chunk).into());
+    /// False: the reader has left, and the rest is for nobody.
+    fn send(&self, chunk: &mut Vec<u8>) -> bool {
+        self.lines.blocking_send(std::mem::take(chunk).into()).is_ok()
     }
 }
 

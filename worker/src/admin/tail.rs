@@ -1,6 +1,6 @@
 //! `/v1/tail`: a topic as NDJSON.
 //!
-//! A thread reads the log (its consumers block) and hands lines to the answer through a bounded channel, so a slow reader slows its own thread
+//! A thread of the runtime reads the log (its consumers block) and hands lines to the answer through a bounded channel, so a slow reader slows its own thread
 //! and nothing else. The thread ends when the reader leaves, when the log fails (the last line says why), or, without `follow`, at the end that
 //! the topic had when the request came.
 
@@ -73,10 +73,8 @@ pub(super) async fn tail(
     };
     let (lines, receiver) = mpsc::channel(CHANNEL);
     let reading = Reading { log, topic: topic.clone(), partitions: state.topics.shards, shape, query, lines };
-    let started = std::thread::Builder::new().name("tail".to_owned()).spawn(move || reading.run(permit));
-    if let Err(error) = started {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, format!("no thread can be started: {error}"));
-    }
+    // The runtime waits for it at the end of the process, when no log may be open any more.
+    tokio::task::spawn_blocking(move || reading.run(permit));
     ndjson(receiver)
 }
 

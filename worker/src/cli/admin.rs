@@ -1,5 +1,6 @@
 //! A client of the admin port.
 
+use super::visible::visible;
 use serde::de::DeserializeOwned;
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -63,7 +64,7 @@ impl AdminError {
 fn said(text: &str) -> String {
     let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
     let message = json.pointer("/error/message").and_then(serde_json::Value::as_str);
-    message.unwrap_or(text.trim()).chars().take(500).collect()
+    visible(&message.unwrap_or(text.trim()).chars().take(500).collect::<String>()).into_owned()
 }
 
 /// The message of a line that a process writes into an answer when it cannot go on.

@@ -17,14 +17,12 @@ use crate::generate::truth::Truth;
 use anyhow::{Context, bail};
 use load::Shipment;
 use local::Local;
+use probe::Freshness;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// After the last record is acknowledged, everything must be done within this.
-const DONE_WITHIN: Duration = Duration::from_secs(180);
 
 /// Arguments of `millstream demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,6 +39,9 @@ pub(super) struct DemoArgs {
     /// Keep configuration, data and log in this folder [default: a temporary one, removed at the end]
     #[arg(long)]
     folder: Option<PathBuf>,
+    /// Seconds after the last record is acknowledged, in which everything must be done
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    within: u64,
 }
 
 /// Runs it.
@@ -55,7 +56,7 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     super::print(format_args!("sending {total} records to {}\n", local.url))?;
 
     let (freshness, took) = send_all(&local, &shipments, total)?;
-    let (snapshot, mismatches) = settle(&mut local, &shipments, &truth)?;
+    let (snapshot, mismatches) = settle(&mut local, &shipments, &truth, Duration::from_secs(args.within))?;
     report::print_sums(&snapshot, &shipments, total, took)?;
     report::print_freshness(&freshness)?;
     report::print_profile(&local.admin, &truth)?;
@@ -66,7 +67,7 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Sends everything while probes measure freshness; what they measured, and how long sending took.
-fn send_all(local: &Local, shipments: &[Shipment], total: usize) -> anyhow::Result<(Vec<Duration>, Duration)> {
+fn send_all(local: &Local, shipments: &[Shipment], total: usize) -> anyhow::Result<(Freshness, Duration)> {
     let begun = Instant::now();
     let (sent, probing) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -111,13 +112,18 @@ fn show_progress(shipments: &[Shipment], total: usize, sent: &AtomicBool) -> any
 }
 
 /// Waits until all is processed and equal to the truth; or, at the deadline, says what is not.
-fn settle(local: &mut Local, shipments: &[Shipment], truth: &Truth) -> anyhow::Result<(Snapshot, Vec<Mismatch>)> {
+fn settle(
+    local: &mut Local,
+    shipments: &[Shipment],
+    truth: &Truth,
+    within: Duration,
+) -> anyhow::Result<(Snapshot, Vec<Mismatch>)> {
     let begun = Instant::now();
     loop {
         if let Some(status) = local.ended()? {
             bail!("`millstream local` ended by itself ({status}). Its last words:\n{}", local.last_words());
         }
-        let late = begun.elapsed() > DONE_WITHIN;
+        let late = begun.elapsed() > within;
         let rows = match usage::collect(std::slice::from_ref(&local.admin)) {
             // A shard that is opened again: its sums come back.
             Err(error) if error.is_not_ready() && !late => Vec::new(),

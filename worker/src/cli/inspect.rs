@@ -1,5 +1,6 @@
 //! `millstream inspect`: what is known of one user or device.
 
+use super::visible::{quoted, visible};
 use super::{Admin, AdminError, Outcome};
 use crate::admin::Misdirected;
 use anyhow::{Context, bail};
@@ -55,7 +56,8 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
             Ok(Outcome::Good)
         }
         None => {
-            super::print(format_args!("nobody at {} is known by {}\n", args.tenant, args.id))?;
+            let (tenant, id) = (visible(&args.tenant), visible(&args.id));
+            super::print(format_args!("nobody at {tenant} is known by {id}\n"))?;
             Ok(Outcome::Bad)
         }
     }
@@ -112,7 +114,7 @@ fn after(mut forwarded: Vec<String>, mut found: Value) -> Value {
     found
 }
 
-/// JSON as an indented outline: scalars on one line, lists of objects as one line per object.
+/// JSON as an indented outline: scalars on one line, lists of objects as one line per object. Names and values are of senders, so each shows as what it is.
 pub(super) fn readable(value: &Value) -> String {
     let mut text = String::new();
     outline(&mut text, value, 0);
@@ -123,8 +125,9 @@ fn outline(text: &mut String, value: &Value, indent: usize) {
     let Value::Object(members) = value else {
         return text.push_str(&format!("{:indent$}{}\n", "", inline(value)));
     };
-    let width = members.keys().map(|name| name.chars().count()).max().unwrap_or(0);
+    let width = members.keys().map(|name| quoted(name).chars().count()).max().unwrap_or(0);
     for (name, value) in members {
+        let name = quoted(name);
         match value {
             Value::Object(inner) if inner.is_empty() => {}
             Value::Array(items) if items.is_empty() => {}
@@ -150,11 +153,11 @@ fn outline(text: &mut String, value: &Value, indent: usize) {
 
 fn inline(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => quoted(text).into_owned(),
         Value::Array(items) => items.iter().map(inline).collect::<Vec<_>>().join(", "),
         Value::Object(members) => {
             let shown = members.iter().filter(|(_, value)| !value.is_null());
-            shown.map(|(name, value)| format!("{name} {}", inline(value))).collect::<Vec<_>>().join("  ")
+            shown.map(|(name, value)| format!("{} {}", quoted(name), inline(value))).collect::<Vec<_>>().join("  ")
         }
         other => other.to_string(),
     }
@@ -173,6 +176,19 @@ mod tests {
         let expected = "id           u_1\nidentifiers\n  user_id  42\n  email    a@b.c, d@e.f\nattributes\n  \
                         name plan  value pro  set 2026-01-01T00:00:00Z\nevents       3\n";
         assert_eq!(readable(&value), expected);
+    }
+
+    #[test]
+    fn a_value_cannot_forge_a_line_or_command_the_terminal() {
+        let value = json!({"attributes": [
+            {"name": "note", "value": "x\n  name plan  value pro  set 2026-01-01T00:00:00Z", "set": "t"},
+            {"name": "\u{1b}[2J", "value": {"k\r": ["a, b", "c"]}, "set": "t"}
+        ]});
+        let shown = readable(&value);
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+        assert!(!shown.contains('\u{1b}') && !shown.contains('\r'), "{shown}");
+        assert!(shown.contains(r#"value "x\n  name plan  value pro  set 2026-01-01T00:00:00Z"  set t"#), "{shown}");
+        assert!(shown.contains(r#"name "\u{1b}[2J"  value "k\r" "a, b", c  set t"#), "{shown}");
     }
 
     /// Admin ports that answer by what is asked for: (part of the request's first line, status, body).

@@ -18,6 +18,7 @@ pub mod snapshot;
 mod tail;
 pub mod usage;
 pub mod verify;
+mod visible;
 
 use crate::runtime::{self, LocalArgs, WorkerArgs};
 use clap::{Parser, Subcommand};

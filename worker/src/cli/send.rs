@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::sender::{self, Failure, Progress, Target};
+use super::visible::visible;
 use anyhow::ensure;
 use indicatif::{ProgressBar, ProgressStyle};
 use millstream_model::proto::Source;
@@ -165,7 +166,7 @@ fn report(args: &SendArgs, progress: &Progress, took: Duration) -> anyhow::Resul
 fn describe(failure: &Failure) -> String {
     let Failure { file, line, problem } = failure;
     let field = problem.field.as_ref().map(|field| format!(" [{field}]")).unwrap_or_default();
-    format!("{file}:{line}: {}{field} {}", problem.reason, problem.message)
+    visible(&format!("{file}:{line}: {}{field} {}", problem.reason, problem.message)).into_owned()
 }
 
 fn write_failures(path: &std::path::Path, failures: &[Failure]) -> anyhow::Result<()> {

@@ -1,9 +1,11 @@
 //! `millstream tail`: events, mutations or rejects as NDJSON.
 
 use super::admin::error_line;
+use super::visible::{json_line, visible};
 use super::{Admin, Outcome, usage};
 use anyhow::{bail, ensure};
-use std::io::Write;
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
 
 /// What to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -48,6 +50,7 @@ pub(super) fn run(args: &TailArgs) -> anyhow::Result<Outcome> {
         unknown_tenant(&admin, args).into_iter().for_each(|why| note(&why));
     }
     let (mut out, mut lines, mut failed) = (std::io::stdout().lock(), 0_u64, None);
+    let for_people = out.is_terminal();
     admin.lines::<anyhow::Error>(path, &query, &mut |line| {
         if let Some(message) = error_line(line) {
             note(&message);
@@ -55,6 +58,7 @@ pub(super) fn run(args: &TailArgs) -> anyhow::Result<Outcome> {
             return Ok(true);
         }
         lines += 1;
+        let line = if for_people { json_line(line) } else { Cow::Borrowed(line) };
         out.write_all(line.as_bytes())?;
         out.write_all(b"\n")?;
         Ok(true)
@@ -76,7 +80,7 @@ pub(super) fn run(args: &TailArgs) -> anyhow::Result<Outcome> {
 /// Beside the lines, which are for programs.
 fn note(text: &str) {
     // Nothing can be done when even that cannot be written.
-    let _ = writeln!(std::io::stderr(), "millstream: {text}");
+    let _ = writeln!(std::io::stderr(), "millstream: {}", visible(text));
 }
 
 /// Says so when no record of the tenant has ever come, as far as this process knows.

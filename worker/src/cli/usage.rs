@@ -1,5 +1,6 @@
 //! `millstream usage`: each tenant's sums, and whether they add up (I2).
 
+use super::visible::visible;
 use super::{Admin, AdminError, Outcome};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -130,19 +131,21 @@ pub(super) fn unknown(tenant: &str, tenants: &BTreeMap<String, Sums>) -> Option<
     if tenants.contains_key(tenant) {
         return None;
     }
-    let known: Vec<&str> = tenants.keys().map(String::as_str).collect();
+    let known: Vec<_> = tenants.keys().map(|name| visible(name)).collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    let tenant = visible(tenant);
     Some(format!("no record of a tenant {tenant} has come; is its name right? Tenants with records: {known}"))
 }
 
 /// The sums for people.
 pub(super) fn table(tenants: &BTreeMap<String, Sums>) -> String {
-    let width = tenants.keys().map(String::len).max().unwrap_or(0).max(6);
+    let width = tenants.keys().map(|tenant| visible(tenant).chars().count()).max().unwrap_or(0).max(6);
     let mut text = format!(
         "{:width$} {:>10} = {:>10} + {:>10} + {:>8} + {:>11}   {:>10} {:>10}\n",
         "tenant", "accepted", "effects", "duplicates", "rejects", "in progress", "mutations", "events"
     );
     for (tenant, sums) in tenants {
+        let tenant = visible(tenant);
         let verdict = if sums.in_progress < 0 { "   does not add up: more outcomes than records" } else { "" };
         text.push_str(&format!(
             "{tenant:width$} {:>10} = {:>10} + {:>10} + {:>8} + {:>11}   {:>10} {:>10}{verdict}\n",
@@ -182,6 +185,13 @@ mod tests {
         assert_eq!(unknown("acme", &sums), None);
         assert!(unknown("acmee", &sums).unwrap().ends_with("Tenants with records: acme"));
         assert!(unknown("acme", &BTreeMap::new()).unwrap().ends_with("none"));
+    }
+
+    #[test]
+    fn a_tenant_cannot_forge_a_line() {
+        let rows = [UsageRow { tenant: "a\nacme".into(), ..row("unify", 1, 0, 0, 0) }];
+        assert_eq!(table(&sums(&rows)).lines().count(), 2);
+        assert!(unknown("b\u{1b}[2J", &sums(&rows)).unwrap().ends_with("a\\nacme"));
     }
 
     #[test]

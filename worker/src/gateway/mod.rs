@@ -293,9 +293,10 @@ impl Gateway {
         response
     }
 
-    /// Counts the request and exports its span.
+    /// Counts the request, logs it for who looks for it by its trace, and exports its span.
     fn note(&self, context: &Context, route: &Route, status: StatusCode) {
         self.metrics.gateway.request(context.family.source(), status.as_u16());
+        tracing::debug!(route = route.path, status = status.as_u16(), records = context.records, "answered");
         self.note_in_flight();
         let kind = context.endpoint.map_or("request", routes::name);
         let name = format!("gateway {} {kind}", context.family.source());

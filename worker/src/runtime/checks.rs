@@ -1,16 +1,22 @@
 //! What must be so before a process is ready, besides its shards: it serves and does not stop, and its stores answer.
 //!
-//! A check must answer at once, so that stores are asked in the background.
+//! A check must answer at once, so that stores are asked in the background. The thread that asks keeps its store open; whoever drops the check waits for it,
+//! so that no store is open when the process ends: RocksDB does not survive the end of `main`.
 
+use super::system::Stop;
 use crate::admin::Check;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, TopicPartition};
 use millstream_shard::topics::Topics;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How often a store is asked.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How long the last answer is waited for. Embedded stores answer at once; a server that is away need not be waited for.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
 
 /// Where a process is between its start and its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +59,27 @@ impl Check for PhaseCheck {
 pub struct StoreCheck {
     name: &'static str,
     outcome: Arc<Mutex<Result<(), String>>>,
+    asking: Option<Asking>,
+}
+
+/// The thread that asks.
+struct Asking {
+    thread: JoinHandle<()>,
+    told: Arc<Stop>,
+    /// Is closed when the thread has let go of the store.
+    ended: Mutex<Receiver<()>>,
+}
+
+impl Drop for StoreCheck {
+    fn drop(&mut self) {
+        let Some(Asking { thread, told, ended }) = self.asking.take() else { return };
+        told.stop();
+        let ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(LAST_ANSWER) == Err(RecvTimeoutError::Disconnected) {
+            // A panic is in the log.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl StoreCheck {
@@ -72,21 +99,24 @@ impl StoreCheck {
     /// Starts to ask; ends when the check is dropped.
     fn new(name: &'static str, ask: impl Fn() -> Result<(), String> + Send + 'static) -> StoreCheck {
         let outcome = Arc::new(Mutex::new(Err("was not asked yet".to_owned())));
-        let weak = Arc::downgrade(&outcome);
-        let asking = std::thread::Builder::new().name(format!("{name}-check")).spawn(move || {
-            while weak.strong_count() > 0 {
+        let (told, (ending, ended)) = (Arc::<Stop>::default(), channel());
+        let (answered, stop) = (outcome.clone(), told.clone());
+        let started = std::thread::Builder::new().name(format!("{name}-check")).spawn(move || {
+            let mut pause = Duration::ZERO;
+            while !stop.wait(pause) {
                 let answer = ask();
-                let pause = if answer.is_ok() { ASK_EVERY } else { ASK_EVERY / 10 };
-                let Some(outcome) = weak.upgrade() else { return };
-                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = answer;
-                drop(outcome);
-                std::thread::park_timeout(pause);
+                pause = if answer.is_ok() { ASK_EVERY } else { ASK_EVERY / 10 };
+                *answered.lock().unwrap_or_else(PoisonError::into_inner) = answer;
             }
+            // In this order: who waits takes the end of the channel for the end of the store.
+            drop(ask);
+            drop::<Sender<()>>(ending);
         });
-        if let Err(error) = asking {
+        if let Err(error) = &started {
             *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error.to_string());
         }
-        StoreCheck { name, outcome }
+        let asking = started.ok().map(|thread| Asking { thread, told, ended: Mutex::new(ended) });
+        StoreCheck { name, outcome, asking }
     }
 }
 
@@ -114,6 +144,20 @@ mod tests {
         assert_eq!(phase.check(), Ok(()));
         phase.set(Phase::Stopping);
         assert!(phase.check().unwrap_err().contains("stopping"));
+    }
+
+    #[test]
+    fn no_store_is_held_behind_the_end_of_its_check() {
+        let store = Arc::new(());
+        for _ in 0..20 {
+            let held = store.clone();
+            let check = StoreCheck::new("log", move || {
+                assert!(Arc::strong_count(&held) > 1);
+                Ok(())
+            });
+            drop(check);
+            assert_eq!(Arc::strong_count(&store), 1);
+        }
     }
 
     #[test]

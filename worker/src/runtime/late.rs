@@ -60,7 +60,12 @@ impl DocumentStore for LateDocuments {
         self.store()?.get(tenant, collection, id)
     }
 
-    fn scan(&self, tenant: &str, collection: &str, each: &mut dyn FnMut(&str, Document)) -> Result<(), DocumentError> {
+    fn scan(
+        &self,
+        tenant: &str,
+        collection: &str,
+        each: &mut dyn FnMut(&str, Document) -> bool,
+    ) -> Result<(), DocumentError> {
         self.store()?.scan(tenant, collection, each)
     }
 }

@@ -3,6 +3,9 @@
 //! A process has the roles that it was started with, one thread per owned shard and stage, and two ports: the public one (role gateway) and the admin
 //! one. On SIGTERM or Ctrl-C the gateway finishes what is in flight, then the shards store their state and end; after `kill -9` the
 //! next start finds everything that was acknowledged in the log.
+//!
+//! Whatever ends it, no thread that uses a store outlives `main`: RocksDB is used wrongly once the process runs its last destructors, and aborts it. So every
+//! thread has an owner who waits for it: [`Process`] for those of the shards, the tokio runtime for what reads on behalf of the admin port.
 
 pub mod backoff;
 pub mod checks;
@@ -56,6 +59,7 @@ use std::time::Duration;
 use stores::{Creation, StateFolder};
 use system::{Stop, SystemClock, Threads};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// A part of the pipeline that a process can be.
@@ -158,9 +162,14 @@ fn start(args: &ConfigArgs, config: Config, trial: bool, roles: &[Role]) -> Resu
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), config.to_yaml().as_bytes())?);
     }
     telemetry::logs::init(&config.telemetry)?;
-    let process = Process::open(config, roles)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(process.serve(roles, trial))
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::catch()?
+    };
+    let process = Process::open(config, roles)?;
+    // The runtime goes last: it waits for what still reads for the admin port.
+    runtime.block_on(process.serve(roles, trial, signals))
 }
 
 /// A running process.
@@ -183,6 +192,35 @@ struct Process {
     /// How many files may be open.
     open_files: u64,
     phase: PhaseCheck,
+}
+
+impl Drop for Process {
+    /// Also a process that could not start, or not go on, ends its threads.
+    fn drop(&mut self) {
+        if let Err(error) = self.crew().end() {
+            tracing::error!(%error, "the process ends");
+        }
+    }
+}
+
+/// The threads of a process.
+struct Crew {
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<Stop>,
+    desks: Vec<Arc<Desk>>,
+}
+
+impl Crew {
+    /// Tells them to end, and returns when they have. It blocks.
+    fn end(self) -> Result<()> {
+        self.stop.stop();
+        for desk in &self.desks {
+            desk.wake();
+        }
+        let panicked = self.threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+        anyhow::ensure!(panicked == 0, "{panicked} threads panicked");
+        Ok(())
+    }
 }
 
 /// The shards of a process that is being opened.
@@ -218,9 +256,12 @@ impl Process {
         let endpoint = config.telemetry.otlp_endpoint.as_deref();
         let spans = SpanExporter::start(endpoint, &service, metrics.spans.clone())?;
         let (log, embedded) = stores::open_log(&config)?;
+        let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
+        if let Some(log) = &embedded {
+            stores::check_shards(&config, log, &topics)?;
+        }
         let writes = roles.contains(&Role::Reaction);
         let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
-        let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
         let mut process = Process {
             directory: Arc::new(Directory::new(config.shards.0, config.worker.as_str())),
             membership: None,
@@ -387,29 +428,41 @@ impl Process {
         })
     }
 
-    async fn serve(self, roles: &[Role], trial: bool) -> Result<()> {
-        let (public_stop, admin_stop) = (CancellationToken::new(), CancellationToken::new());
+    async fn serve(mut self, roles: &[Role], trial: bool, signals: Signals) -> Result<()> {
+        let admin_stop = CancellationToken::new();
         let admin = tokio::spawn(gateway::serve(
             bind(self.config.admin_listen, "admin_listen").await?,
             admin::router(self.admin_state()),
             admin_stop.clone(),
             Serving::new(ADMIN_CONNECTIONS, Duration::from_secs(1)),
         ));
-        let signal = signalled();
-        tokio::pin!(signal);
-        let mut public = None;
+        let worked = self.work(roles, trial, signals).await;
+        let (crew, spans) = (self.crew(), self.spans.clone());
+        let ended = tokio::task::spawn_blocking(move || {
+            let ended = crew.end();
+            spans.flush(LAST_SPANS);
+            ended
+        });
+        let ended = ended.await?;
+        admin_stop.cancel();
+        admin.await??;
+        worked.and(ended)
+    }
+
+    /// Takes records in until it is told to stop, and finishes what is in flight.
+    async fn work(&self, roles: &[Role], trial: bool, signals: Signals) -> Result<()> {
+        let told = signals.any();
+        tokio::pin!(told);
+        let (public_stop, mut public) = (CancellationToken::new(), None);
         if roles.contains(&Role::Gateway) {
             public = tokio::select! {
                 opened = self.public(public_stop.clone()) => Some(opened?),
-                ended = &mut signal => {
-                    self.stop.stop();
-                    return ended;
-                }
+                () = &mut told => return Ok(()),
             };
         }
         self.announce(roles, trial);
         self.phase.set(Phase::Serving);
-        let fenced = self.until_told(&mut signal).await?;
+        let fenced = self.until_told(&mut told).await;
         tracing::info!("stopping");
         self.phase.set(Phase::Stopping);
         public_stop.cancel();
@@ -422,32 +475,27 @@ impl Process {
             membership.leave();
             membership.ended().await;
         }
-        self.stop.stop();
-        for desk in self.directory.desks() {
-            desk.wake();
-        }
-        let (threads, spans) = (self.threads, self.spans);
-        tokio::task::spawn_blocking(move || {
-            let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
-            spans.flush(LAST_SPANS);
-            anyhow::ensure!(panicked == 0, "{panicked} threads panicked");
-            Ok(())
-        })
-        .await??;
-        admin_stop.cancel();
-        admin.await??;
         match fenced {
             Some(why) => Err(anyhow::anyhow!(why)),
             None => Ok(()),
         }
     }
 
+    /// Its threads, to be ended by whoever has them.
+    fn crew(&mut self) -> Crew {
+        let desks = self.directory.desks().to_vec();
+        Crew { threads: std::mem::take(&mut self.threads), stop: self.stop.clone(), desks }
+    }
+
     /// Returns at a signal, or with the reason why this process may not go on.
-    async fn until_told(&self, signal: &mut (impl Future<Output = Result<()>> + Unpin)) -> Result<Option<String>> {
-        let Some(membership) = self.membership.clone() else { return signal.await.map(|()| None) };
+    async fn until_told(&self, signal: &mut (impl Future<Output = ()> + Unpin)) -> Option<String> {
+        let Some(membership) = self.membership.clone() else {
+            signal.await;
+            return None;
+        };
         tokio::select! {
-            signalled = signal => signalled.map(|()| None),
-            fenced = membership.ended() => Ok(fenced),
+            () = signal => None,
+            fenced = membership.ended() => fenced,
         }
     }
 
@@ -520,12 +568,24 @@ async fn bind(address: std::net::SocketAddr, field: &str) -> Result<TcpListener>
     bound.with_context(|| format!("cannot listen on {address}; choose another address by `{field}`"))
 }
 
-/// Returns at SIGTERM or Ctrl-C.
-async fn signalled() -> Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        _ = terminate.recv() => {}
+/// SIGTERM and Ctrl-C, which are kept from the moment in which they are caught: also one that comes while stores are opened ends the process well.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Must be called within a tokio runtime.
+    fn catch() -> Result<Signals> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        Ok(Signals { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Returns at the first one.
+    async fn any(mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }

@@ -5,12 +5,13 @@ use super::desk::{Condition, Desk};
 use super::observe::Observer;
 use super::stores::Creation;
 use super::system::Stop;
+use millstream_model::id::hex;
 use millstream_model::proto::Usage;
 use millstream_plan::status::ShardStatus;
 use millstream_shard::ShardError;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
 use millstream_shard::seat::{MakeStage, OpenStore, Parts, Seat, Step};
-use millstream_stages::Stage;
+use millstream_stages::{Rejected, Stage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -68,6 +69,21 @@ impl<S: Stage + 'static> SeatThread<S> {
         let mut work = Work { desk, seat, queries, creation, observer, stop, backoff: Backoff::default(), quiet: 0 };
         std::thread::Builder::new().name(format!("{name}-{shard}")).spawn(move || work.run())
     }
+}
+
+/// Only for who looks for one record: a sender's mistake is no event in the operation of this process.
+fn log_rejected(stage: &str, shard: u32, rejected: &Rejected) {
+    let Rejected { tenant, reason, message_id, trace_id } = rejected;
+    let trace_id = || (!trace_id.is_empty()).then(|| hex(trace_id));
+    tracing::debug!(
+        stage,
+        shard,
+        tenant,
+        reason = reason.code(),
+        message_id,
+        trace_id = trace_id(),
+        "a record was rejected"
+    );
 }
 
 /// A shard's thread at work.
@@ -159,8 +175,9 @@ impl<S: Stage> Work<S> {
         for span in &report.spans {
             self.observer.span(stage, shard, span, report.began_ms, report.committed_ms);
         }
-        for (tenant, reason) in &report.reasons {
-            self.observer.rejected(stage, tenant, *reason);
+        for rejected in &report.reasons {
+            self.observer.rejected(stage, &rejected.tenant, rejected.reason);
+            log_rejected(stage, shard, rejected);
         }
     }
 

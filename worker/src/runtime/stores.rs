@@ -3,7 +3,7 @@
 use super::late::LateDocuments;
 use super::system::Stop;
 use crate::config::{Config, Documents, Log as LogConfig};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::state::{StateStore, StoreError};
@@ -39,6 +39,22 @@ pub fn open_log(config: &Config) -> Result<OpenedLog> {
             Ok((Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, ..kafka.store() })?), None))
         }
     }
+}
+
+/// A folder keeps the number of shards that it was made with: they are the partitions of its topics, and the folders of its state.
+///
+/// # Errors
+/// When the configuration has another one; says which, and what to do.
+pub fn check_shards(config: &Config, log: &EmbeddedLog, topics: &Topics) -> Result<()> {
+    let (made_with, wanted) = (log.partitions(&topics.ingress), config.shards.0);
+    if let Some(shards) = made_with.filter(|shards| *shards != wanted) {
+        let folder = config.data_dir.display();
+        bail!(
+            "this data_dir was made with shards: {shards}; the configuration says {wanted}. The number cannot be changed: start with `--shards {shards}` \
+             (`shards: {shards}`), or with another data_dir than {folder}"
+        );
+    }
+    Ok(())
 }
 
 /// A producer's queue holds whatever the gateway may have in flight, so that it is the gateway that says no, before it has taken anything.

@@ -1,6 +1,6 @@
 //! Structured logs on standard error: text for people or one JSON object per line. Lines of a request carry its trace and request ids,
-//! as fields of the span `request` that the gateway opens; what a stage warns of about one record carries the record's `trace_id`, when its
-//! trace is sampled.
+//! as fields of the span `request` that the gateway opens; what a stage says about one record carries the record's `trace_id`, when its
+//! trace is sampled. At the level `debug` there is a line per request, and one per rejected record.
 
 use crate::config::{LogFormat, Telemetry};
 use std::io::IsTerminal;

@@ -176,6 +176,19 @@ pub struct StageSpan {
     pub tenant: String,
 }
 
+/// A record that was rejected as a whole: what logs and metrics say of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Where it is counted.
+    pub tenant: String,
+    /// Why.
+    pub reason: millstream_model::reject::Reason,
+    /// Its own id.
+    pub message_id: String,
+    /// Its trace (16 bytes), when that is sampled, else nothing.
+    pub trace_id: Vec<u8>,
+}
+
 /// What a record leads to. The runtime empties it after each record (buffers are kept).
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -193,8 +206,8 @@ pub struct Outbox {
     pub spans: Vec<StageSpan>,
     /// What to add to each tenant's sums.
     pub usage: BTreeMap<String, Usage>,
-    /// Rejects by (tenant, reason code), for metrics.
-    pub reasons: Vec<(String, millstream_model::reject::Reason)>,
+    /// Records that were rejected, for metrics and logs.
+    pub reasons: Vec<Rejected>,
 }
 
 impl Outbox {

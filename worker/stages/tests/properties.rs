@@ -132,7 +132,7 @@ fn check(endpoint: Endpoint, body: &[u8], ndjson: bool) {
     let out = unify(&envelopes, &mut Memory::default());
     assert_eq!(shown(&out), shown(&unify(&envelopes, &mut Memory::default())), "unify is not deterministic");
     add_up(&out, envelopes.len());
-    let misrouted = out.reasons.iter().find(|(_, reason)| *reason == Reason::Misrouted);
+    let misrouted = out.reasons.iter().find(|rejected| rejected.reason == Reason::Misrouted);
     assert_eq!(misrouted, None, "gateway and unify route differently");
 }
 

@@ -3,6 +3,9 @@
 //! Several probers send records to a tenant of their own while the load runs, each one after the other. A probe is about a new device, whose
 //! document has an id that is known beforehand; the document is asked for again and again until it is there. So the figure
 //! contains the asking (a few milliseconds). A probe that waits long keeps its prober from sending others, but not the other probers.
+//!
+//! A load that is over soon leaves time for few probes: then they go on until there are enough to say what one in a hundred takes, and it is said how many came
+//! after the load.
 
 use crate::cli::{Admin, snapshot};
 use crate::generate::api_key;
@@ -10,7 +13,7 @@ use anyhow::{Context, bail};
 use millstream_model::id::DeviceId;
 use millstream_model::proto::Identifier;
 use serde_json::json;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// The probes' tenant.
@@ -27,35 +30,58 @@ const PROBERS: usize = 8;
 /// With fewer probes, one in a hundred is none of them.
 const ENOUGH: usize = 100;
 
-/// Probes until `stop`; how long each took, shortest first.
-pub(super) fn probe(url: &str, admin: &Admin, stop: &AtomicBool) -> anyhow::Result<Vec<Duration>> {
+/// What probes measured.
+#[derive(Debug)]
+pub(super) struct Freshness {
+    /// How long each took, shortest first.
+    sorted: Vec<Duration>,
+    /// How many of them began when the load was over.
+    after: usize,
+}
+
+/// Probes until `over` and there are enough of them.
+pub(super) fn probe(url: &str, admin: &Admin, over: &AtomicBool) -> anyhow::Result<Freshness> {
     let client = reqwest::blocking::Client::new();
-    let series = |first: usize| -> anyhow::Result<Vec<Duration>> {
+    measure(over, |number| one(url, admin, &client, number))
+}
+
+/// The first failure is the outcome: each probe is bounded by its own patience, and so is their number after the load.
+fn measure(over: &AtomicBool, one: impl Fn(usize) -> anyhow::Result<Duration> + Sync) -> anyhow::Result<Freshness> {
+    let (begun, after) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let series = || -> anyhow::Result<Vec<Duration>> {
         let mut took = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
-            took.push(one(url, admin, &client, first + took.len() * PROBERS)?);
+        loop {
+            let (is_over, number) = (over.load(Ordering::Relaxed), begun.fetch_add(1, Ordering::Relaxed));
+            if is_over && number >= ENOUGH {
+                return Ok(took);
+            }
+            after.fetch_add(usize::from(is_over), Ordering::Relaxed);
+            took.push(one(number)?);
             std::thread::sleep(PAUSE);
         }
-        Ok(took)
     };
-    let mut took = std::thread::scope(|scope| {
+    let mut sorted = std::thread::scope(|scope| {
         let series = &series;
-        let probers: Vec<_> = (0..PROBERS).map(|first| scope.spawn(move || series(first))).collect();
+        let probers: Vec<_> = (0..PROBERS).map(|_| scope.spawn(series)).collect();
         let mut took = Vec::new();
         for prober in probers {
             took.extend(prober.join().map_err(|_| anyhow::anyhow!("a prober crashed; please report it"))??);
         }
         anyhow::Ok(took)
     })?;
-    took.sort_unstable();
-    Ok(took)
+    sorted.sort_unstable();
+    Ok(Freshness { sorted, after: after.into_inner() })
 }
 
-/// What was measured, in words; `sorted` ascends.
-pub(super) fn describe(sorted: &[Duration]) -> String {
+/// What was measured, in words.
+pub(super) fn describe(Freshness { sorted, after }: &Freshness) -> String {
     let ms = |share| percentile(sorted, share).unwrap_or_default().as_millis();
-    let p99 = if sorted.len() < ENOUGH { String::new() } else { format!("p99 {} ms, ", ms(0.99)) };
-    format!("p50 {} ms, {p99}longest {} ms, by {} probes during the load", ms(0.5), ms(1.0), sorted.len())
+    let when = if *after == 0 { "during the load".to_owned() } else { format!("{after} of them after the load") };
+    let (p50, p99, longest, count) = (ms(0.5), ms(0.99), ms(1.0), sorted.len());
+    format!(
+        "p50 {p50} ms, p99 {p99} ms, longest {longest} ms, by {count} probes{}{when}",
+        if *after == 0 { " " } else { ", " }
+    )
 }
 
 fn one(url: &str, admin: &Admin, client: &reqwest::blocking::Client, number: usize) -> anyhow::Result<Duration> {
@@ -102,9 +128,31 @@ mod tests {
     }
 
     #[test]
-    fn a_percentile_needs_as_many_probes() {
-        let times: Vec<Duration> = (1..=100).map(Duration::from_millis).collect();
-        assert_eq!(describe(&times), "p50 50 ms, p99 99 ms, longest 100 ms, by 100 probes during the load");
-        assert_eq!(describe(&times[..99]), "p50 50 ms, longest 99 ms, by 99 probes during the load");
+    fn it_is_said_how_many_probes_came_after_the_load() {
+        let sorted: Vec<Duration> = (1..=100).map(Duration::from_millis).collect();
+        let mut freshness = Freshness { sorted, after: 0 };
+        assert_eq!(describe(&freshness), "p50 50 ms, p99 99 ms, longest 100 ms, by 100 probes during the load");
+        freshness.after = 40;
+        let said = describe(&freshness);
+        assert_eq!(said, "p50 50 ms, p99 99 ms, longest 100 ms, by 100 probes, 40 of them after the load");
+    }
+
+    #[test]
+    fn a_short_load_is_followed_by_enough_probes() {
+        let over = AtomicBool::new(false);
+        let one = |number: usize| {
+            over.store(number >= 20, Ordering::Relaxed);
+            Ok(Duration::from_millis(number as u64))
+        };
+        let freshness = measure(&over, one).unwrap();
+        assert_eq!(freshness.sorted.len(), ENOUGH, "as many as one in a hundred needs, and no more");
+        assert!((ENOUGH - 20 - PROBERS..=ENOUGH - 20).contains(&freshness.after), "{}", freshness.after);
+    }
+
+    #[test]
+    fn a_probe_that_fails_ends_the_probing() {
+        let over = AtomicBool::new(true);
+        let error = measure(&over, |_| bail!("no document")).unwrap_err();
+        assert_eq!(error.to_string(), "no document");
     }
 }

@@ -4,6 +4,7 @@ use super::load::{self, Shipment};
 use super::probe;
 use crate::cli::usage;
 use crate::cli::verify::{Mismatch, Snapshot};
+use crate::cli::visible::visible;
 use crate::cli::{Admin, Outcome, inspect, print};
 use crate::generate::truth::{TenantTruth, Truth, UserTruth};
 use std::collections::BTreeMap;
@@ -48,8 +49,8 @@ fn by_reason(counts: &BTreeMap<String, u64>) -> String {
 }
 
 /// How long it took until documents could be read.
-pub(super) fn print_freshness(sorted: &[Duration]) -> anyhow::Result<()> {
-    print(format_args!("freshness (acknowledged → document readable): {}\n", probe::describe(sorted)))?;
+pub(super) fn print_freshness(freshness: &probe::Freshness) -> anyhow::Result<()> {
+    print(format_args!("freshness (acknowledged → document readable): {}\n", probe::describe(freshness)))?;
     Ok(())
 }
 
@@ -82,7 +83,10 @@ fn indent(text: &str) -> String {
 pub(super) fn verdict(truth: &Truth, mismatches: &[Mismatch]) -> (String, Outcome) {
     if !mismatches.is_empty() {
         let mut text = format!("{} things are not as they must be:\n", mismatches.len());
-        mismatches.iter().take(SHOWN).for_each(|mismatch| text.push_str(&format!("  {mismatch}\n")));
+        mismatches
+            .iter()
+            .take(SHOWN)
+            .for_each(|mismatch| text.push_str(&format!("  {}\n", visible(&mismatch.to_string()))));
         if mismatches.len() > SHOWN {
             text.push_str(&format!("  … and {} more\n", mismatches.len() - SHOWN));
         }

@@ -25,7 +25,7 @@ impl DocumentStore for Unprepared {
     fn get(&self, _: &str, _: &str, _: &str) -> Result<Option<Document>, DocumentError> {
         Err((self.0)())
     }
-    fn scan(&self, _: &str, _: &str, _: &mut dyn FnMut(&str, Document)) -> Result<(), DocumentError> {
+    fn scan(&self, _: &str, _: &str, _: &mut dyn FnMut(&str, Document) -> bool) -> Result<(), DocumentError> {
         Err((self.0)())
     }
 }

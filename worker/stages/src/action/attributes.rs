@@ -104,7 +104,9 @@ fn bytes(value: Option<&Value>) -> Vec<u8> {
 
 fn elements(register: &mut Register, before: Option<&Value>, list: List, removed: bool, by: Writer<'_>) -> Option<Op> {
     for value in list.items {
-        unite_element(&mut register.elements, Element { value: Some(value), stamp: Some(by.stamp), removed });
+        let record_id = by.record_id.to_vec();
+        let stamp = Some(by.stamp);
+        unite_element(&mut register.elements, Element { value: Some(value), stamp, removed, record_id });
     }
     drop_older(register);
     let after = seen(register);
@@ -140,9 +142,11 @@ fn replaced(before: Option<&Value>, after: Option<Value>) -> Option<Op> {
 }
 
 fn unite_element(elements: &mut Vec<Element>, new: Element) {
-    let order = |element: &Element| (element.stamp, !element.removed);
+    let is_newer = |new: &Element, old: &Element| {
+        (new.stamp, !new.removed, &new.record_id) > (old.stamp, !old.removed, &old.record_id)
+    };
     match elements.iter_mut().find(|element| element.value == new.value) {
-        Some(old) if order(&new) > order(old) => *old = new,
+        Some(old) if is_newer(&new, old) => *old = new,
         Some(_) => {}
         None => elements.push(new),
     }

@@ -121,8 +121,7 @@ pub struct AttributeView {
     pub name: String,
     /// What readers see; null when it is unset.
     pub value: Option<millstream_model::proto::Value>,
-    /// Received time of the record that set or unset it, RFC 3339; of the newest that added or removed an element when none did. (Elements do not
-    /// remember their record.)
+    /// Received time of the newest record that set or unset it, or added or removed an element of it, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
     /// That record's id, hexadecimal.
@@ -226,13 +225,13 @@ fn identifier(member: &Membership) -> Option<IdentifierView> {
 }
 
 fn attribute(register: &Register) -> AttributeView {
-    let of_elements = register.elements.iter().filter_map(|element| element.stamp);
-    let newest = of_elements.max_by_key(|stamp| (stamp.time_ms, stamp.offset, stamp.index));
+    let changes = register.elements.iter().map(|element| (element.stamp, &element.record_id));
+    let newest = changes.chain([(register.stamp, &register.record_id)]).max();
     AttributeView {
         name: register.name.clone(),
         value: attributes::seen(register),
-        set: register.stamp.or(newest).map(|stamp| when(Some(stamp))),
-        record: hex(&register.record_id),
+        set: newest.and_then(|(stamp, _)| stamp).map(|stamp| when(Some(stamp))),
+        record: newest.map(|(_, record_id)| hex(record_id)).unwrap_or_default(),
     }
 }
 
@@ -243,20 +242,32 @@ fn when(stamp: Option<Stamp>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::attributes::Writer;
     use super::*;
-    use millstream_model::proto::{Element, Value};
+    use millstream_model::proto::change::Op;
+    use millstream_model::proto::{Change, List, Value};
 
     #[test]
-    fn an_attribute_made_of_elements_alone_says_when_the_newest_came() {
-        let element = |time_ms| Element {
-            value: Some(Value::integer(time_ms as i64)),
-            stamp: Some(Stamp { time_ms, offset: 0, index: 0 }),
-            removed: false,
+    fn an_attribute_says_when_and_by_which_record_it_was_changed_last() {
+        let stamp = |time_ms| Stamp { time_ms, offset: 0, index: 0 };
+        let change = |op| vec![Change { name: "tags".into(), op: Some(op) }];
+        let list = |item: &str| List { items: vec![Value::string(item)] };
+        let mut registers = Vec::new();
+        let mut by = |time_ms, record_id: &[u8], op| {
+            let writer = Writer { stamp: stamp(time_ms), record_id };
+            attributes::apply(&mut registers, change(op), writer, &mut Vec::new());
+            let view = attribute(&registers[0]);
+            (view.set.unwrap(), view.record)
         };
-        let mut register =
-            Register { name: "tags".into(), elements: vec![element(3_000), element(1_000)], ..Register::default() };
-        assert_eq!(attribute(&register).set.as_deref(), Some("1970-01-01T00:00:03Z"));
-        register.stamp = Some(Stamp { time_ms: 2_000, offset: 0, index: 0 });
-        assert_eq!(attribute(&register).set.as_deref(), Some("1970-01-01T00:00:02Z"));
+        let of = |time: &str, record: &str| (time.to_owned(), record.to_owned());
+        assert_eq!(by(3_000, &[0xa3], Op::Add(list("pro"))), of("1970-01-01T00:00:03Z", "a3"));
+        assert_eq!(
+            by(1_000, &[0xa1], Op::Add(list("old"))),
+            of("1970-01-01T00:00:03Z", "a3"),
+            "an older one came late"
+        );
+        assert_eq!(by(2_000, &[0xa2], Op::Set(Value::string("x"))), of("1970-01-01T00:00:03Z", "a3"));
+        assert_eq!(by(4_000, &[0xa4], Op::Remove(list("pro"))), of("1970-01-01T00:00:04Z", "a4"));
+        assert_eq!(by(5_000, &[0xa5], Op::Unset(true)), of("1970-01-01T00:00:05Z", "a5"));
     }
 }

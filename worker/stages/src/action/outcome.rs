@@ -1,7 +1,7 @@
 //! The outcome of a record at this stage (I2), and its enriched event.
 
 use super::limits::Refused;
-use crate::{At, Outbox, PublicMessage, reject};
+use crate::{At, Outbox, PublicMessage, Rejected, reject};
 use millstream_model::event::{self, EnrichedEvent, EventDevice, EventUser, cloud_event_headers};
 use millstream_model::id::{DeviceId, UserId, hex};
 use millstream_model::key::shard_of;
@@ -26,7 +26,9 @@ pub(super) fn reject(action: &Action, reason: Reason, message: impl Into<String>
 pub(super) fn refuse(action: &Action, refusal: Refusal, at: &At, out: &mut Outbox) {
     if !action.uncounted {
         out.usage(&action.tenant).rejects += 1;
-        out.reasons.push((action.tenant.clone(), refusal.reason));
+        let trace_id = action.trace.as_ref().map(|trace| trace.trace_id.clone()).unwrap_or_default();
+        let (tenant, message_id) = (action.tenant.clone(), action.message_id.clone());
+        out.reasons.push(Rejected { tenant, reason: refusal.reason, message_id, trace_id });
     }
     let rejected = about(action, hex(&action.record_id), refusal, action, at).with_partial(action.uncounted);
     out.rejects.push(reject::message(&rejected, action.trace.as_ref(), action.group));

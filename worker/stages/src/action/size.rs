@@ -11,7 +11,7 @@ use prost::Message;
 // The most that the stored form takes besides texts and values: tags, lengths, stamps (30 bytes each) and record ids (18).
 const MEMBER: usize = 132;
 const REGISTER: usize = 66;
-const ELEMENT: usize = 44;
+const ELEMENT: usize = 62;
 pub(super) const DEVICE: usize = 52;
 const MERGED: usize = 70;
 const FORGOTTEN: usize = 50;
@@ -146,7 +146,7 @@ mod tests {
 
     fn registers(count: usize, elements: usize) -> Vec<Register> {
         let value = || Some(Value::string("v".repeat(300)));
-        let element = || Element { value: value(), stamp: stamp(), removed: true };
+        let element = || Element { value: value(), stamp: stamp(), removed: true, record_id: vec![255; 16] };
         let register = |number: usize| Register {
             name: format!("{number:0>200}"),
             value: value(),

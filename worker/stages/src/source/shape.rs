@@ -43,10 +43,10 @@ pub(super) fn read<'a>(request: &Request<'a>, limits: &Limits) -> Result<Batch<'
     let text = text(request.body)?;
     match request.endpoint {
         Endpoint::NativeBatch if request.ndjson => lines(text, limits),
-        Endpoint::NativeBatch => list(text, "batch", limits),
-        Endpoint::Segment(SegmentKind::Batch) => list(text, "batch", limits),
-        Endpoint::DataApi(DataApiKind::Transition) => list(text, "elements", limits),
-        Endpoint::DataApi(DataApiKind::Merge) => list(text, "merge_data", limits),
+        Endpoint::NativeBatch => list(text, "batch", BY_LINE, limits),
+        Endpoint::Segment(SegmentKind::Batch) => list(text, "batch", WHOLE, limits),
+        Endpoint::DataApi(DataApiKind::Transition) => list(text, "elements", WHOLE, limits),
+        Endpoint::DataApi(DataApiKind::Merge) => list(text, "merge_data", WHOLE, limits),
         Endpoint::DataApi(_) | Endpoint::Segment(_) => single(text),
     }
 }
@@ -67,13 +67,23 @@ fn single(text: &str) -> Result<Batch<'_>, Refusal> {
     Ok(Batch { records: vec![Ok(record.get())], context: Bytes::new(), sent_ms: None })
 }
 
-fn list<'a>(text: &'a str, name: &'static str, limits: &Limits) -> Result<Batch<'a>, Refusal> {
-    let whole: &RawValue = serde_json::from_str(text).map_err(|error| malformed(&error))?;
+/// Where an error in the syntax of one record makes all of them unreadable: what to do.
+const WHOLE: &str = "none of its records was taken";
+const BY_LINE: &str =
+    "none of its records was taken; send NDJSON (application/x-ndjson, one record per line) to have good records taken";
+
+/// `hint`: what an error in the syntax means, which cannot be told from the records around it.
+fn list<'a>(text: &'a str, name: &'static str, hint: &str, limits: &Limits) -> Result<Batch<'a>, Refusal> {
+    let malformed = |error: serde_json::Error| {
+        let Refusal { message, .. } = malformed(&error);
+        Refusal::new(Reason::MalformedJson, format!("{message}; {hint}"))
+    };
+    let whole: &RawValue = serde_json::from_str(text).map_err(malformed)?;
     if !whole.get().starts_with('{') {
         let message = format!("the body must be a JSON object with the list `{name}`");
         return Err(Refusal::new(Reason::WrongType, message));
     }
-    let body: Body<'_> = serde_json::from_str(text).map_err(|error| malformed(&error))?;
+    let body: Body<'_> = serde_json::from_str(text).map_err(malformed)?;
     let list = match name {
         "elements" => body.elements,
         "merge_data" => body.merge_data,

@@ -53,6 +53,13 @@ fn a_request_that_is_no_good_says_where() {
     let syntax = native("{\"batch\": [\n{\"type\" 1}]}").unwrap_err();
     assert_eq!(syntax.reason, Reason::MalformedJson);
     assert!(syntax.message.contains("line 2 column 9"), "{syntax}");
+    assert!(
+        syntax.message.ends_with("send NDJSON (application/x-ndjson, one record per line) to have good records taken")
+    );
+    for endpoint in [Endpoint::DataApi(DataApiKind::Transition), Endpoint::Segment(SegmentKind::Batch)] {
+        let syntax = run(&request(endpoint, b"{\"batch\": [{\"a\": NaN}]}"), &Limits::default()).unwrap_err();
+        assert!(syntax.message.ends_with("none of its records was taken"), "they know no NDJSON: {syntax}");
+    }
     for body in ["", "[]", "5", "{}", r#"{"batch":5}"#, r#"{"batch":[],"batch":[]}"#, "{\"batch\":[]} x", "\u{feff}"] {
         assert!(native(body).is_err(), "{body}");
     }

@@ -3,7 +3,7 @@
 //! Of several messages about one record, the first carries its original bytes. A message with `"partial": true` is not about a whole record: a part
 //! of it was refused, or a field was dropped or cut, and the rest went on; it counts in no sum.
 
-use crate::{At, Outbox, reject};
+use crate::{At, Outbox, Rejected, reject};
 use millstream_model::id::{hex, record_id};
 use millstream_model::proto::{Envelope, TraceContext};
 use millstream_model::reject::{About, Refusal, Reject};
@@ -23,7 +23,9 @@ impl Rejecter<'_> {
     /// The whole record will not be processed.
     pub(super) fn whole(&mut self, refusal: Refusal, out: &mut Outbox) {
         out.usage(self.tenant).rejects += 1;
-        out.reasons.push((self.tenant.to_owned(), refusal.reason));
+        let trace_id = self.trace.as_ref().map(|trace| trace.trace_id.clone()).unwrap_or_default();
+        let (tenant, message_id) = (self.tenant.to_owned(), self.envelope.message_id.clone());
+        out.reasons.push(Rejected { tenant, reason: refusal.reason, message_id, trace_id });
         self.message(self.id(0), refusal, false, out);
     }
 

@@ -86,7 +86,8 @@ fn the_repetition_of_a_reject_is_a_duplicate() {
     let bad = envelope("m", r#"{"userId":"u1"}"#);
     let out = process(&[(bad.clone(), at(NOW)), (bad, at(NOW + 1))], &mut Memory::default());
     assert_eq!((sums(&out, "acme"), out.rejects.len()), ([2, 1, 1], 1));
-    assert_eq!(out.reasons, [("acme".to_owned(), Reason::MissingField)]);
+    let rejected = &out.reasons[0];
+    assert_eq!((&rejected.tenant[..], rejected.reason, out.reasons.len()), ("acme", Reason::MissingField, 1));
 }
 
 #[test]
@@ -114,7 +115,7 @@ fn a_tenant_that_is_not_configured_is_misrouted_and_leaves_nothing() {
         known(&["globex"]).process(good("m"), &at(NOW), &mut state, &mut out).unwrap();
     }
     assert!(state.entries.is_empty() && out.actions.is_empty() && !out.usage.contains_key("acme"));
-    assert_eq!((sums(&out, INVALID_TENANT), out.reasons[0].1), ([2, 0, 2], Reason::Misrouted));
+    assert_eq!((sums(&out, INVALID_TENANT), out.reasons[0].reason), ([2, 0, 2], Reason::Misrouted));
     let reject = json(&out.rejects[0]);
     assert_eq!((&reject["field"], &reject["tenant"]), (&"tenant".into(), &INVALID_TENANT.into()));
     assert!(reject["message"].as_str().unwrap().starts_with("tenant `acme` is not configured"), "{reject}");
@@ -131,7 +132,7 @@ fn a_customer_has_so_many_unset_rules_and_no_more() {
         Envelope { source: Source::DataApi.into(), kind: "customer".into(), ..envelope(message_id, &body) }
     };
     let out = process(&[(customer("m1", 100), at(NOW)), (customer("m2", 101), at(NOW))], &mut Memory::default());
-    assert_eq!((out.actions.len(), out.reasons[0].1), (1, Reason::TooLarge));
+    assert_eq!((out.actions.len(), out.reasons[0].reason), (1, Reason::TooLarge));
     assert_eq!(json(&out.rejects[0])["field"], "unset_attributes");
 }
 
@@ -139,7 +140,7 @@ fn a_customer_has_so_many_unset_rules_and_no_more() {
 fn a_group_that_is_not_the_routing_identifiers_is_misrouted() {
     let wrong = Envelope { group: good("m").group ^ 1, ..good("m") };
     let out = process(&[(wrong, at(NOW))], &mut Memory::default());
-    assert_eq!((sums(&out, "acme"), out.reasons[0].1), ([1, 0, 1], Reason::Misrouted));
+    assert_eq!((sums(&out, "acme"), out.reasons[0].reason), ([1, 0, 1], Reason::Misrouted));
 }
 
 #[test]
@@ -161,7 +162,7 @@ fn age_is_judged_by_reception_and_never_by_processing() {
     let older = format!(r#"{{"userId":"u1","event":"e","timestamp":{}}}"#, NOW - 31 * 24 * HOUR);
     let records = [(envelope("a", &month_old), at(NOW)), (envelope("b", &older), at(NOW))];
     let out = process(&records, &mut Memory::default());
-    assert_eq!((out.actions.len(), out.reasons[0].1), (1, Reason::TooOld));
+    assert_eq!((out.actions.len(), out.reasons[0].reason), (1, Reason::TooOld));
 }
 
 #[test]
@@ -203,7 +204,7 @@ fn a_tenants_own_forbidden_values() {
     assert!(!config.is_forbidden("globex", "u1"));
     let mut out = Outbox::default();
     Unify::new(config).process(good("m"), &at(NOW), &mut Memory::default(), &mut out).unwrap();
-    assert_eq!(out.reasons[0].1, Reason::ForbiddenIdentifier);
+    assert_eq!(out.reasons[0].reason, Reason::ForbiddenIdentifier);
     assert!(serde_json::from_str::<UnifyConfig>(r#"{"limits":{"max_name":1}}"#).is_err());
 }
 

@@ -160,12 +160,19 @@ impl DocumentStore for EmbeddedDocuments {
         }
     }
 
-    fn scan(&self, tenant: &str, collection: &str, each: &mut dyn FnMut(&str, Document)) -> Result<(), DocumentError> {
+    fn scan(
+        &self,
+        tenant: &str,
+        collection: &str,
+        each: &mut dyn FnMut(&str, Document) -> bool,
+    ) -> Result<(), DocumentError> {
         let Some(prefix) = key(collection, tenant, "") else { return Ok(()) };
         for entry in self.db.iterator(IteratorMode::From(&prefix, rocksdb::Direction::Forward)) {
             let (key, value) = entry.map_err(|error| DocumentError::Unavailable(error.to_string()))?;
             let Some(id) = key.strip_prefix(&prefix[..]) else { break };
-            each(&String::from_utf8_lossy(id), decode(&value).map_err(DocumentError::Unavailable)?);
+            if !each(&String::from_utf8_lossy(id), decode(&value).map_err(DocumentError::Unavailable)?) {
+                break;
+            }
         }
         Ok(())
     }

@@ -134,6 +134,11 @@ impl EmbeddedLog {
         Ok(EmbeddedLog { handle: Arc::new(Handle { shared, writer: Some(writer) }) })
     }
 
+    /// How many partitions a topic has, if there is one of this name.
+    pub fn partitions(&self, topic: &str) -> Option<u32> {
+        self.handle.shared.lock().topics.get(topic).map(|topic| topic.spec.partitions)
+    }
+
     /// Removes what a partition holds below `before`; what is at or behind the end cannot be removed.
     ///
     /// # Errors

@@ -199,7 +199,12 @@ impl DocumentStore for MongoDocuments {
         Ok(found.map(loaded))
     }
 
-    fn scan(&self, tenant: &str, collection: &str, each: &mut dyn FnMut(&str, Document)) -> Result<(), DocumentError> {
+    fn scan(
+        &self,
+        tenant: &str,
+        collection: &str,
+        each: &mut dyn FnMut(&str, Document) -> bool,
+    ) -> Result<(), DocumentError> {
         let skip = prefix(tenant).len();
         let mut after: Option<String> = None;
         loop {
@@ -209,7 +214,9 @@ impl DocumentStore for MongoDocuments {
             let last = page.last().and_then(|document| document.get_str(ID).ok()).map(str::to_owned);
             for document in page {
                 let key = document.get_str(ID).unwrap_or_default().to_owned();
-                each(key.get(skip..).unwrap_or_default(), loaded(document));
+                if !each(key.get(skip..).unwrap_or_default(), loaded(document)) {
+                    return Ok(());
+                }
             }
             match last {
                 Some(last) => after = Some(last),
