@@ -5,7 +5,7 @@ use millstream_stages::action::ActionLimits;
 use serde::{Deserialize, Serialize};
 
 /// What one user or device may hold. What a record brings beyond is refused as `too_large`; the rest of the record takes effect. A merge cannot be
-/// refused: the user that survives may have what both had, and grows no further.
+/// refused: the user that survives has the identifiers and devices of both, and of their attributes what `max_merged_bytes` takes; then it grows no further.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Action {
@@ -19,6 +19,9 @@ pub struct Action {
     pub max_devices: usize,
     /// Bytes of one user or device, reckoned from above (default 512KiB). At least 64KiB; twice as much must fit into a message of the log.
     pub max_bytes: Size,
+    /// Bytes of a user's attributes after a merge, reckoned from above (default 2MiB). Those that were changed last stay; each other one is reported as
+    /// `too_large` (partial). At least `max_bytes`; twice as much must fit into a message of the log.
+    pub max_merged_bytes: Size,
 }
 
 impl Default for Action {
@@ -30,6 +33,7 @@ impl Default for Action {
             max_elements: limits.max_elements,
             max_devices: limits.max_devices,
             max_bytes: Size(limits.max_bytes as u64),
+            max_merged_bytes: Size(limits.max_merged_bytes as u64),
         }
     }
 }
@@ -43,6 +47,7 @@ impl Action {
             max_elements: self.max_elements,
             max_devices: self.max_devices,
             max_bytes: self.max_bytes.bytes(),
+            max_merged_bytes: self.max_merged_bytes.bytes(),
         }
     }
 }

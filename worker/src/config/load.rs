@@ -1,6 +1,8 @@
 //! Reading a configuration: file, then flags and environment, then what the schema cannot say.
 
-use super::{ApiKey, Config, Documents, Kafka, Limits, Log, LogFormat, Mongodb, Owned, Ownership, Ratio, Shards, Size};
+use super::{
+    Action, ApiKey, Config, Documents, Kafka, Limits, Log, LogFormat, Mongodb, Owned, Ownership, Ratio, Shards, Size,
+};
 use millstream_stages::source::LEAST_ID_CHARS;
 use millstream_stores::embedded::log::LogOptions;
 use std::collections::BTreeMap;
@@ -377,6 +379,25 @@ fn check_action(config: &Config) -> Result<(), Complaint> {
             "two users of this size can become one, which must fit into a message of the log: at most half of {message} (log.kafka.max_message_bytes)"
         );
         return complaint("action.max_bytes", message);
+    }
+    check_merged(action, message)
+}
+
+/// A document has, besides attributes, lists of at most 1 MB ([`millstream_stages::action`]); the smallest message that is allowed takes 2 MiB.
+fn check_merged(action: &Action, message: Size) -> Result<(), Complaint> {
+    let (field, merged) = ("action.max_merged_bytes", action.max_merged_bytes);
+    if merged < action.max_bytes {
+        let least = action.max_bytes;
+        return complaint(
+            field,
+            format!("must be at least action.max_bytes, {least}, or a merge would take what records may bring"),
+        );
+    }
+    if merged.0.saturating_mul(2) > message.0 {
+        let message = format!(
+            "a document has as much beside its attributes, and must fit into a message of the log: at most half of {message} (log.kafka.max_message_bytes)"
+        );
+        return complaint(field, message);
     }
     Ok(())
 }

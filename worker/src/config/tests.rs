@@ -36,7 +36,7 @@ unify:
   limits: {max_record_bytes: 300KiB, max_age: 2d, max_ahead: 5m}
   duplicate_window: 2d
   tenants: {acme: {forbidden_values: [nobody]}}
-action: {max_devices: 5, max_bytes: 256KiB}
+action: {max_devices: 5, max_bytes: 256KiB, max_merged_bytes: 1MiB}
 batch: {max_time: 20ms, max_records: 500, max_bytes: 1MB}
 state: {memory: 1GiB, compaction_threads: 4, write_per_second: 50MB}
 reaction: {backlog_bytes: 8MiB}
@@ -66,7 +66,7 @@ fn every_field_is_read() {
     assert_eq!((rules.limits.max_age_hours, rules.limits.max_ahead_minutes), (48, 5));
     assert_eq!(rules.tenants["acme"].forbidden_values, ["nobody"]);
     let limits = config.action.limits();
-    assert_eq!((limits.max_devices, limits.max_bytes), (5, 256 << 10));
+    assert_eq!((limits.max_devices, limits.max_bytes, limits.max_merged_bytes), (5, 256 << 10, 1 << 20));
     assert_eq!(config.batch.max_time.duration().as_millis(), 20);
     assert_eq!(config.state.memory.bytes(), 1 << 30);
     assert_eq!((config.state.compaction_threads, config.state.write_per_second), (4, Size(50_000_000)));
@@ -164,6 +164,15 @@ fn what_does_not_fit_together_is_named() {
             "action.max_bytes: two users of this size can become one, which must fit into a message of the log: at most half of 2MiB",
         ),
         ("action: {max_bytes: 5MiB}".to_owned(), "at most half of 8MiB"),
+        (
+            "action: {max_merged_bytes: 511KiB}".to_owned(),
+            "action.max_merged_bytes: must be at least action.max_bytes, 512KiB",
+        ),
+        ("action: {max_merged_bytes: 5MiB}".to_owned(), "action.max_merged_bytes: a document has as much"),
+        (
+            "log: {kafka: {brokers: [a], max_message_bytes: 2MiB}}".to_owned(),
+            "at most half of 2MiB (log.kafka.max_message_bytes)",
+        ),
         ("action: {max_bytes: 63KiB}".to_owned(), "action.max_bytes: must be at least 64KiB"),
         (
             "action: {max_identifiers: 49}".to_owned(),

@@ -348,7 +348,7 @@ proptest! {
         (max_identifiers, max_attributes, max_elements, max_devices) in (4..8usize, 1..6usize, 1..6usize, 1..4usize),
         max_bytes in 3_200..6_000usize,
     ) {
-        let limits = ActionLimits { max_identifiers, max_attributes, max_elements, max_devices, max_bytes };
+        let limits = ActionLimits { max_identifiers, max_attributes, max_elements, max_devices, max_bytes, ..ActionLimits::default() };
         let mut world = World::new(limits.clone());
         for (count, record) in (1u64..).zip(records) {
             let rejects = world.apply(record);

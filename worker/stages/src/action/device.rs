@@ -8,7 +8,8 @@
 //! device remembers (by a hash) which identifiers it must not take from records up to which stamp.
 
 use super::attributes::{self, Writer};
-use super::document::{Cause, publish_device, set_device_user, set_identifiers};
+use super::document::{Cause, publish_device, set_device_user};
+use super::listed::set_identifiers;
 use super::outcome::{self, Part};
 use super::state::{self, Value, device_id, device_key, identifier_hash, required};
 use super::user;

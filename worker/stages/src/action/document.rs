@@ -5,6 +5,7 @@
 //! `docs/src/design/identity.md`. Names of attributes and types of identifiers are escaped, as they are segments of paths.
 
 use super::attributes;
+use super::listed;
 use super::state::{Value as Stored, device_key, user_key};
 use super::work::{Header, Work};
 use crate::{At, Outbox, StateError};
@@ -12,12 +13,12 @@ use millstream_model::document::{escape, is_whole};
 use millstream_model::id::{DeviceId, UserId, message_hash};
 use millstream_model::key::StateKey;
 use millstream_model::proto::operation::Op;
+use millstream_model::proto::value::Kind;
 use millstream_model::proto::{
     DeviceState, Identifier, Membership, Mutation, Object, Operation, Register, Replace, Stamp, TraceContext, User,
     Value,
 };
 use millstream_model::value;
-use std::collections::BTreeMap;
 
 /// Collection of users' documents.
 pub const USERS: &str = "users";
@@ -46,8 +47,8 @@ pub fn render_device(tenant: &str, device: &DeviceState) -> Object {
 pub(super) fn user_fields(tenant: &str, user: &User) -> Object {
     let mut fields =
         entity_fields(tenant, &user.identifiers, &user.attributes, (user.first_seen_ms, user.last_seen_ms));
-    fields.push(("devices", devices(user)));
-    fields.push(("merged_users", merged_users(user)));
+    fields.push(("devices", listed::devices(user)));
+    fields.push(("merged_users", listed::merged_users(user)));
     if let Some(identifier) = user.retained.as_ref().and_then(|retained| retained.identifier.as_ref()) {
         fields.push(("retained", pair(identifier)));
     }
@@ -67,14 +68,10 @@ fn entity_fields(
     registers: &[Register],
     (first_seen, last_seen): (i64, i64),
 ) -> Vec<(&'static str, Value)> {
-    let mut types: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for identifier in identifiers.iter().filter_map(|member| member.identifier.as_ref()) {
-        types.entry(escape(&identifier.r#type)).or_default().push(Value::string(&identifier.value));
-    }
     let seen = registers.iter().filter_map(|register| Some((escape(&register.name), attributes::seen(register)?)));
     vec![
         ("tenant", Value::string(tenant)),
-        ("identifiers", Value::object(types.into_iter().map(|(kind, values)| (kind, Value::list(values))))),
+        ("identifiers", Value::of(Kind::Object(listed::identifiers(identifiers)))),
         ("attributes", Value::object(seen)),
         ("first_seen", Value::timestamp(first_seen)),
         ("last_seen", Value::timestamp(last_seen)),
@@ -86,32 +83,9 @@ fn pair(identifier: &Identifier) -> Value {
     Value::object([("type".to_owned(), text(&identifier.r#type)), ("value".to_owned(), text(&identifier.value))])
 }
 
-pub(super) fn devices(user: &User) -> Value {
-    let ids = user.devices.iter().filter_map(|device| DeviceId::from_bytes(&device.device));
-    Value::list(ids.map(|id| Value::string(id.to_string())).collect())
-}
-
-fn merged_users(user: &User) -> Value {
-    let ids = user.merged.iter().filter_map(|merged| UserId::from_bytes(&merged.user));
-    Value::list(ids.map(|id| Value::string(id.to_string())).collect())
-}
-
 /// Sets a field.
 pub(super) fn set(path: impl Into<String>, value: Value) -> Operation {
     Operation { path: path.into(), op: Some(Op::Set(value)) }
-}
-
-/// Sets the whole list of identifiers of each of these types.
-pub(super) fn set_identifiers(members: &[Membership], new: &[Identifier]) -> Vec<Operation> {
-    let mut types: Vec<&str> = new.iter().map(|identifier| identifier.r#type.as_str()).collect();
-    types.sort_unstable();
-    types.dedup();
-    let of_type = |kind: &str| {
-        let identifiers = members.iter().filter_map(|member| member.identifier.as_ref());
-        let values = identifiers.filter(|identifier| identifier.r#type == kind);
-        Value::list(values.map(|identifier| Value::string(&identifier.value)).collect())
-    };
-    types.into_iter().map(|kind| set(format!("identifiers.{}", escape(kind)), of_type(kind))).collect()
 }
 
 /// Sets what only a device has: the identifier by which its last user was named.
@@ -141,7 +115,7 @@ pub(super) fn difference(before: &Object, after: &Object) -> Vec<Operation> {
     operations
 }
 
-fn differ(prefix: &str, before: &Object, after: &Object, operations: &mut Vec<Operation>) {
+pub(super) fn differ(prefix: &str, before: &Object, after: &Object, operations: &mut Vec<Operation>) {
     for (name, new) in after.pairs() {
         let (path, old) = (format!("{prefix}{name}"), before.get(name));
         match (old.and_then(Value::as_object), new.as_object()) {

@@ -1,7 +1,9 @@
 //! The home of a user: actions, merges and deletions take effect here, and nowhere else (each merge is decided at one place, I9).
 
 use super::document::{self, Cause, publish_user, tombstone, user_fields};
+use super::merging;
 use super::outcome::{self, Part};
+use super::size;
 use super::state::{self, identifier_hash, required, user_id, user_key};
 use super::user::{self, Purged};
 use super::work::{Header, Work};
@@ -10,10 +12,12 @@ use millstream_model::id::{DeviceId, UserId};
 use millstream_model::key::group_of;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
-use millstream_model::proto::{
-    Absorb, Action, Apply, Erase, Forget, Identifier, MergeUsers, Merged, Relink, Stamp, Unlink, User,
-};
+use millstream_model::proto::{Action, Apply, Erase, Forget, Identifier, MergeUsers, Relink, Stamp, Unlink, User};
 use millstream_model::reject::Refusal;
+
+/// Ids of users that one [`Unlink`] names, and bytes of identifiers that one [`Forget`] does: merges have no bound, messages of the log do.
+pub(super) const UNLINKED_IDS: usize = 10_000;
+const NAMES_BYTES: usize = 512 * 1024;
 
 /// Where a user stands, for an action by some identifier.
 enum Standing {
@@ -138,17 +142,22 @@ impl Work<'_> {
     }
 
     /// Tells identifiers and devices of what a deletion took.
-    fn let_go(&mut self, tenant: &str, purged: Purged, users: &[Vec<u8>], deletion: Stamp) {
+    pub(super) fn let_go(&mut self, tenant: &str, purged: Purged, users: &[Vec<u8>], deletion: Stamp) {
+        let names = merging::chunks(purged.names, NAMES_BYTES, size::member);
         for device in purged.devices {
             let Some(home) = DeviceId::from_bytes(&device).map(|id| id.home()) else { continue };
-            let forget = Forget { device, identifiers: purged.names.clone(), stamp: Some(deletion) };
-            self.send(tenant, 0, home, Body::Forget(forget));
+            for names in &names {
+                let forget = Forget { device: device.clone(), identifiers: names.clone(), stamp: Some(deletion) };
+                self.send(tenant, 0, home, Body::Forget(forget));
+            }
         }
         for (identifier, before) in purged.identifiers {
             let erased = before.max(Some(deletion));
             let group = group_of(tenant, &identifier);
-            let unlink = Unlink { identifier: Some(identifier), users: users.to_vec(), erased };
-            self.send(tenant, 0, group, Body::Unlink(unlink));
+            for users in users.chunks(UNLINKED_IDS) {
+                let unlink = Unlink { identifier: Some(identifier.clone()), users: users.to_vec(), erased };
+                self.send(tenant, 0, group, Body::Unlink(unlink));
+            }
         }
     }
 
@@ -198,88 +207,4 @@ impl Work<'_> {
             Standing::Left | Standing::Member(_) => self.give_up(header, &larger, &smaller, cause),
         }
     }
-
-    /// A live user becomes part of another one: from now on it forwards.
-    fn give_up(&mut self, header: &Header, id: &UserId, to: &UserId, cause: Cause<'_>) -> Result<(), StateError> {
-        let user = state::user_mut(self.state, &user_key(&header.tenant, id))?;
-        let forwarding = User {
-            id: user.id.clone(),
-            revision: user.revision,
-            erased: user.erased,
-            expelled: std::mem::take(&mut user.expelled),
-            fate: Some(Fate::Forward(to.as_bytes().to_vec())),
-            ..User::default()
-        };
-        let state = std::mem::replace(user, forwarding);
-        publish_user(user, tombstone(), cause, self.at, self.out);
-        let absorb = Absorb {
-            survivor: to.as_bytes().to_vec(),
-            loser: id.as_bytes().to_vec(),
-            relink: state.erased.is_some(),
-            erased: None,
-            state: Some(state),
-            stamp: Some(cause.stamp),
-            record_id: cause.record_id.to_vec(),
-        };
-        self.send(&header.tenant, header.hops + 1, to.home(), Body::Absorb(Box::new(absorb)));
-        Ok(())
-    }
-
-    /// At the home of the survivor, or of a user on the way to it: the whole state of one that became part of it.
-    pub(super) fn absorb(&mut self, header: &Header, mut message: Absorb) -> Result<(), StateError> {
-        let id = user_id(&message.survivor)?;
-        let mut state = required(message.state.take(), "state")?;
-        let stamp = required(message.stamp, "stamp")?;
-        let key = user_key(&header.tenant, &id);
-        let user = state::user(self.state, &key)?;
-        let deletion = if let Some(Fate::Deleted(deletion)) = user.fate { Some(deletion) } else { user.erased };
-        message.relink |= deletion.is_some();
-        message.erased = message.erased.max(deletion.filter(|deletion| stamp <= *deletion));
-        if let Some(Fate::Forward(to)) = &user.fate {
-            let to = user_id(to)?;
-            let absorb = Absorb { survivor: to.as_bytes().to_vec(), state: Some(state), ..message };
-            self.send(&header.tenant, header.hops + 1, to.home(), Body::Absorb(Box::new(absorb)));
-            return Ok(());
-        }
-        let ids = [user::ids(user), user::ids(&state)].concat();
-        let user = state::user_mut(self.state, &key)?;
-        let purged = message.erased.map(|deletion| (deletion, user::purge_absorbed(user, &mut state, deletion)));
-        let cause = Cause { tenant: &header.tenant, stamp, record_id: &message.record_id, trace: None };
-        let operations = united(user, state, message.relink, cause);
-        publish_user(user, operations, cause, self.at, self.out);
-        let members: Vec<Identifier> = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
-        if let Some((deletion, purged)) = purged {
-            self.let_go(&header.tenant, purged, &ids, deletion);
-        }
-        if message.relink {
-            self.link_anew(header, &id, &members)?;
-        }
-        Ok(())
-    }
-}
-
-/// Unites a state with a live user, or with a deleted one that lives again by it; gives what changes in the document.
-fn united(user: &mut User, state: User, relink: bool, cause: Cause<'_>) -> Vec<millstream_model::proto::Operation> {
-    let record_id = cause.record_id.to_vec();
-    let before = user_fields(cause.tenant, user);
-    if relink && user.fate.is_none() {
-        // Whoever becomes part of this user later may be linked by a node that such a deletion is still to take.
-        user.erased = user.erased.or(Some(Stamp::default()));
-    }
-    if state.identifiers.is_empty() {
-        // A deletion took all of it; only that its id led here, and what the deletion took, is worth knowing.
-        user::unite_taken(user, state.taken);
-        user::add_merged(user, Merged { user: state.id, stamp: Some(cause.stamp), record_id }, state.merged);
-        let is_live = user.fate.is_none();
-        return if is_live { document::difference(&before, &user_fields(cause.tenant, user)) } else { Vec::new() };
-    }
-    if let Some(Fate::Deleted(deletion)) = user.fate {
-        user.fate = None;
-        user.erased = Some(deletion);
-        (user.first_seen_ms, user.last_seen_ms) = (state.first_seen_ms, state.last_seen_ms);
-        user::unite(user, state, Some(cause.stamp), record_id);
-        return document::replace(user_fields(cause.tenant, user));
-    }
-    user::unite(user, state, Some(cause.stamp), record_id);
-    document::difference(&before, &user_fields(cause.tenant, user))
 }

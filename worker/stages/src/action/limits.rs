@@ -4,9 +4,10 @@
 //! What a record asks for is looked at before it is applied. What would take the state over a bound is taken out of it and reported as `too_large`
 //! (a partial reject); the rest of the record takes effect. A change that makes nothing grow is never refused, whatever the state's size.
 //!
-//! Two things are not bounded here. *Merges* cannot be refused (docs: design, identity), so a survivor may have as much as both had; after that it only
-//! shrinks. The *memory of deletions* is what keeps deleted data away (I9); it replaces what was deleted, and takes less. Nothing is ever dropped to make
-//! room: the ids of merged users and of devices look like mere history, but a deletion finds nodes and devices by them.
+//! Two things are not bounded here. *Merges* cannot be refused (docs: design, identity), so a survivor may have more than this; what it keeps of both
+//! users' attributes has a bound of its own ([`super::merging`]), and after that it only shrinks. The *memory of deletions* is what keeps deleted data
+//! away (I9); it replaces what was deleted, and takes less. Nothing that identity needs is ever dropped to make room: the ids of merged users and of
+//! devices look like mere history, but a deletion finds nodes and devices by them.
 
 use super::admission::Admission;
 use super::size::{self, Entity};
@@ -30,10 +31,13 @@ pub struct ActionLimits {
     pub max_devices: usize,
     /// Bytes of all of it, reckoned from above (default 512 KiB). What makes it grow is refused.
     pub max_bytes: usize,
+    /// Bytes of a user's attributes after a merge, reckoned from above (default 2 MiB). Of more, the newest stay and the others are reported. What identity
+    /// needs is not counted; it goes in messages of at most this size.
+    pub max_merged_bytes: usize,
 }
 
 impl Default for ActionLimits {
-    /// Far above what one person has; two users that merge are well within the log's largest message.
+    /// Far above what one person has; four users at their bound can become one, which is well within the log's largest message.
     fn default() -> ActionLimits {
         ActionLimits {
             max_identifiers: 1_000,
@@ -41,6 +45,7 @@ impl Default for ActionLimits {
             max_elements: 500,
             max_devices: 1_000,
             max_bytes: 512 * 1024,
+            max_merged_bytes: 2 * 1024 * 1024,
         }
     }
 }

@@ -26,6 +26,7 @@
 //!
 //! The reasons, the races and the numbers of the proof are in `docs/src/design/identity.md`.
 
+mod absorb;
 mod admission;
 mod attributes;
 mod device;
@@ -33,7 +34,9 @@ mod document;
 mod home;
 mod inspect;
 mod limits;
+mod listed;
 mod memory;
+mod merging;
 mod outcome;
 mod relink;
 mod resolve;

@@ -1,11 +1,16 @@
 //! The outcome of a record at this stage (I2), and its enriched event.
 
+use super::document::Cause;
 use super::limits::Refused;
+use super::listed::listed;
+use super::merging::LeftOut;
+use super::{attributes, merging, size};
 use crate::{At, Outbox, PublicMessage, Rejected, reject};
 use millstream_model::event::{self, EnrichedEvent, EventDevice, EventUser, cloud_event_headers};
-use millstream_model::id::{DeviceId, UserId, hex};
+use millstream_model::id::{DeviceId, UserId, hex, message_hash};
 use millstream_model::key::shard_of;
-use millstream_model::proto::{Action, Event, Identifier, Object, User};
+use millstream_model::proto::change::Op;
+use millstream_model::proto::{Action, Change, Event, Identifier, Object, Register, User};
 use millstream_model::reject::{About, Ingress, Reason, Refusal, Reject};
 use millstream_model::{trace, value};
 use std::collections::BTreeMap;
@@ -69,6 +74,53 @@ fn refused_part(action: &Action, part: Part<'_>, refused: Refused) -> (&'static 
     }
 }
 
+/// So many bytes of attributes, reckoned from above, go into one reject: as JSON they may be several times as much.
+const LEFT_OUT_BYTES: usize = 100 * 1024;
+
+/// A merge left no room for these attributes of a user who survived it. It counts in no sum: the record that linked the two has had its effect.
+pub(super) fn left_out(user: &User, loser: &[u8], out: Vec<LeftOut>, cause: Cause<'_>, outbox: &mut Outbox) {
+    let (Some(survivor), Some(loser)) = (UserId::from_bytes(&user.id), UserId::from_bytes(loser)) else { return };
+    let via = user.identifiers.first().and_then(|member| member.identifier.clone());
+    for out in merging::chunks(out, LEFT_OUT_BYTES, |left| size::register(&left.register)) {
+        let refusals: Vec<Refusal> = out.iter().map(|left| refusal(left, &survivor, &loser)).collect();
+        let Some(refusal) = Refusal::join(&refusals) else { continue };
+        let names: Vec<&str> = out.iter().map(|left| left.register.name.as_str()).collect();
+        let what = hex(&message_hash(&format!("{survivor}\0{loser}\0{}", names.join("\0"))));
+        let rest = Action {
+            time_ms: i64::try_from(cause.stamp.time_ms).unwrap_or(i64::MAX),
+            user_identifiers: via.clone().into_iter().collect(),
+            user_changes: out.into_iter().map(|left| as_change(left.register)).collect(),
+            ..Action::default()
+        };
+        let about = About {
+            tenant: cause.tenant,
+            source: rest.source().code(),
+            kind: "merge",
+            stage: "action",
+            message_id: "",
+            time_ms: cause.stamp.time_ms,
+        };
+        let id = format!("{}.merge.{what}", hex(cause.record_id));
+        let rejected = Reject::new(id, &about, refusal).with_action(&rest).with_partial(true);
+        outbox.rejects.push(reject::message(&rejected, cause.trace, u32::from(survivor.home())));
+    }
+}
+
+fn refusal(left: &LeftOut, survivor: &UserId, loser: &UserId) -> Refusal {
+    let (name, whose) = (&left.register.name, if left.was_theirs { loser } else { survivor });
+    let message = format!(
+        "the attribute of user {whose} was left out when user {loser} became part of user {survivor}: the attributes of both are more than one user \
+         keeps, and newer ones have the room (action.max_merged_bytes); look for an identifier that many share, and send the attribute again if it is this user's"
+    );
+    Refusal::field(Reason::TooLarge, format!("set.{name}"), message)
+}
+
+/// What readers saw of an attribute, as a change that would bring it back.
+fn as_change(register: Register) -> Change {
+    let op = attributes::seen(&register).map_or(Op::Unset(true), Op::Set);
+    Change { name: register.name, op: Some(op) }
+}
+
 /// A reject of the record `action`, or of a part of it, with what is to be sent again. The record's own bytes stayed behind at unify: taking them
 /// along for the few records that are rejected would cost all others (docs: design, decisions). So it says where they are.
 fn about(action: &Action, id: String, refusal: Refusal, refused: &Action, at: &At) -> Reject {
@@ -127,7 +179,7 @@ pub(super) fn enriched_event(action: &Action, event: Event, user: &User, id: &Us
 
 fn identifiers(user: &User) -> BTreeMap<String, Vec<String>> {
     let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for identifier in user.identifiers.iter().filter_map(|member| member.identifier.as_ref()) {
+    for identifier in listed(&user.identifiers).iter().filter_map(|member| member.identifier.as_ref()) {
         types.entry(identifier.r#type.clone()).or_default().push(identifier.value.clone());
     }
     types

@@ -5,6 +5,7 @@
 //! older than the deletion that the node remembers. Whoever else finds that a link is missing asks the home for it
 //! ([`Work::relink`]): a link on behalf of a user that is deleted by then would make a node for ever lead to it (part of I9).
 
+use super::home::UNLINKED_IDS;
 use super::state::{self, identifier_hash, required, user_id, user_key};
 use super::user;
 use super::work::{Header, Work};
@@ -30,8 +31,10 @@ impl Work<'_> {
     /// Makes sure that a node does not name this user, without saying up to when: a deletion did, or a link follows.
     pub(super) fn unlink_again(&mut self, header: &Header, id: &UserId, via: &Identifier) -> Result<(), StateError> {
         let users = user::ids(state::user(self.state, &user_key(&header.tenant, id))?);
-        let unlink = Unlink { identifier: Some(via.clone()), users, erased: None };
-        self.send(&header.tenant, header.hops + 1, group_of(&header.tenant, via), Body::Unlink(unlink));
+        for users in users.chunks(UNLINKED_IDS) {
+            let unlink = Unlink { identifier: Some(via.clone()), users: users.to_vec(), erased: None };
+            self.send(&header.tenant, header.hops + 1, group_of(&header.tenant, via), Body::Unlink(unlink));
+        }
         Ok(())
     }
 

@@ -13,8 +13,8 @@ const MEMBER: usize = 132;
 const REGISTER: usize = 66;
 const ELEMENT: usize = 62;
 pub(super) const DEVICE: usize = 52;
-const MERGED: usize = 70;
-const FORGOTTEN: usize = 50;
+pub(super) const MERGED: usize = 70;
+pub(super) const FORGOTTEN: usize = 50;
 const EXPELLED: usize = 18;
 const USER: usize = 278;
 const DEVICE_STATE: usize = 122;
@@ -95,9 +95,10 @@ pub(super) fn member(identifier: &Identifier) -> usize {
     MEMBER + identifier.r#type.len() + identifier.value.len()
 }
 
-/// An attribute that is not there yet, without value and elements.
+/// An attribute that is not there yet, without value and elements. In the document some characters of its name take three bytes.
 pub(super) fn name(name: &str) -> usize {
-    REGISTER + name.len()
+    let escaped = name.bytes().filter(|byte| matches!(byte, b'%' | b'.' | b'$' | b'\0')).count();
+    REGISTER + name.len() + 2 * escaped
 }
 
 /// A value of an attribute.
@@ -110,7 +111,8 @@ pub(super) fn element(value: &Value) -> usize {
     ELEMENT + value.encoded_len()
 }
 
-fn register(register: &Register) -> usize {
+/// An attribute as it is.
+pub(super) fn register(register: &Register) -> usize {
     name(&register.name) + replaced_by(register, None)
 }
 

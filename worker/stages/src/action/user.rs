@@ -2,6 +2,7 @@
 
 use super::attributes::{self, Writer};
 use super::document;
+use super::listed;
 use super::state::{identifier_hash, required};
 use crate::StateError;
 use millstream_model::id::DeviceId;
@@ -80,7 +81,7 @@ pub(super) fn apply(
             applied.links.push(identifier.clone());
         }
     }
-    applied.operations = document::set_identifiers(&user.identifiers, &applied.links);
+    applied.operations = listed::set_identifiers(&user.identifiers, &applied.links);
     attributes::apply(&mut user.attributes, std::mem::take(&mut action.user_changes), writer, &mut applied.operations);
     retain(user, action, writer, &mut applied.operations);
     if with_device {
@@ -109,7 +110,7 @@ fn retain_order(member: &Membership) -> (Option<Stamp>, &Option<Identifier>) {
 fn use_device(user: &mut User, action: &Action, stamp: Stamp, operations: &mut Vec<Operation>) {
     let Some(id) = device_of(action) else { return };
     if add_device(&mut user.devices, DeviceUse { device: id.as_bytes().to_vec(), last: Some(stamp) }) {
-        operations.push(document::set("devices", document::devices(user)));
+        operations.push(document::set("devices", listed::devices(user)));
     }
 }
 

@@ -87,7 +87,7 @@ fn the_repetition_of_a_reject_is_a_duplicate() {
     let out = process(&[(bad.clone(), at(NOW)), (bad, at(NOW + 1))], &mut Memory::default());
     assert_eq!((sums(&out, "acme"), out.rejects.len()), ([2, 1, 1], 1));
     let rejected = &out.reasons[0];
-    assert_eq!((&rejected.tenant[..], rejected.reason, out.reasons.len()), ("acme", Reason::MissingField, 1));
+    assert_eq!((rejected.tenant.as_str(), rejected.reason, out.reasons.len()), ("acme", Reason::MissingField, 1));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::reference::{People, Person, reference, sorted};
 use millstream_model::document::Document;
 use millstream_model::id::{DeviceId, UserId};
 use millstream_model::proto::{DeviceState, Identifier, Mutation, Object, User, Value as Attribute};
-use millstream_stages::action::{Value, render_device, render_user};
+use millstream_stages::action::{ActionLimits, Value, render_device, render_user};
 use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! ensure {
@@ -19,8 +19,8 @@ macro_rules! ensure {
 
 type Checked = Result<(), String>;
 
-fn run(history: &History, shards: u32, seed: u64) -> Result<Cluster, String> {
-    let mut cluster = Cluster::new(shards, seed);
+pub fn run(history: &History, limits: &ActionLimits, shards: u32, seed: u64) -> Result<Cluster, String> {
+    let mut cluster = Cluster::within(limits.clone(), shards, seed);
     for index in 0..history.records.len() {
         cluster.send(&history.action(index));
     }
@@ -28,8 +28,8 @@ fn run(history: &History, shards: u32, seed: u64) -> Result<Cluster, String> {
     Ok(cluster)
 }
 
-pub fn check_links(history: &History, shards: u32, seed: u64) -> Checked {
-    let cluster = run(history, shards, seed)?;
+pub fn check_links(history: &History, limits: &ActionLimits, shards: u32, seed: u64) -> Checked {
+    let cluster = run(history, limits, shards, seed)?;
     ensure!(cluster.effects == history.records.len() as u64, "{} effects", cluster.effects);
     ensure!(cluster.rejected == 0, "{} rejects", cluster.rejected);
     consistent(&cluster)?;
@@ -37,13 +37,13 @@ pub fn check_links(history: &History, shards: u32, seed: u64) -> Checked {
     let (found, expected) = (people(&cluster)?, reference(history));
     ensure!(found == expected, "found {found:#?}\nexpected {expected:#?}");
     events(&cluster, history, true)?;
-    let alone = run(history, 1, seed.wrapping_add(1))?;
+    let alone = run(history, limits, 1, seed.wrapping_add(1))?;
     ensure!(people(&alone)? == found, "1 shard gives another result than {shards}");
     Ok(())
 }
 
-pub fn check_deletions(history: &History, shards: u32, seed: u64) -> Checked {
-    let mut cluster = run(history, shards, seed)?;
+pub fn check_deletions(history: &History, limits: &ActionLimits, shards: u32, seed: u64) -> Checked {
+    let mut cluster = run(history, limits, shards, seed)?;
     let count = history.records.len() as u64;
     ensure!(cluster.effects + cluster.rejected == count, "{} effects, {} rejects", cluster.effects, cluster.rejected);
     consistent(&cluster)?;
@@ -54,7 +54,7 @@ pub fn check_deletions(history: &History, shards: u32, seed: u64) -> Checked {
 }
 
 /// Nodes, users, documents and devices agree.
-fn consistent(cluster: &Cluster) -> Checked {
+pub fn consistent(cluster: &Cluster) -> Checked {
     for (key, value) in cluster.values()? {
         let (_, _, rest) = key.parts().unwrap();
         match value {
@@ -154,7 +154,7 @@ pub fn as_sets(fields: &Object) -> Object {
     fields
 }
 
-fn people(cluster: &Cluster) -> Result<People, String> {
+pub fn people(cluster: &Cluster) -> Result<People, String> {
     let mut people = People::new();
     for (_, value) in cluster.values()? {
         if let Value::User(user) = value

@@ -8,7 +8,7 @@ use millstream_model::proto::User;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
 use millstream_model::proto::{Action, Exchange, Mutation, Stamp};
-use millstream_stages::action::{ActionStage, Node, Record, Value};
+use millstream_stages::action::{ActionLimits, ActionStage, Node, Record, Value};
 use millstream_stages::{At, Input, MemoryState, Outbox, PublicMessage, Stage, StateError, StateValue};
 use prost::Message;
 use std::collections::{BTreeMap, VecDeque};
@@ -24,6 +24,7 @@ enum Channel {
 
 pub struct Cluster {
     shards: u32,
+    stage: ActionStage,
     pub states: Vec<Memory>,
     channels: BTreeMap<Channel, VecDeque<Vec<u8>>>,
     rng: Rng,
@@ -35,14 +36,23 @@ pub struct Cluster {
     pub effects: u64,
     pub rejected: u64,
     pub steps: u64,
+    /// Bytes of the largest message on the exchange, and of the largest mutation.
+    pub largest: (usize, usize),
+    /// Messages that carried the state of a user.
+    pub absorbs: usize,
 }
 
 impl Cluster {
     pub fn new(shards: u32, seed: u64) -> Cluster {
+        Cluster::within(ActionLimits::default(), shards, seed)
+    }
+
+    pub fn within(limits: ActionLimits, shards: u32, seed: u64) -> Cluster {
         let mut rng = Rng(seed ^ 0x5eed);
         let bias = rng.below(3);
         Cluster {
             shards,
+            stage: ActionStage::new(limits),
             states: (0..shards).map(|_| Memory::default()).collect(),
             channels: BTreeMap::new(),
             rng,
@@ -53,6 +63,8 @@ impl Cluster {
             effects: 0,
             rejected: 0,
             steps: 0,
+            largest: (0, 0),
+            absorbs: 0,
         }
     }
 
@@ -104,18 +116,24 @@ impl Cluster {
         };
         let stamp = Stamp { time_ms: 1, offset: self.steps, index: 0 };
         let at = At { input, partition, stamp, batch_ms: 1, generation: 1, shards: self.shards };
-        let record: Record = ActionStage::default().decode(input, bytes).unwrap();
+        let record: Record = self.stage.decode(input, bytes).unwrap();
         if std::env::var_os("IDENTITY_TRACE").is_some() {
             println!("step {} {channel:?} {}", self.steps, format!("{record:?}").replace('\n', " "));
         }
         let mut out = Outbox::default();
-        ActionStage::default().process(record, &at, &mut self.states[partition as usize], &mut out)?;
+        self.stage.process(record, &at, &mut self.states[partition as usize], &mut out)?;
         for message in std::mem::take(&mut out.exchange) {
             let to = shard_of(message.group as u16, self.shards);
+            self.largest.0 = self.largest.0.max(message.encoded_len());
+            self.absorbs += usize::from(matches!(message.body, Some(Body::Absorb(_))));
             self.channels.entry(Channel::Exchange(partition, to)).or_default().push_back(message.encode_to_vec());
         }
+        let largest = out.mutations.iter().map(Message::encoded_len).max().unwrap_or(0);
+        self.largest.1 = self.largest.1.max(largest);
         let usage = *out.usage(TENANT);
-        assert_eq!(usage.rejects as usize, out.rejects.len());
+        let is_whole =
+            |reject: &&PublicMessage| !String::from_utf8_lossy(&reject.payload).contains(r#""partial":true"#);
+        assert_eq!(usage.rejects as usize, out.rejects.iter().filter(is_whole).count());
         assert_eq!(usage.mutations as usize, out.mutations.len());
         assert_eq!(usage.events as usize, out.events.len());
         self.effects += usage.effects;

@@ -11,6 +11,7 @@
     unreachable_pub
 )]
 
+mod bounds;
 mod checks;
 mod cluster;
 mod gaps;
@@ -21,9 +22,10 @@ mod scenarios;
 
 use checks::{check_deletions, check_links};
 use history::{History, Record, Rng};
+use millstream_stages::action::ActionLimits;
 use proptest::prelude::*;
 
-type Check = fn(&History, u32, u64) -> Result<(), String>;
+type Check = fn(&History, &ActionLimits, u32, u64) -> Result<(), String>;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
@@ -31,18 +33,26 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// Gives the number of records.
 fn one(what: &str, seed: u64, deletes: bool, check: Check) -> usize {
+    within(&ActionLimits::default(), what, seed, deletes, check)
+}
+
+fn within(limits: &ActionLimits, what: &str, seed: u64, deletes: bool, check: Check) -> usize {
     let mut rng = Rng(seed);
     let history = History::random(&mut rng, deletes);
     let shards = 1 + rng.below(8) as u32;
-    if let Err(error) = check(&history, shards, seed) {
+    if let Err(error) = check(&history, limits, shards, seed) {
         panic!("{what}: seed {seed}, {shards} shards: {error}\n{history:#?}");
     }
     history.records.len()
 }
 
 fn many(what: &str, deletes: bool, check: Check) {
-    let (first, cases) = (number("IDENTITY_SEED", 1), number("IDENTITY_CASES", 4_000));
-    let records: usize = (first..first + cases).map(|seed| one(what, seed, deletes, check)).sum();
+    many_within(&ActionLimits::default(), 1, what, deletes, check);
+}
+
+fn many_within(limits: &ActionLimits, part: u64, what: &str, deletes: bool, check: Check) {
+    let (first, cases) = (number("IDENTITY_SEED", 1), number("IDENTITY_CASES", 4_000) / part);
+    let records: usize = (first..first + cases).map(|seed| within(limits, what, seed, deletes, check)).sum();
     println!("{what}: {cases} histories, {records} records");
 }
 
@@ -54,6 +64,14 @@ fn links_and_merges_equal_the_reference_whatever_the_interleaving_and_shard_coun
 #[test]
 fn deletions_lose_no_outcome_and_bring_nothing_back() {
     many("deletions", true, check_deletions);
+}
+
+/// The state of each user that becomes part of another one goes in as many parts as it can, and nothing is left out.
+#[test]
+fn users_that_come_in_parts_are_the_same() {
+    let limits = ActionLimits { max_merged_bytes: bounds::IN_PARTS, ..ActionLimits::default() };
+    many_within(&limits, 4, "links in parts", false, check_links);
+    many_within(&limits, 4, "deletions in parts", true, check_deletions);
 }
 
 /// Each ended wrongly once; the random tests would need some hundred thousand histories to meet one of them again.
@@ -107,7 +125,7 @@ proptest! {
         records in proptest::collection::vec(record(false), 1..10), shards in 1..9u32, seed in any::<u64>(),
     ) {
         let history = History { records };
-        prop_assert_eq!(check_links(&history, shards, seed), Ok(()));
+        prop_assert_eq!(check_links(&history, &ActionLimits::default(), shards, seed), Ok(()));
     }
 
     #[test]
@@ -115,6 +133,6 @@ proptest! {
         records in proptest::collection::vec(record(true), 1..12), shards in 1..9u32, seed in any::<u64>(),
     ) {
         let history = History { records };
-        prop_assert_eq!(check_deletions(&history, shards, seed), Ok(()));
+        prop_assert_eq!(check_deletions(&history, &ActionLimits::default(), shards, seed), Ok(()));
     }
 }
