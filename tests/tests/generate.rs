@@ -10,7 +10,7 @@ use millstream_model::key::shard_of;
 use millstream_model::proto::{Envelope, Source, Stamp};
 use millstream_stages::source::{Accepted, DataApiKind, Endpoint, Limits, Request, SegmentKind, split};
 use millstream_stages::unify::{Unify, UnifyConfig, UnifyValue};
-use millstream_stages::{At, Input, MemoryState, Outbox, Stage};
+use millstream_stages::{At, Input, MemoryState, Outbox, Rejected, Stage};
 use std::collections::BTreeMap;
 
 const NOW: i64 = 1_800_000_000_000;
@@ -105,7 +105,7 @@ fn outcomes(streams: &[Stream]) -> BTreeMap<String, Outcome> {
                     outcome.duplicates += usage.duplicates;
                     outcome.effects += out.actions.iter().filter(|action| !action.uncounted).count() as u64;
                     outcome.events += out.actions.iter().filter(|action| action.event.is_some()).count() as u64;
-                    for (_, reason) in &out.reasons {
+                    for Rejected { reason, .. } in &out.reasons {
                         *outcome.rejects.entry(reason.code().into()).or_default() += 1;
                     }
                     if out.rejects.len() as u64 != usage.rejects {
