@@ -63,7 +63,7 @@ servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatib
 
 FOR ?= 3600
 .PHONY: chaos
-chaos: setup-test ## kill, stop and cut everything in random order under load: FOR=3600 (seconds); MILLSTREAM_CHAOS_SEED=n repeats an order
+chaos: setup-test ## kill, stop and cut everything under load: FOR=3600 (seconds); MILLSTREAM_CHAOS_SEED=n for another order
 	@cargo build --locked --workspace --bins
 	@MILLSTREAM_CHAOS_SECONDS=$(FOR) cargo test --locked --workspace --test failover -- --nocapture goes_on_through_everything
 
