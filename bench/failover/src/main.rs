@@ -161,7 +161,7 @@ impl Bench {
     fn at_rest(&self, arrivals: &Arrivals) -> [Duration; 2] {
         let from = Instant::now();
         std::thread::sleep(Duration::from_secs(10));
-        [arrivals.median(from, Instant::now()), worst(arrivals, from)]
+        [percentile(&arrivals.all_gaps(from, Instant::now()), 0.5), worst(arrivals, from)]
     }
 
     /// All shards of both stages that one of the two workers has go to the other, and half of them back.

@@ -32,12 +32,10 @@ impl Arrivals {
         arrivals.iter().map(|shard| longest(shard, from, to)).collect()
     }
 
-    /// The median of all gaps of all shards in this time.
-    pub(crate) fn median(&self, from: Instant, to: Instant) -> Duration {
+    /// All gaps of all shards that overlap this time.
+    pub(crate) fn all_gaps(&self, from: Instant, to: Instant) -> Vec<Duration> {
         let arrivals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Duration> = arrivals.iter().flat_map(|shard| gaps(shard, from, to)).collect();
-        all.sort_unstable();
-        all.get(all.len() / 2).copied().unwrap_or_default()
+        arrivals.iter().flat_map(|shard| gaps(shard, from, to)).collect()
     }
 
     /// Has each shard put something out since then?

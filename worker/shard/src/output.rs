@@ -20,8 +20,6 @@ pub(crate) struct Output {
     frames: BTreeMap<(Content, u32), FrameWriter>,
     /// For other shards, in later batches.
     pub(crate) waiting: Waiting,
-    /// Messages sent.
-    pub(crate) messages: u64,
 }
 
 /// Where a stage's outputs go.
@@ -43,7 +41,7 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 impl Output {
     /// Nothing but what waits.
     pub(crate) fn new(topics: Topics, shard: u32, waiting: Waiting) -> Output {
-        Output { topics, shard, frames: BTreeMap::new(), waiting, messages: 0 }
+        Output { topics, shard, frames: BTreeMap::new(), waiting }
     }
 
     /// A batch begins, with what has waited longest.
@@ -72,14 +70,13 @@ impl Output {
         for mutation in out.mutations.drain(..) {
             self.frame(Content::Mutation, mutation.group, &mutation, transaction)?;
         }
-        let (events, rejects) = (self.topics.events.clone(), self.topics.rejects.clone());
         for message in out.events.drain(..) {
             let partition = self.partition(u32::from(message.group));
-            self.public(&events, partition, &message, transaction)?;
+            self.public(&self.topics.events, partition, &message, transaction)?;
         }
         for message in out.rejects.drain(..) {
             // Whatever key group it names, which may be wrong: it comes from here, and a batch writes to few partitions.
-            self.public(&rejects, self.shard, &message, transaction)?;
+            self.public(&self.topics.rejects, self.shard, &message, transaction)?;
         }
         Ok(())
     }
@@ -108,7 +105,7 @@ impl Output {
     }
 
     fn public(
-        &mut self,
+        &self,
         topic: &str,
         partition: u32,
         message: &PublicMessage,
@@ -116,7 +113,6 @@ impl Output {
     ) -> Result<(), LogError> {
         // No allocation where there are none.
         let headers: Vec<(&str, &str)> = message.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.messages += 1;
         transaction.send(Outgoing { topic, partition, key: &message.key, payload: &message.payload, headers: &headers })
     }
 
@@ -137,7 +133,7 @@ impl Output {
     }
 
     fn send(
-        &mut self,
+        &self,
         content: Content,
         partition: u32,
         payload: &[u8],
@@ -149,7 +145,6 @@ impl Output {
             // `drain` makes no other frames than these three.
             _ => &self.topics.mutations,
         };
-        self.messages += 1;
         transaction.send(Outgoing { topic, partition, key: &[], payload, headers: &[] })
     }
 

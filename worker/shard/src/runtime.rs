@@ -141,8 +141,6 @@ struct Read {
     time_ms: u64,
     stamp_time_ms: u64,
     forget_before: u32,
-    /// What is wrong with the clocks.
-    ahead: Option<String>,
 }
 
 /// A shard that this process owns.
@@ -164,7 +162,7 @@ pub struct Shard<S: Stage> {
     sums: Sums,
     out: Outbox,
     flushes: Flushes<S::Value>,
-    /// What was wrong with the clocks in the last batch.
+    /// What was wrong with the clocks when the inputs of the last batch were read.
     ahead: Option<String>,
     member: Option<Member>,
     /// When the last flush began, milliseconds since 1970.
@@ -314,8 +312,7 @@ impl<S: Stage> Shard<S> {
         let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
         self.producer.begin()?;
         self.output.begin(&mut *self.producer)?;
-        let ahead = self.ahead.clone();
-        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0, ahead }).map(Some)
+        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(Some)
     }
 
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
@@ -351,8 +348,8 @@ impl<S: Stage> Shard<S> {
             if messages == 0 || full || age >= self.batch_time {
                 self.batch_time = self.limits.next_batch_time(self.batch_time, records, bytes);
                 let (stamp_time_ms, forget_before) = (batch.stamp_time_ms, batch.forget_before);
-                let ahead = batch.ahead.take();
-                return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before, ahead }));
+                self.ahead = batch.ahead.take();
+                return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before }));
             }
             let is_small = bytes * 8 < self.limits.batch_bytes && records * 8 < self.limits.batch_records;
             at_once = if is_small { (at_once * 2).min(MOST_MESSAGES) } else { FIRST_MESSAGES };
@@ -384,7 +381,6 @@ impl<S: Stage> Shard<S> {
         self.cache.commit(batch, forget);
         self.sums.commit(&usage);
         self.output.waiting.commit();
-        self.ahead.clone_from(&read.ahead);
         self.committed_ms = self.environment.clock.now_ms();
         self.position = StatePosition {
             digest,

@@ -125,12 +125,14 @@ impl Desk {
         }
     }
 
-    /// Notes that it polled without an error, so many times in turn without input.
-    pub fn polled(&self, quiet: u32) {
+    /// Notes that it polled without an error, so many times in turn without input; true when what hampered it is over.
+    pub fn polled(&self, quiet: u32) -> bool {
         let mut inner = self.lock();
+        let was_hampered = matches!(inner.condition, Condition::Hampered(_));
         if quiet == 0 || quiet >= QUIET_POLLS || !matches!(inner.condition, Condition::Stopped(_)) {
             inner.condition = Condition::Running;
         }
+        was_hampered
     }
 
     /// Notes that it works, and what is wrong all the same; true when that is new.

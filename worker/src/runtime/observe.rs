@@ -6,7 +6,7 @@ use millstream_model::reject::Reason;
 use millstream_shard::runtime::Report;
 use millstream_stages::StageSpan;
 use millstream_stages::reaction::Written;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,38 +46,19 @@ pub struct Exports {
     spans: SpanExporter,
     /// Sums per stage, label, shard and tenant: a process has several shards of a stage, the metric has one value per label.
     sums: Mutex<BTreeMap<(&'static str, Arc<str>), PerShard>>,
-    /// Shards whose state cannot be stored at the moment: it is said once when that begins and once when it ends.
-    failing: Mutex<BTreeSet<(&'static str, u32)>>,
 }
 
 impl Exports {
     /// To these metrics and this exporter.
     pub fn new(metrics: Arc<Metrics>, spans: SpanExporter) -> Exports {
-        Exports { metrics, spans, sums: Mutex::default(), failing: Mutex::default() }
-    }
-
-    fn store(&self, stage: &'static str, shard: u32, report: &Report) {
-        let trouble = report.trouble.as_deref();
-        self.metrics.caches.cache(stage, shard, report.cache_bytes, report.dirty_bytes, trouble.is_some());
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        match trouble {
-            Some(trouble) if failing.insert((stage, shard)) => {
-                tracing::warn!(
-                    stage,
-                    shard,
-                    trouble,
-                    "state cannot be stored; batches go on until too much waits for it"
-                );
-            }
-            None if failing.remove(&(stage, shard)) => tracing::info!(stage, shard, "state is stored again"),
-            _ => {}
-        }
+        Exports { metrics, spans, sums: Mutex::default() }
     }
 }
 
 impl Observer for Exports {
     fn batch(&self, stage: &'static str, shard: u32, report: &Report) {
-        self.store(stage, shard, report);
+        let is_failing = report.trouble.is_some();
+        self.metrics.caches.cache(stage, shard, report.cache_bytes, report.dirty_bytes, is_failing);
         let took = Duration::from_millis(report.committed_ms.saturating_sub(report.began_ms));
         self.metrics.stages.batch(stage, report.records, took);
     }

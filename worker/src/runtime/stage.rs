@@ -161,7 +161,8 @@ impl<S: Stage> Work<S> {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         self.quiet = if report.is_some() { 0 } else { self.quiet.saturating_add(1) };
         match self.seat.shard().and_then(|shard| shard.trouble()) {
-            None => self.desk.polled(self.quiet),
+            None if self.desk.polled(self.quiet) => tracing::info!(stage, shard, "shard works as it should again"),
+            None => {}
             Some(why) if self.desk.hampered(why) => {
                 tracing::warn!(stage, shard, why, "shard works, but not as it should")
             }

@@ -23,6 +23,14 @@ pub(super) fn store_error(what: &str, error: &rocksdb::Error) -> StoreError {
     StoreError::Failed(format!("{what}: {text}"))
 }
 
+/// What came of removing a file or folder: that it was not there is as good.
+pub(super) fn removed(path: &Path, result: io::Result<()>) -> Result<(), StoreError> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("cannot remove", path, &error)),
+        _ => Ok(()),
+    }
+}
+
 /// An error of the file system, about a folder.
 pub(super) fn io_error(what: &str, folder: &Path, error: &io::Error) -> StoreError {
     let folder = folder.display();

@@ -15,7 +15,7 @@ mod resources;
 
 pub use resources::{Bounds, Figures, Resources, StoreFigures};
 
-use error::{io_error, store_error};
+use error::{io_error, removed, store_error};
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
 use millstream_shard::state::{Entries, Forget, StateStore, StoreError};
@@ -23,7 +23,6 @@ use prost::Message as _;
 use rocksdb::{
     DB, FlushOptions, IngestExternalFileOptions, IteratorMode, ReadOptions, SstFileWriter, WriteBatch, WriteOptions,
 };
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -107,13 +106,9 @@ fn open(folder: &Path, resources: &Resources) -> Result<Opened, StoreError> {
 
 /// Removes all files of a store. The one that names the others goes first: without it RocksDB begins anew, however far this gets.
 fn remove(folder: &Path) -> Result<(), StoreError> {
-    for removed in [std::fs::remove_file(folder.join("CURRENT")), std::fs::remove_dir_all(folder)] {
-        match removed {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error("cannot remove", folder, &error)),
-            _ => {}
-        }
-    }
-    Ok(())
+    // Both are tried, whatever comes of the first.
+    let results = [std::fs::remove_file(folder.join("CURRENT")), std::fs::remove_dir_all(folder)];
+    results.into_iter().try_for_each(|result| removed(folder, result))
 }
 
 fn failed(what: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
@@ -220,7 +215,7 @@ impl StateStore for RocksState {
                 db.ingest_external_file_opts(&options, vec![&path]).map_err(failed("take a file"))
             });
             if taken.is_err() {
-                // Its space is needed now; what cannot be removed is overwritten the next time.
+                // Its space is needed now; where it cannot be removed, the next flush says so.
                 let _ = std::fs::remove_file(&path);
             }
             taken

@@ -5,14 +5,13 @@
 //! of some kilobytes, and what could make it exceed is bounded otherwise (memtables by the manager, whole blocks by what is read at the same time).
 //! The manager does not stall writers either: it would wait for memtables of stores that nobody writes to.
 
-use super::error::{io_error, store_error};
+use super::error::{removed, store_error};
 use millstream_shard::state::StoreError;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, Env, Options, SstFileWriter, WriteBufferManager, properties,
     statistics::{StatsLevel, Ticker},
 };
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -154,10 +153,7 @@ impl Resources {
         fill: impl FnOnce(&mut SstFileWriter<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         // A crash may have left it as a second name of a file that the store has taken: opening it for writing would empty that one.
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error("cannot remove", path, &error)),
-            _ => {}
-        }
+        removed(path, std::fs::remove_file(path))?;
         let failed = |error| store_error("write a file", &error);
         let mut file = SstFileWriter::create(&self.0.file_options);
         file.open(path).map_err(failed)?;
