@@ -301,8 +301,19 @@ impl Pipeline {
     }
 }
 
+/// What a failed test shows of each process; all of it stays with `MILLSTREAM_KEEP`.
+const LAST_LINES: usize = 25;
+
 impl Drop for Pipeline {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for process in &self.processes {
+                let log = process.log();
+                let lines: Vec<&str> = log.lines().rev().take(LAST_LINES).collect();
+                eprintln!("{}, last of its log:", process.name);
+                lines.iter().rev().for_each(|line| eprintln!("    {line}"));
+            }
+        }
         if std::env::var_os("MILLSTREAM_KEEP").is_some()
             && let Some(folder) = self.folder.take()
         {

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 /// The key's and the id's parts that do not change.
 const TENANT: &str = "bench";
-/// Frames that may be under way while loading.
-const OUTSTANDING: usize = 200;
+/// Records that may be under way while loading.
+const OUTSTANDING: usize = 20_000;
 /// Between two looks at which frames may leave.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -80,14 +80,14 @@ impl<'a> Loader<'a> {
     /// Writes so many records in frames of `frame` records.
     pub(crate) fn bulk(&mut self, records: &mut Records, count: u64, frame: usize) -> Result<()> {
         let (sent, acknowledged) = mpsc::channel();
-        let mut outstanding = 0;
+        let (mut outstanding, most) = (0, OUTSTANDING / frame.max(1));
         for _ in 0..count {
             let shard = self.push(records)?;
             if self.lane(shard)?.frame.len() >= frame {
                 self.send(shard, Some(sent.clone()))?;
                 outstanding += 1;
             }
-            if outstanding > OUTSTANDING {
+            if outstanding > most {
                 acknowledged.recv()?;
                 outstanding -= 1;
             }

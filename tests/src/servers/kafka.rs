@@ -5,6 +5,8 @@ use super::certificates::Authority;
 use super::process::{Server, Stop, folder, free_ports};
 use anyhow::{Context, Result, ensure};
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, Producer};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -136,12 +138,26 @@ impl Kafka {
         self.nodes.get_mut(node).context("no such node")
     }
 
-    /// Waits until all nodes are there.
+    /// Waits until all nodes are there and every copy of every partition, internal topics included, has caught up: only then may another node be lost.
     ///
     /// # Errors
     /// When they are not in time.
     pub fn is_whole(&self) -> Result<()> {
-        self.wait_until_ready()
+        self.wait_until_ready()?;
+        let client: BaseProducer = ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create()?;
+        let first = self.nodes.first().context("no node")?;
+        first.wait_until(READY_WITHIN, || {
+            let metadata = client.client().fetch_metadata(None, Duration::from_secs(5))?;
+            let partitions = metadata.topics().iter().flat_map(|topic| {
+                topic.partitions().iter().map(move |partition| (topic.name(), partition))
+            });
+            let behind: Vec<String> = partitions
+                .filter(|(_, partition)| partition.isr().len() < partition.replicas().len())
+                .map(|(topic, partition)| format!("{topic}[{}]: {:?} of {:?}", partition.id(), partition.isr(), partition.replicas()))
+                .collect();
+            ensure!(behind.is_empty(), "in sync are only: {}", behind.join(", "));
+            Ok(())
+        })
     }
 
     fn wait_until_ready(&self) -> Result<()> {

@@ -61,6 +61,8 @@ pub enum Kind {
     Erased = 6,
     /// A frame for another shard that waits to be sent; under the tenant `*`, which is no tenant's name.
     Waiting = 7,
+    /// Action: which device a further device identifier names.
+    Alias = 8,
 }
 
 impl Kind {
@@ -69,8 +71,8 @@ impl Kind {
 
     /// The kind of this byte, if it is one.
     pub fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 7] =
-            [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage, Kind::Erased, Kind::Waiting];
+        const ALL: [Kind; 8] =
+            [Kind::Seen, Kind::Node, Kind::User, Kind::Device, Kind::Usage, Kind::Erased, Kind::Waiting, Kind::Alias];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 }

@@ -145,6 +145,8 @@ pub struct Cache<V> {
     dirty_bytes: usize,
     /// Of the flush under way.
     frozen_bytes: usize,
+    /// Of what has been replaced since, which only the flush still holds.
+    held_bytes: usize,
     capacity: usize,
     /// Of the last batch's changes, for the room of the next ones.
     block_bytes: usize,
@@ -168,6 +170,7 @@ impl<V: StateValue> Cache<V> {
             bytes: 0,
             dirty_bytes: 0,
             frozen_bytes: 0,
+            held_bytes: 0,
             capacity,
             block_bytes: 0,
             totals,
@@ -369,8 +372,12 @@ impl<V: StateValue> Cache<V> {
             slot.stored = stored;
             let cost = cost(&slot.key, slot.value.as_deref(), stored);
             let old = std::mem::replace(&mut slot.cost, cost);
-            let was_dirty = std::mem::replace(&mut slot.flush, flush) == flush;
+            let before = std::mem::replace(&mut slot.flush, flush);
+            let (was_dirty, is_being_written) = (before == flush, before != 0 && before != flush);
             slot.used = true;
+            if is_being_written {
+                self.held_bytes += old;
+            }
             self.bytes = (self.bytes + cost).saturating_sub(old);
             self.dirty_bytes += cost;
             if was_dirty {
@@ -414,7 +421,7 @@ impl<V: StateValue> Cache<V> {
 
     /// Bytes in memory, as measured rather than as stored; those of the running batch's changes come to it when it is committed.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.held_bytes
     }
 
     /// Sums over the committed state.
@@ -438,7 +445,7 @@ impl<V: StateValue> Cache<V> {
 
     /// A flush has returned: what it wrote, and has not changed since, may be evicted.
     pub fn flushed(&mut self, frozen: &Frozen<V>) {
-        self.frozen_bytes = 0;
+        (self.frozen_bytes, self.held_bytes) = (0, 0);
         for entry in &frozen.entries {
             if let Some(slot) = self.slot_mut(entry.slot)
                 && slot.flush <= frozen.number
@@ -458,7 +465,7 @@ impl<V: StateValue> Cache<V> {
             return;
         }
         let mut looks = (self.slots.len() * passes).min(MOST_LOOKS);
-        while self.bytes > self.capacity && looks > 0 {
+        while self.bytes() > self.capacity && looks > 0 {
             looks -= 1;
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
             let Some(Some(slot)) = self.slots.get_mut(self.hand) else { continue };

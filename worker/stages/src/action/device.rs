@@ -1,27 +1,43 @@
 //! The home of a device: what it is, when it was seen, and whose it was last.
 //!
-//! A device is named by its primary identifier alone and devices are never merged: further device identifiers of a record are members
-//! of that device. `user` is the identifier by which the newest record named its user; a record without any user identifier is
+//! A device's id is a function of its primary identifier, and devices are never merged; further device identifiers of a record are members
+//! of its device. `user` is the identifier by which the newest record named its user; a record without any user identifier is
 //! about that user, or, when the device has none, about the user whom the device's primary identifier itself names.
+//!
+//! # By a further identifier
+//! A home tells the shard of each further identifier once that its device has it (*Name*). There an *alias* says which device that is: the one that
+//! began to have it last, since an advertising id goes on to the next installation. Records by the identifier are sent on to that device's home from
+//! then on; what came before stays with the device that the identifier made as a primary one, whose document says `same_as`. Further identifiers are of a
+//! later type than the primary one, so aliases lead to ever earlier types: there are no circles, and `device_id`, the first, never is an alias.
+//!
+//! The user's part of such a record goes straight to the user, for its order (I3), with the id that the identifier would make. So the device's home
+//! *introduces* itself behind it, on the same way: an action that has no outcome of its own, tells the user which device it was, and is refused like
+//! any other by a deletion.
 //!
 //! The device's part of a record and the user's part go different ways. So a deletion can come here before a record that it covers; the
 //! device remembers (by a hash) which identifiers it must not take from records up to which stamp.
 
 use super::attributes::{self, Writer};
-use super::document::{Cause, publish_device, set_device_user};
+use super::document::{Cause, publish_device, set_device_user, set_same_as};
 use super::listed::set_identifiers;
 use super::outcome::{self, Part};
-use super::state::{self, Value, device_id, device_key, identifier_hash, required};
+use super::state::{self, Value, alias_key, device_id, device_key, identifier_hash, required};
 use super::user;
 use super::work::{Header, Work};
 use crate::{State, StateError};
-use millstream_model::key::StateKey;
-use millstream_model::proto::{Action, Device, DeviceState, Forget, Identifier, Operation, Stamp};
-use millstream_model::reject::Reason;
+use millstream_model::id::DeviceId;
+use millstream_model::identifier::DEVICE_TYPES;
+use millstream_model::key::{StateKey, group_of};
+use millstream_model::proto::exchange::Body;
+use millstream_model::proto::{Action, Alias, Device, DeviceState, Forget, Identifier, Name, Operation, Stamp};
 
 impl Work<'_> {
     pub(super) fn device(&mut self, header: &Header, message: Device) -> Result<(), StateError> {
         let mut action = required(message.action, "action")?;
+        let primary = required(primary(&action, message.primary.as_ref()).cloned(), "primary")?;
+        if let Some(alias) = self.alias(&header.tenant, &primary)? {
+            return self.send_on(header, alias, action, message.resolve_user);
+        }
         let id = device_id(&message.device)?;
         let key = device_key(&header.tenant, &id);
         let device = device_state(self.state, &key, message.device)?;
@@ -29,20 +45,82 @@ impl Work<'_> {
             (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
         }
         let refused = self.limits.admit_device(device, &mut action);
-        let operations = apply(device, &mut action, &refused.identifiers)?;
+        let applied = apply(device, &mut action, &refused.identifiers)?;
         outcome::partial(&action, Part::Device, refused, self.at, self.out);
         let stamp = required(action.stamp, "stamp")?;
         let trace = action.trace.as_ref();
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &action.record_id, trace };
-        publish_device(device, operations, cause, self.at, self.out);
-        if !message.resolve_user {
+        publish_device(device, applied.operations, cause, self.at, self.out);
+        let user = device.user.clone();
+        self.send_names(&header.tenant, &primary, applied.new, stamp);
+        if message.resolve_user {
+            self.resolve_by(header.hops + 1, user.unwrap_or(primary), action, false);
+        } else if !action.device.is_empty() {
+            self.introduce(header, action);
+        }
+        Ok(())
+    }
+
+    /// The device that an identifier names, if it is an alias.
+    fn alias(&mut self, tenant: &str, identifier: &Identifier) -> Result<Option<Identifier>, StateError> {
+        if !can_be_alias(identifier) {
+            return Ok(None);
+        }
+        let alias = state::alias(self.state, &alias_key(tenant, identifier))?;
+        alias.map(|alias| required(alias.primary.clone(), "primary")).transpose()
+    }
+
+    /// To the device that the record's identifier names.
+    fn send_on(
+        &mut self,
+        header: &Header,
+        primary: Identifier,
+        mut action: Action,
+        resolve_user: bool,
+    ) -> Result<(), StateError> {
+        let id = DeviceId::of(&header.tenant, &primary);
+        action.device = id.as_bytes().to_vec();
+        let (device, action) = (action.device.clone(), Some(action));
+        let body = Device { device, action, resolve_user, primary: Some(primary) };
+        self.send(&header.tenant, header.hops + 1, id.home(), Body::Device(body));
+        Ok(())
+    }
+
+    /// Tells the shards of further identifiers that this device has them.
+    fn send_names(&mut self, tenant: &str, primary: &Identifier, new: Vec<Identifier>, stamp: Stamp) {
+        for identifier in new.into_iter().filter(|new| new != primary && can_be_alias(new)) {
+            let group = group_of(tenant, &identifier);
+            let name = Name { identifier: Some(identifier), primary: Some(primary.clone()), stamp: Some(stamp) };
+            self.send(tenant, 0, group, Body::Name(name));
+        }
+    }
+
+    /// Tells the user of a record that it was about this device, though it named another id.
+    fn introduce(&mut self, header: &Header, action: Action) {
+        let Some(via) = action.user_identifiers.first().cloned() else { return };
+        let introduction = Action { device_changes: Vec::new(), introduces_device: true, ..action };
+        self.resolve_by(header.hops + 1, via, introduction, false);
+    }
+
+    /// A device has this identifier as a further one.
+    pub(super) fn name(&mut self, header: &Header, message: Name) -> Result<(), StateError> {
+        let identifier = required(message.identifier, "identifier")?;
+        let primary = required(message.primary, "primary")?;
+        let stamp = required(message.stamp, "stamp")?;
+        let key = alias_key(&header.tenant, &identifier);
+        let known = state::alias(self.state, &key)?;
+        if known.is_some_and(|known| (known.stamp, known.primary.as_ref()) >= (Some(stamp), Some(&primary))) {
             return Ok(());
         }
-        match device.user.clone().or_else(|| action.device_identifiers.first().cloned()) {
-            Some(via) => self.resolve_by(header.hops + 1, via, action, false),
-            None => {
-                outcome::reject(&action, Reason::MissingIdentifier, "the record names no device", self.at, self.out)
-            }
+        let id = DeviceId::of(&header.tenant, &primary);
+        self.state.put(key, Value::Alias(Box::new(Alias { primary: Some(primary), stamp: Some(stamp) })));
+        let own = device_key(&header.tenant, &DeviceId::of(&header.tenant, &identifier));
+        if let Some(device) = state::device_mut(self.state, &own)?
+            && device.revision > 0
+        {
+            device.same_as = id.as_bytes().to_vec();
+            let cause = Cause { tenant: &header.tenant, stamp, record_id: &[], trace: None };
+            publish_device(device, vec![set_same_as(&id)], cause, self.at, self.out);
         }
         Ok(())
     }
@@ -82,7 +160,24 @@ fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {
     device.forgotten.iter().any(|entry| entry.identifier == hash && Some(stamp) <= entry.stamp)
 }
 
-fn apply(device: &mut DeviceState, action: &mut Action, refused: &[Identifier]) -> Result<Vec<Operation>, StateError> {
+/// The primary identifier of the device to which an action was sent.
+pub(super) fn primary<'a>(action: &'a Action, found: Option<&'a Identifier>) -> Option<&'a Identifier> {
+    found.or_else(|| action.device_identifiers.first())
+}
+
+/// Can this be a further identifier of a device? Not one of the first type: in any record it is the primary one.
+pub(super) fn can_be_alias(identifier: &Identifier) -> bool {
+    DEVICE_TYPES.first() != Some(&identifier.r#type.as_str())
+}
+
+/// What a record did to a device.
+struct Applied {
+    operations: Vec<Operation>,
+    /// Identifiers that are members now and were not.
+    new: Vec<Identifier>,
+}
+
+fn apply(device: &mut DeviceState, action: &mut Action, refused: &[Identifier]) -> Result<Applied, StateError> {
     let stamp = required(action.stamp, "stamp")?;
     let writer = Writer { stamp, record_id: &action.record_id };
     let mut new = Vec::new();
@@ -104,5 +199,5 @@ fn apply(device: &mut DeviceState, action: &mut Action, refused: &[Identifier]) 
         }
         device.user_stamp = Some(stamp);
     }
-    Ok(operations)
+    Ok(Applied { operations, new })
 }

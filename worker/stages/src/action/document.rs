@@ -25,6 +25,8 @@ pub const USERS: &str = "users";
 /// Collection of devices' documents.
 pub const DEVICES: &str = "devices";
 
+const SAME_AS: &str = "same_as";
+
 /// The record that a change is due to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cause<'a> {
@@ -59,6 +61,7 @@ pub(super) fn device_fields(tenant: &str, device: &DeviceState) -> Object {
     let seen = (device.first_seen_ms, device.last_seen_ms);
     let mut fields = entity_fields(tenant, &device.identifiers, &device.attributes, seen);
     fields.extend(device.user.as_ref().map(|user| ("user", pair(user))));
+    fields.extend(DeviceId::from_bytes(&device.same_as).map(|id| (SAME_AS, Value::string(id.to_string()))));
     value::object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)))
 }
 
@@ -91,6 +94,11 @@ pub(super) fn set(path: impl Into<String>, value: Value) -> Operation {
 /// Sets what only a device has: the identifier by which its last user was named.
 pub(super) fn set_device_user(user: Option<&Identifier>) -> Operation {
     Operation { path: "user".into(), op: Some(user.map_or(Op::Unset(true), |user| Op::Set(pair(user)))) }
+}
+
+/// Sets what only a device has whose primary identifier names another one by now.
+pub(super) fn set_same_as(id: &DeviceId) -> Operation {
+    set(SAME_AS, Value::string(id.to_string()))
 }
 
 /// Sets what a merge asked to keep visible.

@@ -3,7 +3,7 @@
 //! One shard knows only its part; an answer either is the view or says in which key group to ask what next.
 
 use super::attributes;
-use super::state::{self, Value, device_key, erased_key, node_key, user_id, user_key};
+use super::state::{self, Value, alias_key, device_key, erased_key, node_key, user_id, user_key};
 use crate::{State, StateError};
 use millstream_model::id::{DeviceId, UserId, hex};
 use millstream_model::key::group_of;
@@ -24,7 +24,7 @@ pub enum Inspect {
         /// Ids of users that became part of it, from where the search began.
         path: Vec<UserId>,
     },
-    /// The device whose primary identifier this is.
+    /// The device that has this identifier.
     Device(Identifier),
 }
 
@@ -158,6 +158,9 @@ pub fn inspect(state: &mut dyn State<Value>, tenant: &str, what: &Inspect) -> Re
             _ => Ok(Answer::Unknown),
         },
         Inspect::Device(identifier) => {
+            if let Some(alias) = state::alias(state, &alias_key(tenant, identifier))? {
+                return Ok(alias.primary.clone().map_or(Answer::Unknown, |primary| Answer::Ask(Inspect::Device(primary))));
+            }
             let id = DeviceId::of(tenant, identifier);
             match state.get(&device_key(tenant, &id))? {
                 Some(Value::Device(device)) => Ok(Answer::Device(Box::new(device_view(&id, device)))),
@@ -183,7 +186,6 @@ fn user_view(id: &UserId, user: &User, path: &[UserId]) -> UserView {
         let user = UserId::from_bytes(&merged.user)?.to_string();
         Some(MergeView { user, at: when(merged.stamp), record: hex(&merged.record_id) })
     });
-    let devices = user.devices.iter().filter_map(|device| DeviceId::from_bytes(&device.device));
     UserView {
         id: id.to_string(),
         revision: user.revision,
@@ -192,7 +194,7 @@ fn user_view(id: &UserId, user: &User, path: &[UserId]) -> UserView {
         events: user.events,
         identifiers: identifiers(&user.identifiers),
         attributes: user.attributes.iter().map(attribute).collect(),
-        devices: devices.map(|id| id.to_string()).collect(),
+        devices: super::user::devices(user).map(|id| id.to_string()).collect(),
         merged: merged.collect(),
         retained: user.retained.as_ref().and_then(identifier),
         forwarded_from: path.iter().map(UserId::to_string).collect(),

@@ -20,6 +20,7 @@
 //!   user comes back, and what comes later waits in the node until a *drain* along the same way has returned.
 //! - Only a user's own home links a node to it. A merge that finds that a deletion took the common identifier asks the other user's home to
 //!   link it again (*Relink*), if it is still a member there.
+//! - A device is found by its primary identifier, or by a further one whose *alias* says which device has it (*Name*).
 //! - The reaction stage asks for the whole document of a user or device that turned out to lack something (*Replace*, I8).
 //!
 //! What one user or device may hold is bounded ([`ActionLimits`]): what a record brings beyond is refused at the home, before anything is linked.
@@ -54,9 +55,9 @@ use crate::{At, DecodeError, Input, Outbox, Stage, State, StateError};
 use millstream_model::id::DeviceId;
 use millstream_model::key::StateKey;
 use millstream_model::proto::exchange::Body;
-use millstream_model::proto::{Action, Exchange};
+use millstream_model::proto::{Action, Exchange, Identifier};
 use prost::Message;
-use state::{device_id, device_key, node_key, user_id, user_key};
+use state::{alias_key, device_id, device_key, node_key, user_id, user_key};
 use work::Work;
 
 /// A decoded record of an input of this stage.
@@ -141,16 +142,23 @@ fn trace(action: &mut Action, out: &mut Outbox) {
 
 /// The node and the device that an action names; which user that is, only the node knows.
 fn action_keys(action: &Action, keys: &mut Vec<StateKey>) {
-    let devices = action.device_identifiers.first();
     keys.extend(action.user_identifiers.first().map(|via| node_key(&action.tenant, via)));
-    keys.extend(devices.map(|primary| device_key(&action.tenant, &DeviceId::of(&action.tenant, primary))));
+    if let Some(primary) = action.device_identifiers.first() {
+        device_keys(&action.tenant, primary, keys);
+    }
+}
+
+/// The device that an identifier is the primary one of, and which one it names otherwise.
+fn device_keys(tenant: &str, primary: &Identifier, keys: &mut Vec<StateKey>) {
+    keys.push(device_key(tenant, &DeviceId::of(tenant, primary)));
+    keys.extend(device::can_be_alias(primary).then(|| alias_key(tenant, primary)));
 }
 
 fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
     let tenant = &message.tenant;
     let user = |bytes: &[u8]| user_id(bytes).ok().map(|id| user_key(tenant, &id));
     let node = |identifier: &Option<_>| identifier.as_ref().map(|identifier| node_key(tenant, identifier));
-    keys.extend(match &message.body {
+    let key = match &message.body {
         Some(Body::Resolve(message)) => node(&message.via),
         Some(Body::Link(message)) => node(&message.identifier),
         Some(Body::Unlink(message)) => node(&message.identifier),
@@ -161,9 +169,22 @@ fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
         Some(Body::Erase(message)) => user(&message.user),
         Some(Body::Relink(message)) => user(&message.user),
         Some(Body::Drain(message)) => user(&message.user),
-        Some(Body::Device(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
+        Some(Body::Device(message)) => {
+            let action = message.action.as_ref();
+            if let Some(primary) = action.and_then(|action| device::primary(action, message.primary.as_ref())) {
+                device_keys(tenant, primary, keys);
+            }
+            None
+        }
+        Some(Body::Name(message)) => {
+            if let Some(identifier) = &message.identifier {
+                device_keys(tenant, identifier, keys);
+            }
+            None
+        }
         Some(Body::Forget(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
         Some(Body::Replace(message)) => document::state_key(tenant, message),
         None => None,
-    });
+    };
+    keys.extend(key);
 }

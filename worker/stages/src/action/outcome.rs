@@ -4,6 +4,7 @@ use super::document::Cause;
 use super::limits::Refused;
 use super::listed::listed;
 use super::merging::LeftOut;
+use super::user::{self, device_of};
 use super::{attributes, merging, size};
 use crate::{At, Outbox, PublicMessage, Rejected, reject};
 use millstream_model::event::{self, EnrichedEvent, EventDevice, EventUser, cloud_event_headers};
@@ -29,6 +30,9 @@ pub(super) fn reject(action: &Action, reason: Reason, message: impl Into<String>
 
 /// [`reject`], for a reason and a field that are known.
 pub(super) fn refuse(action: &Action, refusal: Refusal, at: &At, out: &mut Outbox) {
+    if action.introduces_device {
+        return;
+    }
     if !action.uncounted {
         out.usage(&action.tenant).rejects += 1;
         let trace_id = action.trace.as_ref().map(|trace| trace.trace_id.clone()).unwrap_or_default();
@@ -50,7 +54,7 @@ pub(super) enum Part<'a> {
 
 /// Something in the record was refused, and the rest takes effect; so this counts in no sum.
 pub(super) fn partial(action: &Action, part: Part<'_>, refused: Refused, at: &At, out: &mut Outbox) {
-    let Some(refusal) = Refusal::join(&refused.refusals) else { return };
+    let Some(refusal) = Refusal::join(&refused.refusals).filter(|_| !action.introduces_device) else { return };
     let (name, rest) = refused_part(action, part, refused);
     let id = format!("{}.{name}", hex(&action.record_id));
     let rejected = about(action, id, refusal, &rest, at).with_partial(true);
@@ -165,7 +169,7 @@ pub(super) fn enriched_event(action: &Action, event: Event, user: &User, id: &Us
             first_seen: value::format_time(user.first_seen_ms),
             first_event: user.events == 1,
         },
-        device: device(action),
+        device: device(action, user),
         generation: u32::from(at.generation),
     };
     let kind = event::CLOUD_EVENT_TYPE;
@@ -185,9 +189,10 @@ fn identifiers(user: &User) -> BTreeMap<String, Vec<String>> {
     types
 }
 
-fn device(action: &Action) -> Option<EventDevice> {
-    let primary = action.device_identifiers.first()?;
-    let id = DeviceId::of(&action.tenant, primary).to_string();
+fn device(action: &Action, user: &User) -> Option<EventDevice> {
+    let named = device_of(action)?;
+    let alias = user::alias(user, named.as_bytes()).and_then(|alias| DeviceId::from_bytes(&alias.device));
+    let id = alias.unwrap_or(named).to_string();
     let pairs = action.device_identifiers.iter();
     let identifiers = pairs.map(|identifier| (identifier.r#type.clone(), identifier.value.clone())).collect();
     Some(EventDevice { id, identifiers })

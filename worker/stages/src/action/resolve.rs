@@ -27,7 +27,8 @@ impl Work<'_> {
         if let Some(device) = user::device_of(&action).filter(|_| !action.delete && action.merge.is_none()) {
             let resolve_user = action.user_identifiers.is_empty();
             let part = if resolve_user { std::mem::take(&mut action) } else { device_part(&mut action) };
-            let body = Device { device: device.as_bytes().to_vec(), action: Some(part), resolve_user };
+            let device_bytes = device.as_bytes().to_vec();
+            let body = Device { device: device_bytes, action: Some(part), resolve_user, primary: None };
             self.send(&tenant, 0, device.home(), Body::Device(body));
             if resolve_user {
                 return;
@@ -256,6 +257,7 @@ fn device_part(action: &mut Action) -> Action {
         device_identifiers: action.device_identifiers.clone(),
         time_ms: action.time_ms,
         device_changes: std::mem::take(&mut action.device_changes),
+        update_existing_only: action.update_existing_only,
         trace: action.trace.clone(),
         uncounted: true,
         ..Action::default()

@@ -13,6 +13,7 @@ const MEMBER: usize = 132;
 const REGISTER: usize = 66;
 const ELEMENT: usize = 62;
 pub(super) const DEVICE: usize = 52;
+pub(super) const DEVICE_ALIAS: usize = 74;
 pub(super) const MERGED: usize = 70;
 pub(super) const FORGOTTEN: usize = 50;
 const EXPELLED: usize = 18;
@@ -57,7 +58,8 @@ impl Entity for User {
     }
 
     fn rest(&self) -> usize {
-        let lists = self.devices.len() * DEVICE + self.merged.len() * MERGED;
+        let devices = self.devices.len() * DEVICE + self.device_aliases.len() * DEVICE_ALIAS;
+        let lists = devices + self.merged.len() * MERGED;
         USER + IDENTIFIER + lists + self.taken.len() * FORGOTTEN + self.expelled.len() * EXPELLED
     }
 

@@ -5,7 +5,7 @@
 use crate::{State, StateError, StateValue};
 use millstream_model::id::{DeviceId, UserId, message_hash};
 use millstream_model::key::{Kind, StateKey, group_of};
-use millstream_model::proto::{self, Closing, DeviceState, Identifier, Stamp, User};
+use millstream_model::proto::{self, Alias, Closing, DeviceState, Identifier, Stamp, User};
 use prost::Message;
 
 /// A value of the action stage's state.
@@ -19,6 +19,8 @@ pub enum Value {
     Device(Box<DeviceState>),
     /// The newest deletion of the user that an identifier named; there is no node.
     Erased(Stamp),
+    /// Which device a further device identifier names.
+    Alias(Box<Alias>),
 }
 
 /// What an identifier names.
@@ -40,6 +42,7 @@ impl StateValue for Value {
             Value::User(user) => user.encode(bytes),
             Value::Device(device) => device.encode(bytes),
             Value::Erased(stamp) => stamp.encode(bytes),
+            Value::Alias(alias) => alias.encode(bytes),
         };
     }
 
@@ -50,6 +53,7 @@ impl StateValue for Value {
             Some(Kind::User) => Ok(Value::User(Box::new(User::decode(bytes).map_err(wrong)?))),
             Some(Kind::Device) => Ok(Value::Device(Box::new(DeviceState::decode(bytes).map_err(wrong)?))),
             Some(Kind::Erased) => Ok(Value::Erased(Stamp::decode(bytes).map_err(wrong)?)),
+            Some(Kind::Alias) => Ok(Value::Alias(Box::new(Alias::decode(bytes).map_err(wrong)?))),
             _ => Err(StateError::Invalid(format!("{key:?} is no key of the action stage"))),
         }
     }
@@ -107,6 +111,10 @@ pub(super) fn device_key(tenant: &str, id: &DeviceId) -> StateKey {
     StateKey::new(id.home(), tenant, Kind::Device, id.as_bytes())
 }
 
+pub(super) fn alias_key(tenant: &str, identifier: &Identifier) -> StateKey {
+    StateKey::of_identifier(tenant, Kind::Alias, identifier)
+}
+
 fn mismatch(key: &StateKey) -> StateError {
     StateError::Invalid(format!("{key:?} holds a value of another kind"))
 }
@@ -135,6 +143,15 @@ pub(super) fn erased(state: &mut dyn State<Value>, key: &StateKey) -> Result<Opt
     match state.get(key)? {
         None => Ok(None),
         Some(Value::Erased(stamp)) => Ok(Some(*stamp)),
+        Some(_) => Err(mismatch(key)),
+    }
+}
+
+/// Which device a further device identifier names.
+pub(super) fn alias<'s>(state: &'s mut dyn State<Value>, key: &StateKey) -> Result<Option<&'s Alias>, StateError> {
+    match state.get(key)? {
+        None => Ok(None),
+        Some(Value::Alias(alias)) => Ok(Some(alias)),
         Some(_) => Err(mismatch(key)),
     }
 }

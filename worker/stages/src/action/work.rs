@@ -112,6 +112,7 @@ impl<'a> Work<'a> {
             Body::Drain(message) => self.drain(&header, message),
             Body::Drained(message) => self.drained(&header, &message),
             Body::Forget(message) => self.forget(&header, message),
+            Body::Name(message) => self.name(&header, message),
             Body::Relink(message) => self.relink(&header, message),
             Body::Replace(message) => self.replace(&header, &message),
         }

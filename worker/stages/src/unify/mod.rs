@@ -335,6 +335,8 @@ fn action(draft: Draft, part: u32, uncounted: bool, of: &Rejecter<'_>, trace: Op
         update_existing_only: draft.update_existing_only,
         trace,
         kind: envelope.kind.clone(),
+        device: Vec::new(),
+        introduces_device: false,
         uncounted,
     }
 }

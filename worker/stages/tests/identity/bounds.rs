@@ -1,5 +1,6 @@
 //! No message is larger than the bound says, whatever is merged with what.
 
+use crate::reference::SameDevices;
 use crate::checks::{consistent, documents, people, run};
 use crate::cluster::Cluster;
 use crate::history::{History, Rng};
@@ -81,7 +82,7 @@ fn a_user_of_very_many_identifiers_goes_in_parts_and_is_whole() {
     consistent(&cluster).unwrap();
     let delete = Action { delete: true, ..action(700, &["user_id=77"], &[]) };
     send(&mut cluster, &delete);
-    assert_eq!(people(&cluster).unwrap().len(), 0);
+    assert_eq!(people(&cluster, &SameDevices::new()).unwrap().len(), 0);
     consistent(&cluster).unwrap();
 }
 
@@ -165,7 +166,7 @@ fn check(seed: u64, deletes: bool, max_bytes: usize, max_merged_bytes: usize) ->
     let refused =
         rejects(&cluster).iter().any(|reject| reject["field"].as_str().unwrap_or("").contains("identifiers."));
     if !deletes && !refused {
-        let found: BTreeSet<_> = people(&cluster).unwrap().into_keys().collect();
+        let found: BTreeSet<_> = people(&cluster, &SameDevices::new()).unwrap().into_keys().collect();
         assert_eq!(found, reference(&history).into_keys().collect(), "seed {seed}: other people");
     }
     rejects(&cluster).iter().filter(|reject| reject["kind"] == "merge").count()

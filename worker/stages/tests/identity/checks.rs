@@ -2,7 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::history::{History, TENANT, identifier};
-use crate::reference::{People, Person, reference, sorted};
+use crate::reference::{People, Person, SameDevices, devices, reference, sorted};
 use millstream_model::document::Document;
 use millstream_model::id::{DeviceId, UserId};
 use millstream_model::proto::{DeviceState, Identifier, Mutation, Object, User, Value as Attribute};
@@ -34,11 +34,11 @@ pub fn check_links(history: &History, limits: &ActionLimits, shards: u32, seed: 
     ensure!(cluster.rejected == 0, "{} rejects", cluster.rejected);
     consistent(&cluster)?;
     devices_are_their_last_users(&cluster, history)?;
-    let (found, expected) = (people(&cluster)?, reference(history));
+    let (found, expected) = (people(&cluster, &devices(history))?, reference(history));
     ensure!(found == expected, "found {found:#?}\nexpected {expected:#?}");
     events(&cluster, history, true)?;
     let alone = run(history, limits, 1, seed.wrapping_add(1))?;
-    ensure!(people(&alone)? == found, "1 shard gives another result than {shards}");
+    ensure!(people(&alone, &devices(history))? == found, "1 shard gives another result than {shards}");
     Ok(())
 }
 
@@ -78,8 +78,12 @@ pub fn consistent(cluster: &Cluster) -> Checked {
                     let (last, _) = cluster.last(node.user)?;
                     ensure!(last == id, "{identifier} of {id} leads to {last}");
                 }
+                devices_are_there(cluster, user)?;
             }
-            Value::Device(device) => knows_its_user(cluster, device)?,
+            Value::Device(device) => {
+                knows_its_user(cluster, device)?;
+                is_found(cluster, device)?;
+            }
             _ => {}
         }
     }
@@ -97,14 +101,42 @@ fn knows_its_user(cluster: &Cluster, device: &DeviceState) -> Checked {
     Ok(())
 }
 
+/// Each device that a user's document lists has a document. (Of one whose records are not newer than all deletions, the user may have kept the name and refused
+/// the introduction, see below.)
+fn devices_are_there(cluster: &Cluster, user: &User) -> Checked {
+    let fields = render_user(TENANT, user).unwrap_or_default();
+    for id in fields.get("devices").and_then(Attribute::as_list).unwrap_or_default() {
+        let id = DeviceId::parse(id.as_str().unwrap()).unwrap();
+        let is_newer = user.devices.iter().any(|it| it.device == id.as_bytes() && it.last > cluster.deleted);
+        let is_there = cluster.device(&id).is_some_and(|device| device.revision > 0);
+        ensure!(is_there || !is_newer, "{id} is listed and not there");
+    }
+    Ok(())
+}
+
+/// Each further identifier of a device finds a device that has it.
+fn is_found(cluster: &Cluster, device: &DeviceState) -> Checked {
+    for identifier in device.identifiers.iter().filter_map(|member| member.identifier.as_ref()) {
+        let found = cluster.device_named(identifier).ok_or_else(|| format!("{identifier} finds no device"))?;
+        let has_it = found.identifiers.iter().any(|member| member.identifier.as_ref() == Some(identifier));
+        ensure!(has_it, "{identifier} finds a device that does not have it");
+    }
+    Ok(())
+}
+
 /// The newest record about a device says whose it is, when it is newer than all deletions. (One that is not may be covered by a deletion
 /// of somebody whom only a late link makes the same person, and then device and user need not agree about it.)
 fn devices_are_their_last_users(cluster: &Cluster, history: &History) -> Checked {
     let actions: Vec<_> = (0..history.records.len()).map(|index| history.action(index)).collect();
+    let same = devices(history);
     let deleted = actions.iter().filter(|action| action.delete).map(|action| action.stamp).max().flatten();
     for (_, value) in cluster.values()? {
         let Value::Device(device) = value else { continue };
         let is_about = |primary: &Identifier| DeviceId::of(TENANT, primary).as_bytes() == device.id.as_slice();
+        if same.values().filter(|least| same.get(&device.id) == Some(least)).count() > 1 {
+            // Which of the records by its other identifiers were about it depends on the order in which they came.
+            continue;
+        }
         let about = actions.iter().filter(|action| action.device_identifiers.first().is_some_and(is_about));
         let newest = about.max_by_key(|action| (action.stamp, action.user_identifiers.first())).unwrap();
         let named = newest.user_identifiers.first();
@@ -128,6 +160,8 @@ pub fn documents(cluster: &Cluster) -> Checked {
             Value::User(user) => {
                 (UserId::from_bytes(&user.id).unwrap().to_string(), render_user(TENANT, user), user.revision)
             }
+            // What a deletion told a device before there was any record of it.
+            Value::Device(device) if device.revision == 0 => continue,
             Value::Device(device) => {
                 let id = DeviceId::from_bytes(&device.id).unwrap().to_string();
                 (id, Some(render_device(TENANT, device)), device.revision)
@@ -154,27 +188,27 @@ pub fn as_sets(fields: &Object) -> Object {
     fields
 }
 
-pub fn people(cluster: &Cluster) -> Result<People, String> {
+pub fn people(cluster: &Cluster, same: &SameDevices) -> Result<People, String> {
     let mut people = People::new();
     for (_, value) in cluster.values()? {
         if let Value::User(user) = value
             && let Some(fields) = render_user(TENANT, user)
         {
             let identifiers = user.identifiers.iter().filter_map(|member| member.identifier.clone()).collect();
-            people.insert(identifiers, person(user, &fields));
+            people.insert(identifiers, person(user, &fields, same));
         }
     }
     Ok(people)
 }
 
-fn person(user: &User, fields: &Object) -> Person {
+fn person(user: &User, fields: &Object, same: &SameDevices) -> Person {
     let attributes = fields.get("attributes").and_then(Attribute::as_object).cloned().unwrap_or_default();
     Person {
         attributes: attributes.into_pairs().map(|(name, value)| (name, sorted(value))).collect(),
         events: user.events,
         first_seen: user.first_seen_ms,
         last_seen: user.last_seen_ms,
-        devices: user.devices.iter().map(|device| device.device.clone()).collect(),
+        devices: user.devices.iter().map(|device| same.get(&device.device).unwrap_or(&device.device).clone()).collect(),
         retained: user.retained.as_ref().and_then(|retained| retained.identifier.clone()),
     }
 }
@@ -224,7 +258,7 @@ fn nothing_came_back(cluster: &Cluster, history: &History) -> Checked {
 
 /// Deleting every user leaves nothing but the memory of it, and repeating the history is refused.
 fn nothing_is_left_after_deleting_all(cluster: &mut Cluster, history: &History) -> Checked {
-    let live = people(cluster)?;
+    let live = people(cluster, &devices(history))?;
     let count = history.records.len();
     for (index, identifiers) in live.keys().enumerate() {
         let via = identifiers.first().unwrap().clone();
@@ -260,7 +294,7 @@ fn nobody(cluster: &Cluster) -> Checked {
                 ensure!(user.identifiers.is_empty() && user.attributes.is_empty(), "{key:?} has data");
             }
             Value::Device(device) => ensure!(device.user.is_none(), "{key:?} names a deleted user"),
-            Value::Erased(_) => {}
+            Value::Erased(_) | Value::Alias(_) => {}
         }
     }
     documents(cluster)

@@ -1,13 +1,13 @@
 //! Action shards with state in memory, and an exchange that keeps the order of each channel and no other.
 
 use crate::history::{Rng, TENANT};
-use millstream_model::id::UserId;
+use millstream_model::id::{DeviceId, UserId};
 use millstream_model::key::Kind;
 use millstream_model::key::{StateKey, shard_of};
 use millstream_model::proto::User;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
-use millstream_model::proto::{Action, Exchange, Mutation, Stamp};
+use millstream_model::proto::{Action, DeviceState, Exchange, Identifier, Mutation, Stamp};
 use millstream_stages::action::{ActionLimits, ActionStage, Node, Record, Value};
 use millstream_stages::{At, Input, MemoryState, Outbox, PublicMessage, Stage, StateError, StateValue};
 use prost::Message;
@@ -40,6 +40,8 @@ pub struct Cluster {
     pub largest: (usize, usize),
     /// Messages that carried the state of a user.
     pub absorbs: usize,
+    /// The newest deletion that was sent.
+    pub deleted: Option<Stamp>,
 }
 
 impl Cluster {
@@ -65,10 +67,12 @@ impl Cluster {
             steps: 0,
             largest: (0, 0),
             absorbs: 0,
+            deleted: None,
         }
     }
 
     pub fn send(&mut self, action: &Action) {
+        self.deleted = self.deleted.max(action.stamp.filter(|_| action.delete));
         self.channels.entry(Channel::Actions(action.group)).or_default().push_back(action.encode_to_vec());
     }
 
@@ -171,11 +175,28 @@ impl Cluster {
         }
     }
 
-    pub fn node(&self, identifier: &millstream_model::proto::Identifier) -> Option<&Node> {
+    pub fn node(&self, identifier: &Identifier) -> Option<&Node> {
         let key = StateKey::of_identifier(TENANT, Kind::Node, identifier);
         match self.states[shard_of(key.group().unwrap(), self.shards) as usize].entries.get(&key) {
             Some(Value::Node(node)) => Some(node),
             _ => None,
+        }
+    }
+
+    pub fn device(&self, id: &DeviceId) -> Option<&DeviceState> {
+        let key = StateKey::new(id.home(), TENANT, Kind::Device, id.as_bytes());
+        match self.states[shard_of(id.home(), self.shards) as usize].entries.get(&key) {
+            Some(Value::Device(device)) => Some(device),
+            _ => None,
+        }
+    }
+
+    /// The device that an identifier names, by aliases or as its primary one.
+    pub fn device_named(&self, identifier: &Identifier) -> Option<&DeviceState> {
+        let key = StateKey::of_identifier(TENANT, Kind::Alias, identifier);
+        match self.states[shard_of(key.group().unwrap(), self.shards) as usize].entries.get(&key) {
+            Some(Value::Alias(alias)) => self.device_named(alias.primary.as_ref().unwrap()),
+            _ => self.device(&DeviceId::of(TENANT, identifier)),
         }
     }
 

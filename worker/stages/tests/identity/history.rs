@@ -34,6 +34,8 @@ pub struct Record {
     /// Attribute 0 is set; attribute 1 is a set to which an element is added.
     pub attribute: Option<(u8, u8)>,
     pub device: Option<usize>,
+    /// A further identifier of the device, or the only one that the record knows.
+    pub advertising: Option<usize>,
     pub event: bool,
     pub time_ms: i64,
     pub merge: bool,
@@ -46,6 +48,7 @@ pub struct History {
 }
 
 impl History {
+    /// Devices have one identifier each.
     pub fn random(rng: &mut Rng, deletes: bool) -> History {
         let (count, pool) = (5 + rng.below(36), 3 + rng.below(14));
         let most = 1 + rng.below(4);
@@ -55,6 +58,7 @@ impl History {
             Record {
                 attribute: rng.one_in(2).then(|| (rng.below(3) as u8, rng.below(4) as u8)),
                 device: rng.one_in(4).then(|| rng.below(3)),
+                advertising: None,
                 event: rng.one_in(2),
                 time_ms: rng.below(100) as i64,
                 delete: deletes && rng.one_in(6),
@@ -63,6 +67,16 @@ impl History {
             }
         });
         History { records: records.collect() }
+    }
+
+    /// With devices that are named by one identifier or by the other, or by both.
+    pub fn with_aliases(rng: &mut Rng, deletes: bool) -> History {
+        let mut history = History::random(rng, deletes);
+        for record in &mut history.records {
+            record.device = record.device.or_else(|| rng.one_in(3).then(|| rng.below(3)));
+            record.advertising = rng.one_in(2).then(|| rng.below(3));
+        }
+        history
     }
 
     /// Stamps grow along the history; records of different routing keys may have the same one.
@@ -92,7 +106,7 @@ impl History {
             record_id: (index as u128).to_be_bytes().to_vec(),
             message_id: format!("m{index}"),
             user_identifiers: identifiers,
-            device_identifiers: record.device.filter(|_| plain).map(device).into_iter().collect(),
+            device_identifiers: if plain { record.device_identifiers() } else { Vec::new() },
             time_ms: record.time_ms,
             user_changes: record
                 .attribute
@@ -109,6 +123,12 @@ impl History {
     }
 }
 
+impl Record {
+    fn device_identifiers(&self) -> Vec<Identifier> {
+        self.device.map(device).into_iter().chain(self.advertising.map(advertising)).collect()
+    }
+}
+
 /// Identifier of a number; types differ, so that lists per type do.
 pub fn identifier(number: usize) -> Identifier {
     Identifier::new(["user_id", "anonymous_id", "email"][number % 3], number.to_string())
@@ -116,6 +136,11 @@ pub fn identifier(number: usize) -> Identifier {
 
 pub fn device(number: usize) -> Identifier {
     Identifier::new("device_id", format!("device-{number}"))
+}
+
+/// A further identifier of devices.
+pub fn advertising(number: usize) -> Identifier {
+    Identifier::new("gaid", format!("ad-{number}"))
 }
 
 fn change(name: u8, value: u8) -> Change {

@@ -26,19 +26,25 @@ use millstream_stages::action::ActionLimits;
 use proptest::prelude::*;
 
 type Check = fn(&History, &ActionLimits, u32, u64) -> Result<(), String>;
+type Make = fn(&mut Rng) -> History;
+
+const LINKS: Make = |rng| History::random(rng, false);
+const DELETIONS: Make = |rng| History::random(rng, true);
+const ALIASES: Make = |rng| History::with_aliases(rng, false);
+const ALIASES_AND_DELETIONS: Make = |rng| History::with_aliases(rng, true);
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
 }
 
 /// Gives the number of records.
-fn one(what: &str, seed: u64, deletes: bool, check: Check) -> usize {
-    within(&ActionLimits::default(), what, seed, deletes, check)
+fn one(what: &str, seed: u64, make: Make, check: Check) -> usize {
+    within(&ActionLimits::default(), what, seed, make, check)
 }
 
-fn within(limits: &ActionLimits, what: &str, seed: u64, deletes: bool, check: Check) -> usize {
+fn within(limits: &ActionLimits, what: &str, seed: u64, make: Make, check: Check) -> usize {
     let mut rng = Rng(seed);
-    let history = History::random(&mut rng, deletes);
+    let history = make(&mut rng);
     let shards = 1 + rng.below(8) as u32;
     if let Err(error) = check(&history, limits, shards, seed) {
         panic!("{what}: seed {seed}, {shards} shards: {error}\n{history:#?}");
@@ -46,32 +52,40 @@ fn within(limits: &ActionLimits, what: &str, seed: u64, deletes: bool, check: Ch
     history.records.len()
 }
 
-fn many(what: &str, deletes: bool, check: Check) {
-    many_within(&ActionLimits::default(), 1, what, deletes, check);
+fn many(what: &str, make: Make, check: Check) {
+    many_within(&ActionLimits::default(), 1, what, make, check);
 }
 
-fn many_within(limits: &ActionLimits, part: u64, what: &str, deletes: bool, check: Check) {
+fn many_within(limits: &ActionLimits, part: u64, what: &str, make: Make, check: Check) {
     let (first, cases) = (number("IDENTITY_SEED", 1), number("IDENTITY_CASES", 4_000) / part);
-    let records: usize = (first..first + cases).map(|seed| within(limits, what, seed, deletes, check)).sum();
+    let records: usize = (first..first + cases).map(|seed| within(limits, what, seed, make, check)).sum();
     println!("{what}: {cases} histories, {records} records");
 }
 
 #[test]
 fn links_and_merges_equal_the_reference_whatever_the_interleaving_and_shard_count() {
-    many("links", false, check_links);
+    many("links", LINKS, check_links);
 }
 
 #[test]
 fn deletions_lose_no_outcome_and_bring_nothing_back() {
-    many("deletions", true, check_deletions);
+    many("deletions", DELETIONS, check_deletions);
+}
+
+/// Devices that are named by one identifier, by the other, or by both.
+#[test]
+fn a_device_is_one_by_all_its_identifiers() {
+    many_within(&ActionLimits::default(), 2, "aliases", ALIASES, check_links);
+    many_within(&ActionLimits::default(), 2, "aliases and deletions", ALIASES_AND_DELETIONS, check_deletions);
 }
 
 /// The state of each user that becomes part of another one goes in as many parts as it can, and nothing is left out.
 #[test]
 fn users_that_come_in_parts_are_the_same() {
     let limits = ActionLimits { max_merged_bytes: bounds::IN_PARTS, ..ActionLimits::default() };
-    many_within(&limits, 4, "links in parts", false, check_links);
-    many_within(&limits, 4, "deletions in parts", true, check_deletions);
+    many_within(&limits, 4, "links in parts", LINKS, check_links);
+    many_within(&limits, 4, "deletions in parts", DELETIONS, check_deletions);
+    many_within(&limits, 4, "aliases and deletions in parts", ALIASES_AND_DELETIONS, check_deletions);
 }
 
 /// Each ended wrongly once; the random tests would need some hundred thousand histories to meet one of them again.
@@ -79,23 +93,23 @@ fn users_that_come_in_parts_are_the_same() {
 fn histories_that_failed_once() {
     // A merge that found its identifier deleted linked it for the other user, from whom it was deleted too.
     for seed in [211_858, 248_605] {
-        one("a link for a deleted user", seed, true, check_deletions);
+        one("a link for a deleted user", seed, DELETIONS, check_deletions);
     }
     // A deletion came while the identifier's node was being linked anew, and found nobody.
     for seed in [226_418, 234_436, 247_080, 253_012, 345_855, 349_427] {
-        one("a lost deletion", seed, true, check_deletions);
+        one("a lost deletion", seed, DELETIONS, check_deletions);
     }
     // A merged user's late link made the node name it, and its unlink took it from the survivor, who had linked it before.
-    one("an identifier without node", 365_372, true, check_deletions);
+    one("an identifier without node", 365_372, DELETIONS, check_deletions);
     // An identifier came back to its user by a newer record, before one that the deletion covers.
-    one("an older record", 365_651, true, check_deletions);
+    one("an older record", 365_651, DELETIONS, check_deletions);
     // A device outlived a deletion that took the identifier by which it named its user, and was not told.
     for seed in [498_497, 566_851] {
-        one("a device of a deleted user", seed, true, check_deletions);
+        one("a device of a deleted user", seed, DELETIONS, check_deletions);
     }
     // Found on the way to the rule by which a deletion concerns a link: its oldest record alone does not decide.
     for seed in [201_283, 201_854, 202_873] {
-        one("a node of no member", seed, true, check_deletions);
+        one("a node of no member", seed, DELETIONS, check_deletions);
     }
 }
 
@@ -103,12 +117,13 @@ fn record(deletes: bool) -> impl Strategy<Value = Record> {
     let delete = if deletes { prop_oneof![4 => Just(false), 1 => Just(true)].boxed() } else { Just(false).boxed() };
     let identifiers = proptest::collection::vec(0..5usize, 1..4);
     let attribute = proptest::option::of((0..2u8, 0..3u8));
-    let device = proptest::option::of(0..2usize);
-    (identifiers, attribute, device, any::<bool>(), 0..50i64, delete).prop_map(
-        |(identifiers, attribute, device, event, time_ms, delete)| Record {
+    let devices = (proptest::option::of(0..2usize), proptest::option::of(0..2usize));
+    (identifiers, attribute, devices, any::<bool>(), 0..50i64, delete).prop_map(
+        |(identifiers, attribute, (device, advertising), event, time_ms, delete)| Record {
             identifiers,
             attribute,
             device,
+            advertising,
             event,
             time_ms,
             merge: false,

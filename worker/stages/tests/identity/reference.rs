@@ -15,11 +15,15 @@ pub struct Person {
     pub events: u64,
     pub first_seen: i64,
     pub last_seen: i64,
+    /// Each by the least of the ids that its identifiers would make: which of them it has depends on the order in which they came.
     pub devices: BTreeSet<Vec<u8>>,
     pub retained: Option<Identifier>,
 }
 
 pub type People = BTreeMap<BTreeSet<Identifier>, Person>;
+
+/// For each device id the least of those that are the same device.
+pub type SameDevices = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Union-find over the identifiers of each record, and what its records say about each set, in the order of their stamps.
 pub fn reference(history: &History) -> People {
@@ -42,10 +46,26 @@ pub fn reference(history: &History) -> People {
     for identifier in parent.keys() {
         sets.entry(root(&parent, identifier)).or_default().insert(identifier.clone());
     }
-    sets.into_values().map(|set| (set.clone(), described(&set, &actions))).collect()
+    let devices = devices(history);
+    sets.into_values().map(|set| (set.clone(), described(&set, &actions, &devices))).collect()
 }
 
-fn described(set: &BTreeSet<Identifier>, actions: &[Action]) -> Person {
+/// For each device id that an identifier of the history would make, the least of those that records named together, directly or not.
+pub fn devices(history: &History) -> SameDevices {
+    let mut least = SameDevices::new();
+    let ids = |action: &Action| -> Vec<Vec<u8>> {
+        action.device_identifiers.iter().map(|it| DeviceId::of(TENANT, it).as_bytes().to_vec()).collect()
+    };
+    for named in (0..history.records.len()).map(|index| ids(&history.action(index))) {
+        let known: BTreeSet<Vec<u8>> = named.iter().map(|id| least.get(id).unwrap_or(id).clone()).collect();
+        let Some(first) = known.first().cloned() else { continue };
+        least.extend(named.iter().map(|id| (id.clone(), first.clone())));
+        least.values_mut().filter(|it| known.contains(*it)).for_each(|it| it.clone_from(&first));
+    }
+    least
+}
+
+fn described(set: &BTreeSet<Identifier>, actions: &[Action], same: &SameDevices) -> Person {
     let mine: Vec<_> = actions.iter().filter(|action| set.contains(&action.user_identifiers[0])).collect();
     let merges = mine.iter().filter_map(|action| Some((action.stamp, action.merge.as_ref()?.retained.clone())));
     let devices = mine.iter().filter_map(|action| action.device_identifiers.first());
@@ -54,7 +74,7 @@ fn described(set: &BTreeSet<Identifier>, actions: &[Action]) -> Person {
         events: mine.iter().filter(|action| action.event.is_some()).count() as u64,
         first_seen: mine.iter().map(|action| action.time_ms).min().unwrap(),
         last_seen: mine.iter().map(|action| action.time_ms).max().unwrap(),
-        devices: devices.map(|primary| DeviceId::of(TENANT, primary).as_bytes().to_vec()).collect(),
+        devices: devices.map(|primary| same[DeviceId::of(TENANT, primary).as_bytes()].clone()).collect(),
         retained: merges.max().and_then(|(_, retained)| retained),
     }
 }

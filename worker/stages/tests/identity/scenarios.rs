@@ -8,7 +8,7 @@ use millstream_model::proto::change::Op;
 use millstream_model::proto::{
     Action, Change, Event, Identifier, Merge, Stamp, TraceContext, User, Value as Attribute,
 };
-use millstream_stages::action::{Answer, Inspect, UserView, Value, inspect};
+use millstream_stages::action::{Answer, DeviceView, Inspect, UserView, Value, inspect};
 
 pub fn id(text: &str) -> Identifier {
     millstream_model::identifier::parse(text).unwrap()
@@ -261,4 +261,114 @@ fn an_identifier_is_usable_and_can_be_deleted_however_many_merges_it_went_throug
     run(&mut cluster, &[Action { delete: true, ..action(6000, &["user_id=0"], &[]) }]);
     assert_eq!(reasons(&cluster), [""; 0]);
     assert!(matches!(look(&mut cluster, Inspect::User(id("user_id=0"))), Answer::Deleted(_)));
+}
+
+fn device(cluster: &mut Cluster, text: &str) -> DeviceView {
+    match look(cluster, Inspect::Device(id(text))) {
+        Answer::Device(view) => *view,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+fn device_id(text: &str) -> String {
+    DeviceId::of(TENANT, &id(text)).to_string()
+}
+
+/// The user and the device of each event.
+fn events(cluster: &Cluster) -> Vec<(String, String)> {
+    let json = cluster.events.iter().map(|it| serde_json::from_slice::<serde_json::Value>(&it.payload).unwrap());
+    let text = |json: &serde_json::Value| json.as_str().unwrap().to_owned();
+    json.map(|json| (text(&json["user"]["id"]), text(&json["device"]["id"]))).collect()
+}
+
+fn devices_of(cluster: &Cluster) -> usize {
+    let states = cluster.states.iter().flat_map(|state| state.entries.values());
+    states.filter(|value| matches!(value, Value::Device(_))).count()
+}
+
+/// A postback that knows only the advertising id is about the device, and the user, of whoever has it.
+#[test]
+fn a_device_is_found_by_a_further_identifier() {
+    let mut cluster = after(&[
+        event(action(10, &["anonymous_id=a"], &["device_id=d", "gaid=g", "push_id=p"]), "first"),
+        event(action(20, &[], &["gaid=g", "push_id=q"]), "install"),
+        event(action(30, &[], &["push_id=q"]), "opened"),
+    ]);
+    let user = user(&mut cluster, "anonymous_id=a");
+    assert_eq!((user.events, user.devices), (3, vec![device_id("device_id=d")]));
+    assert_eq!(events(&cluster), vec![(user.id, device_id("device_id=d")); 3]);
+    let view = device(&mut cluster, "push_id=q");
+    assert_eq!((view.id, view.identifiers.len()), (device_id("device_id=d"), 4));
+    assert_eq!(devices_of(&cluster), 1);
+    assert_eq!(cluster.effects, 3);
+    crate::checks::consistent(&cluster).unwrap();
+}
+
+#[test]
+fn a_record_that_names_a_user_and_a_further_identifier_makes_no_second_device() {
+    let by_gaid = |time_ms| event(action(time_ms, &["user_id=1"], &["gaid=g"]), "bought");
+    let mut cluster = after(&[action(10, &["anonymous_id=a"], &["device_id=d", "gaid=g"]), by_gaid(20), by_gaid(30)]);
+    let user = user(&mut cluster, "user_id=1");
+    assert_eq!(user.devices, [device_id("device_id=d")]);
+    assert_eq!(device(&mut cluster, "gaid=g").user.as_deref(), Some("user_id=1"));
+    assert_eq!(devices_of(&cluster), 1);
+    // The event of the first one may be ahead of what the device's home has to say.
+    assert_eq!(events(&cluster).last().map(|(_, device)| device.as_str()), Some(device_id("device_id=d").as_str()));
+    assert_eq!((cluster.effects, cluster.rejected), (3, 0));
+    crate::checks::consistent(&cluster).unwrap();
+}
+
+#[test]
+fn an_advertising_id_goes_on_to_the_next_installation() {
+    let mut cluster = after(&[
+        action(10, &["user_id=1"], &["device_id=old", "gaid=g"]),
+        action(20, &["user_id=2"], &["device_id=new", "gaid=g"]),
+        action(15, &["user_id=3"], &["device_id=late", "gaid=g"]),
+        event(action(30, &[], &["gaid=g"]), "install"),
+    ]);
+    assert_eq!(events(&cluster), [(user(&mut cluster, "user_id=2").id, device_id("device_id=new"))]);
+    crate::checks::consistent(&cluster).unwrap();
+}
+
+#[test]
+fn what_came_before_the_name_says_whose_it_is() {
+    let mut cluster = after(&[
+        event(action(10, &[], &["gaid=g"]), "install"),
+        action(20, &["anonymous_id=a"], &["device_id=d", "gaid=g"]),
+        event(action(30, &[], &["gaid=g"]), "opened"),
+    ]);
+    assert_eq!(user(&mut cluster, "anonymous_id=a").events, 1);
+    let first = cluster.device(&DeviceId::of(TENANT, &id("gaid=g"))).unwrap();
+    assert_eq!(DeviceId::from_bytes(&first.same_as).unwrap().to_string(), device_id("device_id=d"));
+    assert_eq!(device(&mut cluster, "gaid=g").id, device_id("device_id=d"));
+    crate::checks::consistent(&cluster).unwrap();
+}
+
+#[test]
+fn aliases_lead_on_to_the_device_of_the_first_type() {
+    let mut cluster = after(&[
+        action(10, &["user_id=1"], &["idfv=v", "idfa=f"]),
+        action(20, &["user_id=2"], &["device_id=d", "idfv=v"]),
+        event(action(30, &[], &["idfa=f"]), "install"),
+    ]);
+    assert_eq!(events(&cluster), [(user(&mut cluster, "user_id=2").id, device_id("device_id=d"))]);
+    assert_eq!(device(&mut cluster, "idfa=f").id, device_id("device_id=d"));
+}
+
+#[test]
+fn a_deletion_reaches_a_device_that_was_found_by_a_further_identifier() {
+    let delete = Action { delete: true, ..action(30, &["user_id=1"], &[]) };
+    let mut cluster = after(&[
+        action(10, &["anonymous_id=a"], &["device_id=d", "gaid=g"]),
+        action(20, &["user_id=1"], &["gaid=g"]),
+        delete,
+    ]);
+    assert_eq!(device(&mut cluster, "device_id=d").user, None);
+    run(&mut cluster, &[action(25, &["user_id=1"], &["gaid=g"])]);
+    assert_eq!(device(&mut cluster, "device_id=d").user, None, "a late one");
+    assert_eq!(reasons(&cluster), ["m25 user_deleted"], "one reject for one record");
+    let mut unknown = action(40, &["user_id=9"], &["gaid=g"]);
+    unknown.update_existing_only = true;
+    run(&mut cluster, &[unknown]);
+    assert_eq!(reasons(&cluster), ["m25 user_deleted", "m40 user_unknown"]);
 }
