@@ -21,6 +21,12 @@ const MIXED: &str = r#"{"type":"event","message_id":"m4","event":"Product Bought
 {"type":"user","message_id":"m5","identifiers":{"user_id":"42"},"set":{"age":NaN}}
 "#;
 
+/// An app with two identifiers, and a postback that knows the second one only.
+const APP: &str = r#"{"type":"event","message_id":"m6","event":"App Opened","identifiers":{"user_id":"42","device_id":"D1","gaid":"G1"}}
+"#;
+const POSTBACK: &str = r#"{"type":"event","message_id":"m7","event":"Install","identifiers":{"gaid":"G1"},"properties":{"media_source":"ads"}}
+"#;
+
 /// What a command came to.
 #[derive(Debug)]
 struct Ended {
@@ -114,6 +120,7 @@ fn every_command(pipeline: &mut Pipeline, settings: &Settings, stage: usize) {
     sums(&admins, tenant);
     tails(&admin, tenant);
     inspections(&admins, tenant);
+    devices(&to, key, &admins, tenant);
     pipeline.processes[stage].terminate().unwrap();
     let (code, said) = follow.end();
     assert_eq!(code, Some(2), "{said}");
@@ -186,6 +193,27 @@ fn inspections(admins: &str, tenant: &str) {
     let forged = shown.lines().filter(|line| line.trim_start().starts_with("name plan"));
     assert_eq!(forged.count(), 0, "{shown}");
     assert!(inspect(1, &["--id", "user_id=unknown"]).starts_with("nobody at "));
+}
+
+/// A device is found by each of its identifiers, and what is sent by one of them is about its user.
+fn devices(to: &str, key: &str, admins: &str, tenant: &str) {
+    let files = Files::new();
+    let send = |name: &str, text: &str| {
+        ends(0, &["send", "--source", "native", "--to", to, "--key", key, &files.write(name, text)]);
+    };
+    let inspect = |entity: &str, id: &str| {
+        let ended = run(&["inspect", entity, "--tenant", tenant, "--admin", admins, "--id", id, "--json"]);
+        Ok(serde_json::from_str::<Value>(&ended.out).ok())
+    };
+    send("app.ndjson", APP);
+    let device = until("the device", || inspect("device", "gaid=G1")).unwrap();
+    assert_eq!(device["user"], "user_id=42", "{device}");
+    send("postback.ndjson", POSTBACK);
+    let user = until("the postback's effect", || {
+        let user = inspect("user", "user_id=42")?;
+        Ok(user.filter(|user| user["events"] == 4))
+    });
+    assert_eq!(user.unwrap()["devices"], serde_json::json!([device["id"]]));
 }
 
 #[test]

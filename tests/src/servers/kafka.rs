@@ -148,12 +148,15 @@ impl Kafka {
         let first = self.nodes.first().context("no node")?;
         first.wait_until(READY_WITHIN, || {
             let metadata = client.client().fetch_metadata(None, Duration::from_secs(5))?;
-            let partitions = metadata.topics().iter().flat_map(|topic| {
-                topic.partitions().iter().map(move |partition| (topic.name(), partition))
-            });
+            let partitions = metadata
+                .topics()
+                .iter()
+                .flat_map(|topic| topic.partitions().iter().map(move |partition| (topic.name(), partition)));
             let behind: Vec<String> = partitions
                 .filter(|(_, partition)| partition.isr().len() < partition.replicas().len())
-                .map(|(topic, partition)| format!("{topic}[{}]: {:?} of {:?}", partition.id(), partition.isr(), partition.replicas()))
+                .map(|(topic, partition)| {
+                    format!("{topic}[{}]: {:?} of {:?}", partition.id(), partition.isr(), partition.replicas())
+                })
                 .collect();
             ensure!(behind.is_empty(), "in sync are only: {}", behind.join(", "));
             Ok(())

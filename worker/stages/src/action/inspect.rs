@@ -159,7 +159,10 @@ pub fn inspect(state: &mut dyn State<Value>, tenant: &str, what: &Inspect) -> Re
         },
         Inspect::Device(identifier) => {
             if let Some(alias) = state::alias(state, &alias_key(tenant, identifier))? {
-                return Ok(alias.primary.clone().map_or(Answer::Unknown, |primary| Answer::Ask(Inspect::Device(primary))));
+                return Ok(alias
+                    .primary
+                    .clone()
+                    .map_or(Answer::Unknown, |primary| Answer::Ask(Inspect::Device(primary))));
             }
             let id = DeviceId::of(tenant, identifier);
             match state.get(&device_key(tenant, &id))? {

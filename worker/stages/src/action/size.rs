@@ -18,7 +18,7 @@ pub(super) const MERGED: usize = 70;
 pub(super) const FORGOTTEN: usize = 50;
 const EXPELLED: usize = 18;
 const USER: usize = 278;
-const DEVICE_STATE: usize = 122;
+const DEVICE_STATE: usize = 142;
 /// The longest identifier that unify lets through: type of 64 bytes, value of 512 characters. Kept free for the one that is replaced without being
 /// asked about: `retained` of a user, `user` of a device.
 const IDENTIFIER: usize = 64 + 512 * 4;
@@ -128,7 +128,7 @@ pub(super) fn replaced_by(register: &Register, set: Option<Stamp>) -> usize {
 mod tests {
     use super::*;
     use millstream_model::proto::user::Fate;
-    use millstream_model::proto::{Element, Forgotten, Merged};
+    use millstream_model::proto::{DeviceAlias, Element, Forgotten, Merged};
 
     /// Everything at its longest.
     fn stamp() -> Option<Stamp> {
@@ -176,6 +176,9 @@ mod tests {
                 identifiers: members(count),
                 attributes: registers(count, count / 10),
                 devices: (0..count).map(|_| DeviceUse { device: vec![255; 18], last: stamp() }).collect(),
+                device_aliases: (0..count)
+                    .map(|_| DeviceAlias { named: vec![255; 18], device: vec![255; 18], stamp: stamp() })
+                    .collect(),
                 merged: (0..count)
                     .map(|_| Merged { user: vec![255; 18], stamp: stamp(), record_id: vec![255; 16] })
                     .collect(),
@@ -190,6 +193,7 @@ mod tests {
             };
             assert!(user.encoded_len() <= user.size(), "{count}: {} > {}", user.encoded_len(), user.size());
             let device = DeviceState {
+                same_as: vec![255; 18],
                 id: vec![255; 18],
                 revision: u64::MAX,
                 first_seen_ms: i64::MIN,

@@ -1,9 +1,9 @@
 //! No message is larger than the bound says, whatever is merged with what.
 
-use crate::reference::SameDevices;
 use crate::checks::{consistent, documents, people, run};
 use crate::cluster::Cluster;
 use crate::history::{History, Rng};
+use crate::reference::SameDevices;
 use crate::reference::reference;
 use crate::scenarios::{action, id, user};
 use millstream_model::proto::change::Op;
