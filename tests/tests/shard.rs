@@ -453,6 +453,25 @@ fn a_lost_changelog_and_an_input_below_its_start_stop_the_shard() {
     assert!(message.contains("restore a savepoint"), "{message}");
 }
 
+/// The local state may be all that is left of a shard whose changelog was deleted and created again.
+#[test]
+fn a_changelog_that_was_created_anew_does_not_clear_the_local_state() {
+    let before = Fixture::new();
+    let mut shard = before.open();
+    before.send(&["a"], 0);
+    run(&mut shard, 1);
+    shard.close().unwrap();
+    drop(shard);
+    let anew = Fixture::without_genesis();
+    std::fs::rename(before.folder.path().join("state"), anew.folder.path().join("state")).unwrap();
+    let opened = anew.open_at("state").map(|_| ());
+    let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
+    assert!(message.contains("the changelog was lost; the local state is kept"), "{message}");
+    std::fs::rename(anew.folder.path().join("state"), before.folder.path().join("state")).unwrap();
+    let mut shard = before.open();
+    assert_eq!(shard.state().get(&key("a")).unwrap().unwrap().0, 1, "it is still there");
+}
+
 #[test]
 fn what_an_internal_reader_cannot_read_stops_it() {
     let fixture = Fixture::new();

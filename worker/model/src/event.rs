@@ -51,8 +51,9 @@ pub struct EventUser {
 /// What an event says about its device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EventDevice {
-    /// Internal id.
-    pub id: String,
+    /// Internal id. Not known where the record named its device only by an identifier that may be another device's, and was not routed by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Values per identifier type, as the record gave them.
     pub identifiers: BTreeMap<String, String>,
 }

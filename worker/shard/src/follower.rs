@@ -64,8 +64,14 @@ impl Follower {
         let (start, end) = log.bounds(&at)?;
         let (stored, damage) = match store.position() {
             Err(StoreError::Damaged(why)) => (None, Some(why)),
-            position => (position?.filter(|position| position.topic_id == topic_id), None),
+            position => (position?, None),
         };
+        if end == 0
+            && stored.as_ref().is_some_and(|position| position.batch_number > 0 && position.topic_id != topic_id)
+        {
+            return Err(lost(&at));
+        }
+        let stored = stored.filter(|position| position.topic_id == topic_id);
         let usable = stored.filter(|position| (start..=end).contains(&position.changelog_offset));
         let position = match usable {
             Some(position) => position,
@@ -278,6 +284,13 @@ impl Follower {
 }
 
 /// Neither the local state nor the changelog alone is enough to begin with (I6).
+/// What is left of the shard may be this very state: it is not for us to clear it.
+fn lost(at: &TopicPartition) -> ShardError {
+    ShardError::Stopped(format!(
+        "{at} is empty, and not the topic that the local state follows: the changelog was lost; the local state is kept; restore a savepoint"
+    ))
+}
+
 fn unreachable(at: &TopicPartition, start: u64, damage: Option<String>) -> ShardError {
     let state = match damage {
         Some(why) => format!("the local state is damaged ({why})"),

@@ -326,7 +326,8 @@ fn check_documents(world: &World) {
                 (id, render_user(TENANT, user).unwrap_or_default())
             }
             Value::Device(device) => {
-                (DeviceId::from_bytes(&device.id).unwrap().to_string(), render_device(TENANT, device))
+                let fields = render_device(TENANT, device).unwrap();
+                (DeviceId::from_bytes(&device.id).unwrap().to_string(), fields)
             }
             _ => continue,
         };

@@ -241,7 +241,7 @@ fn documents(all: &State, flow: &Flow) -> Checked {
             }
             Value::Device(device) => {
                 let id = DeviceId::from_bytes(&device.id).ok_or("a device of no id")?;
-                (id.to_string(), Some(render_device(tenant, device)), device.revision)
+                (id.to_string(), render_device(tenant, device), device.revision)
             }
             _ => continue,
         };

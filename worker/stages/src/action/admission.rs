@@ -55,7 +55,7 @@ impl<'a, E: Entity> Admission<'a, E> {
             }
         }
         if asked.device
-            && let Err(message) = self.device(asked.alias_bytes())
+            && let Err(message) = self.device()
         {
             self.refuse("identifiers".to_owned(), message);
             self.refused.device = true;
@@ -102,14 +102,14 @@ impl<'a, E: Entity> Admission<'a, E> {
         }
     }
 
-    fn device(&mut self, alias_bytes: usize) -> Result<(), String> {
+    fn device(&mut self) -> Result<(), String> {
         let (count, most) = (self.entity.devices().len(), self.limits.max_devices);
         if count >= most {
             return Err(format!(
                 "the user has {count} devices, no more are allowed (action.max_devices), so this one is not remembered with it; look for a user identifier that many share"
             ));
         }
-        self.take(size::DEVICE + alias_bytes, 0)
+        self.take(size::DEVICE, 0)
     }
 
     fn change(&mut self, change: &'a Change, stamp: Option<Stamp>) -> Result<(), String> {

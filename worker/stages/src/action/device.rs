@@ -8,11 +8,11 @@
 //! A home tells the shard of each further identifier once that its device has it (*Name*). There an *alias* says which device that is: the one that
 //! began to have it last, since an advertising id goes on to the next installation. Records by the identifier are sent on to that device's home from
 //! then on; what came before stays with the device that the identifier made as a primary one, whose document says `same_as`. Further identifiers are of a
-//! later type than the primary one, so aliases lead to ever earlier types: there are no circles, and `device_id`, the first, never is an alias.
+//! later rank than the primary one, so aliases lead to ever earlier ones: there are no circles, and `device_id`, the first type, never is an alias.
 //!
-//! The user's part of such a record goes straight to the user, for its order (I3), with the id that the identifier would make. So the device's home
-//! *introduces* itself behind it, on the same way: an action that has no outcome of its own, tells the user which device it was, and is refused like
-//! any other by a deletion.
+//! A record that such an identifier routes goes to its user by way of the device, whole, as all of that routing key do (I3). One with another routing key must
+//! not: its user's part goes straight, and does not know the device. So the device's home *introduces* itself to the user: an action that has no outcome of
+//! its own, goes by the record's identifier like the record, and is refused like it by a deletion.
 //!
 //! The device's part of a record and the user's part go different ways. So a deletion can come here before a record that it covers; the
 //! device remembers (by a hash) which identifiers it must not take from records up to which stamp.
@@ -35,11 +35,13 @@ impl Work<'_> {
     pub(super) fn device(&mut self, header: &Header, message: Device) -> Result<(), StateError> {
         let mut action = required(message.action, "action")?;
         let primary = required(primary(&action, message.primary.as_ref()).cloned(), "primary")?;
-        if let Some(alias) = self.alias(&header.tenant, &primary)? {
-            return self.send_on(header, alias, action, message.resolve_user);
-        }
         let id = device_id(&message.device)?;
         let key = device_key(&header.tenant, &id);
+        if let Some(alias) = self.alias(&header.tenant, &primary)? {
+            let own = state::device_mut(self.state, &key)?.and_then(|device| device.user.clone());
+            self.send_to_device(header.hops + 1, alias, action, message.resolve_user, message.user.or(own));
+            return Ok(());
+        }
         let device = device_state(self.state, &key, message.device)?;
         if device.revision == 0 {
             (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
@@ -51,14 +53,33 @@ impl Work<'_> {
         let trace = action.trace.as_ref();
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &action.record_id, trace };
         publish_device(device, applied.operations, cause, self.at, self.out);
-        let user = device.user.clone();
+        let last_user = device.user.clone().or(message.user);
         self.send_names(&header.tenant, &primary, applied.new, stamp);
+        let is_undecided = action.device_identifiers.first().is_some_and(can_be_alias);
+        action.device = id.as_bytes().to_vec();
+        let named = action.user_identifiers.first().cloned();
         if message.resolve_user {
-            self.resolve_by(header.hops + 1, user.unwrap_or(primary), action, false);
-        } else if !action.device.is_empty() {
-            self.introduce(header, action);
+            self.resolve_by(header.hops + 1, named.or(last_user).unwrap_or(primary), action, false);
+        } else if is_undecided && let Some(via) = named {
+            let introduction = Action { introduces_device: true, ..action };
+            self.resolve_by(header.hops + 1, via, introduction, false);
         }
         Ok(())
+    }
+
+    /// To the home of the device that has this primary identifier.
+    pub(super) fn send_to_device(
+        &mut self,
+        hops: u32,
+        primary: Identifier,
+        action: Action,
+        resolve_user: bool,
+        user: Option<Identifier>,
+    ) {
+        let (tenant, id) = (action.tenant.clone(), DeviceId::of(&action.tenant, &primary));
+        let primary = Some(primary).filter(|primary| action.device_identifiers.first() != Some(primary));
+        let (device, action) = (id.as_bytes().to_vec(), Some(action));
+        self.send(&tenant, hops, id.home(), Body::Device(Device { device, action, resolve_user, primary, user }));
     }
 
     /// The device that an identifier names, if it is an alias.
@@ -70,22 +91,6 @@ impl Work<'_> {
         alias.map(|alias| required(alias.primary.clone(), "primary")).transpose()
     }
 
-    /// To the device that the record's identifier names.
-    fn send_on(
-        &mut self,
-        header: &Header,
-        primary: Identifier,
-        mut action: Action,
-        resolve_user: bool,
-    ) -> Result<(), StateError> {
-        let id = DeviceId::of(&header.tenant, &primary);
-        action.device = id.as_bytes().to_vec();
-        let (device, action) = (action.device.clone(), Some(action));
-        let body = Device { device, action, resolve_user, primary: Some(primary) };
-        self.send(&header.tenant, header.hops + 1, id.home(), Body::Device(body));
-        Ok(())
-    }
-
     /// Tells the shards of further identifiers that this device has them.
     fn send_names(&mut self, tenant: &str, primary: &Identifier, new: Vec<Identifier>, stamp: Stamp) {
         for identifier in new.into_iter().filter(|new| new != primary && can_be_alias(new)) {
@@ -93,13 +98,6 @@ impl Work<'_> {
             let name = Name { identifier: Some(identifier), primary: Some(primary.clone()), stamp: Some(stamp) };
             self.send(tenant, 0, group, Body::Name(name));
         }
-    }
-
-    /// Tells the user of a record that it was about this device, though it named another id.
-    fn introduce(&mut self, header: &Header, action: Action) {
-        let Some(via) = action.user_identifiers.first().cloned() else { return };
-        let introduction = Action { device_changes: Vec::new(), introduces_device: true, ..action };
-        self.resolve_by(header.hops + 1, via, introduction, false);
     }
 
     /// A device has this identifier as a further one.

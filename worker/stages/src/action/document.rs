@@ -41,9 +41,9 @@ pub fn render_user(tenant: &str, user: &User) -> Option<Object> {
     (user.fate.is_none() && user.revision > 0).then(|| user_fields(tenant, user))
 }
 
-/// [`render_user`] for a device.
-pub fn render_device(tenant: &str, device: &DeviceState) -> Object {
-    device_fields(tenant, device)
+/// [`render_user`] for a device. There is none of a device that only a deletion was told of.
+pub fn render_device(tenant: &str, device: &DeviceState) -> Option<Object> {
+    (device.revision > 0).then(|| device_fields(tenant, device))
 }
 
 pub(super) fn user_fields(tenant: &str, user: &User) -> Object {

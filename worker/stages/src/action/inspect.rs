@@ -189,6 +189,7 @@ fn user_view(id: &UserId, user: &User, path: &[UserId]) -> UserView {
         let user = UserId::from_bytes(&merged.user)?.to_string();
         Some(MergeView { user, at: when(merged.stamp), record: hex(&merged.record_id) })
     });
+    let devices = user.devices.iter().filter_map(|device| DeviceId::from_bytes(&device.device));
     UserView {
         id: id.to_string(),
         revision: user.revision,
@@ -197,7 +198,7 @@ fn user_view(id: &UserId, user: &User, path: &[UserId]) -> UserView {
         events: user.events,
         identifiers: identifiers(&user.identifiers),
         attributes: user.attributes.iter().map(attribute).collect(),
-        devices: super::user::devices(user).map(|id| id.to_string()).collect(),
+        devices: devices.map(|id| id.to_string()).collect(),
         merged: merged.collect(),
         retained: user.retained.as_ref().and_then(identifier),
         forwarded_from: path.iter().map(UserId::to_string).collect(),

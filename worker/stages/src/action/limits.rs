@@ -65,8 +65,8 @@ impl ActionLimits {
     /// Takes out of an action what its user has no room for.
     pub(super) fn admit_user(&self, user: &mut User, action: &mut Action) -> Refused {
         let (identifiers, changes) = (&action.user_identifiers, &action.user_changes);
-        let (device, alias) = (!action.device_identifiers.is_empty(), action.introduces_device);
-        let asked = Asked { identifiers, changes, device, alias, stamp: action.stamp };
+        let device = user::is_device_known(action);
+        let asked = Asked { identifiers, changes, device, stamp: action.stamp };
         if self.has_room(user, &asked) {
             return Refused::default();
         }
@@ -82,7 +82,7 @@ impl ActionLimits {
     /// [`ActionLimits::admit_user`] for the record's device. The action keeps its identifiers: its event shows them.
     pub(super) fn admit_device(&self, device: &mut DeviceState, action: &mut Action) -> Refused {
         let (identifiers, changes) = (&action.device_identifiers, &action.device_changes);
-        let asked = Asked { identifiers, changes, device: false, alias: false, stamp: action.stamp };
+        let asked = Asked { identifiers, changes, device: false, stamp: action.stamp };
         if self.has_room(device, &asked) {
             return Refused::default();
         }
@@ -122,8 +122,6 @@ pub(super) struct Asked<'a> {
     pub(super) changes: &'a [Change],
     /// A device, which may be new to the user.
     pub(super) device: bool,
-    /// That the device was found by a further identifier.
-    pub(super) alias: bool,
     pub(super) stamp: Option<Stamp>,
 }
 
@@ -132,12 +130,7 @@ impl Asked<'_> {
     fn most(&self) -> usize {
         let changes = self.changes.iter().map(|change| size::name(&change.name) + brought(change));
         let identifiers = self.identifiers.iter().map(size::member);
-        let device = if self.device { size::DEVICE } else { 0 };
-        changes.sum::<usize>() + identifiers.sum::<usize>() + device + self.alias_bytes()
-    }
-
-    pub(super) fn alias_bytes(&self) -> usize {
-        if self.alias { size::DEVICE_ALIAS } else { 0 }
+        changes.sum::<usize>() + identifiers.sum::<usize>() + if self.device { size::DEVICE } else { 0 }
     }
 
     fn elements_fit(&self, entity: &impl Entity, most: usize) -> bool {

@@ -7,9 +7,8 @@
 
 use super::document::{differ, set};
 use super::size;
-use super::user;
 use millstream_model::document::escape;
-use millstream_model::id::UserId;
+use millstream_model::id::{DeviceId, UserId};
 use millstream_model::proto::{Identifier, Membership, Object, Operation, User, Value};
 use millstream_model::value;
 use std::collections::BTreeMap;
@@ -75,7 +74,8 @@ pub(super) fn set_identifiers(members: &[Membership], new: &[Identifier]) -> Vec
 }
 
 pub(super) fn devices(user: &User) -> Value {
-    Value::list(user::devices(user).take(IDS).map(|id| Value::string(id.to_string())).collect())
+    let ids = user.devices.iter().filter_map(|device| DeviceId::from_bytes(&device.device));
+    Value::list(ids.take(IDS).map(|id| Value::string(id.to_string())).collect())
 }
 
 pub(super) fn merged_users(user: &User) -> Value {

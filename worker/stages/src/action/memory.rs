@@ -5,8 +5,10 @@
 //! memory of a process.
 
 use super::state::Value;
-use millstream_model::proto::{Alias, Closing, DeviceAlias, DeviceState, DeviceUse, Element, Exchange, Forgotten};
-use millstream_model::proto::{Membership, Merged, Register, User};
+use millstream_model::proto::{
+    Alias, Closing, DeviceState, DeviceUse, Element, Exchange, Forgotten, Membership, Merged,
+};
+use millstream_model::proto::{Register, User};
 
 /// Texts and ids are short, and allocations come in steps of 8 and 16 bytes.
 const ROUNDING: usize = 2;
@@ -34,7 +36,6 @@ fn lists_of_user(user: &User) -> usize {
     user.identifiers.capacity() * size_of::<Membership>()
         + registers(&user.attributes, user.attributes.capacity())
         + user.devices.capacity() * size_of::<DeviceUse>()
-        + user.device_aliases.capacity() * size_of::<DeviceAlias>()
         + user.merged.capacity() * size_of::<Merged>()
         + user.expelled.capacity() * size_of::<Vec<u8>>()
         + user.taken.capacity() * size_of::<Forgotten>()

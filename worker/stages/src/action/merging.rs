@@ -73,7 +73,6 @@ pub(super) fn parts(mut user: User, most: usize) -> Vec<User> {
     let mut attributes = std::mem::take(&mut user.attributes);
     attributes.sort_by(newer_first);
     let attributes = chunks(attributes, room, size::register);
-    let aliases = chunks(std::mem::take(&mut user.device_aliases), room, |_| size::DEVICE_ALIAS);
     let merged = chunks(std::mem::take(&mut user.merged), room, |_| size::MERGED);
     let taken = chunks(std::mem::take(&mut user.taken), room, |_| size::FORGOTTEN);
     let part = || User {
@@ -94,7 +93,6 @@ pub(super) fn parts(mut user: User, most: usize) -> Vec<User> {
         let with = |devices: &Vec<_>| User { identifiers: identifiers.clone(), devices: devices.clone(), ..part() };
         parts.extend(devices.iter().map(with));
     }
-    parts.extend(aliases.into_iter().map(|device_aliases| User { device_aliases, ..named() }));
     parts.extend(attributes.into_iter().map(|attributes| User { attributes: sorted(attributes), ..named() }));
     if let Some(first) = parts.first_mut() {
         (first.events, first.retained) = (user.events, user.retained.take());

@@ -4,11 +4,11 @@ use super::document::Cause;
 use super::limits::Refused;
 use super::listed::listed;
 use super::merging::LeftOut;
-use super::user::{self, device_of};
+use super::user::device_of;
 use super::{attributes, merging, size};
 use crate::{At, Outbox, PublicMessage, Rejected, reject};
 use millstream_model::event::{self, EnrichedEvent, EventDevice, EventUser, cloud_event_headers};
-use millstream_model::id::{DeviceId, UserId, hex, message_hash};
+use millstream_model::id::{UserId, hex, message_hash};
 use millstream_model::key::shard_of;
 use millstream_model::proto::change::Op;
 use millstream_model::proto::{Action, Change, Event, Identifier, Object, Register, User};
@@ -54,7 +54,7 @@ pub(super) enum Part<'a> {
 
 /// Something in the record was refused, and the rest takes effect; so this counts in no sum.
 pub(super) fn partial(action: &Action, part: Part<'_>, refused: Refused, at: &At, out: &mut Outbox) {
-    let Some(refusal) = Refusal::join(&refused.refusals).filter(|_| !action.introduces_device) else { return };
+    let Some(refusal) = Refusal::join(&refused.refusals) else { return };
     let (name, rest) = refused_part(action, part, refused);
     let id = format!("{}.{name}", hex(&action.record_id));
     let rejected = about(action, id, refusal, &rest, at).with_partial(true);
@@ -69,10 +69,14 @@ fn refused_part(action: &Action, part: Part<'_>, refused: Refused) -> (&'static 
         Part::User(via) => {
             let user_identifiers = std::iter::once(via.clone()).chain(refused.identifiers).collect();
             let device_identifiers = primary.filter(|_| refused.device).collect();
-            ("user", Action { user_identifiers, device_identifiers, user_changes: refused.changes, ..rest })
+            // The user's part of its record may have been refused in part as well, under an id of its own.
+            let name = if action.introduces_device { "device-of-user" } else { "user" };
+            (name, Action { user_identifiers, device_identifiers, user_changes: refused.changes, ..rest })
         }
         Part::Device => {
-            let device_identifiers = primary.chain(refused.identifiers).collect();
+            let is_other = |identifier: &Identifier| Some(identifier) != action.device_identifiers.first();
+            let refused_ones = refused.identifiers.into_iter().filter(is_other);
+            let device_identifiers = primary.chain(refused_ones).collect();
             ("device", Action { device_identifiers, device_changes: refused.changes, ..rest })
         }
     }
@@ -169,7 +173,7 @@ pub(super) fn enriched_event(action: &Action, event: Event, user: &User, id: &Us
             first_seen: value::format_time(user.first_seen_ms),
             first_event: user.events == 1,
         },
-        device: device(action, user),
+        device: device(action),
         generation: u32::from(at.generation),
     };
     let kind = event::CLOUD_EVENT_TYPE;
@@ -189,10 +193,11 @@ fn identifiers(user: &User) -> BTreeMap<String, Vec<String>> {
     types
 }
 
-fn device(action: &Action, user: &User) -> Option<EventDevice> {
-    let named = device_of(action)?;
-    let alias = user::alias(user, named.as_bytes()).and_then(|alias| DeviceId::from_bytes(&alias.device));
-    let id = alias.unwrap_or(named).to_string();
+fn device(action: &Action) -> Option<EventDevice> {
+    if action.device_identifiers.is_empty() {
+        return None;
+    }
+    let id = device_of(action).map(|id| id.to_string());
     let pairs = action.device_identifiers.iter();
     let identifiers = pairs.map(|identifier| (identifier.r#type.clone(), identifier.value.clone())).collect();
     Some(EventDevice { id, identifiers })

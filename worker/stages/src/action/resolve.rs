@@ -4,6 +4,7 @@
 //! would overtake those that are on the longer one (I3). Only a deletion removes it, after everything that it sent has passed
 //! ([`Work::unlink`], [`Work::drained`]); what comes in the meantime waits in the node.
 
+use super::device::can_be_alias;
 use super::document::Cause;
 use super::state::{self, Node, Value, node_key, required, user_id};
 use super::work::{Header, Work};
@@ -13,7 +14,7 @@ use millstream_model::id::UserId;
 use millstream_model::key::group_of;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{
-    Action, Device, Drain, Drained, Erase, Exchange, Forget, Identifier, Link, MergeUsers, Resolve, Stamp, Unlink,
+    Action, Drain, Drained, Erase, Exchange, Forget, Identifier, Link, MergeUsers, Resolve, Stamp, Unlink,
 };
 use millstream_model::reject::Reason;
 
@@ -23,13 +24,12 @@ impl Work<'_> {
         if let Err(message) = join_merge(&mut action) {
             return outcome::reject(&action, Reason::InvalidMerge, message, self.at, self.out);
         }
-        let tenant = action.tenant.clone();
-        if let Some(device) = user::device_of(&action).filter(|_| !action.delete && action.merge.is_none()) {
-            let resolve_user = action.user_identifiers.is_empty();
+        let device = action.device_identifiers.first().cloned();
+        if let Some(primary) = device.filter(|_| !action.delete && action.merge.is_none()) {
+            // All records that an alias routes go by the device, those too that name a user: so they keep their order.
+            let resolve_user = action.user_identifiers.is_empty() || (action.by_device && can_be_alias(&primary));
             let part = if resolve_user { std::mem::take(&mut action) } else { device_part(&mut action) };
-            let device_bytes = device.as_bytes().to_vec();
-            let body = Device { device: device_bytes, action: Some(part), resolve_user, primary: None };
-            self.send(&tenant, 0, device.home(), Body::Device(body));
+            self.send_to_device(0, primary, part, resolve_user, None);
             if resolve_user {
                 return;
             }
@@ -85,8 +85,19 @@ impl Work<'_> {
         } else if action.update_existing_only {
             let message = format!("no user has {via}; the record asked not to create one");
             outcome::reject(&action, Reason::UserUnknown, message, self.at, self.out);
+            self.forget_device(&action, via);
         } else {
             let id = UserId::create(&header.tenant, via, &stamp, self.at.generation);
+            if self.state.get(&state::user_key(&header.tenant, &id))?.is_some() {
+                // The other part of this record made it, and the node is gone for a moment.
+                self.send(
+                    &header.tenant,
+                    header.hops + 1,
+                    id.home(),
+                    super::home::apply_message(&id, via.clone(), action),
+                );
+                return Ok(());
+            }
             let node = Node { user: id, erased, closing: None };
             self.state.put(node_key(&header.tenant, via), Value::Node(node));
             let user = user::created(id.as_bytes(), via.clone(), erased, &action, stamp);
@@ -243,7 +254,8 @@ fn join_merge(action: &mut Action) -> Result<(), &'static str> {
 /// What the device of an action has to know. The rest goes to the user.
 fn device_part(action: &mut Action) -> Action {
     // What names the record in a reject is taken along only if there is something that the device may refuse.
-    let refusable = !action.device_changes.is_empty() || action.device_identifiers.len() > 1;
+    let is_alone = action.device_identifiers.len() == 1 && !action.device_identifiers.iter().any(can_be_alias);
+    let refusable = !action.device_changes.is_empty() || !is_alone;
     let name = |text: &str| if refusable { text.to_owned() } else { String::new() };
     Action {
         message_id: name(&action.message_id),

@@ -13,7 +13,6 @@ const MEMBER: usize = 132;
 const REGISTER: usize = 66;
 const ELEMENT: usize = 62;
 pub(super) const DEVICE: usize = 52;
-pub(super) const DEVICE_ALIAS: usize = 74;
 pub(super) const MERGED: usize = 70;
 pub(super) const FORGOTTEN: usize = 50;
 const EXPELLED: usize = 18;
@@ -58,8 +57,7 @@ impl Entity for User {
     }
 
     fn rest(&self) -> usize {
-        let devices = self.devices.len() * DEVICE + self.device_aliases.len() * DEVICE_ALIAS;
-        let lists = devices + self.merged.len() * MERGED;
+        let lists = self.devices.len() * DEVICE + self.merged.len() * MERGED;
         USER + IDENTIFIER + lists + self.taken.len() * FORGOTTEN + self.expelled.len() * EXPELLED
     }
 
@@ -128,7 +126,7 @@ pub(super) fn replaced_by(register: &Register, set: Option<Stamp>) -> usize {
 mod tests {
     use super::*;
     use millstream_model::proto::user::Fate;
-    use millstream_model::proto::{DeviceAlias, Element, Forgotten, Merged};
+    use millstream_model::proto::{Element, Forgotten, Merged};
 
     /// Everything at its longest.
     fn stamp() -> Option<Stamp> {
@@ -176,9 +174,6 @@ mod tests {
                 identifiers: members(count),
                 attributes: registers(count, count / 10),
                 devices: (0..count).map(|_| DeviceUse { device: vec![255; 18], last: stamp() }).collect(),
-                device_aliases: (0..count)
-                    .map(|_| DeviceAlias { named: vec![255; 18], device: vec![255; 18], stamp: stamp() })
-                    .collect(),
                 merged: (0..count)
                     .map(|_| Merged { user: vec![255; 18], stamp: stamp(), record_id: vec![255; 16] })
                     .collect(),

@@ -1,6 +1,7 @@
 //! What happens to a user's state: an action applied, another user united with it, a deletion. Pure: no messages, no mutations.
 
 use super::attributes::{self, Writer};
+use super::device::can_be_alias;
 use super::document;
 use super::listed;
 use super::state::{identifier_hash, required};
@@ -8,7 +9,7 @@ use crate::StateError;
 use millstream_model::id::DeviceId;
 use millstream_model::proto::user::Fate;
 use millstream_model::proto::{
-    Action, DeviceAlias, DeviceUse, Forgotten, Identifier, Membership, Merged, Operation, Stamp, User, Value,
+    Action, DeviceUse, Forgotten, Identifier, Membership, Merged, Operation, Stamp, User, Value,
 };
 
 /// What an action did to a user.
@@ -84,8 +85,12 @@ pub(super) fn apply(
     applied.operations = listed::set_identifiers(&user.identifiers, &applied.links);
     attributes::apply(&mut user.attributes, std::mem::take(&mut action.user_changes), writer, &mut applied.operations);
     retain(user, action, writer, &mut applied.operations);
-    use_device(user, action, with_device, &mut applied.operations);
-    see(&mut user.first_seen_ms, &mut user.last_seen_ms, action.time_ms, &mut applied.operations);
+    if with_device {
+        use_device(user, action, &mut applied.operations);
+    }
+    if !action.introduces_device {
+        see(&mut user.first_seen_ms, &mut user.last_seen_ms, action.time_ms, &mut applied.operations);
+    }
     user.events += u64::from(action.event.is_some());
     action.record_id = record_id;
     Ok(applied)
@@ -105,69 +110,22 @@ fn retain_order(member: &Membership) -> (Option<Stamp>, &Option<Identifier>) {
     (member.stamp, &member.identifier)
 }
 
-/// Notes the record's device, if there is room for it, and by which other id records of this user may name it.
-fn use_device(user: &mut User, action: &Action, has_room: bool, operations: &mut Vec<Operation>) {
+fn use_device(user: &mut User, action: &Action, operations: &mut Vec<Operation>) {
     let Some(id) = device_of(action) else { return };
-    let (device, last) = (id.as_bytes().to_vec(), action.stamp);
-    let mut differs = false;
-    if has_room {
-        let is_new = add_device(&mut user.devices, DeviceUse { device: device.clone(), last });
-        differs = is_new && alias(user, &device).is_none();
-    }
-    if action.introduces_device
-        && let Some(named) = named_device(action)
-        && (has_room || find_device(&user.devices, named.as_bytes()).is_ok())
-    {
-        let alias = DeviceAlias { named: named.as_bytes().to_vec(), device, stamp: last };
-        differs |= add_alias(&mut user.device_aliases, alias);
-    }
-    if differs {
+    if add_device(&mut user.devices, DeviceUse { device: id.as_bytes().to_vec(), last: action.stamp }) {
         operations.push(document::set("devices", listed::devices(user)));
     }
 }
 
-/// The device that a record is about.
+/// The device that a record comes from. Not known of a record by an identifier that may be an alias, before a device's home has said so.
 pub(super) fn device_of(action: &Action) -> Option<DeviceId> {
-    DeviceId::from_bytes(&action.device).or_else(|| named_device(action))
+    let first = action.device_identifiers.first().filter(|first| !can_be_alias(first));
+    DeviceId::from_bytes(&action.device).or_else(|| first.map(|primary| DeviceId::of(&action.tenant, primary)))
 }
 
-/// The device whose primary identifier is the record's first one.
-fn named_device(action: &Action) -> Option<DeviceId> {
-    action.device_identifiers.first().map(|primary| DeviceId::of(&action.tenant, primary))
-}
-
-/// The devices of a user, but for ids that turned out to be only names of others.
-pub(super) fn devices(user: &User) -> impl Iterator<Item = DeviceId> {
-    let ids = user.devices.iter().map(|device| device.device.as_slice());
-    ids.filter(|id| alias(user, id).is_none()).filter_map(DeviceId::from_bytes)
-}
-
-/// Which device this id stands for, if the records of this user showed that it is one's further name.
-pub(super) fn alias<'u>(user: &'u User, named: &[u8]) -> Option<&'u DeviceAlias> {
-    if user.device_aliases.is_empty() {
-        return None;
-    }
-    user.device_aliases.get(find_alias(&user.device_aliases, named).ok()?)
-}
-
-fn find_alias(aliases: &[DeviceAlias], named: &[u8]) -> Result<usize, usize> {
-    aliases.binary_search_by(|alias| alias.named.as_slice().cmp(named))
-}
-
-/// The newest record counts; tells whether the name is new.
-fn add_alias(aliases: &mut Vec<DeviceAlias>, new: DeviceAlias) -> bool {
-    let found = find_alias(aliases, &new.named);
-    match found {
-        Ok(index) => {
-            if let Some(old) = aliases.get_mut(index)
-                && (old.stamp, &old.device) < (new.stamp, &new.device)
-            {
-                *old = new;
-            }
-        }
-        Err(index) => aliases.insert(index, new),
-    }
-    found.is_err()
+/// Is there a [`device_of`] it? Costs less than naming it.
+pub(super) fn is_device_known(action: &Action) -> bool {
+    !action.device.is_empty() || action.device_identifiers.first().is_some_and(|first| !can_be_alias(first))
 }
 
 /// Where a device is among a user's, or would be.
@@ -213,9 +171,6 @@ pub(super) fn unite(user: &mut User, other: User, stamp: Option<Stamp>, record_i
     attributes::unite(&mut user.attributes, other.attributes);
     for device in other.devices {
         add_device(&mut user.devices, device);
-    }
-    for alias in other.device_aliases {
-        add_alias(&mut user.device_aliases, alias);
     }
     user.first_seen_ms = user.first_seen_ms.min(other.first_seen_ms);
     user.last_seen_ms = user.last_seen_ms.max(other.last_seen_ms);
@@ -307,10 +262,6 @@ pub(super) fn purge(user: &mut User, deletion: Stamp) -> Purged {
     let identifiers = take_identifiers(user, deletion);
     let all = user.identifiers.is_empty();
     user.devices.retain(|device| !all && device.last > Some(deletion));
-    // As long as it is there, a name must be known as one.
-    let kept = &user.devices;
-    let is_used = |alias: &DeviceAlias| find_device(kept, &alias.named).is_ok() || alias.stamp > Some(deletion);
-    user.device_aliases.retain(|alias| !all && is_used(alias));
     attributes::purge(&mut user.attributes, deletion);
     user.retained.take_if(|retained| retained.stamp <= Some(deletion));
     let deleted_ms = i64::try_from(deletion.time_ms).unwrap_or(i64::MAX);

@@ -335,9 +335,10 @@ fn action(draft: Draft, part: u32, uncounted: bool, of: &Rejecter<'_>, trace: Op
         update_existing_only: draft.update_existing_only,
         trace,
         kind: envelope.kind.clone(),
+        uncounted,
         device: Vec::new(),
         introduces_device: false,
-        uncounted,
+        by_device: draft.by_device,
     }
 }
 

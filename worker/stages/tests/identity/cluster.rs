@@ -40,8 +40,6 @@ pub struct Cluster {
     pub largest: (usize, usize),
     /// Messages that carried the state of a user.
     pub absorbs: usize,
-    /// The newest deletion that was sent.
-    pub deleted: Option<Stamp>,
 }
 
 impl Cluster {
@@ -67,12 +65,10 @@ impl Cluster {
             steps: 0,
             largest: (0, 0),
             absorbs: 0,
-            deleted: None,
         }
     }
 
     pub fn send(&mut self, action: &Action) {
-        self.deleted = self.deleted.max(action.stamp.filter(|_| action.delete));
         self.channels.entry(Channel::Actions(action.group)).or_default().push_back(action.encode_to_vec());
     }
 

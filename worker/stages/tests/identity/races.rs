@@ -188,7 +188,13 @@ fn a_device_that_outlives_a_deletion_forgets_what_the_deletion_took() {
     run(&mut cluster, &[delete(20, "email=a@x"), delete(40, "user_id=1")]);
     let device = DeviceId::of(TENANT, &id("device_id=d"));
     let device_part = Some(Action { uncounted: true, ..newer });
-    let late = Device { device: device.as_bytes().to_vec(), action: device_part, resolve_user: false, primary: None };
+    let late = Device {
+        device: device.as_bytes().to_vec(),
+        action: device_part,
+        resolve_user: false,
+        primary: None,
+        user: None,
+    };
     cluster.send_late(device.home(), Body::Device(late));
     cluster.run().unwrap();
     let Answer::Device(view) = look(&mut cluster, Inspect::Device(id("device_id=d"))) else { panic!("no device") };

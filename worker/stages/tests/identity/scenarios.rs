@@ -10,6 +10,8 @@ use millstream_model::proto::{
 };
 use millstream_stages::action::{Answer, DeviceView, Inspect, UserView, Value, inspect};
 
+use std::collections::BTreeSet;
+
 pub fn id(text: &str) -> Identifier {
     millstream_model::identifier::parse(text).unwrap()
 }
@@ -24,6 +26,7 @@ pub fn action(time_ms: u64, users: &[&str], devices: &[&str]) -> Action {
         stamp: Some(Stamp { time_ms, ..Stamp::default() }),
         record_id: u128::from(time_ms).to_be_bytes().to_vec(),
         message_id: format!("m{time_ms}"),
+        by_device: !device_identifiers.is_empty(),
         user_identifiers,
         device_identifiers,
         time_ms: time_ms as i64,
@@ -275,10 +278,10 @@ fn device_id(text: &str) -> String {
 }
 
 /// The user and the device of each event.
-fn events(cluster: &Cluster) -> Vec<(String, String)> {
+fn events(cluster: &Cluster) -> Vec<(String, Option<String>)> {
     let json = cluster.events.iter().map(|it| serde_json::from_slice::<serde_json::Value>(&it.payload).unwrap());
     let text = |json: &serde_json::Value| json.as_str().unwrap().to_owned();
-    json.map(|json| (text(&json["user"]["id"]), text(&json["device"]["id"]))).collect()
+    json.map(|json| (text(&json["user"]["id"]), json["device"].get("id").map(text))).collect()
 }
 
 fn devices_of(cluster: &Cluster) -> usize {
@@ -296,7 +299,7 @@ fn a_device_is_found_by_a_further_identifier() {
     ]);
     let user = user(&mut cluster, "anonymous_id=a");
     assert_eq!((user.events, user.devices), (3, vec![device_id("device_id=d")]));
-    assert_eq!(events(&cluster), vec![(user.id, device_id("device_id=d")); 3]);
+    assert_eq!(events(&cluster), vec![(user.id, Some(device_id("device_id=d"))); 3]);
     let view = device(&mut cluster, "push_id=q");
     assert_eq!((view.id, view.identifiers.len()), (device_id("device_id=d"), 4));
     assert_eq!(devices_of(&cluster), 1);
@@ -307,14 +310,53 @@ fn a_device_is_found_by_a_further_identifier() {
 #[test]
 fn a_record_that_names_a_user_and_a_further_identifier_makes_no_second_device() {
     let by_gaid = |time_ms| event(action(time_ms, &["user_id=1"], &["gaid=g"]), "bought");
-    let mut cluster = after(&[action(10, &["anonymous_id=a"], &["device_id=d", "gaid=g"]), by_gaid(20), by_gaid(30)]);
+    // Of another routing key: it goes straight to its user.
+    let by_user =
+        |time_ms| Action { by_device: false, group: u32::from(group_of(TENANT, &id("user_id=1"))), ..by_gaid(time_ms) };
+    let mut cluster = after(&[
+        action(10, &["anonymous_id=a"], &["device_id=d", "gaid=g"]),
+        by_user(20),
+        by_gaid(30),
+        action(40, &["user_id=1"], &["idfv=v"]),
+    ]);
     let user = user(&mut cluster, "user_id=1");
-    assert_eq!(user.devices, [device_id("device_id=d")]);
+    let devices = BTreeSet::from([device_id("device_id=d"), device_id("idfv=v")]);
+    assert_eq!(BTreeSet::from_iter(user.devices), devices);
     assert_eq!(device(&mut cluster, "gaid=g").user.as_deref(), Some("user_id=1"));
-    assert_eq!(devices_of(&cluster), 1);
-    // The event of the first one may be ahead of what the device's home has to say.
-    assert_eq!(events(&cluster).last().map(|(_, device)| device.as_str()), Some(device_id("device_id=d").as_str()));
-    assert_eq!((cluster.effects, cluster.rejected), (3, 0));
+    assert_eq!(devices_of(&cluster), 2);
+    let ids: Vec<Option<String>> = events(&cluster).into_iter().map(|(_, device)| device).collect();
+    assert_eq!(ids, [None, Some(device_id("device_id=d"))], "only its home knows it");
+    assert_eq!((cluster.effects, cluster.rejected), (4, 0));
+    crate::checks::consistent(&cluster).unwrap();
+}
+
+/// Records that an advertising id routes take effect in their order, whether they name a user or not.
+#[test]
+fn what_an_alias_routes_keeps_its_order() {
+    for seed in 0..300 {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        run(&mut cluster, &[action(10, &["user_id=1"], &["device_id=d", "gaid=g"])]);
+        let names: Vec<String> = (0..8).map(|number| format!("e{number}")).collect();
+        for (name, time_ms) in names.iter().zip(20..) {
+            let user: &[&str] = if time_ms % 3 == 0 { &["user_id=1"] } else { &[] };
+            cluster.send(&event(action(time_ms, user, &["gaid=g"]), name));
+        }
+        cluster.run().unwrap();
+        let json = cluster.events.iter().map(|it| serde_json::from_slice::<serde_json::Value>(&it.payload).unwrap());
+        let came: Vec<String> = json.map(|json| json["event"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(came, names, "seed {seed}");
+    }
+}
+
+/// The user by whom a device was known before another one took its identifier is not lost.
+#[test]
+fn a_device_that_takes_an_identifier_takes_its_last_user_along() {
+    let mut cluster = after(&[
+        action(10, &["user_id=1"], &["gaid=g"]),
+        action(20, &[], &["device_id=d", "gaid=g"]),
+        event(action(30, &[], &["gaid=g"]), "opened"),
+    ]);
+    assert_eq!(user(&mut cluster, "user_id=1").events, 1);
     crate::checks::consistent(&cluster).unwrap();
 }
 
@@ -326,7 +368,7 @@ fn an_advertising_id_goes_on_to_the_next_installation() {
         action(15, &["user_id=3"], &["device_id=late", "gaid=g"]),
         event(action(30, &[], &["gaid=g"]), "install"),
     ]);
-    assert_eq!(events(&cluster), [(user(&mut cluster, "user_id=2").id, device_id("device_id=new"))]);
+    assert_eq!(events(&cluster), [(user(&mut cluster, "user_id=2").id, Some(device_id("device_id=new")))]);
     crate::checks::consistent(&cluster).unwrap();
 }
 
@@ -351,7 +393,7 @@ fn aliases_lead_on_to_the_device_of_the_first_type() {
         action(20, &["user_id=2"], &["device_id=d", "idfv=v"]),
         event(action(30, &[], &["idfa=f"]), "install"),
     ]);
-    assert_eq!(events(&cluster), [(user(&mut cluster, "user_id=2").id, device_id("device_id=d"))]);
+    assert_eq!(events(&cluster), [(user(&mut cluster, "user_id=2").id, Some(device_id("device_id=d")))]);
     assert_eq!(device(&mut cluster, "idfa=f").id, device_id("device_id=d"));
 }
 
@@ -371,4 +413,5 @@ fn a_deletion_reaches_a_device_that_was_found_by_a_further_identifier() {
     unknown.update_existing_only = true;
     run(&mut cluster, &[unknown]);
     assert_eq!(reasons(&cluster), ["m25 user_deleted", "m40 user_unknown"]);
+    crate::checks::consistent(&cluster).unwrap();
 }
