@@ -190,7 +190,12 @@ mod trouble {
         for partition in 0..3 {
             client.send(message(&topic, partition, b"open")).unwrap();
         }
+        // Each names some node the controller; to a third of them that is the one that dies.
+        let others: Vec<_> = (0..12).map(|_| open(&config)).collect();
+        let topic_id = log.topic_id(&topic).unwrap();
+        assert!(others.iter().all(|other| other.topic_id(&topic).unwrap() == topic_id));
         kafka.kill(0);
+        assert!(others.iter().all(|other| other.topic_id(&topic).unwrap() == topic_id));
         let mut next = log.transactional(&id).unwrap();
         transact(&mut *next, &topic, &[(0, "after"), (1, "after"), (2, "after")]).unwrap();
         let fenced = client.commit();

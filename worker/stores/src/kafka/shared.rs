@@ -22,6 +22,12 @@ const METADATA_BACKOFF: Duration = Duration::from_millis(20);
 /// Events that may have come since the last call: some of each broker that is away.
 const EVENTS: usize = 32;
 
+/// A topic that is not there: metadata that is asked about it says which brokers there are, and little else.
+const PROBE: &str = "__millstream_probe";
+
+/// After this time another controller is looked for.
+const CONTROLLER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
 pub(super) struct Shared {
     pub(super) config: KafkaConfig,
     /// Of the clients that ask and administer.
@@ -59,7 +65,7 @@ impl Shared {
     pub(super) fn brokers(&self, wait: Duration) -> Result<usize, LogError> {
         let metadata = self
             .queries
-            .fetch_metadata(Some("__millstream_probe"), wait)
+            .fetch_metadata(Some(PROBE), wait)
             .map_err(|error| LogError::Unavailable(format!("cannot reach {}: {error}", self.config.bootstrap_servers)));
         Ok(self.explain(metadata)?.brokers().len())
     }
@@ -135,8 +141,26 @@ impl Shared {
     }
 
     pub(super) fn topic_id(&self, topic: &str) -> Result<String, LogError> {
-        let found = raw::topic_id(self.admin.inner(), topic, self.config.request_timeout());
-        self.explain(found.map_err(|code| about(topic, code, "cannot describe topic")))
+        let deadline = Instant::now() + self.config.request_timeout();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.learn_controller(left);
+            let found = raw::topic_id(self.admin.inner(), topic, left.min(CONTROLLER_ANSWERS_WITHIN));
+            let is_over = Instant::now() >= deadline;
+            match found {
+                Err(RDKafkaErrorCode::OperationTimedOut) if !is_over => {}
+                found => return self.explain(found.map_err(|code| about(topic, code, "cannot describe topic"))),
+            }
+        }
+    }
+
+    /// Before whatever the admin client asks: it asks the controller, and when the one that it knows of is gone, it waits for that one to come back. It learns of
+    /// another only with the next metadata, which nothing but this makes it fetch. (What the brokers name may be gone too, until they have noticed.)
+    fn learn_controller(&self, wait: Duration) {
+        let metadata = self.admin.inner().fetch_metadata(Some(PROBE), wait);
+        if let Err(error) = metadata {
+            tracing::debug!(%error, "no metadata for the admin client");
+        }
     }
 
     pub(super) fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
@@ -149,6 +173,7 @@ impl Shared {
             wanted.push(properties.iter().fold(new, |new, (name, value)| new.set(name, value)));
         }
         let options = self.options().operation_timeout(Some(self.config.request_timeout()));
+        self.learn_controller(self.config.request_timeout());
         let results = futures::executor::block_on(self.admin.create_topics(&wanted, &options))
             .map_err(|error| about("(all)", code(&error), "cannot create topics"));
         for (result, topic) in self.explain(results)?.into_iter().zip(topics) {
@@ -163,6 +188,7 @@ impl Shared {
 
     pub(super) fn delete_topic(&self, topic: &str) -> Result<(), LogError> {
         let options = self.options().operation_timeout(Some(self.config.request_timeout()));
+        self.learn_controller(self.config.request_timeout());
         let results = futures::executor::block_on(self.admin.delete_topics(&[topic], &options))
             .map_err(|error| about(topic, code(&error), "cannot delete topic"))?;
         if let Some(Err((name, code))) = results.into_iter().next() {
