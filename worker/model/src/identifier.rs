@@ -22,6 +22,11 @@ impl Identifier {
         DEVICE_TYPES.contains(&self.r#type.as_str())
     }
 
+    /// Can it be a further identifier of a device? Not one of the first type: in any record it is the first.
+    pub fn can_be_alias(&self) -> bool {
+        self.names_device() && DEVICE_TYPES.first() != Some(&self.r#type.as_str())
+    }
+
     /// What sorts identifiers, the one to route by first.
     pub fn rank(&self) -> (usize, &str, &str) {
         let types: &[&str] = if self.names_device() { &DEVICE_TYPES } else { &USER_ORDER };

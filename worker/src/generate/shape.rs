@@ -27,7 +27,14 @@ fn native(record: &Record) -> Map<String, Value> {
     put(&mut shaped, "type", json!(kind));
     put(&mut shaped, "message_id", json!(record.message_id));
     if !matches!(record.intent, Intent::Merge { .. }) {
-        put(&mut shaped, "identifiers", identifiers(record.user.iter(), record.device.as_deref()));
+        let mut identifiers = identifiers(record.user.iter(), record.device.as_deref());
+        if let (Intent::Device { .. }, Some(device), Some(map)) =
+            (&record.intent, &record.device, identifiers.as_object_mut())
+        {
+            // What an app knows besides: from now on the device is found by it, too.
+            put(map, "gaid", json!(format!("ad-{device}")));
+        }
+        put(&mut shaped, "identifiers", identifiers);
     }
     put(&mut shaped, "time", json!(format_time(record.time)));
     match &record.intent {

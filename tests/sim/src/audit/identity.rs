@@ -239,6 +239,8 @@ fn documents(all: &State, flow: &Flow) -> Checked {
                 let id = UserId::from_bytes(&user.id).ok_or("a user of no id")?;
                 (id.to_string(), render_user(tenant, user), user.revision)
             }
+            // What a deletion told a device before there was any record of it.
+            Value::Device(device) if device.revision == 0 => continue,
             Value::Device(device) => {
                 let id = DeviceId::from_bytes(&device.id).ok_or("a device of no id")?;
                 (id.to_string(), render_device(tenant, device), device.revision)

@@ -10,8 +10,8 @@
 //! then on; what came before stays with the device that the identifier made as a primary one, whose document says `same_as`. Further identifiers are of a
 //! later rank than the primary one, so aliases lead to ever earlier ones: there are no circles, and `device_id`, the first type, never is an alias.
 //!
-//! A record that such an identifier routes goes to its user by way of the device, whole, as all of that routing key do (I3). One with another routing key must
-//! not: its user's part goes straight, and does not know the device. So the device's home *introduces* itself to the user: an action that has no outcome of
+//! A record that such an identifier routes goes to its user by way of the device, whole, as all of that routing key do (I3), deletions too. One with another
+//! routing key must not: its user's part goes straight, and does not know the device. So the device's home *introduces* itself to the user: an action that has no outcome of
 //! its own, goes by the record's identifier like the record, and is refused like it by a deletion.
 //!
 //! The device's part of a record and the user's part go different ways. So a deletion can come here before a record that it covers; the
@@ -26,7 +26,6 @@ use super::user;
 use super::work::{Header, Work};
 use crate::{State, StateError};
 use millstream_model::id::DeviceId;
-use millstream_model::identifier::DEVICE_TYPES;
 use millstream_model::key::{StateKey, group_of};
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{Action, Alias, Device, DeviceState, Forget, Identifier, Name, Operation, Stamp};
@@ -42,6 +41,12 @@ impl Work<'_> {
             self.send_to_device(header.hops + 1, alias, action, message.resolve_user, message.user.or(own));
             return Ok(());
         }
+        if action.delete {
+            // It only takes the way of the other records by this identifier.
+            let via = required(action.user_identifiers.first().cloned(), "user identifier")?;
+            self.resolve_by(header.hops + 1, via, action, false);
+            return Ok(());
+        }
         let device = device_state(self.state, &key, message.device)?;
         if device.revision == 0 {
             (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
@@ -55,7 +60,7 @@ impl Work<'_> {
         publish_device(device, applied.operations, cause, self.at, self.out);
         let last_user = device.user.clone().or(message.user);
         self.send_names(&header.tenant, &primary, applied.new, stamp);
-        let is_undecided = action.device_identifiers.first().is_some_and(can_be_alias);
+        let is_undecided = action.device_identifiers.first().is_some_and(Identifier::can_be_alias);
         action.device = id.as_bytes().to_vec();
         let named = action.user_identifiers.first().cloned();
         if message.resolve_user {
@@ -84,7 +89,7 @@ impl Work<'_> {
 
     /// The device that an identifier names, if it is an alias.
     fn alias(&mut self, tenant: &str, identifier: &Identifier) -> Result<Option<Identifier>, StateError> {
-        if !can_be_alias(identifier) {
+        if !identifier.can_be_alias() {
             return Ok(None);
         }
         let alias = state::alias(self.state, &alias_key(tenant, identifier))?;
@@ -93,7 +98,7 @@ impl Work<'_> {
 
     /// Tells the shards of further identifiers that this device has them.
     fn send_names(&mut self, tenant: &str, primary: &Identifier, new: Vec<Identifier>, stamp: Stamp) {
-        for identifier in new.into_iter().filter(|new| new != primary && can_be_alias(new)) {
+        for identifier in new.into_iter().filter(|new| new != primary && new.can_be_alias()) {
             let group = group_of(tenant, &identifier);
             let name = Name { identifier: Some(identifier), primary: Some(primary.clone()), stamp: Some(stamp) };
             self.send(tenant, 0, group, Body::Name(name));
@@ -161,11 +166,6 @@ fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {
 /// The primary identifier of the device to which an action was sent.
 pub(super) fn primary<'a>(action: &'a Action, found: Option<&'a Identifier>) -> Option<&'a Identifier> {
     found.or_else(|| action.device_identifiers.first())
-}
-
-/// Can this be a further identifier of a device? Not one of the first type: in any record it is the primary one.
-pub(super) fn can_be_alias(identifier: &Identifier) -> bool {
-    DEVICE_TYPES.first() != Some(&identifier.r#type.as_str())
 }
 
 /// What a record did to a device.

@@ -1,7 +1,7 @@
 //! Action: which user and which device a record is about, and what it does to them.
 //!
 //! Keeps **identity converges** (I9): which identifiers form one user depends only on the links between them; **order** (I3): records
-//! with one routing key take effect in their order, through merges and deletions; **one outcome** (I2): each action is counted exactly
+//! with one routing key take effect in their order, through merges and deletions (but for the moment in which the alias that routes them moves); **one outcome** (I2): each action is counted exactly
 //! once, as an effect or a reject, where it ends.
 //!
 //! # Who is where
@@ -151,7 +151,7 @@ fn action_keys(action: &Action, keys: &mut Vec<StateKey>) {
 /// The device that an identifier is the primary one of, and which one it names otherwise.
 fn device_keys(tenant: &str, primary: &Identifier, keys: &mut Vec<StateKey>) {
     keys.push(device_key(tenant, &DeviceId::of(tenant, primary)));
-    keys.extend(device::can_be_alias(primary).then(|| alias_key(tenant, primary)));
+    keys.extend(primary.can_be_alias().then(|| alias_key(tenant, primary)));
 }
 
 fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {

@@ -4,7 +4,6 @@
 //! would overtake those that are on the longer one (I3). Only a deletion removes it, after everything that it sent has passed
 //! ([`Work::unlink`], [`Work::drained`]); what comes in the meantime waits in the node.
 
-use super::device::can_be_alias;
 use super::document::Cause;
 use super::state::{self, Node, Value, node_key, required, user_id};
 use super::work::{Header, Work};
@@ -25,9 +24,9 @@ impl Work<'_> {
             return outcome::reject(&action, Reason::InvalidMerge, message, self.at, self.out);
         }
         let device = action.device_identifiers.first().cloned();
-        if let Some(primary) = device.filter(|_| !action.delete && action.merge.is_none()) {
+        if let Some(primary) = device.filter(|_| action.merge.is_none() && (action.by_alias || !action.delete)) {
             // All records that an alias routes go by the device, those too that name a user: so they keep their order.
-            let resolve_user = action.user_identifiers.is_empty() || (action.by_device && can_be_alias(&primary));
+            let resolve_user = action.user_identifiers.is_empty() || action.by_alias;
             let part = if resolve_user { std::mem::take(&mut action) } else { device_part(&mut action) };
             self.send_to_device(0, primary, part, resolve_user, None);
             if resolve_user {
@@ -254,7 +253,8 @@ fn join_merge(action: &mut Action) -> Result<(), &'static str> {
 /// What the device of an action has to know. The rest goes to the user.
 fn device_part(action: &mut Action) -> Action {
     // What names the record in a reject is taken along only if there is something that the device may refuse.
-    let is_alone = action.device_identifiers.len() == 1 && !action.device_identifiers.iter().any(can_be_alias);
+    let is_alone =
+        action.device_identifiers.len() == 1 && !action.device_identifiers.iter().any(Identifier::can_be_alias);
     let refusable = !action.device_changes.is_empty() || !is_alone;
     let name = |text: &str| if refusable { text.to_owned() } else { String::new() };
     Action {

@@ -1,7 +1,6 @@
 //! What happens to a user's state: an action applied, another user united with it, a deletion. Pure: no messages, no mutations.
 
 use super::attributes::{self, Writer};
-use super::device::can_be_alias;
 use super::document;
 use super::listed;
 use super::state::{identifier_hash, required};
@@ -119,13 +118,13 @@ fn use_device(user: &mut User, action: &Action, operations: &mut Vec<Operation>)
 
 /// The device that a record comes from. Not known of a record by an identifier that may be an alias, before a device's home has said so.
 pub(super) fn device_of(action: &Action) -> Option<DeviceId> {
-    let first = action.device_identifiers.first().filter(|first| !can_be_alias(first));
+    let first = action.device_identifiers.first().filter(|first| !first.can_be_alias());
     DeviceId::from_bytes(&action.device).or_else(|| first.map(|primary| DeviceId::of(&action.tenant, primary)))
 }
 
 /// Is there a [`device_of`] it? Costs less than naming it.
 pub(super) fn is_device_known(action: &Action) -> bool {
-    !action.device.is_empty() || action.device_identifiers.first().is_some_and(|first| !can_be_alias(first))
+    !action.device.is_empty() || action.device_identifiers.first().is_some_and(|first| !first.can_be_alias())
 }
 
 /// Where a device is among a user's, or would be.

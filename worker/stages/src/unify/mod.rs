@@ -338,7 +338,7 @@ fn action(draft: Draft, part: u32, uncounted: bool, of: &Rejecter<'_>, trace: Op
         uncounted,
         device: Vec::new(),
         introduces_device: false,
-        by_device: draft.by_device,
+        by_alias: draft.by_alias,
     }
 }
 
