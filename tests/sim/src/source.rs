@@ -250,7 +250,7 @@ fn draft(rng: &mut Rng, source: u32, number: u64, deletes: bool) -> Draft {
     let advertising = format!("ad-{device}");
     if with_device {
         identifiers.insert("gaid".into(), json!(advertising));
-        if number % 3 > 0 {
+        if !number.is_multiple_of(3) {
             identifiers.insert("device_id".into(), json!(device));
         }
     }
@@ -258,7 +258,7 @@ fn draft(rng: &mut Rng, source: u32, number: u64, deletes: bool) -> Draft {
     let add = json!({"tags": [format!("t{}", rng.below(4))]});
     match rng.below(20) {
         0 => {
-            let (kind, routing) = if number % 2 > 0 { ("device_id", device) } else { ("gaid", advertising) };
+            let (kind, routing) = if number.is_multiple_of(2) { ("gaid", advertising) } else { ("device_id", device) };
             let json = json!({"type": "device", "identifiers": {kind: routing}, "set": {"os": rng.below(3)}});
             Draft { json, routing, kind: "device" }
         }
