@@ -1,7 +1,7 @@
 //! Generated load through running pipelines, and the check against its truth.
 
 use crate::pipeline::{Pipeline, Settings, until};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use millstream::cli::sender::{Progress, Target, send_lines};
 use millstream::cli::verify::{self, Snapshot};
 use millstream::cli::{Admin, snapshot, usage};
@@ -202,10 +202,11 @@ fn wait_for_duplicates(pipeline: &Pipeline, load: &Load) -> Result<BTreeMap<Stri
         let done = load.truth.tenants.iter().all(|(tenant, truth)| {
             sums.get(tenant).is_some_and(|sums| sums.in_progress == 0 && sums.effects >= truth.effects)
         });
+        ensure!(done, "records are under way: {sums:?}");
         let extra = load.truth.tenants.iter().map(|(tenant, truth)| {
             let found = sums.get(tenant).map_or(0, |sums| sums.duplicates);
             (tenant.clone(), found.saturating_sub(truth.duplicates))
         });
-        Ok(done.then(|| extra.collect()))
+        Ok(Some(extra.collect()))
     })
 }
