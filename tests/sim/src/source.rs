@@ -246,21 +246,15 @@ fn draft(rng: &mut Rng, source: u32, number: u64, deletes: bool) -> Draft {
         identifiers.insert("email".into(), json!(format!("e{}@example.com", rng.below(4))));
     }
     let with_device = rng.one_in(4);
-    // Each device has a second identifier; some records know only that one.
-    let advertising = format!("ad-{device}");
     if with_device {
-        identifiers.insert("gaid".into(), json!(advertising));
-        if !number.is_multiple_of(3) {
-            identifiers.insert("device_id".into(), json!(device));
-        }
+        identifiers.insert("device_id".into(), json!(device));
     }
     let set = json!({"plan": rng.below(5), "city": format!("c{}", rng.below(3))});
     let add = json!({"tags": [format!("t{}", rng.below(4))]});
     match rng.below(20) {
         0 => {
-            let (kind, routing) = if number.is_multiple_of(2) { ("gaid", advertising) } else { ("device_id", device) };
-            let json = json!({"type": "device", "identifiers": {kind: routing}, "set": {"os": rng.below(3)}});
-            Draft { json, routing, kind: "device" }
+            let json = json!({"type": "device", "identifiers": {"device_id": device}, "set": {"os": rng.below(3)}});
+            Draft { json, routing: device, kind: "device" }
         }
         1 | 2 => {
             let merged = json!({"type": "user_id", "value": user});
