@@ -55,6 +55,9 @@ impl Log for FaultyLog {
     fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
         self.inner.bounds(at)
     }
+    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
+        self.inner.end(at)
+    }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         self.inner.consumer(assignments)
     }

@@ -1,6 +1,7 @@
 //! Generated load through running pipelines, and the check against its truth.
 
 use crate::pipeline::{Pipeline, Settings, until};
+use crate::plan;
 use anyhow::{Context, Result, bail, ensure};
 use millstream::cli::sender::{Progress, Target, send_lines};
 use millstream::cli::verify::{self, Snapshot};
@@ -197,7 +198,7 @@ pub fn check_with_repeats(pipeline: &Pipeline, mut load: Load) -> Result<()> {
 /// Per tenant, how many more duplicates there are than the truth says, once nothing is under way any more.
 fn wait_for_duplicates(pipeline: &Pipeline, load: &Load) -> Result<BTreeMap<String, u64>> {
     let admins = pipeline.admins().iter().map(|url| Admin::new(url)).collect::<Result<Vec<_>, _>>()?;
-    until("the end of the flow", || {
+    let ended = until("the end of the flow", || {
         let sums = usage::sums(&usage::collect(&admins)?);
         let done = load.truth.tenants.iter().all(|(tenant, truth)| {
             sums.get(tenant).is_some_and(|sums| sums.in_progress == 0 && sums.effects >= truth.effects)
@@ -208,5 +209,23 @@ fn wait_for_duplicates(pipeline: &Pipeline, load: &Load) -> Result<BTreeMap<Stri
             (tenant.clone(), found.saturating_sub(truth.duplicates))
         });
         Ok(Some(extra.collect()))
-    })
+    });
+    ended.with_context(|| under_way(pipeline))
+}
+
+/// How far each shard is, as its owner says.
+fn under_way(pipeline: &Pipeline) -> String {
+    let mut text = String::new();
+    for process in pipeline.processes.iter().filter(|process| process.role != "gateway") {
+        match plan::shards(process) {
+            Ok(rows) => rows.iter().filter(|row| row.worker == process.name).for_each(|row| {
+                text.push_str(&format!(
+                    "{} {} {} {}: epoch {}, batch {}, lag {} {}\n",
+                    row.worker, row.stage, row.shard, row.role, row.epoch, row.batch, row.lag, row.condition
+                ));
+            }),
+            Err(error) => text.push_str(&format!("{}: {error:#}\n", process.name)),
+        }
+    }
+    text
 }

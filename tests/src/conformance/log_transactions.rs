@@ -15,7 +15,10 @@ fn probe_until_held_back(log: &Arc<dyn Log>, producer: &dyn Producer, topic: &st
         let probe = format!("probe {}", probes.len());
         let offset = send(producer, message(topic, partition, probe.as_bytes())).unwrap();
         probes.push(probe);
-        (log.bounds(&at).unwrap().1 <= offset).then_some(())
+        let is_held_back = log.bounds(&at).unwrap().1 <= offset;
+        // Whatever readers see.
+        assert!(log.end(&at).unwrap() > offset);
+        is_held_back.then_some(())
     });
     probes
 }
@@ -75,7 +78,8 @@ pub fn an_open_transaction_holds_readers_back(subject: &dyn Subject) {
         client.begin().unwrap();
         client.send(message(&topic, 0, b"transaction")).unwrap();
         let probes = probe_until_held_back(&log, &*producer, &topic, 0);
-        let held_at = log.bounds(&TopicPartition::new(topic.as_str(), 0)).unwrap().1;
+        let at = TopicPartition::new(topic.as_str(), 0);
+        let held_at = log.bounds(&at).unwrap().1;
         send_all(&*producer, &topic, 0, &["behind"]);
         send_all(&*producer, &topic, 1, &["elsewhere"]);
         let mut consumer = reader(&log, &topic, 2, Start::Earliest);
@@ -92,6 +96,7 @@ pub fn an_open_transaction_holds_readers_back(subject: &dyn Subject) {
         let seen = seen.iter().filter(|read| read.assignment == 0).map(super::reader::Read::text);
         let order: Vec<String> = seen.chain(texts).filter(|text| text != "transaction").collect();
         assert_eq!(order, probes.iter().map(String::as_str).chain(["behind"]).collect::<Vec<_>>());
+        assert_eq!(log.end(&at).unwrap(), log.bounds(&at).unwrap().1, "nothing is held back any more");
         let visible = contents(&log, &topic, 1).concat();
         assert_eq!(visible.contains(&"transaction".to_owned()), commit, "{visible:?}");
     }

@@ -56,12 +56,13 @@ pub struct Server {
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
 impl Server {
-    /// Starts `command` with `folder` for its data and its log. The folder is removed in the end.
+    /// Starts `command` with `folder` for its data and its log. The folder is removed in the end, unless `MILLSTREAM_KEEP` is set.
     ///
     /// # Errors
     /// When the process cannot be started.
     pub fn start(folder: PathBuf, stop: Stop, command: &[String]) -> Result<Server> {
-        Server::watched(folder, stop, "remove", command)
+        let then = if std::env::var_os("MILLSTREAM_KEEP").is_some() { "keep" } else { "remove" };
+        Server::watched(folder, stop, then, command)
     }
 
     /// The same, and the folder stays.

@@ -26,7 +26,7 @@ pub struct ShardStatus {
     pub role: Role,
     /// Offset in the changelog up to which it has applied, exclusive.
     pub changelog_offset: u64,
-    /// Changelog messages between there and the end.
+    /// A standby: changelog messages between there and the end. An owner: messages of its inputs that it has not read.
     pub lag: u64,
     /// Digest of the state at that position.
     pub digest: u64,

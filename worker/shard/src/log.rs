@@ -164,6 +164,12 @@ pub trait Log: Send + Sync {
     /// [`LogError::Topic`], [`LogError::Unavailable`].
     fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError>;
 
+    /// The offset after the last message of a partition, also of those that no reader sees yet because a transaction is open before them.
+    ///
+    /// # Errors
+    /// [`LogError::Topic`], [`LogError::Unavailable`].
+    fn end(&self, at: &TopicPartition) -> Result<u64, LogError>;
+
     /// A read-committed reader of some partitions.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use crate::topics::Topics;
 use crate::waiting::Waiting;
 use crate::{Clock, Executor, ShardError};
 use millstream_model::key::{StateKey, groups_of};
-use millstream_model::proto::{StatePosition, Usage};
+use millstream_model::proto::{Position, StatePosition, Usage};
 use millstream_stages::{Outbox, Rejected, Stage, StageSpan, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -479,6 +479,11 @@ impl<S: Stage> Shard<S> {
     /// Number of the last committed batch, and this owner's epoch.
     pub fn progress(&self) -> (u64, u64) {
         (self.position.batch_number, self.position.epoch)
+    }
+
+    /// Where the next batch reads on: further than the last committed batch did where nothing but markers of transactions follows.
+    pub fn reads_from(&self) -> Vec<Position> {
+        self.inputs.next()
     }
 
     /// What will stop it if nobody acts: nothing can be written to the local store, or clocks are wrong.

@@ -30,7 +30,7 @@ pub struct ShardRow {
     pub batch: u64,
     /// Offset in the changelog from which a follower of its local state would read.
     pub changelog_offset: u64,
-    /// Changelog messages that a standby has not read.
+    /// Messages that it has not read: a standby of the changelog, an owner of its inputs.
     pub lag: u64,
     /// Digest of the chain of batches, 16 hex digits: equal for two that are at the same batch.
     pub digest: String,

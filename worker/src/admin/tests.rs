@@ -41,6 +41,9 @@ impl Log for MemoryLog {
             _ => Ok((0, self.0.payloads(at).len() as u64)),
         }
     }
+    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
+        Ok(self.bounds(at)?.1)
+    }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         let next = |(at, start): &(TopicPartition, Start)| match start {
             Start::At(offset) => (at.clone(), *offset),

@@ -51,6 +51,12 @@ struct Inner {
     usage: BTreeMap<String, Usage>,
     status: ShardStatus,
     passed: Vec<Position>,
+    /// Where an owner reads on.
+    reads_from: Vec<Position>,
+    /// Messages of its inputs that an owner has not read.
+    input_lag: u64,
+    /// What keeps its inputs from an owner.
+    held_back: Option<String>,
     /// Nobody is to wait for an order any more.
     is_awake: bool,
 }
@@ -60,8 +66,17 @@ impl Desk {
     pub fn new(stage: &'static str, shard: u32, duty: Duty) -> Desk {
         let condition = if duty == Duty::Nothing { Condition::Closed } else { Condition::Opening };
         let order = Order { duty, ..Order::default() };
-        let (usage, status, passed) = (BTreeMap::new(), ShardStatus::default(), Vec::new());
-        let inner = Inner { order, condition, usage, status, passed, is_awake: false };
+        let inner = Inner {
+            order,
+            condition,
+            usage: BTreeMap::new(),
+            status: ShardStatus::default(),
+            passed: Vec::new(),
+            reads_from: Vec::new(),
+            input_lag: 0,
+            held_back: None,
+            is_awake: false,
+        };
         Desk { stage, shard, inner: Mutex::new(inner), ordered: Condvar::new() }
     }
 
@@ -167,6 +182,7 @@ impl Desk {
         let is_lost = inner.status.role == Role::Owner && status.role != Role::Owner;
         if is_lost {
             inner.usage.clear();
+            (inner.input_lag, inner.held_back) = (0, None);
         }
         inner.status = status;
         is_lost
@@ -180,14 +196,41 @@ impl Desk {
             Condition::Hampered(message) | Condition::Retrying(message) | Condition::Stopped(message) => {
                 message.clone()
             }
-            _ => String::new(),
+            _ => inner.held_back.clone().unwrap_or_default(),
         };
-        Some(ShardStatus { condition, ..inner.status.clone() })
+        let mut status = ShardStatus { condition, ..inner.status.clone() };
+        if status.role == Role::Owner {
+            status.lag = inner.input_lag;
+        }
+        Some(status)
     }
 
     /// Notes how far its inputs are read for good: nothing below will be read again, whatever happens.
     pub fn note_passed(&self, passed: Vec<Position>) {
-        self.lock().passed = passed;
+        let mut inner = self.lock();
+        inner.reads_from.clone_from(&passed);
+        inner.passed = passed;
+    }
+
+    /// Notes where an owner reads on: further than what is read for good when only markers of transactions follow.
+    pub fn note_reads_from(&self, positions: Vec<Position>) {
+        self.lock().reads_from = positions;
+    }
+
+    /// Where an owner reads on.
+    pub fn reads_from(&self) -> Vec<Position> {
+        self.lock().reads_from.clone()
+    }
+
+    /// Notes how far an owner is behind its inputs, and what keeps them from it; true when the latter began or ended.
+    pub fn is_behind(&self, lag: u64, held_back: Option<&str>) -> bool {
+        let mut inner = self.lock();
+        if inner.status.role != Role::Owner {
+            return false;
+        }
+        let is_new = inner.held_back.is_some() != held_back.is_some();
+        (inner.input_lag, inner.held_back) = (lag, held_back.map(str::to_owned));
+        is_new
     }
 
     /// How far its inputs are read for good, as far as that is known.

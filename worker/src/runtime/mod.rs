@@ -12,6 +12,7 @@ pub mod checks;
 pub mod desk;
 pub mod directory;
 pub mod files;
+mod lag;
 mod late;
 pub mod membership;
 pub mod memory;
@@ -33,6 +34,7 @@ use checks::{Phase, PhaseCheck, StoreCheck};
 use desk::Desk;
 use directory::{Directory, ShardCheck};
 use membership::{MemberSettings, Membership, Starter};
+use lag::LagWatch;
 use memory::Parts;
 use millstream_plan::view::Duty;
 use millstream_shard::documents::DocumentStore;
@@ -279,7 +281,11 @@ impl Process {
             documents,
             topics,
         };
-        process.start_shards(roles)?;
+        let observer: Arc<dyn Observer> = Arc::new(Exports::new(process.metrics.clone(), process.spans.clone()));
+        process.start_shards(roles, &observer)?;
+        if !process.directory.desks().is_empty() {
+            process.threads.push(process.lag_watch(observer).start()?);
+        }
         if let Some(log) = embedded.filter(|_| process.config.embedded.retention.0 > 0) {
             process.threads.push(process.retention(log).start()?);
         }
@@ -287,30 +293,29 @@ impl Process {
     }
 
     /// Makes a desk for every shard that may be this process's, and starts their threads: at once, or when this process has joined the pipeline.
-    fn start_shards(&mut self, roles: &[Role]) -> Result<()> {
+    fn start_shards(&mut self, roles: &[Role], observer: &Arc<dyn Observer>) -> Result<()> {
         let mut shards = Shards {
             duty: if matches!(self.config.ownership, Ownership::Static) { Duty::Own } else { Duty::Nothing },
             directory: Directory::new(self.config.shards.0, self.config.worker.as_str()),
             starters: Vec::new(),
         };
-        let observer: Arc<dyn Observer> = Arc::new(Exports::new(self.metrics.clone(), self.spans.clone()));
         let folder = StateFolder::new(&self.config, self.resources.clone());
         for shard in self.config.owned_shards() {
             if roles.contains(&Role::Unify) {
                 let (rules, tenants, (_, waiting)) = (self.config.unify.rules(), self.tenants(), channel());
                 let make = move || of_tenants(Unify::new(rules.clone()), tenants.as_ref());
-                let thread = self.seat("unify", shard, make, waiting, &folder, &observer, &mut shards);
+                let thread = self.seat("unify", shard, make, waiting, &folder, observer, &mut shards);
                 shards.add(move |environment| thread.start(environment));
             }
             if roles.contains(&Role::Action) {
                 let (limits, (queries, waiting)) = (self.config.action.limits(), channel());
                 let make = move || ActionStage::new(limits.clone());
-                let thread = self.seat("action", shard, make, waiting, &folder, &observer, &mut shards);
+                let thread = self.seat("action", shard, make, waiting, &folder, observer, &mut shards);
                 shards.directory.add_action(shard, queries);
                 shards.add(move |environment| thread.start(environment));
             }
             if roles.contains(&Role::Reaction) {
-                let thread = self.reaction(shard, &observer, &mut shards)?;
+                let thread = self.reaction(shard, observer, &mut shards)?;
                 shards.add(move |environment| thread.start(environment));
             }
         }
@@ -409,6 +414,22 @@ impl Process {
             topics: self.topics.clone(),
             desks: self.directory.desks().to_vec(),
             keep: self.config.embedded.retention.duration(),
+            clock: Arc::new(SystemClock),
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn lag_watch(&self, observer: Arc<dyn Observer>) -> LagWatch {
+        let timeout = match &self.config.log {
+            config::Log::Embedded => Duration::ZERO,
+            config::Log::Kafka(kafka) => kafka.transaction_timeout.duration(),
+        };
+        LagWatch {
+            log: self.log.clone(),
+            topics: self.topics.clone(),
+            desks: self.directory.desks().to_vec(),
+            observer,
+            longest: lag::longest_transaction(timeout),
             clock: Arc::new(SystemClock),
             stop: self.stop.clone(),
         }

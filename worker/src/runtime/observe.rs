@@ -30,6 +30,9 @@ pub trait Observer: Send + Sync {
     /// A mutation is readable in its document, so long after its record was accepted.
     fn fresh(&self, milliseconds: u64);
 
+    /// Messages of its inputs that a shard has not read.
+    fn input_lag(&self, stage: &'static str, shard: u32, messages: u64);
+
     /// Mutations of a partition that are read and not decided.
     fn backlog(&self, shard: u32, mutations: usize);
 
@@ -76,6 +79,7 @@ impl Observer for Exports {
 
     fn lost(&self, stage: &'static str, shard: u32) {
         self.metrics.caches.forget_shard(stage, shard);
+        self.metrics.stages.forget_shard(stage, shard);
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         for ((of, label), shards) in sums.iter_mut().filter(|((of, _), _)| *of == stage) {
             let before = shards.len();
@@ -105,8 +109,12 @@ impl Observer for Exports {
         self.metrics.stages.freshness(Duration::from_millis(milliseconds));
     }
 
+    fn input_lag(&self, stage: &'static str, shard: u32, messages: u64) {
+        self.metrics.stages.lag(stage, shard, messages);
+    }
+
     fn backlog(&self, shard: u32, mutations: usize) {
-        self.metrics.stages.lag("reaction", shard, mutations as u64);
+        self.metrics.stages.backlog(shard, mutations);
     }
 
     fn span(&self, stage: &'static str, shard: u32, span: &StageSpan, began_ms: u64, ended_ms: u64) {

@@ -276,7 +276,11 @@ impl Work {
         if let Some(message) = failed {
             return Err(ShardError::Stopped(message));
         }
-        Ok(messages > 0 || consumer.positions().first().is_some_and(|position| *position >= turn.end))
+        let position = consumer.positions().first().copied();
+        if let Some(offset) = position.filter(|_| messages == 0 && turn.reaction.backlog() == 0) {
+            self.desk.note_reads_from(vec![self.position(turn, offset)]);
+        }
+        Ok(messages > 0 || position.is_some_and(|position| position >= turn.end))
     }
 
     /// Asks the homes of documents with a gap for the whole (I8). What is covered by the answers is decided only when the log has the requests.
@@ -419,6 +423,11 @@ impl Work {
         Ok(newest)
     }
 
+    fn position(&self, turn: &Turn, offset: u64) -> Position {
+        let topic = self.environment.topics.mutations.to_string();
+        Position { topic, partition: self.shard, offset, topic_id: turn.topic_id.clone() }
+    }
+
     fn record(&self, turn: &mut Turn) {
         turn.recorded_at_ms = self.environment.clock.now_ms();
         let position = turn.reaction.position();
@@ -426,13 +435,7 @@ impl Work {
             return;
         }
         let topics = &self.environment.topics;
-        let input = Position {
-            topic: topics.mutations.to_string(),
-            partition: self.shard,
-            offset: position,
-            topic_id: turn.topic_id.clone(),
-        };
-        let batch_inputs = vec![input];
+        let batch_inputs = vec![self.position(turn, position)];
         let batch = Batch { inputs: batch_inputs.clone(), part: 1, parts: 1, ..Batch::default() };
         let payload = changelog::encode(&Changelog { record: Some(Record::Batch(batch)) });
         let topic = topics.changelog("reaction");

@@ -168,7 +168,12 @@ impl<S: Stage> Work<S> {
             }
             Some(_) => {}
         }
-        let Some(report) = report else { return };
+        let Some(report) = report else {
+            if let Some(shard) = self.seat.shard() {
+                self.desk.note_reads_from(shard.reads_from());
+            }
+            return;
+        };
         self.backoff.reset();
         self.note_passed();
         self.publish(&report.usage);

@@ -224,6 +224,7 @@ pub struct StageMetrics {
     rejects: Family<RejectLabels, Counter>,
     usage: Family<UsageLabels, Gauge>,
     lag: Family<ShardLabels, Gauge>,
+    backlog: Family<ShardLabels, Gauge>,
     writes: Family<OutcomeLabels, Counter>,
     freshness: Histogram,
 }
@@ -239,6 +240,7 @@ impl StageMetrics {
             rejects: Family::default(),
             usage: Family::default(),
             lag: Family::default(),
+            backlog: Family::default(),
             writes: Family::default(),
             freshness: seconds(),
         };
@@ -248,10 +250,12 @@ impl StageMetrics {
         stage.register("commit_seconds", "From the first record of a batch to its commit", metrics.commit.clone());
         stage.register("batch_records", "Input records per batch", metrics.batch_records.clone());
         stage.register("rejects", "Records rejected, by tenant and reason", metrics.rejects.clone());
-        stage.register("lag_records", "Offsets between a shard's inputs and their ends", metrics.lag.clone());
+        stage.register("input_lag", "Offsets between where a shard reads its inputs and their ends", metrics.lag.clone());
         let help = "Sums per tenant as the shards of this process committed them (I2)";
         registry.register("usage_records", help, metrics.usage.clone());
         let reaction = registry.sub_registry_with_prefix("reaction");
+        let help = "Mutations that were read and whose documents are not written";
+        reaction.register("backlog", help, metrics.backlog.clone());
         reaction.register("writes", "Document writes by outcome", metrics.writes.clone());
         let help = "From a record's entry into the log to its document's acknowledged write";
         reaction.register("freshness_seconds", help, metrics.freshness.clone());
@@ -293,13 +297,20 @@ impl StageMetrics {
     }
 
     /// How far a shard is behind the ends of its inputs.
-    pub fn lag(&self, stage: &'static str, shard: u32, records: u64) {
-        self.lag.get_or_create(&ShardLabels { stage, shard }).set(i64::try_from(records).unwrap_or(i64::MAX));
+    pub fn lag(&self, stage: &'static str, shard: u32, messages: u64) {
+        self.lag.get_or_create(&ShardLabels { stage, shard }).set(i64::try_from(messages).unwrap_or(i64::MAX));
+    }
+
+    /// Mutations that a shard of the stage reaction has read, and that are in no document yet.
+    pub fn backlog(&self, shard: u32, mutations: usize) {
+        let labels = ShardLabels { stage: "reaction", shard };
+        self.backlog.get_or_create(&labels).set(i64::try_from(mutations).unwrap_or(i64::MAX));
     }
 
     /// A shard is not this process's any more.
     pub fn forget_shard(&self, stage: &'static str, shard: u32) {
         self.lag.remove(&ShardLabels { stage, shard });
+        self.backlog.remove(&ShardLabels { stage, shard });
     }
 
     /// Document writes ended: `written`, `gap`, `retried` or `refused`.
@@ -374,7 +385,7 @@ mod tests {
             "millstream_stage_records_total{stage=\"unify\"} 7",
             "millstream_stage_commit_seconds_bucket{le=\"0.032\",stage=\"unify\"} 1",
             "millstream_usage_records{tenant=\"acme\",stage=\"action\",outcome=\"effects\"} 5",
-            "millstream_stage_lag_records{stage=\"unify\",shard=\"2\"} 11",
+            "millstream_stage_input_lag{stage=\"unify\",shard=\"2\"} 11",
             "millstream_reaction_writes_total{outcome=\"written\"} 4",
             "millstream_reaction_freshness_seconds_count 1",
             "# EOF",

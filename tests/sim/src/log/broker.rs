@@ -200,6 +200,11 @@ impl Broker {
         Ok((partition.start, partition.end()))
     }
 
+    /// The offset after the last message, open transactions included.
+    pub fn whole_end(&self, topic: &str, partition: u32) -> Result<u64, LogError> {
+        Ok(self.partitions[self.find(topic, partition)?].entries.len() as u64)
+    }
+
     /// Deletes what lies below an offset.
     pub fn delete_records(&mut self, topic: &str, partition: u32, before: u64) {
         if let Ok(index) = self.find(topic, partition) {

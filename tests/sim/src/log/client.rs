@@ -184,6 +184,12 @@ impl Log for SimLog {
         Ok((start, end))
     }
 
+    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
+        self.step("end");
+        self.away()?;
+        self.shared.lock().whole_end(&at.topic, at.partition)
+    }
+
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         self.step("consumer");
         self.away()?;

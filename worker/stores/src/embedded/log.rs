@@ -232,6 +232,12 @@ impl Log for EmbeddedLog {
         Ok((partition.start, partition.visible_end()))
     }
 
+    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
+        let state = self.handle.shared.lock();
+        let id = state.find(&at.topic, at.partition)?;
+        Ok(state.partition(id, &at.topic)?.end)
+    }
+
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         Ok(Box::new(EmbeddedConsumer::new(self.handle.clone(), assignments)?))
     }

@@ -73,6 +73,10 @@ impl Log for KafkaLog {
         self.shared.bounds(at)
     }
 
+    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
+        self.shared.high_watermark(at)
+    }
+
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), assignments)?))
     }

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Room for the batch header around a message of the largest size.
@@ -33,6 +33,8 @@ pub(super) struct Shared {
     /// Of the clients that ask and administer.
     quiet: Quiet,
     queries: BaseConsumer<Quiet>,
+    /// Asks for ends that readers do not see; few do.
+    ends: OnceLock<BaseConsumer<Quiet>>,
     admin: AdminClient<Quiet>,
     topics: Mutex<HashMap<String, u32>>,
 }
@@ -44,7 +46,7 @@ impl Shared {
         let queries =
             BaseConsumer::from_config_and_context(&config.reader(), quiet.clone()).map_err(|e| creation(&e))?;
         let admin = AdminClient::from_config_and_context(&config.client(), quiet.clone()).map_err(|e| creation(&e))?;
-        Ok(Shared { config, quiet, queries, admin, topics: Mutex::new(HashMap::new()) })
+        Ok(Shared { config, quiet, queries, ends: OnceLock::new(), admin, topics: Mutex::new(HashMap::new()) })
     }
 
     /// A client to read with.
@@ -116,10 +118,17 @@ impl Shared {
 
     /// One after the last message, open transactions included.
     pub(super) fn high_watermark(&self, at: &TopicPartition) -> Result<u64, LogError> {
-        let mut config = self.config.reader();
-        config.set("isolation.level", "read_uncommitted");
-        let client = BaseConsumer::from_config_and_context(&config, self.quiet.clone()).map_err(|e| creation(&e))?;
-        Ok(self.watermarks(&client, at)?.1)
+        let client = match self.ends.get() {
+            Some(client) => client,
+            None => {
+                let mut config = self.config.reader();
+                config.set("isolation.level", "read_uncommitted");
+                let made = BaseConsumer::from_config_and_context(&config, self.quiet.clone());
+                let made = made.map_err(|error| creation(&error))?;
+                self.ends.get_or_init(|| made)
+            }
+        };
+        Ok(self.watermarks(client, at)?.1)
     }
 
     /// Asks until the leader answers or the time is over: while leadership moves, a single question fails at once.
