@@ -66,11 +66,24 @@ const BLOWS: [Blow; 13] = [
     Blow::Hang("reaction-1"),
 ];
 
+/// The order of every run with one broker, which is all the log there is, and so dies more often: what it forgets when it comes back (transactions whose decision
+/// had not reached the partitions, with Kafka 4) must not show.
+const BLOWS_TO_ONE: [Blow; 9] = [
+    Blow::Terminate("action-1"),
+    Blow::Broker(0),
+    Blow::Kill("action-0"),
+    Blow::Broker(0),
+    Blow::Rebalance,
+    Blow::Hang("unify-0"),
+    Blow::Documents,
+    Blow::Broker(0),
+    Blow::Kill("reaction-0"),
+];
+
 /// With a seed, everything that can befall it, each worker and broker once, in an order that the seed shuffles.
 fn blows(brokers: usize) -> Vec<Blow> {
     let Some(seed) = std::env::var("MILLSTREAM_CHAOS_SEED").ok().map(|text| text.parse().unwrap()) else {
-        let is_there = |blow: &Blow| !matches!(blow, Blow::Broker(node) if *node >= brokers);
-        return BLOWS.into_iter().filter(is_there).collect();
+        return if brokers == 1 { BLOWS_TO_ONE.to_vec() } else { BLOWS.to_vec() };
     };
     let mut blows: Vec<Blow> = WORKERS.iter().flat_map(|name| [Blow::Kill(name), Blow::Hang(name)]).collect();
     blows.extend(WORKERS.iter().step_by(2).map(|name| Blow::Terminate(name)));

@@ -36,6 +36,8 @@ names! {
         CommitUnknownLost,
         /// A commit whose client was not told takes hold later, if nobody initialises the id before.
         CommitUnknownLater,
+        /// A commit was decided and forgotten: no partition gets a marker.
+        TransactionForgotten,
         /// A commit is repeated on the way; the repetition commits whatever transaction of that client is open then.
         CommitRepeatedLater,
         /// A repetition, or a late commit, found an open transaction of its client.

@@ -57,7 +57,7 @@ pub enum Gap {
 }
 
 /// Faults of calls: with how much chance they are in a run, and then how often.
-const OF_CALLS: [(Fault, u64, u32); 22] = [
+const OF_CALLS: [(Fault, u64, u32); 23] = [
     (Fault::CommitUnknownHappened, 2, 400),
     (Fault::CommitUnknownLost, 2, 400),
     (Fault::CommitUnknownLater, 2, 600),
@@ -80,6 +80,7 @@ const OF_CALLS: [(Fault, u64, u32); 22] = [
     (Fault::FilesTorn, 3, 2_000),
     (Fault::DiskFailed, 4, 30),
     (Fault::RecordRepeated, 2, 800),
+    (Fault::TransactionForgotten, 3, 300),
 ];
 
 impl Settings {

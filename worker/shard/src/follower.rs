@@ -262,6 +262,14 @@ impl Follower {
         }
     }
 
+    /// The local state is given up: it may be of something that never was.
+    pub(crate) fn given_up(&self, why: &str) -> ShardError {
+        match self.store.clear() {
+            Ok(()) => ShardError::Reopen(format!("{}: {why}; the local state was discarded", self.at)),
+            Err(error) => error.into(),
+        }
+    }
+
     fn write_pending(&mut self, offset: u64) -> Result<(), ShardError> {
         self.position.changelog_offset = offset;
         let mut entries = self.pending.iter().map(|(key, value)| (key, value.as_deref()));

@@ -13,6 +13,8 @@ pub enum Mutant {
     InitsSwapped,
     /// Rule 4: the log is not read again after the inits.
     NotReadAgain,
+    /// A transaction that its coordinator has forgotten is left open.
+    HangingIgnored,
     /// Rule 2: a client counts as prepared without a look at the log.
     PreparedUnchecked,
     /// Rule 3: the owner goes on after its release.
@@ -45,11 +47,12 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 18] = [
+    pub const ALL: [Mutant; 19] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
         Mutant::NotReadAgain,
+        Mutant::HangingIgnored,
         Mutant::PreparedUnchecked,
         Mutant::ReleaseIgnored,
         Mutant::OldPlanFollowed,

@@ -23,7 +23,7 @@ pub(crate) struct Output {
 }
 
 /// Where a stage's outputs go.
-fn topics_of<'a>(stage: &str, topics: &'a Topics) -> Vec<&'a Arc<str>> {
+pub(crate) fn topics_of<'a>(stage: &str, topics: &'a Topics) -> Vec<&'a Arc<str>> {
     match stage {
         "unify" => vec![&topics.actions, &topics.rejects],
         _ => vec![&topics.exchange, &topics.mutations, &topics.events, &topics.rejects],

@@ -14,13 +14,21 @@
 //!
 //! Nobody acquires under a plan that is older than the one of the newest ownership record.
 //!
+//! *What hangs.* Once both ids are initialised, no transaction can be open in the changelog: an init returns when what its id had open is decided, and the decision has
+//! landed. One that is open all the same was forgotten by its coordinator: Kafka 4 takes the partitions of a decided transaction that have no leader at that
+//! moment for deleted, and writes no marker there, as when a broker starts again that has the only replica. Readers would wait behind it for ever, and, worse, a new
+//! owner would not see what was committed behind it. Nobody knows any more what had been decided, but no partition has the decision, so that any one for all of
+//! them is right. Both clients abort a transaction in every partition that the shard writes to and that is held back: its marker ends whatever the id has open
+//! there. An owner that was told of its commit may have stored its state, so the local state is given up, and the shard opened again.
+//!
 //! Every shard begins with a *genesis* record, written once, when its pipeline is created (I6).
 
 use crate::changelog;
 use crate::follower::Follower;
 use crate::inputs;
-use crate::log::{Log, Outgoing, Start, TopicPartition, Transactional};
+use crate::log::{Log, LogError, Outgoing, Start, TopicPartition, Transactional};
 use crate::mutant::{self, Mutant};
+use crate::output;
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
@@ -31,6 +39,8 @@ use std::time::Duration;
 /// How long one poll of a changelog's beginning waits, and how many there are before the log counts as unavailable.
 const POLL: Duration = Duration::from_millis(200);
 const PATIENCE: u32 = 150;
+/// How often is looked whether a transaction is still open, a poll apart.
+const PATIENCE_WITH_MARKERS: u32 = 5;
 
 /// Who acquires.
 #[derive(Clone, Debug)]
@@ -163,7 +173,7 @@ impl Claim<'_> {
         let (named, slot) = (follower.position().slot, idle(follower));
         let too_early =
             if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
-        let producer = match prepared {
+        let mut producer = match prepared {
             Some(prepared) if prepared.slot == slot => prepared.producer,
             _ => self.log.transactional(&self.id(slot))?,
         };
@@ -171,13 +181,16 @@ impl Claim<'_> {
             follower.read_to_end(self.log)?;
             return self.lease(producer, slot, follower);
         }
-        let fenced = match too_early {
+        let mut fenced = match too_early {
             Some(fenced) => fenced,
             None => self.log.transactional(&self.id(named))?,
         };
         if mutant::is(Mutant::NamedIdUsedOn) {
             follower.read_to_end(self.log)?;
             return self.lease(fenced, named, follower);
+        }
+        if !mutant::is(Mutant::HangingIgnored) {
+            self.end_hanging([&mut *fenced, &mut *producer], follower)?;
         }
         // It has done its work by being there; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
@@ -191,6 +204,34 @@ impl Claim<'_> {
         }
         self.check_plan(follower)?;
         self.lease(producer, slot, follower)
+    }
+
+    /// Aborts what hangs in the changelog, and with it in all outputs; fails then, so that the shard is opened again.
+    fn end_hanging(&self, clients: [&mut dyn Transactional; 2], follower: &mut Follower) -> Result<(), ShardError> {
+        let changelog = TopicPartition::new(self.topics.changelog(self.stage), self.shard);
+        // What a marker ends is visible a moment later, if at all.
+        for _ in 0..PATIENCE_WITH_MARKERS {
+            if !is_held_back(self.log, &changelog)? {
+                return Ok(());
+            }
+            follower.follow(POLL)?;
+        }
+        let mut held = vec![changelog.clone()];
+        for topic in output::topics_of(self.stage, self.topics) {
+            for partition in 0..self.topics.shards {
+                let at = TopicPartition::new(topic.clone(), partition);
+                if is_held_back(self.log, &at)? {
+                    held.push(at);
+                }
+            }
+        }
+        for client in clients {
+            abort_in(client, &held)?;
+        }
+        Err(follower.given_up(&format!(
+            "a transaction was open there that its coordinator had forgotten; it was aborted, in {} partitions",
+            held.len()
+        )))
     }
 
     /// The first transaction of a new owner.
@@ -216,6 +257,22 @@ impl Claim<'_> {
             TopicPartition::new(self.topics.changelog(self.stage), self.shard)
         )))
     }
+}
+
+/// Is a transaction open in this partition?
+fn is_held_back(log: &dyn Log, at: &TopicPartition) -> Result<bool, LogError> {
+    // In this order: what is decided in between is not held back.
+    let end = log.end(at)?;
+    Ok(log.bounds(at)?.1 < end)
+}
+
+/// Ends whatever the client's id has open in these partitions.
+fn abort_in(client: &mut dyn Transactional, partitions: &[TopicPartition]) -> Result<(), LogError> {
+    client.begin()?;
+    for TopicPartition { topic, partition } in partitions {
+        client.send(Outgoing { topic, partition: *partition, key: &[], payload: &[], headers: &[] })?;
+    }
+    client.abort()
 }
 
 /// The id that the log does not name.
@@ -281,6 +338,10 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
     let mut producer = log.transactional(&topics.transactional_id(stage, shard, 0))?;
     if has_records(log, &changelog)? {
         return Ok(());
+    }
+    if is_held_back(log, &changelog)? {
+        abort_in(&mut *producer, std::slice::from_ref(&changelog))?;
+        return Err(ShardError::Reopen(format!("{changelog}: a first record hung there, and was aborted")));
     }
     let genesis = Genesis {
         pipeline: topics.pipeline.clone(),

@@ -68,6 +68,8 @@ enum State {
     /// With its place among all decisions.
     Committed(u64),
     Aborted,
+    /// Was decided, and forgotten before any partition had the decision: the next marker of its id decides it, in the partitions that the marker is for.
+    Hanging,
 }
 
 struct Transaction {
@@ -100,6 +102,8 @@ pub struct Broker {
     sessions: Vec<Session>,
     ids: BTreeMap<Arc<str>, usize>,
     decisions: u64,
+    /// Those that hang somewhere.
+    hanging: BTreeSet<usize>,
     /// Transactions whose clients were not told what became of them.
     unknown: Vec<usize>,
     made: u64,
@@ -304,17 +308,37 @@ impl Broker {
 
     /// The marker lands in one partition.
     pub(super) fn land(&mut self, number: usize, index: usize, now_ms: u64) {
-        if self.transactions[number].state == State::Open || !self.transactions[number].pending.remove(&index) {
+        let is_decided = !matches!(self.transactions[number].state, State::Open | State::Hanging);
+        if !is_decided || !self.transactions[number].pending.remove(&index) {
             return;
         }
         let control =
             Entry { time_ms: 0, key: [].into(), payload: [].into(), transaction: Some(number), kind: Kind::Control };
         self.append(index, control);
         self.partitions[index].open.retain(|_, other| *other != number);
+        self.end_hanging(number, index);
         self.moved(index, now_ms);
         let session = self.transactions[number].session;
         if self.transactions[number].pending.is_empty() && self.sessions[session].current == Some(number) {
             self.sessions[session].current = None;
+        }
+    }
+
+    /// A partition knows of one transaction per id, and this marker ends it, with everything since it began.
+    fn end_hanging(&mut self, number: usize, index: usize) {
+        let id = |transaction: usize| self.sessions[self.transactions[transaction].session].id.clone();
+        let here = |other: &usize| id(*other) == id(number) && self.transactions[*other].pending.contains(&index);
+        let ended: Vec<usize> = self.hanging.iter().copied().filter(here).collect();
+        for other in ended {
+            if self.transactions[other].state == State::Hanging {
+                let commit = matches!(self.transactions[number].state, State::Committed(_));
+                self.decide(other, commit);
+            }
+            self.partitions[index].open.retain(|_, open| *open != other);
+            self.transactions[other].pending.remove(&index);
+            if self.transactions[other].pending.is_empty() {
+                self.hanging.remove(&other);
+            }
         }
     }
 
@@ -381,6 +405,21 @@ impl Broker {
         Ok(Some(number))
     }
 
+    /// The session's open transaction is decided, and forgotten.
+    pub(super) fn hang(&mut self, session: usize) -> Result<(), Fenced> {
+        if !self.is_current(session) {
+            return Err(Fenced);
+        }
+        let current = self.sessions[session].current;
+        let open = current.filter(|number| self.transactions[*number].state == State::Open);
+        if let Some(number) = open {
+            self.transactions[number].state = State::Hanging;
+            self.hanging.insert(number);
+            self.sessions[session].current = None;
+        }
+        Ok(())
+    }
+
     /// The client is not told what becomes of its open transaction.
     pub(super) fn leave_open(&mut self, session: usize) {
         self.unknown.extend(self.sessions[session].current);
@@ -410,7 +449,8 @@ impl Broker {
     /// Forgets an id, unless a transaction of it is under way: true when it was known.
     pub(super) fn expire(&mut self, id: &str) -> bool {
         let Some(session) = self.ids.get(id).copied() else { return false };
-        if self.sessions[session].current.is_some() {
+        let hangs = |number: &usize| self.sessions[self.transactions[*number].session].id == self.sessions[session].id;
+        if self.sessions[session].current.is_some() || self.hanging.iter().any(hangs) {
             return false;
         }
         self.sessions[session].fenced = true;

@@ -89,6 +89,14 @@ impl SimTransactional {
             world.step_of("commit times out", 30);
             return Err(unknown("the commit was not answered"));
         }
+        if commit && self.log.happens(Fault::TransactionForgotten) {
+            shared.with(|broker| broker.leave_open(session));
+            if shared.with(|broker| broker.hang(session)).is_err() {
+                return Err(self.fenced());
+            }
+            world.step_of("the brokers are back", 30);
+            return Err(self::unknown("the commit was not answered"));
+        }
         let happened = commit && self.log.happens(Fault::CommitUnknownHappened);
         let repeated = commit && self.log.happens(Fault::CommitRepeatedLater);
         let told = shared.slips.success_trusted || !repeated;

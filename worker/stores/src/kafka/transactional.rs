@@ -7,6 +7,8 @@
 //! - A commit during which the client saw a lost connection, a time-out or an error is unknown, even if it reports success: the request
 //!   that was lost may arrive later, in the next transaction of the same epoch (librdkafka has no KIP-890). Lost connections raise no error
 //!   event when little is in flight, and repeated ones are suppressed; only the debug lines of `broker` name each, so those are counted.
+//! - A commit that was told to have succeeded is decided, but perhaps landed nowhere yet, and a broker that starts again may forget it then (see
+//!   `millstream_shard::ownership`, what hangs). So a client that has committed and then lost a connection does not begin again: a takeover looks.
 //! - A commit has the time that a transaction has: librdkafka repeats a request without an answer for ever, and the outcome is unknown after the first time anyway.
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
 //!   nobody polls.
@@ -28,6 +30,8 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 struct Watch {
     trouble: Mutex<Option<String>>,
+    /// The first connection that was there and is lost.
+    lost: Mutex<Option<String>>,
 }
 
 impl Watch {
@@ -36,7 +40,13 @@ impl Watch {
     }
 
     fn clear(&self) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        for noted in [&self.trouble, &self.lost] {
+            *noted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn trouble(&self) -> Option<String> {
@@ -51,6 +61,9 @@ impl ClientContext for Watch {
         let lost = facility == "FAIL" && !message.contains("max idle time exceeded");
         if lost || facility == "REQTMOUT" {
             self.note(message.to_owned());
+        }
+        if lost && message.contains("Disconnected") {
+            self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message.to_owned());
         }
     }
 
@@ -76,6 +89,7 @@ pub(super) struct KafkaTransactional {
     /// Before the client: each handle belongs to it and must be dropped first, as fields are in this order.
     topics: Vec<KnownTopic>,
     client: BaseProducer<Watch>,
+    has_committed: bool,
     dead: Option<String>,
 }
 
@@ -103,7 +117,7 @@ impl KafkaTransactional {
             .fetch_metadata(Some("__millstream_probe"), shared.config.init_timeout())
             .map_err(unavailable)?;
         client.init_transactions(shared.config.init_timeout()).map_err(unavailable)?;
-        Ok(KafkaTransactional { shared, id: id.to_owned(), topics: Vec::new(), client, dead: None })
+        Ok(KafkaTransactional { shared, id: id.to_owned(), topics: Vec::new(), client, has_committed: false, dead: None })
     }
 
     fn alive(&self) -> Result<(), LogError> {
@@ -210,6 +224,9 @@ impl Transactional for KafkaTransactional {
     fn begin(&mut self) -> Result<(), LogError> {
         self.alive()?;
         self.drain();
+        if let Some(why) = self.client.context().lost().filter(|_| self.has_committed) {
+            return Err(self.die("begin", format!("since the last commit: {why}")));
+        }
         self.client.context().clear();
         self.client.begin_transaction().map_err(|error| self.die("begin", error.to_string()))
     }
@@ -241,7 +258,9 @@ impl Transactional for KafkaTransactional {
 
     fn commit(&mut self) -> Result<(), LogError> {
         self.alive()?;
-        self.try_commit().map_err(|why| self.die("commit", why))
+        self.try_commit().map_err(|why| self.die("commit", why))?;
+        self.has_committed = true;
+        Ok(())
     }
 
     fn abort(&mut self) -> Result<(), LogError> {
