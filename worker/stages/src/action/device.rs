@@ -15,7 +15,8 @@
 //! its own, goes by the record's identifier like the record, and is refused like it by a deletion.
 //!
 //! The device's part of a record and the user's part go different ways. So a deletion can come here before a record that it covers; the
-//! device remembers (by a hash) which identifiers it must not take from records up to which stamp.
+//! device remembers (by a hash) which identifiers it must not take from records up to which stamp: the newest [`MOST_FORGOTTEN`], since only what is under way
+//! at the moment can come too late, and each record that is refused for its user adds one.
 
 use super::attributes::{self, Writer};
 use super::document::{Cause, publish_device, set_device_user, set_same_as};
@@ -28,7 +29,12 @@ use crate::{State, StateError};
 use millstream_model::id::DeviceId;
 use millstream_model::key::{StateKey, group_of};
 use millstream_model::proto::exchange::Body;
-use millstream_model::proto::{Action, Alias, Device, DeviceState, Forget, Identifier, Name, Operation, Stamp};
+use millstream_model::proto::{
+    Action, Alias, Device, DeviceState, Forget, Forgotten, Identifier, Lookup, Name, Operation, Stamp,
+};
+
+/// Identifiers that a device remembers not to take.
+pub(super) const MOST_FORGOTTEN: usize = 256;
 
 impl Work<'_> {
     pub(super) fn device(&mut self, header: &Header, message: Device) -> Result<(), StateError> {
@@ -37,8 +43,9 @@ impl Work<'_> {
         let id = device_id(&message.device)?;
         let key = device_key(&header.tenant, &id);
         if let Some(alias) = self.alias(&header.tenant, &primary)? {
-            let own = state::device_mut(self.state, &key)?.and_then(|device| device.user.clone());
-            self.send_to_device(header.hops + 1, alias, action, message.resolve_user, message.user.or(own));
+            let own = state::device_mut(self.state, &key)?.and_then(|device| last_user(device));
+            let last = message.user.map(|user| (user, message.user_stamp)).or(own);
+            self.send_to_device(header.hops + 1, alias, action, message.resolve_user, last);
             return Ok(());
         }
         if action.delete {
@@ -58,13 +65,21 @@ impl Work<'_> {
         let trace = action.trace.as_ref();
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &action.record_id, trace };
         publish_device(device, applied.operations, cause, self.at, self.out);
-        let last_user = device.user.clone().or(message.user);
+        let last = last_user(device).or(message.user.map(|user| (user, message.user_stamp)));
         self.send_names(&header.tenant, &primary, applied.new, stamp);
         let is_undecided = action.device_identifiers.first().is_some_and(Identifier::can_be_alias);
         action.device = id.as_bytes().to_vec();
         let named = action.user_identifiers.first().cloned();
         if message.resolve_user {
-            self.resolve_by(header.hops + 1, named.or(last_user).unwrap_or(primary), action, false);
+            let via = match (named, last) {
+                (Some(named), _) => named,
+                (None, Some((user, stamp))) => {
+                    action.lookup = Some(Lookup { named: stamp, otherwise: Some(primary) });
+                    user
+                }
+                (None, None) => primary,
+            };
+            self.resolve_by(header.hops + 1, via, action, false);
         } else if is_undecided && let Some(via) = named {
             let introduction = Action { introduces_device: true, ..action };
             self.resolve_by(header.hops + 1, via, introduction, false);
@@ -79,12 +94,14 @@ impl Work<'_> {
         primary: Identifier,
         action: Action,
         resolve_user: bool,
-        user: Option<Identifier>,
+        last: Option<(Identifier, Option<Stamp>)>,
     ) {
         let (tenant, id) = (action.tenant.clone(), DeviceId::of(&action.tenant, &primary));
         let primary = Some(primary).filter(|primary| action.device_identifiers.first() != Some(primary));
         let (device, action) = (id.as_bytes().to_vec(), Some(action));
-        self.send(&tenant, hops, id.home(), Body::Device(Device { device, action, resolve_user, primary, user }));
+        let (user, user_stamp) = last.map_or((None, None), |(user, stamp)| (Some(user), stamp));
+        let message = Device { device, action, resolve_user, primary, user, user_stamp };
+        self.send(&tenant, hops, id.home(), Body::Device(message));
     }
 
     /// The device that an identifier names, if it is an alias.
@@ -136,6 +153,9 @@ impl Work<'_> {
         for identifier in &message.identifiers {
             user::remember(&mut device.forgotten, identifier_hash(identifier), Some(deletion));
         }
+        drop_oldest(&mut device.forgotten);
+        // It may have grown; the next record measures it.
+        device.size_bound = 0;
         let is_gone = |user: &Identifier| message.identifiers.contains(user);
         if device.user.as_ref().is_some_and(is_gone) && device.user_stamp <= Some(deletion) {
             device.user = None;
@@ -158,9 +178,21 @@ fn device_state<'s>(
     required(state::device_mut(state, key)?, "device")
 }
 
+/// By which identifier the device's last user was named, and by the record of which stamp.
+fn last_user(device: &DeviceState) -> Option<(Identifier, Option<Stamp>)> {
+    device.user.clone().map(|user| (user, device.user_stamp))
+}
+
 fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {
     let hash = identifier_hash(user);
     device.forgotten.iter().any(|entry| entry.identifier == hash && Some(stamp) <= entry.stamp)
+}
+
+fn drop_oldest(forgotten: &mut Vec<Forgotten>) {
+    while forgotten.len() > MOST_FORGOTTEN {
+        let oldest = (0..).zip(forgotten.iter()).min_by_key(|(_, entry)| entry.stamp).map(|(index, _)| index);
+        forgotten.remove(oldest.unwrap_or(0));
+    }
 }
 
 /// The primary identifier of the device to which an action was sent.

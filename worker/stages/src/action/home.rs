@@ -63,7 +63,11 @@ impl Work<'_> {
             Standing::Member(_) if action.delete => self.delete(&header.tenant, &id, &action)?,
             Standing::Member(Some(erased)) if stamp <= erased => self.refuse_deleted(&action, &via),
             Standing::Left => self.send_back(header, &id, via, action)?,
-            Standing::Member(_) => self.apply_live(&header.tenant, &id, &via, action)?,
+            Standing::Member(erased) => {
+                if let Some(action) = self.pass_on(header.hops, erased, action)? {
+                    self.apply_live(&header.tenant, &id, &via, action)?;
+                }
+            }
         }
         Ok(())
     }

@@ -63,6 +63,7 @@ impl Work<'_> {
                     self.refuse_deleted(&action, &via);
                     return Ok(());
                 }
+                let Some(action) = self.pass_on(header.hops, erased, action)? else { return Ok(()) };
                 let body = super::home::apply_message(&user, via, action);
                 self.send(&header.tenant, header.hops + 1, user.home(), body);
                 Ok(())
@@ -81,6 +82,8 @@ impl Work<'_> {
             outcome::effect(&action, self.out);
         } else if erased.is_some_and(|erased| stamp <= erased) {
             self.refuse_deleted(&action, via);
+        } else if is_outdated(&action, erased) {
+            self.pass_on(header.hops, erased, action)?;
         } else if action.update_existing_only {
             let message = format!("no user has {via}; the record asked not to create one");
             outcome::reject(&action, Reason::UserUnknown, message, self.at, self.out);
@@ -104,6 +107,22 @@ impl Work<'_> {
             self.apply_live(&header.tenant, &id, via, action)?;
         }
         Ok(())
+    }
+
+    /// A record whose device knew its user by what a deletion took since, is not of whoever has that identifier now, nor does it make anybody have it: it is of the user
+    /// whom the device itself names. Gives back what is no such record.
+    pub(super) fn pass_on(
+        &mut self,
+        hops: u32,
+        erased: Option<Stamp>,
+        mut action: Action,
+    ) -> Result<Option<Action>, StateError> {
+        if !is_outdated(&action, erased) {
+            return Ok(Some(action));
+        }
+        let otherwise = action.lookup.take().and_then(|lookup| lookup.otherwise);
+        self.resolve_by(hops + 1, required(otherwise, "otherwise")?, action, false);
+        Ok(None)
     }
 
     pub(super) fn refuse_deleted(&mut self, action: &Action, via: &Identifier) {
@@ -231,6 +250,11 @@ impl Work<'_> {
         self.first(links.into_iter().chain(closing.returned).chain(later));
         Ok(())
     }
+}
+
+/// Was its user deleted since a record named them to its device?
+fn is_outdated(action: &Action, erased: Option<Stamp>) -> bool {
+    erased.is_some() && action.lookup.as_ref().is_some_and(|lookup| lookup.named <= erased)
 }
 
 /// Both identifiers of a merge are identifiers of its user.

@@ -339,6 +339,7 @@ fn action(draft: Draft, part: u32, uncounted: bool, of: &Rejecter<'_>, trace: Op
         device: Vec::new(),
         introduces_device: false,
         by_alias: draft.by_alias,
+        lookup: None,
     }
 }
 

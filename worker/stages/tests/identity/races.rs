@@ -194,6 +194,7 @@ fn a_device_that_outlives_a_deletion_forgets_what_the_deletion_took() {
         resolve_user: false,
         primary: None,
         user: None,
+        user_stamp: None,
     };
     cluster.send_late(device.home(), Body::Device(late));
     cluster.run().unwrap();

@@ -422,3 +422,44 @@ fn a_deletion_reaches_a_device_that_was_found_by_a_further_identifier() {
     assert_eq!(reasons(&cluster), ["m25 user_deleted", "m40 user_unknown"]);
     crate::checks::consistent(&cluster).unwrap();
 }
+
+/// The device may learn of a deletion later than a record comes that names nobody: that is of whom the device itself names.
+#[test]
+fn a_deleted_user_does_not_come_back_by_a_record_of_the_device_alone() {
+    for (seed, by) in (0..300).flat_map(|seed| [(seed, "gaid=g"), (seed, "device_id=d")]) {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        run(&mut cluster, &[action(10, &["user_id=1", "email=a@x"], &["device_id=d", "gaid=g"])]);
+        cluster.send(&Action { delete: true, ..action(20, &["user_id=1"], &[by]) });
+        for time_ms in 30..34 {
+            cluster.send(&event(action(time_ms, &[], &[by]), "opened"));
+        }
+        // It is about nobody who was deleted: whoever comes back does so by a record of his own.
+        if seed % 2 == 0 {
+            cluster.send(&action(40, &["email=a@x"], &[by]));
+        }
+        cluster.run().unwrap();
+        assert_eq!(cluster.node(&id("user_id=1")).map(|node| node.user), None, "seed {seed}, {by}");
+        assert_eq!(cluster.node(&id("email=a@x")).is_some(), seed % 2 == 0, "seed {seed}, {by}");
+        let own = cluster.node(&id("device_id=d")).map(|node| node.user.to_string());
+        let whose: BTreeSet<Option<String>> = events(&cluster).into_iter().map(|(user, _)| Some(user)).collect();
+        assert_eq!(whose, BTreeSet::from([own]), "seed {seed}, {by}");
+        assert_eq!((events(&cluster).len(), reasons(&cluster).len()), (4, 0), "seed {seed}, {by}");
+        crate::checks::consistent(&cluster).unwrap();
+    }
+}
+
+/// What a device must not take from records that are under way does not add up.
+#[test]
+fn refused_records_do_not_fill_a_device() {
+    let mut cluster = after(&[]);
+    for number in 0..600 {
+        let unknown = action(10 + number, &[&format!("user_id=nobody-{number}")], &["device_id=d"]);
+        run(&mut cluster, &[Action { update_existing_only: true, ..unknown }]);
+    }
+    let state = cluster.device(&DeviceId::of(TENANT, &id("device_id=d"))).unwrap();
+    assert_eq!(state.forgotten.len(), 256);
+    assert!(state.forgotten.iter().all(|entry| entry.stamp.is_some_and(|stamp| stamp.time_ms >= 10 + 600 - 256)));
+    assert_eq!(reasons(&cluster).len(), 600);
+    run(&mut cluster, &[action(1_000, &["user_id=1"], &["device_id=d", "gaid=g"])]);
+    assert_eq!(device(&mut cluster, "gaid=g").user.as_deref(), Some("user_id=1"));
+}
