@@ -216,7 +216,7 @@ impl Claim<'_> {
             }
             follower.follow(POLL)?;
         }
-        let mut held = vec![changelog.clone()];
+        let mut held = vec![changelog];
         for topic in output::topics_of(self.stage, self.topics) {
             for partition in 0..self.topics.shards {
                 let at = TopicPartition::new(topic.clone(), partition);

@@ -250,7 +250,11 @@ impl StageMetrics {
         stage.register("commit_seconds", "From the first record of a batch to its commit", metrics.commit.clone());
         stage.register("batch_records", "Input records per batch", metrics.batch_records.clone());
         stage.register("rejects", "Records rejected, by tenant and reason", metrics.rejects.clone());
-        stage.register("input_lag", "Offsets between where a shard reads its inputs and their ends", metrics.lag.clone());
+        stage.register(
+            "input_lag",
+            "Offsets between where a shard reads its inputs and their ends",
+            metrics.lag.clone(),
+        );
         let help = "Sums per tenant as the shards of this process committed them (I2)";
         registry.register("usage_records", help, metrics.usage.clone());
         let reaction = registry.sub_registry_with_prefix("reaction");

@@ -117,7 +117,14 @@ impl KafkaTransactional {
             .fetch_metadata(Some("__millstream_probe"), shared.config.init_timeout())
             .map_err(unavailable)?;
         client.init_transactions(shared.config.init_timeout()).map_err(unavailable)?;
-        Ok(KafkaTransactional { shared, id: id.to_owned(), topics: Vec::new(), client, has_committed: false, dead: None })
+        Ok(KafkaTransactional {
+            shared,
+            id: id.to_owned(),
+            topics: Vec::new(),
+            client,
+            has_committed: false,
+            dead: None,
+        })
     }
 
     fn alive(&self) -> Result<(), LogError> {
