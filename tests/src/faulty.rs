@@ -1,7 +1,7 @@
 //! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not.
 
 use millstream_shard::log::{
-    Consumer, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional,
+    Consumer, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional,
 };
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,8 +55,8 @@ impl Log for FaultyLog {
     fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
         self.inner.bounds(at)
     }
-    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
-        self.inner.end(at)
+    fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+        self.inner.ends(of)
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         self.inner.consumer(assignments)

@@ -4,6 +4,7 @@
 
 use millstream::cli::Admin;
 use millstream_shard::log::{Log, TopicPartition};
+use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaLog;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
@@ -145,6 +146,24 @@ fn an_input_that_was_deleted_below_the_position_stops_the_shard_and_nothing_is_s
     send(&pipeline, "later");
     wait_for_condition(process(&mut pipeline, "unify"), "is not at offset");
     wait_for_events(&pipeline, &["before"]);
+}
+
+#[test]
+fn an_output_that_was_deleted_is_waited_for_and_nothing_is_lost_but_what_was_in_it() {
+    let kafka = Kafka::shared().unwrap();
+    let settings = settings(kafka, "output");
+    let mut pipeline = Pipeline::named(&settings, &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    let (log, topics) = (log(kafka), Topics::new(&settings.pipeline, settings.shards, 1));
+    log.delete_topic(&topics.events).unwrap();
+    send(&pipeline, "after");
+    wait_for_condition(process(&mut pipeline, "action"), &topics.events);
+    let spec = topics.specs().into_iter().find(|spec| *spec.name == *topics.events).unwrap();
+    log.create_topics(&[spec]).unwrap();
+    process(&mut pipeline, "action").ready().unwrap();
+    send(&pipeline, "later");
+    wait_for_events(&pipeline, &["after", "later"]);
 }
 
 #[test]

@@ -137,13 +137,20 @@ pub struct Assembler {
     known: u64,
     /// The digest of the last of them.
     at_known: Option<u64>,
+    /// It came again.
+    is_met: bool,
     open: Option<Batch>,
 }
 
 impl Assembler {
     /// Reads on after the batch `number` with `digest` (0, 0: from the start). Earlier batches may come again.
     pub fn after(number: u64, digest: u64) -> Assembler {
-        Assembler { digest, known: number, at_known: (number > 0).then_some(digest), open: None }
+        Assembler { digest, known: number, at_known: (number > 0).then_some(digest), is_met: false, open: None }
+    }
+
+    /// Was the batch that is known met?
+    pub fn is_met(&self) -> bool {
+        self.is_met
     }
 
     /// Is it in the middle of a batch?
@@ -178,7 +185,11 @@ impl Assembler {
             // The last of those that are known must be the one that was known.
             let is_last = batch.number == self.known && batch.part == batch.parts && self.open.is_none();
             let differs = is_last && self.at_known.is_some_and(|digest| digest != batch.digest);
-            return if differs { broken(self.at_known.unwrap_or_default(), batch.digest) } else { Ok(None) };
+            if differs {
+                return broken(self.at_known.unwrap_or_default(), batch.digest);
+            }
+            self.is_met |= is_last;
+            return Ok(None);
         }
         if batch.previous_digest != self.digest && !mutant::is(Mutant::DigestNotChained) {
             return broken(self.digest, batch.previous_digest);

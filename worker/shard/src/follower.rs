@@ -8,6 +8,7 @@ use crate::ShardError;
 use crate::changelog::{Assembler, ChangelogError, Step};
 use crate::changes::{self, Totals};
 use crate::log::{Consumer, Log, Start, TopicPartition};
+use crate::mutant::{self, Mutant};
 use crate::state::{Forget, StateStore, StoreError};
 use hashbrown::HashMap;
 use millstream_model::id::entry_hash;
@@ -143,7 +144,9 @@ impl Follower {
     /// # Errors
     /// [`ShardError`].
     pub fn settle(&mut self) -> Result<(), ShardError> {
-        let read = self.consumer.positions().first().copied().filter(|_| !self.assembler.is_open());
+        // What was not met yet must be met from where it may be.
+        let may_move = !self.assembler.is_open() && !self.position.own_batch;
+        let read = self.consumer.positions().first().copied().filter(|_| may_move);
         self.write_pending(read.unwrap_or(self.position.changelog_offset))
     }
 
@@ -165,6 +168,9 @@ impl Follower {
         })?;
         for step in steps {
             self.apply(step)?;
+        }
+        if self.assembler.is_met() {
+            self.position.own_batch = false;
         }
         match failed {
             None => Ok(()),
@@ -221,6 +227,7 @@ impl Follower {
             inputs: batch.inputs,
             state_digest: batch.state_digest,
             periods: self.totals.periods(),
+            own_batch: false,
             ..std::mem::take(&mut self.position)
         };
         // Written between batches only, so that the store always shows the state at a batch boundary; the offset to follow from stays where it
@@ -262,11 +269,21 @@ impl Follower {
         }
     }
 
-    /// The local state is given up: it may be of something that never was.
-    pub(crate) fn given_up(&self, why: &str) -> ShardError {
+    /// What an owner has stored counts only if its last batch is in the changelog: that its commit was told does not say so for good ([`crate::ownership`]). To be
+    /// asked when everything was read, and nobody can commit any more. Gives the local state up if not.
+    ///
+    /// # Errors
+    /// [`ShardError::Reopen`].
+    pub(crate) fn prove(&self) -> Result<(), ShardError> {
+        if !self.position.own_batch || mutant::is(Mutant::LocalUnproven) {
+            return Ok(());
+        }
+        let (at, number) = (&self.at, self.position.batch_number);
         match self.store.clear() {
-            Ok(()) => ShardError::Reopen(format!("{}: {why}; the local state was discarded", self.at)),
-            Err(error) => error.into(),
+            Ok(()) => Err(ShardError::Reopen(format!(
+                "{at}: the local state is that after batch {number}, which the log does not have; it was discarded"
+            ))),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -143,6 +143,22 @@ pub struct TopicSpec {
     pub retention: Retention,
 }
 
+/// Where a partition ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The offset after the last message that read-committed readers see.
+    pub visible: u64,
+    /// The offset after the last message.
+    pub end: u64,
+}
+
+impl Ends {
+    /// Is a transaction open?
+    pub fn is_held_back(&self) -> bool {
+        self.visible < self.end
+    }
+}
+
 /// A partitioned log.
 pub trait Log: Send + Sync {
     /// Creates the topics that are missing.
@@ -164,11 +180,11 @@ pub trait Log: Send + Sync {
     /// [`LogError::Topic`], [`LogError::Unavailable`].
     fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError>;
 
-    /// The offset after the last message of a partition, also of those that no reader sees yet because a transaction is open before them.
+    /// The ends of several partitions, in their order. The one that readers see is asked for last: what is decided meanwhile is not held back.
     ///
     /// # Errors
     /// [`LogError::Topic`], [`LogError::Unavailable`].
-    fn end(&self, at: &TopicPartition) -> Result<u64, LogError>;
+    fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError>;
 
     /// A read-committed reader of some partitions.
     ///
@@ -238,4 +254,10 @@ pub trait Transactional: Send {
     /// # Errors
     /// [`LogError::Unknown`].
     fn abort(&mut self) -> Result<(), LogError>;
+
+    /// Why the last commit, though it was told to have succeeded, may have been forgotten since; once. Whoever is told looks whether its transaction still holds
+    /// its partitions back, and uses this client on only if not. A log that forgets nothing never says so.
+    fn take_doubt(&mut self) -> Option<String> {
+        None
+    }
 }

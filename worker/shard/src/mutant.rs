@@ -13,6 +13,8 @@ pub enum Mutant {
     InitsSwapped,
     /// Rule 4: the log is not read again after the inits.
     NotReadAgain,
+    /// What an owner has stored counts without a look whether the log has it.
+    LocalUnproven,
     /// A transaction that its coordinator has forgotten is left open.
     HangingIgnored,
     /// Rule 2: a client counts as prepared without a look at the log.
@@ -47,11 +49,12 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 19] = [
+    pub const ALL: [Mutant; 20] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
         Mutant::NotReadAgain,
+        Mutant::LocalUnproven,
         Mutant::HangingIgnored,
         Mutant::PreparedUnchecked,
         Mutant::ReleaseIgnored,

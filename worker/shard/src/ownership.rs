@@ -14,12 +14,14 @@
 //!
 //! Nobody acquires under a plan that is older than the one of the newest ownership record.
 //!
-//! *What hangs.* Once both ids are initialised, no transaction can be open in the changelog: an init returns when what its id had open is decided, and the decision has
+//! *What hangs.* Once both ids are initialised, no transaction of theirs can be open: an init returns when what its id had open is decided, and the decision has
 //! landed. One that is open all the same was forgotten by its coordinator: Kafka 4 takes the partitions of a decided transaction that have no leader at that
-//! moment for deleted, and writes no marker there, as when a broker starts again that has the only replica. Readers would wait behind it for ever, and, worse, a new
-//! owner would not see what was committed behind it. Nobody knows any more what had been decided, but no partition has the decision, so that any one for all of
-//! them is right. Both clients abort a transaction in every partition that the shard writes to and that is held back: its marker ends whatever the id has open
-//! there. An owner that was told of its commit may have stored its state, so the local state is given up, and the shard opened again.
+//! moment for deleted, and writes no marker there, as when a broker starts again that has the only replica. Readers would wait behind it for ever; a new
+//! owner would not see what was committed behind it; and the next commit of the same id there would end it as committed, whatever it was. So a takeover looks at
+//! the changelog and the outputs. What stays held back there is ended, as aborted, by a transaction of each id in all these partitions: nobody knows any more what
+//! had been decided, but no partition has the decision. (Other shards write to the exchange, too: what they have open is not ended by our ids.) An owner that was told of
+//! its commit may have stored its state: what is stored by an owner counts only once its last batch was met in the changelog ([`Follower::prove`]). And it
+//! may have gone on: an owner that has reason to doubt its last commit looks before it does (`Shard`).
 //!
 //! Every shard begins with a *genesis* record, written once, when its pipeline is created (I6).
 
@@ -32,6 +34,7 @@ use crate::output;
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -39,8 +42,9 @@ use std::time::Duration;
 /// How long one poll of a changelog's beginning waits, and how many there are before the log counts as unavailable.
 const POLL: Duration = Duration::from_millis(200);
 const PATIENCE: u32 = 150;
-/// How often is looked whether a transaction is still open, a poll apart.
+/// How often is looked whether a transaction is still open, a poll apart: before it is aborted, and after that.
 const PATIENCE_WITH_MARKERS: u32 = 5;
+const PATIENCE_WITH_ABORTS: u32 = 50;
 
 /// Who acquires.
 #[derive(Clone, Debug)]
@@ -171,6 +175,7 @@ impl Claim<'_> {
         follower.read_to_end(self.log)?;
         self.check_plan(follower)?;
         let (named, slot) = (follower.position().slot, idle(follower));
+        let before = self.held_exchange()?;
         let too_early =
             if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
         let mut producer = match prepared {
@@ -190,7 +195,7 @@ impl Claim<'_> {
             return self.lease(fenced, named, follower);
         }
         if !mutant::is(Mutant::HangingIgnored) {
-            self.end_hanging([&mut *fenced, &mut *producer], follower)?;
+            self.end_hanging([&mut *fenced, &mut *producer], &before, follower)?;
         }
         // It has done its work by being there; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
@@ -206,32 +211,70 @@ impl Claim<'_> {
         self.lease(producer, slot, follower)
     }
 
-    /// Aborts what hangs in the changelog, and with it in all outputs; fails then, so that the shard is opened again.
-    fn end_hanging(&self, clients: [&mut dyn Transactional; 2], follower: &mut Follower) -> Result<(), ShardError> {
-        let changelog = TopicPartition::new(self.topics.changelog(self.stage), self.shard);
-        // What a marker ends is visible a moment later, if at all.
+    /// Ends what hangs in the partitions that only this shard writes to, and in those of the exchange that were held back before the inits at the same offset.
+    fn end_hanging(
+        &self,
+        clients: [&mut dyn Transactional; 2],
+        before: &BTreeMap<TopicPartition, u64>,
+        follower: &mut Follower,
+    ) -> Result<(), ShardError> {
+        let own = self.own_partitions();
+        let mut held = held_back(self.log, &own)?;
+        if !held.is_empty() {
+            // What a marker ends is visible a moment later, if at all; and another stage's shard of this number writes rejects.
+            follower.read_to_end(self.log)?;
+        }
         for _ in 0..PATIENCE_WITH_MARKERS {
-            if !is_held_back(self.log, &changelog)? {
+            if held.is_empty() {
+                break;
+            }
+            follower.follow(POLL)?;
+            let now = held_back(self.log, &own)?;
+            held.retain(|at, visible| now.get(at) == Some(visible));
+        }
+        let exchange: Vec<TopicPartition> = before.keys().cloned().collect();
+        let still = held_back(self.log, &exchange)?.into_iter().filter(|(at, visible)| before.get(at) == Some(visible));
+        let mut all: Vec<TopicPartition> = still.map(|(at, _)| at).collect();
+        all.extend(held.keys().cloned());
+        if all.is_empty() {
+            return Ok(());
+        }
+        for client in clients {
+            abort_in(client, &all)?;
+        }
+        let changelog = self.changelog();
+        let Some(hung) = held.get(&changelog).copied() else { return Ok(()) };
+        for _ in 0..PATIENCE_WITH_ABORTS {
+            if held_back(self.log, std::slice::from_ref(&changelog))?.get(&changelog) != Some(&hung) {
                 return Ok(());
             }
             follower.follow(POLL)?;
         }
-        let mut held = vec![changelog];
-        for topic in output::topics_of(self.stage, self.topics) {
-            for partition in 0..self.topics.shards {
-                let at = TopicPartition::new(topic.clone(), partition);
-                if is_held_back(self.log, &at)? {
-                    held.push(at);
-                }
-            }
-        }
-        for client in clients {
-            abort_in(client, &held)?;
-        }
-        Err(follower.given_up(&format!(
-            "a transaction was open there that its coordinator had forgotten; it was aborted, in {} partitions",
-            held.len()
+        Err(ShardError::Stopped(format!(
+            "{changelog} is held back by a transaction that the brokers do not end, and that is of neither of the shard's transactional ids; \
+             `kafka-transactions.sh find-hanging` names it, `abort` ends it"
         )))
+    }
+
+    fn changelog(&self) -> TopicPartition {
+        TopicPartition::new(self.topics.changelog(self.stage), self.shard)
+    }
+
+    /// Those that no other shard of the stage writes to.
+    fn own_partitions(&self) -> Vec<TopicPartition> {
+        let outputs = output::topics_of(self.stage, self.topics).into_iter();
+        let outputs = outputs.filter(|topic| **topic != self.topics.exchange);
+        let outputs = outputs.map(|topic| TopicPartition::new(topic.clone(), self.shard));
+        std::iter::once(self.changelog()).chain(outputs).collect()
+    }
+
+    /// Partitions of the exchange that this stage writes to and that are held back, by whomever, and where.
+    fn held_exchange(&self) -> Result<BTreeMap<TopicPartition, u64>, ShardError> {
+        if !output::topics_of(self.stage, self.topics).contains(&&self.topics.exchange) {
+            return Ok(BTreeMap::new());
+        }
+        let of = |partition| TopicPartition::new(self.topics.exchange.clone(), partition);
+        Ok(held_back(self.log, &(0..self.topics.shards).map(of).collect::<Vec<_>>())?)
     }
 
     /// The first transaction of a new owner.
@@ -241,6 +284,7 @@ impl Claim<'_> {
         slot: u32,
         follower: &mut Follower,
     ) -> Result<Lease, ShardError> {
+        follower.prove()?;
         let (epoch, (plan_term, plan_number)) = (follower.position().epoch + 1, self.plan);
         let (worker, incarnation) = (self.claimant.worker.clone(), self.claimant.incarnation.clone());
         let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number };
@@ -259,11 +303,10 @@ impl Claim<'_> {
     }
 }
 
-/// Is a transaction open in this partition?
-fn is_held_back(log: &dyn Log, at: &TopicPartition) -> Result<bool, LogError> {
-    // In this order: what is decided in between is not held back.
-    let end = log.end(at)?;
-    Ok(log.bounds(at)?.1 < end)
+/// Which of these partitions are held back by an open transaction, and from which offset on.
+pub(crate) fn held_back(log: &dyn Log, of: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, u64>, LogError> {
+    let ends = of.iter().zip(log.ends(of)?);
+    Ok(ends.filter(|(_, ends)| ends.is_held_back()).map(|(at, ends)| (at.clone(), ends.visible)).collect())
 }
 
 /// Ends whatever the client's id has open in these partitions.
@@ -339,7 +382,7 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
     if has_records(log, &changelog)? {
         return Ok(());
     }
-    if is_held_back(log, &changelog)? {
+    if !held_back(log, std::slice::from_ref(&changelog))?.is_empty() {
         abort_in(&mut *producer, std::slice::from_ref(&changelog))?;
         return Err(ShardError::Reopen(format!("{changelog}: a first record hung there, and was aborted")));
     }

@@ -236,6 +236,7 @@ impl<S: Stage> Shard<S> {
     /// [`ShardError`]: drop the shard and open it again, or stop.
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
         self.take_share();
+        self.settle_doubt()?;
         let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes;
         self.collect_flush(behind)?;
         let now_ms = self.environment.clock.now_ms();
@@ -274,6 +275,16 @@ impl<S: Stage> Shard<S> {
             (self.cache.bytes() + self.output.waiting.bytes(), self.cache.dirty_bytes());
         report.trouble = self.flushes.trouble().map(str::to_owned);
         Ok(Some(report))
+    }
+
+    /// Nothing may build on a commit that was forgotten after it was told: the next one of the same id would end it in some of its partitions only.
+    fn settle_doubt(&mut self) -> Result<(), ShardError> {
+        let Some(why) = self.producer.take_doubt() else { return Ok(()) };
+        let changelog = TopicPartition::new(self.environment.topics.changelog(self.stage.name()), self.shard);
+        if ownership::held_back(&*self.environment.log, std::slice::from_ref(&changelog))?.is_empty() {
+            return Ok(());
+        }
+        Err(ShardError::Reopen(format!("{changelog}: the last commit is in doubt: {why}")))
     }
 
     /// The process's memory is shared by as many as there are now.
@@ -390,6 +401,7 @@ impl<S: Stage> Shard<S> {
             inputs: header.inputs,
             state_digest: header.state_digest,
             periods: self.cache.totals().periods(),
+            own_batch: true,
             ..std::mem::take(&mut self.position)
         };
         if mutant::is(Mutant::ApplyBeforeCommit) {
@@ -447,6 +459,10 @@ impl<S: Stage> Shard<S> {
     /// [`ShardError`]; nothing is lost then, the changelog has it.
     pub fn close(&mut self) -> Result<(), ShardError> {
         self.collect_flush(true)?;
+        if !self.position.own_batch {
+            // What it began with is stored already; that it became the owner is for the log to say.
+            return Ok(());
+        }
         let frozen = self.cache.freeze();
         let uncached = self.uncached();
         Ok(frozen.write(&*self.store, &uncached, &self.position)?)
@@ -462,6 +478,7 @@ impl<S: Stage> Shard<S> {
     }
 
     pub(crate) fn give(&mut self, to: (&str, u32)) -> Result<(), ShardError> {
+        self.settle_doubt()?;
         let (topics, stage) = (&self.environment.topics, self.stage.name());
         ownership::release(&mut *self.producer, topics, stage, self.shard, self.position.epoch, to)
     }

@@ -5,7 +5,9 @@ use axum::body::Body;
 use http_body_util::BodyExt;
 use millstream_model::frame::{Content, single};
 use millstream_model::proto::{Mutation, Stamp};
-use millstream_shard::log::{Consumer, LogError, Message, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use millstream_shard::log::{
+    Consumer, Ends, LogError, Message, Producer, Start, TopicPartition, TopicSpec, Transactional,
+};
 use std::sync::Mutex;
 use std::time::Duration;
 use tower::ServiceExt;
@@ -41,8 +43,8 @@ impl Log for MemoryLog {
             _ => Ok((0, self.0.payloads(at).len() as u64)),
         }
     }
-    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
-        Ok(self.bounds(at)?.1)
+    fn ends(&self, _: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+        Err(LogError::Configuration("not here".into()))
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         let next = |(at, start): &(TopicPartition, Start)| match start {

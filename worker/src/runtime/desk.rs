@@ -222,15 +222,15 @@ impl Desk {
         self.lock().reads_from.clone()
     }
 
-    /// Notes how far an owner is behind its inputs, and what keeps them from it; true when the latter began or ended.
-    pub fn is_behind(&self, lag: u64, held_back: Option<&str>) -> bool {
+    /// Notes how far an owner is behind its inputs, and what keeps them from it; tells whether the latter began or ended. `None`: it is no owner any more.
+    pub fn is_behind(&self, lag: u64, held_back: Option<&str>) -> Option<bool> {
         let mut inner = self.lock();
         if inner.status.role != Role::Owner {
-            return false;
+            return None;
         }
         let is_new = inner.held_back.is_some() != held_back.is_some();
         (inner.input_lag, inner.held_back) = (lag, held_back.map(str::to_owned));
-        is_new
+        Some(is_new)
     }
 
     /// How far its inputs are read for good, as far as that is known.

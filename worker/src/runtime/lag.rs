@@ -10,7 +10,7 @@ use super::observe::Observer;
 use super::system::Stop;
 use millstream_model::proto::Position;
 use millstream_shard::Clock;
-use millstream_shard::log::{Log, LogError, TopicPartition};
+use millstream_shard::log::{Ends, Log, TopicPartition};
 use millstream_shard::topics::Topics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,9 +48,8 @@ pub(super) struct LagWatch {
 /// What was seen of a partition.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    /// The end that readers see.
-    visible: u64,
-    /// Since when there is more behind it, milliseconds since 1970.
+    ends: Ends,
+    /// Since when it is held back at this offset, milliseconds since 1970.
     held_since_ms: Option<u64>,
 }
 
@@ -72,80 +71,72 @@ impl LagWatch {
     }
 
     fn look(&self, looked: &mut Looked) {
-        let mut owned = BTreeSet::new();
-        for desk in self.desks.iter().filter(|desk| desk.is_owner()) {
-            let inputs = desk.reads_from();
-            owned.extend(inputs.iter().map(partition));
-            let lag = match self.look_at(desk, &inputs, looked) {
-                Ok(lag) => lag,
-                // What there is to say about a log that is away, the shards' threads say.
-                Err(error) => return tracing::debug!(%error, "the ends of inputs are not known"),
-            };
-            if desk.is_behind(lag.0, lag.1.as_deref()) {
-                let (stage, shard) = (desk.stage, desk.shard);
-                match lag.1 {
-                    Some(why) => tracing::warn!(stage, shard, why, "shard is held back"),
-                    None => tracing::info!(stage, shard, "shard is not held back any more"),
-                }
-            }
-            self.observer.input_lag(desk.stage, desk.shard, lag.0);
+        let owned: Vec<(&Arc<Desk>, Vec<Position>)> =
+            self.desks.iter().filter(|desk| desk.is_owner()).map(|desk| (desk, desk.reads_from())).collect();
+        let partitions: BTreeSet<TopicPartition> = owned.iter().flat_map(|(_, inputs)| inputs).map(partition).collect();
+        let partitions: Vec<TopicPartition> = partitions.into_iter().collect();
+        let ends = match self.log.ends(&partitions) {
+            Ok(ends) => ends,
+            // What there is to say about a log that is away, the shards' threads say.
+            Err(error) => return tracing::debug!(%error, "the ends of inputs are not known"),
+        };
+        let now_ms = self.clock.now_ms();
+        *looked = partitions.into_iter().zip(ends).map(|(at, ends)| seen(looked, at, ends, now_ms)).collect();
+        for (desk, inputs) in owned {
+            self.tell(desk, &inputs, looked, now_ms);
         }
-        looked.retain(|at, _| owned.contains(at));
     }
 
-    /// Messages that a shard has not read, and what holds it back.
-    fn look_at(
-        &self,
-        desk: &Desk,
-        inputs: &[Position],
-        looked: &mut Looked,
-    ) -> Result<(u64, Option<String>), LogError> {
+    /// Tells how many messages a shard has not read, and what holds it back.
+    fn tell(&self, desk: &Desk, inputs: &[Position], looked: &Looked, now_ms: u64) {
         let (mut lag, mut held) = (0, None);
         for input in inputs {
             let at = partition(input);
-            let (end, since_ms) = self.end(&at, looked)?;
+            let Some(seen) = looked.get(&at) else { continue };
+            let held_ms = seen.held_since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms));
+            let is_over = u128::from(held_ms) > self.longest.as_millis();
+            // Once it is held back for too long, all of it counts.
+            let end = if is_over { seen.ends.end } else { seen.ends.visible };
             lag += end.saturating_sub(input.offset);
-            if let Some(since_ms) = since_ms.filter(|_| held.is_none()) {
-                held = Some(self.describe(desk, &at, end, since_ms));
+            if is_over && held.is_none() {
+                held = Some(self.describe(desk, &at, end, held_ms));
             }
         }
-        Ok((lag, held))
-    }
-
-    /// A partition's end: the one that readers see, or, once that was held back for too long, the one that there is, and since when.
-    fn end(&self, at: &TopicPartition, looked: &mut Looked) -> Result<(u64, Option<u64>), LogError> {
-        let visible = self.log.bounds(at)?.1;
-        let before = looked.insert(at.clone(), Seen { visible, held_since_ms: None });
-        let Some(before) = before.filter(|before| before.visible == visible) else { return Ok((visible, None)) };
-        let end = self.log.end(at)?;
-        if end <= visible {
-            return Ok((visible, None));
+        let Some(is_new) = desk.is_behind(lag, held.as_deref()) else { return };
+        let (stage, shard) = (desk.stage, desk.shard);
+        match held {
+            Some(why) if is_new => tracing::warn!(stage, shard, why, "shard is held back"),
+            None if is_new => tracing::info!(stage, shard, "shard is not held back any more"),
+            _ => {}
         }
-        let now_ms = self.clock.now_ms();
-        let since_ms = before.held_since_ms.unwrap_or(now_ms);
-        looked.insert(at.clone(), Seen { visible, held_since_ms: Some(since_ms) });
-        let is_over = u128::from(now_ms.saturating_sub(since_ms)) > self.longest.as_millis();
-        Ok(if is_over { (end, Some(since_ms)) } else { (visible, None) })
+        self.observer.input_lag(stage, shard, lag);
     }
 
-    fn describe(&self, desk: &Desk, at: &TopicPartition, end: u64, since_ms: u64) -> String {
+    fn describe(&self, desk: &Desk, at: &TopicPartition, end: u64, held_ms: u64) -> String {
         let Topics { actions, ingress, exchange, .. } = &self.topics;
         let id = |stage: &str| {
             let [first, second] = [0, 1].map(|slot| self.topics.transactional_id(stage, desk.shard, slot));
             format!("{first} or {second}")
         };
         let writer = match &at.topic {
-            topic if topic == ingress => "no gateway, they open none".to_owned(),
+            topic if topic == ingress => "another program, gateways open none".to_owned(),
             topic if topic == actions => id("unify"),
             topic if topic == exchange => "a shard of the stage action".to_owned(),
             _ => id("action"),
         };
-        let seconds = self.clock.now_ms().saturating_sub(since_ms) / 1000;
+        let seconds = held_ms / 1000;
         format!(
             "{at} is held back, up to its end at {end}, by a transaction that has been open for at least {seconds} s (of {writer}) and that the brokers do not end; \
              `kafka-transactions.sh find-hanging` names it, `abort` ends it"
         )
     }
+}
+
+/// What is known of a partition now.
+fn seen(before: &Looked, at: TopicPartition, ends: Ends, now_ms: u64) -> (TopicPartition, Seen) {
+    let same = before.get(&at).filter(|before| before.ends.visible == ends.visible);
+    let since_ms = same.and_then(|before| before.held_since_ms).unwrap_or(now_ms);
+    (at, Seen { ends, held_since_ms: ends.is_held_back().then_some(since_ms) })
 }
 
 fn partition(position: &Position) -> TopicPartition {
@@ -159,23 +150,24 @@ mod tests {
     use crate::telemetry::{Metrics, SpanExporter};
     use millstream_plan::status::{Role, ShardStatus};
     use millstream_plan::view::Duty;
-    use millstream_shard::log::{Consumer, Producer, Start, TopicSpec, Transactional};
+    use millstream_shard::log::{Consumer, LogError, Producer, Start, TopicSpec, Transactional};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// Ends of all partitions: what readers see, and what there is.
     #[derive(Default)]
-    struct Ends {
+    struct FakeLog {
         visible: AtomicU64,
         end: AtomicU64,
     }
 
-    impl Log for Ends {
+    impl Log for FakeLog {
         fn bounds(&self, _: &TopicPartition) -> Result<(u64, u64), LogError> {
-            Ok((0, self.visible.load(Ordering::Relaxed)))
+            Err(LogError::Configuration("not here".into()))
         }
 
-        fn end(&self, _: &TopicPartition) -> Result<u64, LogError> {
-            Ok(self.end.load(Ordering::Relaxed))
+        fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+            let ends = Ends { visible: self.visible.load(Ordering::Relaxed), end: self.end.load(Ordering::Relaxed) };
+            Ok(of.iter().map(|_| ends).collect())
         }
 
         fn create_topics(&self, _: &[TopicSpec]) -> Result<(), LogError> {
@@ -209,7 +201,7 @@ mod tests {
     }
 
     struct Fixture {
-        ends: Arc<Ends>,
+        log: Arc<FakeLog>,
         clock: Arc<ManualClock>,
         desk: Arc<Desk>,
         metrics: Arc<Metrics>,
@@ -220,7 +212,7 @@ mod tests {
     impl Fixture {
         /// An owner that has read `actions` of shard 2 up to 10.
         fn new() -> Fixture {
-            let (ends, clock) = (Arc::<Ends>::default(), Arc::<ManualClock>::default());
+            let (log, clock) = (Arc::<FakeLog>::default(), Arc::<ManualClock>::default());
             let desk = Arc::new(Desk::new("action", 2, Duty::Own));
             let topics = Topics::new("p", 4, 1);
             desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
@@ -230,7 +222,7 @@ mod tests {
             desk.polled(0);
             let metrics = Metrics::new([]);
             let watch = LagWatch {
-                log: ends.clone(),
+                log: log.clone(),
                 topics,
                 desks: vec![desk.clone()],
                 observer: Arc::new(Exports::new(metrics.clone(), SpanExporter::disabled())),
@@ -238,14 +230,14 @@ mod tests {
                 clock: clock.clone(),
                 stop: Arc::default(),
             };
-            Fixture { ends, clock, desk, metrics, watch, looked: Looked::new() }
+            Fixture { log, clock, desk, metrics, watch, looked: Looked::new() }
         }
 
         /// What the shard says of itself when the ends are these.
         fn at(&mut self, seconds: u64, visible: u64, end: u64) -> (u64, String) {
             self.clock.0.store(seconds * 1000, Ordering::Relaxed);
-            self.ends.visible.store(visible, Ordering::Relaxed);
-            self.ends.end.store(end, Ordering::Relaxed);
+            self.log.visible.store(visible, Ordering::Relaxed);
+            self.log.end.store(end, Ordering::Relaxed);
             self.watch.look(&mut self.looked);
             let status = self.desk.status().unwrap();
             let line = format!("millstream_stage_input_lag{{stage=\"action\",shard=\"2\"}} {}", status.lag);

@@ -36,6 +36,13 @@ pub fn open_log(config: &Config) -> Result<OpenedLog> {
         }
         LogConfig::Kafka(kafka) => {
             let queue_bytes = queue_bytes(config);
+            if kafka.replication < SAFE_REPLICATION {
+                let replication = kafka.replication;
+                tracing::warn!(
+                    replication,
+                    "topics have too few copies for production: the loss of one machine may lose what was acknowledged; set log.kafka.replication to 3"
+                );
+            }
             Ok((Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, ..kafka.store() })?), None))
         }
     }
@@ -56,6 +63,9 @@ pub fn check_shards(config: &Config, log: &EmbeddedLog, topics: &Topics) -> Resu
     }
     Ok(())
 }
+
+/// With fewer copies there is no majority that could insist on what was acknowledged.
+const SAFE_REPLICATION: u16 = 3;
 
 /// A producer's queue holds whatever the gateway may have in flight, so that it is the gateway that says no, before it has taken anything.
 fn queue_bytes(config: &Config) -> u64 {

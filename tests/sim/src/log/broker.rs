@@ -104,6 +104,8 @@ pub struct Broker {
     decisions: u64,
     /// Those that hang somewhere.
     hanging: BTreeSet<usize>,
+    /// Those of them whose clients were told of a commit.
+    told: Vec<usize>,
     /// Transactions whose clients were not told what became of them.
     unknown: Vec<usize>,
     made: u64,
@@ -275,11 +277,14 @@ impl Broker {
 
     // ---- transactions --------------------------------------------------------------------------------------------------
 
-    /// A new session of an id; true when it aborted an open transaction of the one before.
-    pub(super) fn init(&mut self, id: &str, now_ms: u64) -> (usize, bool) {
+    /// A new session of an id; true when it aborted an open transaction of the one before. That may be forgotten before it has landed anywhere.
+    pub(super) fn init(&mut self, id: &str, now_ms: u64, forget: bool) -> (usize, bool) {
         let id: Arc<str> = Arc::from(id);
         let mut aborted = false;
         if let Some(former) = self.ids.get(&id).copied() {
+            if forget {
+                drop(self.hang(former));
+            }
             aborted = self.fence(former, now_ms);
         }
         self.sessions.push(Session { id: id.clone(), current: None, fenced: false });
@@ -405,8 +410,8 @@ impl Broker {
         Ok(Some(number))
     }
 
-    /// The session's open transaction is decided, and forgotten.
-    pub(super) fn hang(&mut self, session: usize) -> Result<(), Fenced> {
+    /// The session's open transaction is decided, and forgotten: which it is.
+    pub(super) fn hang(&mut self, session: usize) -> Result<Option<usize>, Fenced> {
         if !self.is_current(session) {
             return Err(Fenced);
         }
@@ -417,7 +422,19 @@ impl Broker {
             self.hanging.insert(number);
             self.sessions[session].current = None;
         }
-        Ok(())
+        Ok(open)
+    }
+
+    /// The client of a transaction that hangs was told that it is committed.
+    pub(super) fn tell(&mut self, number: usize) {
+        self.told.push(number);
+    }
+
+    /// Payloads of everything that a client was told to be committed, and that was forgotten.
+    pub fn told(&self) -> impl Iterator<Item = &Arc<[u8]>> {
+        let entries = self.partitions.iter().flat_map(|partition| &partition.entries);
+        let told = |entry: &&Entry| entry.transaction.is_some_and(|number| self.told.contains(&number));
+        entries.filter(told).map(|entry| &entry.payload)
     }
 
     /// The client is not told what becomes of its open transaction.

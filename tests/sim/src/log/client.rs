@@ -6,7 +6,7 @@ use super::producer::SimProducer;
 use super::transactional::SimTransactional;
 use crate::counts::{Fault, Protocol};
 use crate::world::{ProcessId, World};
-use millstream_shard::log::{Consumer, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use millstream_shard::log::{Consumer, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -151,7 +151,8 @@ impl Shared {
     /// Carries an init out.
     pub(super) fn init(&self, id: &str) -> usize {
         let now_ms = self.now_ms();
-        let (session, aborted) = self.with(|broker| broker.init(id, now_ms));
+        let forget = self.world.as_ref().is_some_and(|world| world.happens(Fault::TransactionForgotten));
+        let (session, aborted) = self.with(|broker| broker.init(id, now_ms, forget));
         if let Some(world) = self.world.as_ref().filter(|_| aborted) {
             world.count(Protocol::OpenTransactionFenced);
         }
@@ -184,10 +185,17 @@ impl Log for SimLog {
         Ok((start, end))
     }
 
-    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
-        self.step("end");
+    fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+        self.step("ends");
         self.away()?;
-        self.shared.lock().whole_end(&at.topic, at.partition)
+        let broker = self.shared.lock();
+        let whole = of.iter().map(|at| broker.whole_end(&at.topic, at.partition)).collect::<Result<Vec<_>, _>>()?;
+        drop(broker);
+        self.step("the whole ends are known");
+        let broker = self.shared.lock();
+        let ends =
+            of.iter().zip(whole).map(|(at, end)| Ok(Ends { visible: broker.bounds(&at.topic, at.partition)?.1, end }));
+        ends.collect()
     }
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {

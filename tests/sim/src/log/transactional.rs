@@ -16,6 +16,8 @@ pub(super) struct SimTransactional {
     session: usize,
     begun: bool,
     spent: bool,
+    /// A connection was lost since a commit.
+    doubt: bool,
 }
 
 fn unknown(why: &str) -> LogError {
@@ -24,7 +26,7 @@ fn unknown(why: &str) -> LogError {
 
 impl SimTransactional {
     pub(super) fn new(log: SimLog, session: usize) -> SimTransactional {
-        SimTransactional { log, session, begun: false, spent: false }
+        SimTransactional { log, session, begun: false, spent: false, doubt: false }
     }
 
     fn guarded<T>(&mut self, work: impl FnOnce(&mut SimTransactional) -> Result<T, LogError>) -> Result<T, LogError> {
@@ -91,10 +93,14 @@ impl SimTransactional {
         }
         if commit && self.log.happens(Fault::TransactionForgotten) {
             shared.with(|broker| broker.leave_open(session));
-            if shared.with(|broker| broker.hang(session)).is_err() {
-                return Err(self.fenced());
-            }
+            let Ok(number) = shared.with(|broker| broker.hang(session)) else { return Err(self.fenced()) };
             world.step_of("the brokers are back", 30);
+            if world.draw(|rng| rng.one_in(2)) {
+                // It was told before.
+                number.into_iter().for_each(|number| shared.with(|broker| broker.tell(number)));
+                self.doubt = true;
+                return Ok(());
+            }
             return Err(self::unknown("the commit was not answered"));
         }
         let happened = commit && self.log.happens(Fault::CommitUnknownHappened);
@@ -182,6 +188,9 @@ fn time_out_later(world: &World, shared: &Arc<Shared>, number: usize) {
 impl Transactional for SimTransactional {
     fn begin(&mut self) -> Result<(), LogError> {
         self.guarded(|client| {
+            if client.doubt {
+                return Err(unknown("in doubt since the last commit"));
+            }
             if client.begun {
                 return Err(unknown("the former transaction is still open: commit or abort it first"));
             }
@@ -220,6 +229,10 @@ impl Transactional for SimTransactional {
             }
             client.end(false)
         })
+    }
+
+    fn take_doubt(&mut self) -> Option<String> {
+        std::mem::take(&mut self.doubt).then(|| "a connection was lost".to_owned())
     }
 }
 

@@ -15,8 +15,8 @@
 //! its own, goes by the record's identifier like the record, and is refused like it by a deletion.
 //!
 //! The device's part of a record and the user's part go different ways. So a deletion can come here before a record that it covers; the
-//! device remembers (by a hash) which identifiers it must not take from records up to which stamp: the newest [`MOST_FORGOTTEN`], since only what is under way
-//! at the moment can come too late, and each record that is refused for its user adds one.
+//! device remembers (by a hash) which identifiers it must not take from records up to which stamp. A record that is refused for its user adds one, too; of those the
+//! newest are kept, since only what is under way at the moment can come too late.
 
 use super::attributes::{self, Writer};
 use super::document::{Cause, publish_device, set_device_user, set_same_as};
@@ -33,8 +33,8 @@ use millstream_model::proto::{
     Action, Alias, Device, DeviceState, Forget, Forgotten, Identifier, Lookup, Name, Operation, Stamp,
 };
 
-/// Identifiers that a device remembers not to take.
-pub(super) const MOST_FORGOTTEN: usize = 256;
+/// Identifiers that a device remembers not to take because a record was refused for its user.
+const MOST_REFUSED: usize = 256;
 
 impl Work<'_> {
     pub(super) fn device(&mut self, header: &Header, message: Device) -> Result<(), StateError> {
@@ -151,9 +151,8 @@ impl Work<'_> {
         let key = device_key(&header.tenant, &device_id(&message.device)?);
         let device = device_state(self.state, &key, message.device)?;
         for identifier in &message.identifiers {
-            user::remember(&mut device.forgotten, identifier_hash(identifier), Some(deletion));
+            remember(&mut device.forgotten, &identifier_hash(identifier), deletion, message.refused);
         }
-        drop_oldest(&mut device.forgotten);
         // It may have grown; the next record measures it.
         device.size_bound = 0;
         let is_gone = |user: &Identifier| message.identifiers.contains(user);
@@ -188,9 +187,17 @@ fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {
     device.forgotten.iter().any(|entry| entry.identifier == hash && Some(stamp) <= entry.stamp)
 }
 
-fn drop_oldest(forgotten: &mut Vec<Forgotten>) {
-    while forgotten.len() > MOST_FORGOTTEN {
-        let oldest = (0..).zip(forgotten.iter()).min_by_key(|(_, entry)| entry.stamp).map(|(index, _)| index);
+/// Notes what the device must not take. Of what refused records left, the oldest goes when there is too much of it.
+fn remember(forgotten: &mut Vec<Forgotten>, identifier: &[u8], stamp: Stamp, refused: bool) {
+    let known = forgotten.iter_mut().find(|entry| entry.identifier == identifier);
+    let refused = refused && known.is_none_or(|entry| entry.refused);
+    user::remember(forgotten, identifier.to_vec(), Some(stamp));
+    if let Some(entry) = forgotten.iter_mut().find(|entry| entry.identifier == identifier) {
+        entry.refused = refused;
+    }
+    if forgotten.iter().filter(|entry| entry.refused).count() > MOST_REFUSED {
+        let refused = (0..).zip(forgotten.iter()).filter(|(_, entry)| entry.refused);
+        let oldest = refused.min_by_key(|(_, entry)| entry.stamp).map(|(index, _)| index);
         forgotten.remove(oldest.unwrap_or(0));
     }
 }

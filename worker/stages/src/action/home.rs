@@ -151,7 +151,8 @@ impl Work<'_> {
         for device in purged.devices {
             let Some(home) = DeviceId::from_bytes(&device).map(|id| id.home()) else { continue };
             for names in &names {
-                let forget = Forget { device: device.clone(), identifiers: names.clone(), stamp: Some(deletion) };
+                let (device, identifiers, stamp) = (device.clone(), names.clone(), Some(deletion));
+                let forget = Forget { device, identifiers, stamp, refused: false };
                 self.send(tenant, 0, home, Body::Forget(forget));
             }
         }

@@ -135,7 +135,7 @@ impl Work<'_> {
     pub(super) fn forget_device(&mut self, action: &Action, via: &Identifier) {
         let Some(device) = user::device_of(action) else { return };
         let (identifiers, stamp) = (vec![via.clone()], action.stamp);
-        let forget = Forget { device: device.as_bytes().to_vec(), identifiers, stamp };
+        let forget = Forget { device: device.as_bytes().to_vec(), identifiers, stamp, refused: true };
         self.send(&action.tenant, 0, device.home(), Body::Forget(forget));
     }
 

@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn forgotten(count: usize) -> Vec<Forgotten> {
-        (0..count).map(|_| Forgotten { identifier: vec![255; 16], stamp: stamp() }).collect()
+        (0..count).map(|_| Forgotten { identifier: vec![255; 16], stamp: stamp(), refused: true }).collect()
     }
 
     #[test]

@@ -197,7 +197,7 @@ pub(super) fn remember(forgotten: &mut Vec<Forgotten>, identifier: Vec<u8>, dele
                 entry.stamp = entry.stamp.max(deletion);
             }
         }
-        Err(index) => forgotten.insert(index, Forgotten { identifier, stamp: deletion }),
+        Err(index) => forgotten.insert(index, Forgotten { identifier, stamp: deletion, refused: false }),
     }
 }
 

@@ -17,7 +17,7 @@ use super::log_state::{Partition, State, Topic, out_of_range};
 use super::log_transactional::EmbeddedTransactional;
 use super::log_writer::{EmbeddedProducer, Queue};
 use millstream_shard::Clock;
-use millstream_shard::log::{Consumer, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use millstream_shard::log::{Consumer, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -232,10 +232,13 @@ impl Log for EmbeddedLog {
         Ok((partition.start, partition.visible_end()))
     }
 
-    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
+    fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
         let state = self.handle.shared.lock();
-        let id = state.find(&at.topic, at.partition)?;
-        Ok(state.partition(id, &at.topic)?.end)
+        let ends = |at: &TopicPartition| {
+            let partition = state.partition(state.find(&at.topic, at.partition)?, &at.topic)?;
+            Ok(Ends { visible: partition.visible_end(), end: partition.end })
+        };
+        of.iter().map(ends).collect()
     }
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {

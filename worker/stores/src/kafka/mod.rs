@@ -14,7 +14,7 @@ mod transactional;
 pub use config::KafkaConfig;
 
 use consumer::KafkaConsumer;
-use millstream_shard::log::{Consumer, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use millstream_shard::log::{Consumer, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
 use producer::KafkaProducer;
 use shared::Shared;
 use std::sync::Arc;
@@ -73,8 +73,8 @@ impl Log for KafkaLog {
         self.shared.bounds(at)
     }
 
-    fn end(&self, at: &TopicPartition) -> Result<u64, LogError> {
-        self.shared.high_watermark(at)
+    fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+        self.shared.ends(of)
     }
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {

@@ -3,14 +3,14 @@
 use super::client::{Quiet, about, code, creation};
 use super::config::KafkaConfig;
 use super::raw;
-use millstream_shard::log::{LogError, Retention, TopicPartition, TopicSpec};
+use millstream_shard::log::{Ends, LogError, Retention, TopicPartition, TopicSpec};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Room for the batch header around a message of the largest size.
@@ -33,8 +33,8 @@ pub(super) struct Shared {
     /// Of the clients that ask and administer.
     quiet: Quiet,
     queries: BaseConsumer<Quiet>,
-    /// Asks for ends that readers do not see; few do.
-    ends: OnceLock<BaseConsumer<Quiet>>,
+    /// Asks for ends that readers do not see.
+    uncommitted: BaseConsumer<Quiet>,
     admin: AdminClient<Quiet>,
     topics: Mutex<HashMap<String, u32>>,
 }
@@ -45,8 +45,11 @@ impl Shared {
         let quiet = Quiet::default();
         let queries =
             BaseConsumer::from_config_and_context(&config.reader(), quiet.clone()).map_err(|e| creation(&e))?;
+        let mut reader = config.reader();
+        reader.set("isolation.level", "read_uncommitted");
+        let uncommitted = BaseConsumer::from_config_and_context(&reader, quiet.clone()).map_err(|e| creation(&e))?;
         let admin = AdminClient::from_config_and_context(&config.client(), quiet.clone()).map_err(|e| creation(&e))?;
-        Ok(Shared { config, quiet, queries, ends: OnceLock::new(), admin, topics: Mutex::new(HashMap::new()) })
+        Ok(Shared { config, quiet, queries, uncommitted, admin, topics: Mutex::new(HashMap::new()) })
     }
 
     /// A client to read with.
@@ -118,17 +121,44 @@ impl Shared {
 
     /// One after the last message, open transactions included.
     pub(super) fn high_watermark(&self, at: &TopicPartition) -> Result<u64, LogError> {
-        let client = match self.ends.get() {
-            Some(client) => client,
-            None => {
-                let mut config = self.config.reader();
-                config.set("isolation.level", "read_uncommitted");
-                let made = BaseConsumer::from_config_and_context(&config, self.quiet.clone());
-                let made = made.map_err(|error| creation(&error))?;
-                self.ends.get_or_init(|| made)
+        Ok(self.watermarks(&self.uncommitted, at)?.1)
+    }
+
+    /// Both ends of several partitions, each asked of the leaders, in one request per leader.
+    pub(super) fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+        let whole = self.latest(&self.uncommitted, of)?;
+        let visible = self.explain(self.latest(&self.queries, of))?;
+        Ok(visible.into_iter().zip(whole).map(|(visible, end)| Ends { visible, end }).collect())
+    }
+
+    /// The newest offset of each partition, by the client's isolation level.
+    fn latest(&self, client: &BaseConsumer<Quiet>, of: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
+        if of.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut wanted = TopicPartitionList::with_capacity(of.len());
+        for at in of {
+            wanted
+                .add_partition_offset(&at.topic, self.partition(at)?, Offset::End)
+                .map_err(|error| creation(&error))?;
+        }
+        let deadline = Instant::now() + self.config.request_timeout();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let found = client.offsets_for_times(wanted.clone(), left);
+            while client.poll(Duration::ZERO).is_some() {}
+            let error = match found.map(|found| offsets_in(&found, of)) {
+                Ok(Ok(offsets)) => return Ok(offsets),
+                Ok(Err(error)) => error,
+                Err(error) => about("(several)", code(&error), "cannot get the offsets of topics"),
+            };
+            match error {
+                LogError::Unavailable(_) if Instant::now() + METADATA_BACKOFF < deadline => {
+                    std::thread::sleep(METADATA_BACKOFF);
+                }
+                error => return Err(error),
             }
-        };
-        Ok(self.watermarks(client, at)?.1)
+        }
     }
 
     /// Asks until the leader answers or the time is over: while leadership moves, a single question fails at once.
@@ -331,6 +361,22 @@ fn retention(retention: Retention) -> &'static [(&'static str, &'static str)] {
 
 fn timestamp_type(topic: &TopicSpec) -> &'static str {
     if topic.append_time { "LogAppendTime" } else { "CreateTime" }
+}
+
+/// What was answered for each partition.
+fn offsets_in(found: &TopicPartitionList, of: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
+    let offset = |at: &TopicPartition| {
+        let partition = i32::try_from(at.partition).unwrap_or(i32::MAX);
+        let element = found.find_partition(&at.topic, partition);
+        let missing = || LogError::Unavailable(format!("the leader of {at} did not answer"));
+        let element = element.ok_or_else(missing)?;
+        element.error().map_err(|error| about(&at.topic, code(&error), "cannot get the offsets of topic"))?;
+        match element.offset() {
+            Offset::Offset(offset) => Ok(u64::try_from(offset).unwrap_or(0)),
+            _ => Err(missing()),
+        }
+    };
+    of.iter().map(offset).collect()
 }
 
 fn creation_error(topic: String, code: RDKafkaErrorCode) -> LogError {

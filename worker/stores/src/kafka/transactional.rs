@@ -8,7 +8,8 @@
 //!   that was lost may arrive later, in the next transaction of the same epoch (librdkafka has no KIP-890). Lost connections raise no error
 //!   event when little is in flight, and repeated ones are suppressed; only the debug lines of `broker` name each, so those are counted.
 //! - A commit that was told to have succeeded is decided, but perhaps landed nowhere yet, and a broker that starts again may forget it then (see
-//!   `millstream_shard::ownership`, what hangs). So a client that has committed and then lost a connection does not begin again: a takeover looks.
+//!   `millstream_shard::ownership`, what hangs). So a client that has committed and then lost a connection is in doubt: it does not begin again before its owner
+//!   was told so, and has looked.
 //! - A commit has the time that a transaction has: librdkafka repeats a request without an answer for ever, and the outcome is unknown after the first time anyway.
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
 //!   nobody polls.
@@ -49,6 +50,10 @@ impl Watch {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn take_lost(&self) -> Option<String> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -62,7 +67,8 @@ impl ClientContext for Watch {
         if lost || facility == "REQTMOUT" {
             self.note(message.to_owned());
         }
-        if lost && message.contains("Disconnected") {
+        // What was never there cannot be lost.
+        if lost && !message.contains("Connect to") {
             self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message.to_owned());
         }
     }
@@ -232,7 +238,7 @@ impl Transactional for KafkaTransactional {
         self.alive()?;
         self.drain();
         if let Some(why) = self.client.context().lost().filter(|_| self.has_committed) {
-            return Err(self.die("begin", format!("since the last commit: {why}")));
+            return Err(self.die("begin", format!("in doubt since the last commit: {why}")));
         }
         self.client.context().clear();
         self.client.begin_transaction().map_err(|error| self.die("begin", error.to_string()))
@@ -273,5 +279,10 @@ impl Transactional for KafkaTransactional {
     fn abort(&mut self) -> Result<(), LogError> {
         self.alive()?;
         self.try_abort().map_err(|why| self.die("abort", why))
+    }
+
+    fn take_doubt(&mut self) -> Option<String> {
+        self.drain();
+        self.client.context().take_lost().filter(|_| self.has_committed)
     }
 }
