@@ -175,7 +175,7 @@ impl Claim<'_> {
         follower.read_to_end(self.log)?;
         self.check_plan(follower)?;
         let (named, slot) = (follower.position().slot, idle(follower));
-        let before = self.held_exchange()?;
+        let before = self.held_shared()?;
         let too_early =
             if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
         let mut producer = match prepared {
@@ -211,7 +211,8 @@ impl Claim<'_> {
         self.lease(producer, slot, follower)
     }
 
-    /// Ends what hangs in the partitions that only this shard writes to, and in those of the exchange that were held back before the inits at the same offset.
+    /// Ends what hangs in the partitions that only this shard writes to, and in those that others write to as well and that were held back before the inits at the
+    /// same offset.
     fn end_hanging(
         &self,
         clients: [&mut dyn Transactional; 2],
@@ -221,7 +222,7 @@ impl Claim<'_> {
         let own = self.own_partitions();
         let mut held = held_back(self.log, &own)?;
         if !held.is_empty() {
-            // What a marker ends is visible a moment later, if at all; and another stage's shard of this number writes rejects.
+            // What a marker ends is visible a moment later, if at all.
             follower.read_to_end(self.log)?;
         }
         for _ in 0..PATIENCE_WITH_MARKERS {
@@ -232,8 +233,8 @@ impl Claim<'_> {
             let now = held_back(self.log, &own)?;
             held.retain(|at, visible| now.get(at) == Some(visible));
         }
-        let exchange: Vec<TopicPartition> = before.keys().cloned().collect();
-        let still = held_back(self.log, &exchange)?.into_iter().filter(|(at, visible)| before.get(at) == Some(visible));
+        let shared: Vec<TopicPartition> = before.keys().cloned().collect();
+        let still = held_back(self.log, &shared)?.into_iter().filter(|(at, visible)| before.get(at) == Some(visible));
         let mut all: Vec<TopicPartition> = still.map(|(at, _)| at).collect();
         all.extend(held.keys().cloned());
         if all.is_empty() {
@@ -260,21 +261,23 @@ impl Claim<'_> {
         TopicPartition::new(self.topics.changelog(self.stage), self.shard)
     }
 
-    /// Those that no other shard of the stage writes to.
+    /// Those that nobody else writes to.
     fn own_partitions(&self) -> Vec<TopicPartition> {
+        let Topics { exchange, rejects, .. } = self.topics;
         let outputs = output::topics_of(self.stage, self.topics).into_iter();
-        let outputs = outputs.filter(|topic| **topic != self.topics.exchange);
-        let outputs = outputs.map(|topic| TopicPartition::new(topic.clone(), self.shard));
-        std::iter::once(self.changelog()).chain(outputs).collect()
+        let own = outputs.filter(|topic| ![exchange, rejects].contains(topic));
+        let own = own.map(|topic| TopicPartition::new(topic.clone(), self.shard));
+        std::iter::once(self.changelog()).chain(own).collect()
     }
 
-    /// Partitions of the exchange that this stage writes to and that are held back, by whomever, and where.
-    fn held_exchange(&self) -> Result<BTreeMap<TopicPartition, u64>, ShardError> {
-        if !output::topics_of(self.stage, self.topics).contains(&&self.topics.exchange) {
-            return Ok(BTreeMap::new());
-        }
-        let of = |partition| TopicPartition::new(self.topics.exchange.clone(), partition);
-        Ok(held_back(self.log, &(0..self.topics.shards).map(of).collect::<Vec<_>>())?)
+    /// Partitions that others write to as well and that are held back, by whomever, and where: the exchange, and rejects, which are of two stages.
+    fn held_shared(&self) -> Result<BTreeMap<TopicPartition, u64>, ShardError> {
+        let Topics { exchange, rejects, shards, .. } = self.topics;
+        let sends = output::topics_of(self.stage, self.topics).contains(&exchange);
+        let exchange =
+            (0..if sends { *shards } else { 0 }).map(|partition| TopicPartition::new(exchange.clone(), partition));
+        let shared: Vec<TopicPartition> = exchange.chain([TopicPartition::new(rejects.clone(), self.shard)]).collect();
+        Ok(held_back(self.log, &shared)?)
     }
 
     /// The first transaction of a new owner.
