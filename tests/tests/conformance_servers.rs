@@ -194,7 +194,11 @@ mod trouble {
         let others: Vec<_> = (0..12).map(|_| open(&config)).collect();
         let topic_id = log.topic_id(&topic).unwrap();
         assert!(others.iter().all(|other| other.topic_id(&topic).unwrap() == topic_id));
+        // Leaders that a client has once heard of.
+        let all: Vec<TopicPartition> = (0..3).map(|number| TopicPartition::new(topic.as_str(), number)).collect();
+        assert_eq!(others[0].ends(&all).unwrap().len(), 3);
         kafka.kill(0);
+        assert_eq!(others[0].ends(&all).unwrap().len(), 3);
         assert!(others.iter().all(|other| other.topic_id(&topic).unwrap() == topic_id));
         let mut next = log.transactional(&id).unwrap();
         transact(&mut *next, &topic, &[(0, "after"), (1, "after"), (2, "after")]).unwrap();

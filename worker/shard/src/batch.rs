@@ -4,9 +4,10 @@
 
 use crate::ShardError;
 use crate::cache::Cache;
-use crate::log::{Message, Transactional};
+use crate::log::{Log, Message, TopicPartition, Transactional};
 use crate::mutant::{self, Mutant};
 use crate::output::Output;
+use crate::ownership;
 use crate::topics::Topics;
 use millstream_model::frame::{self, Content, FrameError};
 use millstream_model::key::StateKey;
@@ -20,6 +21,9 @@ pub(crate) struct Place<'a> {
     pub(crate) topics: &'a Topics,
     /// No append time counts as later than this: [`FAR_AHEAD_MS`] after now.
     pub(crate) latest_ms: u64,
+    pub(crate) log: &'a dyn Log,
+    /// The shard's.
+    pub(crate) changelog: &'a TopicPartition,
 }
 
 /// Clocks of brokers and workers may differ by so much: far more than they should, far less than message ids are remembered.
@@ -106,6 +110,7 @@ impl<'a, S: Stage> Batch<'a, S> {
         self.prefetch()?;
         // Only now: however long the first reading of state takes, the transaction has its whole time.
         if !std::mem::replace(&mut self.begun, true) {
+            ownership::settle_doubt(self.producer, self.place.log, self.place.changelog)?;
             self.producer.begin()?;
             self.output.begin(self.producer)?;
         }

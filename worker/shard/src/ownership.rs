@@ -28,7 +28,7 @@
 use crate::changelog;
 use crate::follower::Follower;
 use crate::inputs;
-use crate::log::{Log, LogError, Outgoing, Start, TopicPartition, Transactional};
+use crate::log::{Ends, Log, LogError, Outgoing, Start, TopicPartition, Transactional};
 use crate::mutant::{self, Mutant};
 use crate::output;
 use crate::topics::Topics;
@@ -175,7 +175,7 @@ impl Claim<'_> {
         follower.read_to_end(self.log)?;
         self.check_plan(follower)?;
         let (named, slot) = (follower.position().slot, idle(follower));
-        let before = self.held_shared()?;
+        let shared = self.shared_ends()?;
         let too_early =
             if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
         let mut producer = match prepared {
@@ -195,7 +195,7 @@ impl Claim<'_> {
             return self.lease(fenced, named, follower);
         }
         if !mutant::is(Mutant::HangingIgnored) {
-            self.end_hanging([&mut *fenced, &mut *producer], &before, follower)?;
+            self.end_hanging([&mut *fenced, &mut *producer], &shared, follower)?;
         }
         // It has done its work by being there; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
@@ -211,16 +211,14 @@ impl Claim<'_> {
         self.lease(producer, slot, follower)
     }
 
-    /// Ends what hangs in the partitions that only this shard writes to, and in those that others write to as well and that were held back before the inits at the
-    /// same offset.
+    /// Ends what hangs in the partitions that only this shard writes to, and in those that others write to as well, whose ends before the inits are `shared`.
     fn end_hanging(
         &self,
         clients: [&mut dyn Transactional; 2],
-        before: &BTreeMap<TopicPartition, u64>,
+        shared: &BTreeMap<TopicPartition, u64>,
         follower: &mut Follower,
     ) -> Result<(), ShardError> {
-        let own = self.own_partitions();
-        let mut held = held_back(self.log, &own)?;
+        let mut held = ends(self.log, &self.own_partitions(), Ends::is_held_back)?;
         if !held.is_empty() {
             // What a marker ends is visible a moment later, if at all.
             follower.read_to_end(self.log)?;
@@ -230,30 +228,27 @@ impl Claim<'_> {
                 break;
             }
             follower.follow(POLL)?;
-            let now = held_back(self.log, &own)?;
-            held.retain(|at, visible| now.get(at) == Some(visible));
+            held = still_open(self.log, &held)?;
         }
-        let shared: Vec<TopicPartition> = before.keys().cloned().collect();
-        let still = held_back(self.log, &shared)?.into_iter().filter(|(at, visible)| before.get(at) == Some(visible));
-        let mut all: Vec<TopicPartition> = still.map(|(at, _)| at).collect();
-        all.extend(held.keys().cloned());
+        let changelog = self.changelog();
+        let hung = held.get(&changelog).map(|end| BTreeMap::from([(changelog.clone(), *end)]));
+        let all: Vec<TopicPartition> = held.into_keys().chain(still_open(self.log, shared)?.into_keys()).collect();
         if all.is_empty() {
             return Ok(());
         }
         for client in clients {
             abort_in(client, &all)?;
         }
-        let changelog = self.changelog();
-        let Some(hung) = held.get(&changelog).copied() else { return Ok(()) };
+        let Some(hung) = hung else { return Ok(()) };
         for _ in 0..PATIENCE_WITH_ABORTS {
-            if held_back(self.log, std::slice::from_ref(&changelog))?.get(&changelog) != Some(&hung) {
+            if still_open(self.log, &hung)?.is_empty() {
                 return Ok(());
             }
             follower.follow(POLL)?;
         }
-        Err(ShardError::Stopped(format!(
-            "{changelog} is held back by a transaction that the brokers do not end, and that is of neither of the shard's transactional ids; \
-             `kafka-transactions.sh find-hanging` names it, `abort` ends it"
+        Err(self.reopen(&format!(
+            "{changelog} is held back by a transaction that the shard's transactional ids do not end; if it stays so, \
+             `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
         )))
     }
 
@@ -270,14 +265,13 @@ impl Claim<'_> {
         std::iter::once(self.changelog()).chain(own).collect()
     }
 
-    /// Partitions that others write to as well and that are held back, by whomever, and where: the exchange, and rejects, which are of two stages.
-    fn held_shared(&self) -> Result<BTreeMap<TopicPartition, u64>, ShardError> {
+    /// Where the partitions end that others write to as well: the exchange, and rejects, which are of two stages.
+    fn shared_ends(&self) -> Result<BTreeMap<TopicPartition, u64>, ShardError> {
         let Topics { exchange, rejects, shards, .. } = self.topics;
         let sends = output::topics_of(self.stage, self.topics).contains(&exchange);
-        let exchange =
-            (0..if sends { *shards } else { 0 }).map(|partition| TopicPartition::new(exchange.clone(), partition));
+        let exchange = (0..if sends { *shards } else { 0 }).map(|number| TopicPartition::new(exchange.clone(), number));
         let shared: Vec<TopicPartition> = exchange.chain([TopicPartition::new(rejects.clone(), self.shard)]).collect();
-        Ok(held_back(self.log, &shared)?)
+        Ok(ends(self.log, &shared, |_| true)?)
     }
 
     /// The first transaction of a new owner.
@@ -306,10 +300,45 @@ impl Claim<'_> {
     }
 }
 
-/// Which of these partitions are held back by an open transaction, and from which offset on.
-pub(crate) fn held_back(log: &dyn Log, of: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, u64>, LogError> {
-    let ends = of.iter().zip(log.ends(of)?);
-    Ok(ends.filter(|(_, ends)| ends.is_held_back()).map(|(at, ends)| (at.clone(), ends.visible)).collect())
+/// Is a transaction open in this partition?
+pub(crate) fn is_held_back(log: &dyn Log, at: &TopicPartition) -> Result<bool, LogError> {
+    Ok(log.ends(std::slice::from_ref(at))?.iter().any(Ends::is_held_back))
+}
+
+/// Nothing may build on a commit that was forgotten after it was told: the next one of the same id would end it in some of its partitions only. To be called before
+/// each transaction of an owner, and now and then while it has none.
+///
+/// # Errors
+/// [`ShardError::Reopen`] when it may be so.
+pub(crate) fn settle_doubt(
+    producer: &mut dyn Transactional,
+    log: &dyn Log,
+    changelog: &TopicPartition,
+) -> Result<(), ShardError> {
+    match producer.take_doubt() {
+        Some(why) if is_held_back(log, changelog)? => {
+            Err(ShardError::Reopen(format!("{changelog}: the last commit is in doubt: {why}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where those of these partitions end of which that is to be known.
+fn ends(
+    log: &dyn Log,
+    of: &[TopicPartition],
+    which: impl Fn(&Ends) -> bool,
+) -> Result<BTreeMap<TopicPartition, u64>, LogError> {
+    let ends = of.iter().zip(log.ends(of)?).filter(|(_, ends)| which(ends));
+    Ok(ends.map(|(at, ends)| (at.clone(), ends.end)).collect())
+}
+
+/// Those of which readers do not see everything yet that was there when they ended here: what was open then is still open, or something behind it, also when
+/// something before it has ended.
+fn still_open(log: &dyn Log, then: &BTreeMap<TopicPartition, u64>) -> Result<BTreeMap<TopicPartition, u64>, LogError> {
+    let of: Vec<TopicPartition> = then.keys().cloned().collect();
+    let open = then.iter().zip(log.ends(&of)?).filter(|((_, end), now)| now.visible < **end);
+    Ok(open.map(|((at, end), _)| (at.clone(), *end)).collect())
 }
 
 /// Ends whatever the client's id has open in these partitions.
@@ -385,7 +414,7 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
     if has_records(log, &changelog)? {
         return Ok(());
     }
-    if !held_back(log, std::slice::from_ref(&changelog))?.is_empty() {
+    if is_held_back(log, &changelog)? {
         abort_in(&mut *producer, std::slice::from_ref(&changelog))?;
         return Err(ShardError::Reopen(format!("{changelog}: a first record hung there, and was aborted")));
     }

@@ -148,6 +148,7 @@ pub struct Shard<S: Stage> {
     stage: S,
     shard: u32,
     environment: Environment,
+    changelog: TopicPartition,
     limits: Limits,
     /// Of the next batch: between `limits.batch_time` and [`BUSY_FACTOR`] times as much.
     batch_time: Duration,
@@ -215,6 +216,7 @@ impl<S: Stage> Shard<S> {
             sums: Sums::load(&*store, group)?,
             output: Output::new(topics.clone(), shard, waiting),
             batch_time: limits.batch_time,
+            changelog: TopicPartition::new(topics.changelog(stage.name()), shard),
             stage,
             shard,
             limits,
@@ -277,14 +279,8 @@ impl<S: Stage> Shard<S> {
         Ok(Some(report))
     }
 
-    /// Nothing may build on a commit that was forgotten after it was told: the next one of the same id would end it in some of its partitions only.
     fn settle_doubt(&mut self) -> Result<(), ShardError> {
-        let Some(why) = self.producer.take_doubt() else { return Ok(()) };
-        let changelog = TopicPartition::new(self.environment.topics.changelog(self.stage.name()), self.shard);
-        if ownership::held_back(&*self.environment.log, std::slice::from_ref(&changelog))?.is_empty() {
-            return Ok(());
-        }
-        Err(ShardError::Reopen(format!("{changelog}: the last commit is in doubt: {why}")))
+        ownership::settle_doubt(&mut *self.producer, &*self.environment.log, &self.changelog)
     }
 
     /// The process's memory is shared by as many as there are now.
@@ -321,6 +317,7 @@ impl<S: Stage> Shard<S> {
             return Ok(None);
         }
         let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
+        self.settle_doubt()?;
         self.producer.begin()?;
         self.output.begin(&mut *self.producer)?;
         self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(Some)
@@ -336,7 +333,8 @@ impl<S: Stage> Shard<S> {
         let clock = self.environment.clock.clone();
         let topics = &self.environment.topics;
         let latest_ms = clock.now_ms().saturating_add(FAR_AHEAD_MS);
-        let place = Place { shard: self.shard, topics, latest_ms };
+        let (log, changelog) = (&*self.environment.log, &self.changelog);
+        let place = Place { shard: self.shard, topics, latest_ms, log, changelog };
         let (position, slack_ms) = (&self.position, self.limits.clock_slack_ms);
         let (cache, producer) = (&mut self.cache, &mut *self.producer);
         let mut batch =
@@ -413,16 +411,10 @@ impl<S: Stage> Shard<S> {
 
     fn send_changelog(&mut self, header: &BatchHeader, block: Vec<u8>) -> Result<u64, ShardError> {
         let (records, digest) = changelog::records(header, block, self.position.digest);
-        let topic = self.environment.topics.changelog(self.stage.name());
+        let TopicPartition { topic, partition } = &self.changelog;
         for record in &records {
             let payload = changelog::encode(record);
-            self.producer.send(Outgoing {
-                topic: &topic,
-                partition: self.shard,
-                key: &[],
-                payload: &payload,
-                headers: &[],
-            })?;
+            self.producer.send(Outgoing { topic, partition: *partition, key: &[], payload: &payload, headers: &[] })?;
         }
         Ok(digest)
     }
@@ -442,8 +434,7 @@ impl<S: Stage> Shard<S> {
     }
 
     fn changelog_end(&self) -> Result<u64, ShardError> {
-        let changelog = TopicPartition::new(self.environment.topics.changelog(self.stage.name()), self.shard);
-        Ok(self.environment.log.bounds(&changelog)?.1)
+        Ok(self.environment.log.bounds(&self.changelog)?.1)
     }
 
     fn collect_flush(&mut self, wait: bool) -> Result<(), ShardError> {

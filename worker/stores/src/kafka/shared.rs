@@ -1,6 +1,6 @@
 //! What the clients of one log share: configuration, the client that asks about offsets, the admin client, known topics.
 
-use super::client::{Quiet, about, code, creation};
+use super::client::{Quiet, about, code, creation, is_missing};
 use super::config::KafkaConfig;
 use super::raw;
 use millstream_shard::log::{Ends, LogError, Retention, TopicPartition, TopicSpec};
@@ -9,7 +9,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ const EVENTS: usize = 32;
 
 /// A topic that is not there: metadata that is asked about it says which brokers there are, and little else.
 const PROBE: &str = "__millstream_probe";
+
+/// After this time another leader is looked for.
+const LEADER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// After this time another controller is looked for.
 const CONTROLLER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
@@ -142,40 +145,47 @@ impl Shared {
                 .add_partition_offset(&at.topic, self.partition(at)?, Offset::End)
                 .map_err(|error| creation(&error))?;
         }
-        let deadline = Instant::now() + self.config.request_timeout();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let found = client.offsets_for_times(wanted.clone(), left);
-            while client.poll(Duration::ZERO).is_some() {}
-            let error = match found.map(|found| offsets_in(&found, of)) {
-                Ok(Ok(offsets)) => return Ok(offsets),
-                Ok(Err(error)) => error,
-                Err(error) => about("(several)", code(&error), "cannot get the offsets of topics"),
-            };
-            match error {
-                LogError::Unavailable(_) if Instant::now() + METADATA_BACKOFF < deadline => {
-                    std::thread::sleep(METADATA_BACKOFF);
-                }
-                error => return Err(error),
-            }
-        }
+        self.insist(client, of, |wait| {
+            let found = client.offsets_for_times(wanted.clone(), wait);
+            let found = found.map_err(|error| about("(several)", code(&error), "cannot get the offsets of topics"))?;
+            offsets_in(&found, of)
+        })
     }
 
-    /// Asks until the leader answers or the time is over: while leadership moves, a single question fails at once.
     fn watermarks(&self, client: &BaseConsumer<Quiet>, at: &TopicPartition) -> Result<(u64, u64), LogError> {
         let partition = self.partition(at)?;
+        let (low, high) = self.insist(client, std::slice::from_ref(at), |wait| {
+            let found = client.fetch_watermarks(&at.topic, partition, wait);
+            found.map_err(|error| about(&at.topic, code(&error), "cannot get the offsets of topic"))
+        })?;
+        Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
+    }
+
+    /// Asks until the leaders of these partitions, which exist, answer, or the time is over. A client goes by the leaders that it knows: it asks one that is gone until it
+    /// has heard of another, and takes a partition without any for one that is not there. So after each failure it has to fetch what is known now.
+    fn insist<T>(
+        &self,
+        client: &BaseConsumer<Quiet>,
+        of: &[TopicPartition],
+        mut ask: impl FnMut(Duration) -> Result<T, LogError>,
+    ) -> Result<T, LogError> {
         let deadline = Instant::now() + self.config.request_timeout();
+        let left = || deadline.saturating_duration_since(Instant::now());
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let found = client.fetch_watermarks(&at.topic, partition, left);
+            let answer = ask(left().min(LEADER_ANSWERS_WITHIN));
             while client.poll(Duration::ZERO).is_some() {}
-            match found.map_err(|error| about(&at.topic, code(&error), "cannot get the offsets of topic")) {
-                Ok((low, high)) => return Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0))),
-                Err(LogError::Unavailable(_)) if Instant::now() + METADATA_BACKOFF < deadline => {
-                    std::thread::sleep(METADATA_BACKOFF);
-                }
-                Err(error) => return Err(error),
+            let error = match answer {
+                Err(error @ (LogError::Unavailable(_) | LogError::Topic { .. })) => error,
+                decided => return decided,
+            };
+            if left() <= METADATA_BACKOFF {
+                return Err(LogError::Unavailable(error.to_string()));
             }
+            let topics: BTreeSet<&str> = of.iter().map(|at| &*at.topic).collect();
+            for topic in topics {
+                refresh(client, topic, left().min(LEADER_ANSWERS_WITHIN))?;
+            }
+            std::thread::sleep(METADATA_BACKOFF);
         }
     }
 
@@ -361,6 +371,16 @@ fn retention(retention: Retention) -> &'static [(&'static str, &'static str)] {
 
 fn timestamp_type(topic: &TopicSpec) -> &'static str {
     if topic.append_time { "LogAppendTime" } else { "CreateTime" }
+}
+
+/// Fetches what there is to know of a topic. Only that it does not exist is an error here.
+fn refresh(client: &BaseConsumer<Quiet>, topic: &str, wait: Duration) -> Result<(), LogError> {
+    let Ok(metadata) = client.fetch_metadata(Some(topic), wait) else { return Ok(()) };
+    let error = metadata.topics().first().and_then(|found| found.error()).map(RDKafkaErrorCode::from);
+    match error {
+        Some(code) if is_missing(code) => Err(about(topic, code, "cannot get the offsets of topic")),
+        _ => Ok(()),
+    }
 }
 
 /// What was answered for each partition.

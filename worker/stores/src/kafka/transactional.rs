@@ -68,7 +68,7 @@ impl ClientContext for Watch {
             self.note(message.to_owned());
         }
         // What was never there cannot be lost.
-        if lost && !message.contains("Connect to") {
+        if lost && message.contains("in state UP") {
             self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message.to_owned());
         }
     }
