@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes([".millstream.v1.Envelope.body", ".millstream.v1.Envelope.context"])
         .boxed(".millstream.v1.Exchange.body.apply")
         .boxed(".millstream.v1.Exchange.body.absorb")
+        .boxed(".millstream.v1.DeviceState.path")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -43,16 +43,20 @@ impl Work<'_> {
         let id = device_id(&message.device)?;
         let key = device_key(&header.tenant, &id);
         if let Some(alias) = self.alias(&header.tenant, &primary)? {
+            if action.delete && action.user_identifiers.is_empty() {
+                // Whoever was known by this identifier before it was another device's goes as well.
+                let same = Action { uncounted: true, ..action.clone() };
+                self.send_by_path(header, &id, primary, same)?;
+            }
             let own = state::device_mut(self.state, &key)?.and_then(|device| last_user(device));
             let last = message.user.map(|user| (user, message.user_stamp)).or(own);
             self.send_to_device(header.hops + 1, alias, action, message.resolve_user, last);
             return Ok(());
         }
         if action.delete {
-            // It only takes the way of the other records by this identifier.
-            let via = required(action.user_identifiers.first().cloned(), "user identifier")?;
-            self.resolve_by(header.hops + 1, via, action, false);
-            return Ok(());
+            // It only takes the way of the other records by this identifier. Without a user it means the device's own: whom nobody ever named otherwise.
+            let named = action.user_identifiers.first().cloned().unwrap_or(primary);
+            return self.send_by_path(header, &id, named, action);
         }
         let device = device_state(self.state, &key, message.device)?;
         if device.revision == 0 {
@@ -71,7 +75,7 @@ impl Work<'_> {
         action.device = id.as_bytes().to_vec();
         let named = action.user_identifiers.first().cloned();
         if message.resolve_user {
-            let via = match (named, last) {
+            let named = match (named, last) {
                 (Some(named), _) => named,
                 (None, Some((user, stamp))) => {
                     action.lookup = Some(Lookup { named: stamp, otherwise: Some(primary) });
@@ -79,9 +83,9 @@ impl Work<'_> {
                 }
                 (None, None) => primary,
             };
-            self.resolve_by(header.hops + 1, via, action, false);
+            self.send_by_path(header, &id, named, action)?;
         } else if is_undecided && let Some(via) = named {
-            let introduction = Action { introduces_device: true, ..action };
+            let introduction = Action { introduction: true, ..action };
             self.resolve_by(header.hops + 1, via, introduction, false);
         }
         Ok(())
@@ -105,7 +109,7 @@ impl Work<'_> {
     }
 
     /// The device that an identifier names, if it is an alias.
-    fn alias(&mut self, tenant: &str, identifier: &Identifier) -> Result<Option<Identifier>, StateError> {
+    pub(super) fn alias(&mut self, tenant: &str, identifier: &Identifier) -> Result<Option<Identifier>, StateError> {
         if !identifier.can_be_alias() {
             return Ok(None);
         }
@@ -151,11 +155,19 @@ impl Work<'_> {
         let key = device_key(&header.tenant, &device_id(&message.device)?);
         let device = device_state(self.state, &key, message.device)?;
         for identifier in &message.identifiers {
-            remember(&mut device.forgotten, &identifier_hash(identifier), deletion, message.refused);
+            user::remember(&mut device.forgotten, identifier_hash(identifier), Some(deletion), message.refused);
+        }
+        if message.refused {
+            trim(&mut device.forgotten);
         }
         // It may have grown; the next record measures it.
         device.size_bound = 0;
         let is_gone = |user: &Identifier| message.identifiers.contains(user);
+        if let Some(path) = device.path.as_mut().filter(|_| !message.refused)
+            && path.via.take_if(|via| is_gone(via)).is_some()
+        {
+            path.same.clear();
+        }
         if device.user.as_ref().is_some_and(is_gone) && device.user_stamp <= Some(deletion) {
             device.user = None;
             let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
@@ -187,14 +199,8 @@ fn is_forgotten(device: &DeviceState, user: &Identifier, stamp: Stamp) -> bool {
     device.forgotten.iter().any(|entry| entry.identifier == hash && Some(stamp) <= entry.stamp)
 }
 
-/// Notes what the device must not take. Of what refused records left, the oldest goes when there is too much of it.
-fn remember(forgotten: &mut Vec<Forgotten>, identifier: &[u8], stamp: Stamp, refused: bool) {
-    let known = forgotten.iter_mut().find(|entry| entry.identifier == identifier);
-    let refused = refused && known.is_none_or(|entry| entry.refused);
-    user::remember(forgotten, identifier.to_vec(), Some(stamp));
-    if let Some(entry) = forgotten.iter_mut().find(|entry| entry.identifier == identifier) {
-        entry.refused = refused;
-    }
+/// Of what refused records left, the oldest goes when there is too much of it.
+fn trim(forgotten: &mut Vec<Forgotten>) {
     if forgotten.iter().filter(|entry| entry.refused).count() > MOST_REFUSED {
         let refused = (0..).zip(forgotten.iter()).filter(|(_, entry)| entry.refused);
         let oldest = refused.min_by_key(|(_, entry)| entry.stamp).map(|(index, _)| index);

@@ -10,6 +10,7 @@ use super::work::{Header, Work};
 use crate::StateError;
 use millstream_model::id::{DeviceId, UserId};
 use millstream_model::key::group_of;
+use millstream_model::proto::action::Way;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
 use millstream_model::proto::{Action, Apply, Erase, Forget, Identifier, MergeUsers, Relink, Stamp, Unlink, User};
@@ -53,23 +54,50 @@ impl Work<'_> {
     pub(super) fn apply(&mut self, header: &Header, message: Apply) -> Result<(), StateError> {
         let id = user_id(&message.user)?;
         let via = required(message.via, "via")?;
-        let action = required(message.action, "action")?;
-        let stamp = required(action.stamp, "stamp")?;
+        let mut action = required(message.action, "action")?;
         let key = user_key(&header.tenant, &id);
         match standing(state::user(self.state, &key)?, &via)? {
             Standing::Forward(to) => {
                 self.send(&header.tenant, header.hops + 1, to.home(), apply_message(&to, via, action));
             }
-            Standing::Member(_) if action.delete => self.delete(&header.tenant, &id, &action)?,
-            Standing::Member(Some(erased)) if stamp <= erased => self.refuse_deleted(&action, &via),
             Standing::Left => self.send_back(header, &id, via, action)?,
-            Standing::Member(erased) => {
-                if let Some(action) = self.pass_on(header.hops, erased, action)? {
-                    self.apply_live(&header.tenant, &id, &via, action)?;
-                }
-            }
+            Standing::Member(erased) => match action.way.take() {
+                None => self.apply_to_member(header, &id, &via, erased, action)?,
+                Some(way) => self.end_path(header, &id, way, action)?,
+            },
         }
         Ok(())
+    }
+
+    fn apply_to_member(
+        &mut self,
+        header: &Header,
+        id: &UserId,
+        via: &Identifier,
+        erased: Option<Stamp>,
+        action: Action,
+    ) -> Result<(), StateError> {
+        if action.delete {
+            return self.delete(&header.tenant, id, &action);
+        }
+        match self.admit(header.hops, via, erased, action)? {
+            Some(action) => self.apply_live(&header.tenant, id, via, action),
+            None => Ok(()),
+        }
+    }
+
+    /// At the end of a device's path: is the user whom this record names the one here?
+    fn end_path(&mut self, header: &Header, id: &UserId, way: Way, action: Action) -> Result<(), StateError> {
+        let named = match &way {
+            Way::Instead(named) => Some(named),
+            Way::Ask(ask) => ask.identifier.as_ref(),
+        };
+        let named = required(named, "identifier")?;
+        match (standing(state::user(self.state, &user_key(&header.tenant, id))?, named)?, way) {
+            (Standing::Member(erased), Way::Instead(named)) => self.apply_to_member(header, id, &named, erased, action),
+            (Standing::Member(_), Way::Ask(ask)) => self.arrive(&header.tenant, ask, true),
+            (_, way) => self.leave_path(header, way, action),
+        }
     }
 
     /// The identifier does not name this user any more: it is to be resolved again. The unlink before it makes sure that its node knows.
@@ -112,7 +140,8 @@ impl Work<'_> {
         }
         outcome::effect(&action, self.out);
         for identifier in applied.links {
-            self.send_link(tenant, id, user::membership(identifier, stamp, &action.record_id))?;
+            let by_merge = action.merge.is_some();
+            self.send_link(tenant, id, user::membership(identifier, stamp, &action.record_id), by_merge)?;
         }
         if !with_device {
             self.forget_device(&action, via);

@@ -6,9 +6,10 @@
 
 use super::state::Value;
 use millstream_model::proto::{
-    Alias, Closing, DeviceState, DeviceUse, Element, Exchange, Forgotten, Membership, Merged,
+    Alias, Closing, DeviceState, DeviceUse, Element, Exchange, Forgotten, Membership, Merged, Path, Waiting,
 };
 use millstream_model::proto::{Register, User};
+use prost::Message;
 
 /// Texts and ids are short, and allocations come in steps of 8 and 16 bytes.
 const ROUNDING: usize = 2;
@@ -20,7 +21,10 @@ pub(super) fn of(value: &Value, stored_bytes: usize) -> usize {
     let beyond = match value {
         Value::Node(node) => node.closing.as_ref().map_or(0, |closing| waiting(closing, stored_bytes)),
         Value::User(user) => size_of::<User>() + lists_of_user(user) + stored_bytes * ROUNDING,
-        Value::Device(device) => size_of::<DeviceState>() + lists_of_device(device) + stored_bytes * ROUNDING,
+        Value::Device(device) => {
+            let path = device.path.as_ref().map_or(0, |path| path_of(path));
+            size_of::<DeviceState>() + lists_of_device(device) + path + stored_bytes * ROUNDING
+        }
         Value::Erased(_) => 0,
         Value::Alias(_) => size_of::<Alias>() + stored_bytes * ROUNDING,
     };
@@ -30,6 +34,12 @@ pub(super) fn of(value: &Value, stored_bytes: usize) -> usize {
 fn waiting(closing: &Closing, stored_bytes: usize) -> usize {
     let messages = (closing.returned.capacity() + closing.waiting.capacity()) * size_of::<Exchange>();
     size_of::<Closing>() + messages + stored_bytes * MESSAGE
+}
+
+fn path_of(path: &Path) -> usize {
+    let waiting: usize = path.waiting.iter().map(|waiting| waiting.encoded_len() * (MESSAGE - ROUNDING)).sum();
+    let lists = path.same.capacity() * size_of::<Vec<u8>>() + path.waiting.capacity() * size_of::<Waiting>();
+    size_of::<Path>() + lists + waiting
 }
 
 fn lists_of_user(user: &User) -> usize {

@@ -20,6 +20,7 @@
 //!   user comes back, and what comes later waits in the node until a *drain* along the same way has returned.
 //! - Only a user's own home links a node to it. A merge that finds that a deletion took the common identifier asks the other user's home to
 //!   link it again (*Relink*), if it is still a member there.
+//! - What a device identifier routes goes by way of the device, which sends everything by one way at a time ([`path`]).
 //! - A device is found by its primary identifier, or by a further one whose *alias* says which device has it (*Name*).
 //! - The reaction stage asks for the whole document of a user or device that turned out to lack something (*Replace*, I8).
 //!
@@ -39,6 +40,7 @@ mod listed;
 mod memory;
 mod merging;
 mod outcome;
+mod path;
 mod relink;
 mod resolve;
 mod size;
@@ -159,8 +161,17 @@ fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
     let user = |bytes: &[u8]| user_id(bytes).ok().map(|id| user_key(tenant, &id));
     let node = |identifier: &Option<_>| identifier.as_ref().map(|identifier| node_key(tenant, identifier));
     let key = match &message.body {
-        Some(Body::Resolve(message)) => node(&message.via),
-        Some(Body::Link(message)) => node(&message.identifier),
+        Some(Body::Resolve(message)) => {
+            let via = message.via.as_ref().filter(|via| via.can_be_alias());
+            let is_merge = message.action.as_ref().is_some_and(|action| action.merge.is_some());
+            keys.extend(via.filter(|_| is_merge).map(|via| alias_key(tenant, via)));
+            node(&message.via)
+        }
+        Some(Body::Link(message)) => {
+            let identifier = message.identifier.as_ref().filter(|it| message.by_merge && it.can_be_alias());
+            keys.extend(identifier.map(|identifier| alias_key(tenant, identifier)));
+            node(&message.identifier)
+        }
         Some(Body::Unlink(message)) => node(&message.identifier),
         Some(Body::Drained(message)) => node(&message.identifier),
         Some(Body::Apply(message)) => user(&message.user),
@@ -182,6 +193,7 @@ fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
             }
             None
         }
+        Some(Body::Arrival(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
         Some(Body::Forget(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
         Some(Body::Replace(message)) => document::state_key(tenant, message),
         None => None,

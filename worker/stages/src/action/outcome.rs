@@ -30,7 +30,7 @@ pub(super) fn reject(action: &Action, reason: Reason, message: impl Into<String>
 
 /// [`reject`], for a reason and a field that are known.
 pub(super) fn refuse(action: &Action, refusal: Refusal, at: &At, out: &mut Outbox) {
-    if action.introduces_device {
+    if action.introduction {
         return;
     }
     if !action.uncounted {
@@ -70,7 +70,7 @@ fn refused_part(action: &Action, part: Part<'_>, refused: Refused) -> (&'static 
             let user_identifiers = std::iter::once(via.clone()).chain(refused.identifiers).collect();
             let device_identifiers = primary.filter(|_| refused.device).collect();
             // The user's part of its record may have been refused in part as well, under an id of its own.
-            let name = if action.introduces_device { "device-of-user" } else { "user" };
+            let name = if action.introduction { "device-of-user" } else { "user" };
             (name, Action { user_identifiers, device_identifiers, user_changes: refused.changes, ..rest })
         }
         Part::Device => {

@@ -5,12 +5,14 @@
 //! ([`Work::unlink`], [`Work::drained`]); what comes in the meantime waits in the node.
 
 use super::document::Cause;
+use super::home::apply_message;
 use super::state::{self, Node, Value, node_key, required, user_id};
 use super::work::{Header, Work};
 use super::{outcome, user};
 use crate::StateError;
 use millstream_model::id::UserId;
 use millstream_model::key::group_of;
+use millstream_model::proto::action::Way;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{
     Action, Drain, Drained, Erase, Exchange, Forget, Identifier, Link, MergeUsers, Resolve, Stamp, Unlink,
@@ -24,9 +26,9 @@ impl Work<'_> {
             return outcome::reject(&action, Reason::InvalidMerge, message, self.at, self.out);
         }
         let device = action.device_identifiers.first().cloned();
-        if let Some(primary) = device.filter(|_| action.merge.is_none() && (action.by_alias || !action.delete)) {
-            // All records that an alias routes go by the device, those too that name a user: so they keep their order.
-            let resolve_user = action.user_identifiers.is_empty() || action.by_alias;
+        if let Some(primary) = device.filter(|_| action.merge.is_none() && (action.by_device || !action.delete)) {
+            // All records that a device identifier routes go by the device, those too that name a user: so they keep their order.
+            let resolve_user = action.user_identifiers.is_empty() || action.by_device;
             let part = if resolve_user { std::mem::take(&mut action) } else { device_part(&mut action) };
             self.send_to_device(0, primary, part, resolve_user, None);
             if resolve_user {
@@ -50,41 +52,50 @@ impl Work<'_> {
 
     pub(super) fn resolve(&mut self, header: Header, message: Resolve) -> Result<(), StateError> {
         let via = required(message.via.clone(), "via")?;
-        let key = node_key(&header.tenant, &via);
-        match state::node(self.state, &key)? {
+        let (user, erased) = match state::node(self.state, &node_key(&header.tenant, &via))? {
             Some(Node { closing: Some(_), .. }) => {
                 let returned = message.returned;
-                self.wait(header, &via, Body::Resolve(message), returned)
+                return self.wait(header, &via, Body::Resolve(message), returned);
             }
-            Some(node) => {
-                let (user, erased) = (node.user, node.erased);
-                let action = required(message.action, "action")?;
-                if !action.delete && erased.is_some() && action.stamp <= erased {
-                    self.refuse_deleted(&action, &via);
-                    return Ok(());
-                }
-                let Some(action) = self.pass_on(header.hops, erased, action)? else { return Ok(()) };
-                let body = super::home::apply_message(&user, via, action);
-                self.send(&header.tenant, header.hops + 1, user.home(), body);
+            Some(node) => (Some(node.user), node.erased),
+            None => (None, state::erased(self.state, &state::erased_key(&header.tenant, &via))?),
+        };
+        let mut action = required(message.action, "action")?;
+        if action.merge.is_some() {
+            self.name_primary(&header.tenant, &via, &mut action)?;
+        }
+        match (user, action.way.take()) {
+            (Some(user), None) => {
+                let Some(action) = self.admit(header.hops, &via, erased, action)? else { return Ok(()) };
+                self.send(&header.tenant, header.hops + 1, user.home(), apply_message(&user, via, action));
                 Ok(())
             }
-            None => self.resolve_unknown(&header, &via, required(message.action, "action")?),
+            (Some(user), way) => {
+                action.way = way;
+                self.send(&header.tenant, header.hops + 1, user.home(), apply_message(&user, via, action));
+                Ok(())
+            }
+            (None, None) => self.resolve_unknown(&header, &via, erased, action),
+            (None, Some(way)) => self.leave_path(&header, way, action),
         }
     }
 
-    fn resolve_unknown(&mut self, header: &Header, via: &Identifier, action: Action) -> Result<(), StateError> {
+    fn resolve_unknown(
+        &mut self,
+        header: &Header,
+        via: &Identifier,
+        erased: Option<Stamp>,
+        action: Action,
+    ) -> Result<(), StateError> {
         let stamp = required(action.stamp, "stamp")?;
-        let erased_key = state::erased_key(&header.tenant, via);
-        let erased = state::erased(self.state, &erased_key)?;
         if action.delete {
             // Nobody to delete; but what is older and still to come must not make one.
-            self.state.put(erased_key, Value::Erased(erased.map_or(stamp, |erased| erased.max(stamp))));
+            self.remember_erased(&header.tenant, via, stamp)?;
             outcome::effect(&action, self.out);
-        } else if erased.is_some_and(|erased| stamp <= erased) {
-            self.refuse_deleted(&action, via);
-        } else if is_outdated(&action, erased) {
-            self.pass_on(header.hops, erased, action)?;
-        } else if action.update_existing_only {
+            return Ok(());
+        }
+        let Some(action) = self.admit(header.hops, via, erased, action)? else { return Ok(()) };
+        if action.update_existing_only {
             let message = format!("no user has {via}; the record asked not to create one");
             outcome::reject(&action, Reason::UserUnknown, message, self.at, self.out);
             self.forget_device(&action, via);
@@ -92,12 +103,7 @@ impl Work<'_> {
             let id = UserId::create(&header.tenant, via, &stamp, self.at.generation);
             if self.state.get(&state::user_key(&header.tenant, &id))?.is_some() {
                 // The other part of this record made it, and the node is gone for a moment.
-                self.send(
-                    &header.tenant,
-                    header.hops + 1,
-                    id.home(),
-                    super::home::apply_message(&id, via.clone(), action),
-                );
+                self.send(&header.tenant, header.hops + 1, id.home(), apply_message(&id, via.clone(), action));
                 return Ok(());
             }
             let node = Node { user: id, erased, closing: None };
@@ -109,20 +115,43 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// A record whose device knew its user by what a deletion took since, is not of whoever has that identifier now, nor does it make anybody have it: it is of the user
-    /// whom the device itself names. Gives back what is no such record.
-    pub(super) fn pass_on(
+    /// Gives back a record if a deletion lets it be of whoever has this identifier now. One up to the deletion is refused; and one whose device knew its user by what the deletion
+    /// took since, is of the user whom the device itself names, and does not make anybody have the identifier.
+    pub(super) fn admit(
         &mut self,
         hops: u32,
+        via: &Identifier,
         erased: Option<Stamp>,
         mut action: Action,
     ) -> Result<Option<Action>, StateError> {
-        if !is_outdated(&action, erased) {
+        if erased.is_none() || action.delete {
             return Ok(Some(action));
         }
-        let otherwise = action.lookup.take().and_then(|lookup| lookup.otherwise);
-        self.resolve_by(hops + 1, required(otherwise, "otherwise")?, action, false);
+        if action.stamp <= erased {
+            self.refuse_deleted(&action, via);
+            return Ok(None);
+        }
+        let Some(lookup) = action.lookup.take_if(|lookup| lookup.named <= erased) else { return Ok(Some(action)) };
+        self.resolve_by(hops + 1, required(lookup.otherwise, "otherwise")?, action, false);
         Ok(None)
+    }
+
+    /// A device's path led here, and nobody here has the identifier that names the user of what came by it.
+    pub(super) fn leave_path(&mut self, header: &Header, way: Way, action: Action) -> Result<(), StateError> {
+        match way {
+            Way::Instead(named) => {
+                self.resolve_by(header.hops + 1, named, action, false);
+                Ok(())
+            }
+            Way::Ask(ask) => self.arrive(&header.tenant, ask, false),
+        }
+    }
+
+    /// A further identifier of a device, in a merge, stands for the device's primary one as well: by that one the device's own user is known.
+    fn name_primary(&mut self, tenant: &str, via: &Identifier, action: &mut Action) -> Result<(), StateError> {
+        let primary = self.alias(tenant, via)?;
+        action.user_identifiers.extend(primary.filter(|primary| !action.user_identifiers.contains(primary)));
+        Ok(())
     }
 
     pub(super) fn refuse_deleted(&mut self, action: &Action, via: &Identifier) {
@@ -171,6 +200,12 @@ impl Work<'_> {
             self.send(&header.tenant, header.hops, id.home(), Body::Erase(erase));
             return Ok(());
         }
+        if message.by_merge
+            && let Some(primary) = self.alias(&header.tenant, &identifier)?
+        {
+            let (stamp, record_id) = (Some(stamp), message.record_id.clone());
+            self.introduce(&header.tenant, vec![identifier.clone(), primary], stamp, record_id);
+        }
         match node {
             None => self.state.put(key, Value::Node(Node { user: id, erased, closing: None })),
             Some((other, ..)) if other != id => {
@@ -180,6 +215,22 @@ impl Work<'_> {
             Some(_) => {}
         }
         Ok(())
+    }
+
+    /// Tells the user whom the first of these identifiers names of the others.
+    fn introduce(&mut self, tenant: &str, identifiers: Vec<Identifier>, stamp: Option<Stamp>, record_id: Vec<u8>) {
+        let Some(via) = identifiers.first().cloned() else { return };
+        let introduction = Action {
+            tenant: tenant.to_owned(),
+            group: u32::from(group_of(tenant, &via)),
+            stamp,
+            record_id,
+            user_identifiers: identifiers,
+            uncounted: true,
+            introduction: true,
+            ..Action::default()
+        };
+        self.resolve_by(0, via, introduction, false);
     }
 
     /// Asks the home of the larger of two users to make it part of the smaller.
@@ -250,11 +301,6 @@ impl Work<'_> {
         self.first(links.into_iter().chain(closing.returned).chain(later));
         Ok(())
     }
-}
-
-/// Was its user deleted since a record named them to its device?
-fn is_outdated(action: &Action, erased: Option<Stamp>) -> bool {
-    erased.is_some() && action.lookup.as_ref().is_some_and(|lookup| lookup.named <= erased)
 }
 
 /// Both identifiers of a merge are identifiers of its user.

@@ -5,6 +5,7 @@
 //! and replace, never because a stamp has become longer, and a change's share in it is known without looking at the rest. Each entity keeps a bound of its size
 //! (`size_bound`), to which additions are added; only when that reaches the limit is the entity measured.
 
+use super::path::MOST_SAME;
 use millstream_model::proto::{DeviceState, DeviceUse, Identifier, Membership, Register, Stamp, User, Value};
 use prost::Message;
 
@@ -18,6 +19,8 @@ pub(super) const FORGOTTEN: usize = 50;
 const EXPELLED: usize = 18;
 const USER: usize = 278;
 const DEVICE_STATE: usize = 142;
+/// Of a path: two identifiers and the hashes. What waits in it is on its way, and has a bound of its own ([`super::path`]).
+const PATH: usize = 64 + 2 * IDENTIFIER + MOST_SAME * 18;
 /// The longest identifier that unify lets through: type of 64 bytes, value of 512 characters. Kept free for the one that is replaced without being
 /// asked about: `retained` of a user, `user` of a device.
 const IDENTIFIER: usize = 64 + 512 * 4;
@@ -82,7 +85,8 @@ impl Entity for DeviceState {
     }
 
     fn rest(&self) -> usize {
-        DEVICE_STATE + IDENTIFIER + self.forgotten.len() * FORGOTTEN
+        let path = if self.path.is_some() { PATH } else { 0 };
+        DEVICE_STATE + IDENTIFIER + path + self.forgotten.len() * FORGOTTEN
     }
 
     fn bound_mut(&mut self) -> &mut u32 {
@@ -126,7 +130,7 @@ pub(super) fn replaced_by(register: &Register, set: Option<Stamp>) -> usize {
 mod tests {
     use super::*;
     use millstream_model::proto::user::Fate;
-    use millstream_model::proto::{Element, Forgotten, Merged};
+    use millstream_model::proto::{Element, Forgotten, Merged, Path};
 
     /// Everything at its longest.
     fn stamp() -> Option<Stamp> {
@@ -165,6 +169,7 @@ mod tests {
 
     #[test]
     fn no_stored_form_is_larger_than_the_size() {
+        let identifier = || members(1).pop().and_then(|member| member.identifier);
         for count in [0, 1, 7, 300] {
             let user = User {
                 id: vec![255; 18],
@@ -195,11 +200,17 @@ mod tests {
                 last_seen_ms: i64::MIN,
                 identifiers: members(count),
                 attributes: registers(count, count / 10),
-                user: members(1).pop().and_then(|member| member.identifier),
+                user: identifier(),
                 user_stamp: stamp(),
                 forgotten: forgotten(count),
                 size_bound: u32::MAX,
                 whole: u64::MAX,
+                path: Some(Box::new(Path {
+                    via: identifier(),
+                    same: vec![vec![255; 16]; MOST_SAME],
+                    asked: identifier(),
+                    waiting: Vec::new(),
+                })),
             };
             assert!(device.encoded_len() <= device.size(), "{count}: {} > {}", device.encoded_len(), device.size());
         }

@@ -87,7 +87,7 @@ pub(super) fn apply(
     if with_device {
         use_device(user, action, &mut applied.operations);
     }
-    if !action.introduces_device {
+    if !action.introduction {
         see(&mut user.first_seen_ms, &mut user.last_seen_ms, action.time_ms, &mut applied.operations);
     }
     user.events += u64::from(action.event.is_some());
@@ -185,19 +185,20 @@ pub(super) fn unite(user: &mut User, other: User, stamp: Option<Stamp>, record_i
 /// What deletions took from a user that became part of this one.
 pub(super) fn unite_taken(user: &mut User, taken: Vec<Forgotten>) {
     for entry in taken {
-        remember(&mut user.taken, entry.identifier, entry.stamp);
+        remember(&mut user.taken, entry.identifier, entry.stamp, false);
     }
 }
 
-/// Notes up to which stamp an identifier, by its hash, is not to be taken from records.
-pub(super) fn remember(forgotten: &mut Vec<Forgotten>, identifier: Vec<u8>, deletion: Option<Stamp>) {
+/// Notes up to which stamp an identifier, by its hash, is not to be taken from records: because of a deletion, or of a refused record alone.
+pub(super) fn remember(forgotten: &mut Vec<Forgotten>, identifier: Vec<u8>, stamp: Option<Stamp>, refused: bool) {
     match forgotten.binary_search_by(|entry| entry.identifier.cmp(&identifier)) {
         Ok(index) => {
             if let Some(entry) = forgotten.get_mut(index) {
-                entry.stamp = entry.stamp.max(deletion);
+                entry.stamp = entry.stamp.max(stamp);
+                entry.refused &= refused;
             }
         }
-        Err(index) => forgotten.insert(index, Forgotten { identifier, stamp: deletion, refused: false }),
+        Err(index) => forgotten.insert(index, Forgotten { identifier, stamp, refused }),
     }
 }
 
@@ -274,7 +275,7 @@ fn take_identifiers(user: &mut User, deletion: Stamp) -> Vec<(Identifier, Option
     let gone = user.identifiers.extract_if(.., |member| member.last <= Some(deletion));
     let identifiers: Vec<_> = gone.filter_map(|member| Some((member.identifier?, member.erased))).collect();
     for (identifier, _) in &identifiers {
-        remember(&mut user.taken, identifier_hash(identifier), Some(deletion));
+        remember(&mut user.taken, identifier_hash(identifier), Some(deletion), false);
     }
     for member in &mut user.identifiers {
         member.erased = member.erased.max(Some(deletion));

@@ -9,6 +9,7 @@ use super::outcome;
 use super::state::Value;
 use crate::{At, Outbox, State, StateError};
 use millstream_model::key::{GROUPS, shard_of};
+use millstream_model::proto::action::Way;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{Action, Exchange};
 use millstream_model::reject::Reason;
@@ -91,6 +92,9 @@ impl<'a> Work<'a> {
 
     /// What went round in a circle.
     fn lost(&mut self, header: &Header, body: &Body) -> Result<(), StateError> {
+        if let Some(Way::Ask(ask)) = action_of(body).and_then(|action| action.way.as_ref()) {
+            return self.arrive(&header.tenant, ask.clone(), false);
+        }
         let what = format!("its user was not found within {MAX_HOPS} merges: they go round in a circle");
         let Some(action) = action_of(body).filter(|action| !action.delete && action.merge.is_none()) else {
             return Err(StateError::Invalid(format!("a deletion or merge of the tenant {}: {what}", header.tenant)));
@@ -113,6 +117,7 @@ impl<'a> Work<'a> {
             Body::Drained(message) => self.drained(&header, &message),
             Body::Forget(message) => self.forget(&header, message),
             Body::Name(message) => self.name(&header, message),
+            Body::Arrival(message) => self.arrival(&header, &message),
             Body::Relink(message) => self.relink(&header, message),
             Body::Replace(message) => self.replace(&header, &message),
         }

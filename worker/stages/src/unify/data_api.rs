@@ -19,7 +19,7 @@ use super::native::{event, with_defaults};
 use super::{segment, times};
 use crate::source::route::data_api_type;
 use millstream_model::proto::r#match::Kind as MatchKind;
-use millstream_model::proto::{Identifier, Object, Value, value::Kind};
+use millstream_model::proto::{Object, Value, value::Kind};
 use millstream_model::reject::{Reason, Refusal};
 
 /// Reads one record.
@@ -251,9 +251,5 @@ fn delete(record: &Object, reading: &Reading<'_>) -> Result<Draft, Refusal> {
     let kind = data_api_type(required_string(record, "", "identity_type")?);
     let found = named(record, "", "identity_value", &kind, Importance::Required)?;
     let found = found.ok_or_else(|| missing("", "identity_value", "the identifier of whom to delete"))?;
-    if Identifier::names_device(&found.identifier) {
-        let message = "`identity_type` must be that of a user, for example customer_id";
-        return Err(Refusal::field(Reason::InvalidValue, "identity_type", message));
-    }
     Ok(Draft { delete: true, ..reading.draft(vec![found], reading.received_ms)? })
 }

@@ -28,8 +28,8 @@ pub(super) struct Reading<'a> {
 pub(super) struct Draft {
     pub(super) users: Vec<Identifier>,
     pub(super) devices: Vec<Identifier>,
-    /// An identifier routes the record that may be a further one of its device.
-    pub(super) by_alias: bool,
+    /// An identifier of its device routes the record.
+    pub(super) by_device: bool,
     pub(super) time_ms: i64,
     pub(super) user_changes: Vec<Change>,
     pub(super) device_changes: Vec<Change>,
@@ -68,7 +68,7 @@ impl<'a> Reading<'a> {
         }
         draft.users.sort_by(|left, right| self.order(left).cmp(&self.order(right)));
         draft.devices.sort_by(|left, right| left.rank().cmp(&right.rank()));
-        draft.by_alias = self.routing.can_be_alias() && draft.devices.contains(self.routing);
+        draft.by_device = draft.devices.contains(self.routing);
         Ok(draft)
     }
 

@@ -337,9 +337,10 @@ fn action(draft: Draft, part: u32, uncounted: bool, of: &Rejecter<'_>, trace: Op
         kind: envelope.kind.clone(),
         uncounted,
         device: Vec::new(),
-        introduces_device: false,
-        by_alias: draft.by_alias,
+        introduction: false,
+        by_device: draft.by_device,
         lookup: None,
+        way: None,
     }
 }
 

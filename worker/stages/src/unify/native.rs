@@ -59,12 +59,7 @@ fn device(record: &mut Object, reading: &Reading<'_>) -> Result<Draft, Refusal> 
 }
 
 fn delete(record: &Object, reading: &Reading<'_>) -> Result<Draft, Refusal> {
-    let draft = draft(record, reading)?;
-    if draft.users.is_empty() {
-        let message = "a delete needs an identifier of the user, for example `user_id`";
-        return Err(Refusal::field(Reason::MissingIdentifier, "identifiers", message));
-    }
-    Ok(Draft { delete: true, ..draft })
+    Ok(Draft { delete: true, ..draft(record, reading)? })
 }
 
 fn merge(record: &Object, reading: &Reading<'_>) -> Result<Draft, Refusal> {

@@ -54,23 +54,16 @@ fn same(retained: &Named, merged: &Named) -> Refusal {
 /// A merge of two users.
 ///
 /// # Errors
-/// Both are the same, one names a device, or one is forbidden.
+/// Both are the same, or one is forbidden.
 pub(super) fn merge(retained: Named, merged: Named, time_ms: i64, reading: &Reading<'_>) -> Result<Draft, Refusal> {
     let pair = Merge { retained: Some(retained.identifier.clone()), merged: Some(merged.identifier.clone()) };
     if retained.identifier == merged.identifier {
         return Err(same(&retained, &merged));
     }
-    for side in [&retained, &merged] {
-        if side.identifier.names_device() {
-            let message = format!("`{}` names a device; only users can be merged", side.field);
-            return Err(Refusal::field(Reason::InvalidMerge, side.field.clone(), message));
-        }
-    }
     let order = [retained.identifier.clone(), merged.identifier.clone()];
-    let mut draft = reading.draft(vec![retained, merged], time_ms)?;
-    draft.users = order.to_vec();
-    draft.merge = Some(pair);
-    Ok(draft)
+    let draft = reading.draft(vec![retained, merged], time_ms)?;
+    // An identifier of a device stands for the user whom it names when nobody else is named.
+    Ok(Draft { users: order.to_vec(), devices: Vec::new(), by_device: false, merge: Some(pair), ..draft })
 }
 
 fn call(record: &mut Object, reading: &Reading<'_>) -> Result<Draft, Refusal> {

@@ -207,22 +207,28 @@ fn person(user: &User, fields: &Object, same: &SameDevices) -> Person {
     }
 }
 
-/// Each event once, for the user it ends with, and in order per routing key (I1, I3).
+/// Each event once, for the user it ends with, and in order per routing key (I1, I3), but for the exceptions of what a device identifier routes: while a
+/// further identifier moves from device to device, and around a deletion.
 fn events(cluster: &Cluster, history: &History, all: bool) -> Checked {
-    let mut newest: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut newest: BTreeMap<Identifier, usize> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for event in &cluster.events {
         let json: serde_json::Value = serde_json::from_slice(&event.payload).unwrap();
         let index = usize::from_str_radix(json["id"].as_str().unwrap(), 16).unwrap();
         ensure!(seen.insert(index), "event {index} came twice");
-        let routing = history.records[index].identifiers[0];
-        let before = newest.insert(routing, index);
-        ensure!(before < Some(index), "record {index} took effect after {before:?}, both routed by {routing}");
+        let routing = history.routing(index);
+        let before = newest.insert(routing.clone(), index);
+        let is_ordered = !routing.names_device() || (all && !routing.can_be_alias());
+        ensure!(
+            before < Some(index) || !is_ordered,
+            "record {index} took effect after {before:?}, both routed by {routing}"
+        );
         let id = UserId::parse(json["user"]["id"].as_str().unwrap()).unwrap();
         ensure!(event.key == id.to_string().as_bytes(), "event {index} is keyed otherwise than by its user");
         if all {
             let (last, _) = cluster.last(id)?;
-            let node = cluster.node(&identifier(routing)).ok_or("no node")?;
+            let named = identifier(history.records[index].identifiers[0]);
+            let node = cluster.node(&named).ok_or("no node")?;
             ensure!(cluster.last(node.user)?.0 == last, "event {index} went to another user");
         }
     }

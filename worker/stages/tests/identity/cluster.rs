@@ -81,6 +81,11 @@ impl Cluster {
 
     /// Delivers everything, one record at a time, from a channel chosen at random.
     pub fn run(&mut self) -> Result<(), String> {
+        self.run_watched(|_| {})
+    }
+
+    /// [`Self::run`], with a look at the state after each record.
+    pub fn run_watched(&mut self, watch: impl Fn(&Cluster)) -> Result<(), String> {
         while !self.channels.is_empty() {
             self.steps += 1;
             if self.steps > 100_000 {
@@ -93,6 +98,7 @@ impl Cluster {
                 self.channels.remove(&channel);
             }
             self.process(channel, &bytes).map_err(|error| error.to_string())?;
+            watch(self);
         }
         Ok(())
     }

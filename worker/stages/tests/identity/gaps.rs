@@ -11,6 +11,9 @@ use millstream_model::proto::{Action, Mutation, Replace};
 use millstream_stages::reaction::{Reaction, Written};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Between two requests for one document.
+const LONGEST_PAUSE_MS: u64 = 60_000;
+
 /// The reaction stage of each partition and one document store, behind an action stage.
 struct Sink {
     shards: u32,
@@ -51,6 +54,12 @@ impl Sink {
                 Written::Done
             }
         }
+    }
+
+    /// Is a request due again by and by? A home does not answer twice, and its answer may have been lost.
+    fn asks_again(&mut self, cluster: &mut Cluster) -> bool {
+        self.now_ms += LONGEST_PAUSE_MS;
+        self.work(cluster)
     }
 
     /// Writes what is ready and asks for what is missing; tells whether there was anything.
@@ -100,7 +109,7 @@ fn check(seed: u64) -> usize {
     let lost = losses(&cluster.mutations, &mut rng);
     let mut sink = Sink::new(shards);
     let mut rounds = 0;
-    while sink.work(&mut cluster) || sink.read < cluster.mutations.len() {
+    while sink.work(&mut cluster) || sink.read < cluster.mutations.len() || sink.asks_again(&mut cluster) {
         rounds += 1;
         assert!(rounds < 10_000, "seed {seed} does not come to rest");
         sink.read(&cluster, rng.below(8), &lost);

@@ -40,6 +40,8 @@ pub struct Record {
     pub time_ms: i64,
     pub merge: bool,
     pub delete: bool,
+    /// Its device routes it, when it names one.
+    pub by_device: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +65,7 @@ impl History {
                 time_ms: rng.below(100) as i64,
                 delete: deletes && rng.one_in(6),
                 merge,
+                by_device: rng.one_in(2),
                 identifiers,
             }
         });
@@ -81,9 +84,15 @@ impl History {
 
     /// Stamps grow along the history; records of different routing keys may have the same one.
     pub fn stamp(&self, index: usize) -> Stamp {
-        let routing = |index: usize| self.records[index].identifiers[0];
+        let routing = |index: usize| self.routing(index);
         let same_key = index % 2 == 1 && routing(index) == routing(index - 1);
         Stamp { time_ms: 1_000 + index as u64 / 2, offset: u64::from(same_key), index: 0 }
+    }
+
+    /// By which identifier a record chooses its shard.
+    pub fn routing(&self, index: usize) -> Identifier {
+        let record = &self.records[index];
+        record.routing_device().unwrap_or_else(|| identifier(record.identifiers[0]))
     }
 
     pub fn action(&self, index: usize) -> Action {
@@ -101,7 +110,8 @@ impl History {
         let plain = !record.delete && !is_merge;
         Action {
             tenant: TENANT.into(),
-            group: u32::from(group_of(TENANT, &identifiers[0])),
+            group: u32::from(group_of(TENANT, &self.routing(index))),
+            by_device: record.routing_device().is_some(),
             stamp: Some(self.stamp(index)),
             record_id: (index as u128).to_be_bytes().to_vec(),
             message_id: format!("m{index}"),
@@ -124,6 +134,11 @@ impl History {
 }
 
 impl Record {
+    fn routing_device(&self) -> Option<Identifier> {
+        let is_plain = !self.merge && !self.delete;
+        self.device_identifiers().into_iter().next().filter(|_| self.by_device && is_plain)
+    }
+
     fn device_identifiers(&self) -> Vec<Identifier> {
         self.device.map(device).into_iter().chain(self.advertising.map(advertising)).collect()
     }

@@ -16,6 +16,7 @@ mod checks;
 mod cluster;
 mod gaps;
 mod history;
+mod paths;
 mod races;
 mod reference;
 mod scenarios;
@@ -118,8 +119,8 @@ fn record(deletes: bool) -> impl Strategy<Value = Record> {
     let identifiers = proptest::collection::vec(0..5usize, 1..4);
     let attribute = proptest::option::of((0..2u8, 0..3u8));
     let devices = (proptest::option::of(0..2usize), proptest::option::of(0..2usize));
-    (identifiers, attribute, devices, any::<bool>(), 0..50i64, delete).prop_map(
-        |(identifiers, attribute, (device, advertising), event, time_ms, delete)| Record {
+    (identifiers, attribute, devices, any::<(bool, bool)>(), 0..50i64, delete).prop_map(
+        |(identifiers, attribute, (device, advertising), (event, by_device), time_ms, delete)| Record {
             identifiers,
             attribute,
             device,
@@ -128,6 +129,7 @@ fn record(deletes: bool) -> impl Strategy<Value = Record> {
             time_ms,
             merge: false,
             delete,
+            by_device,
         },
     )
 }

@@ -26,7 +26,7 @@ pub fn action(time_ms: u64, users: &[&str], devices: &[&str]) -> Action {
         stamp: Some(Stamp { time_ms, ..Stamp::default() }),
         record_id: u128::from(time_ms).to_be_bytes().to_vec(),
         message_id: format!("m{time_ms}"),
-        by_alias: routing.can_be_alias(),
+        by_device: routing.names_device(),
         user_identifiers,
         device_identifiers,
         time_ms: time_ms as i64,
@@ -35,7 +35,7 @@ pub fn action(time_ms: u64, users: &[&str], devices: &[&str]) -> Action {
     }
 }
 
-fn event(mut action: Action, name: &str) -> Action {
+pub fn event(mut action: Action, name: &str) -> Action {
     action.event = Some(Event { name: name.into(), properties: Vec::new() });
     action
 }
@@ -64,7 +64,7 @@ pub fn run(cluster: &mut Cluster, actions: &[Action]) {
 pub fn look(cluster: &mut Cluster, what: Inspect) -> Answer {
     let mut what = what;
     loop {
-        let shard = shard_of(what.group(TENANT), SHARDS) as usize;
+        let shard = shard_of(what.group(TENANT), cluster.states.len() as u32) as usize;
         match inspect(&mut cluster.states[shard], TENANT, &what).unwrap() {
             Answer::Ask(next) => what = next,
             answer => return answer,
@@ -266,7 +266,7 @@ fn an_identifier_is_usable_and_can_be_deleted_however_many_merges_it_went_throug
     assert!(matches!(look(&mut cluster, Inspect::User(id("user_id=0"))), Answer::Deleted(_)));
 }
 
-fn device(cluster: &mut Cluster, text: &str) -> DeviceView {
+pub fn device(cluster: &mut Cluster, text: &str) -> DeviceView {
     match look(cluster, Inspect::Device(id(text))) {
         Answer::Device(view) => *view,
         other => panic!("{text}: {other:?}"),
@@ -278,7 +278,7 @@ fn device_id(text: &str) -> String {
 }
 
 /// The user and the device of each event.
-fn events(cluster: &Cluster) -> Vec<(String, Option<String>)> {
+pub fn events(cluster: &Cluster) -> Vec<(String, Option<String>)> {
     let json = cluster.events.iter().map(|it| serde_json::from_slice::<serde_json::Value>(&it.payload).unwrap());
     let text = |json: &serde_json::Value| json.as_str().unwrap().to_owned();
     json.map(|json| (text(&json["user"]["id"]), json["device"].get("id").map(text))).collect()
@@ -312,7 +312,7 @@ fn a_record_that_names_a_user_and_a_further_identifier_makes_no_second_device() 
     let by_gaid = |time_ms| event(action(time_ms, &["user_id=1"], &["gaid=g"]), "bought");
     // Of another routing key: it goes straight to its user.
     let by_user =
-        |time_ms| Action { by_alias: false, group: u32::from(group_of(TENANT, &id("user_id=1"))), ..by_gaid(time_ms) };
+        |time_ms| Action { by_device: false, group: u32::from(group_of(TENANT, &id("user_id=1"))), ..by_gaid(time_ms) };
     let mut cluster = after(&[
         action(10, &["anonymous_id=a"], &["device_id=d", "gaid=g"]),
         by_user(20),
