@@ -10,7 +10,7 @@
 //! then on; what came before stays with the device that the identifier made as a primary one, whose document says `same_as`. Further identifiers are of a
 //! later rank than the primary one, so aliases lead to ever earlier ones: there are no circles, and `device_id`, the first type, never is an alias.
 //!
-//! A record that such an identifier routes goes to its user by way of the device, whole, as all of that routing key do (I3), deletions too. One with another
+//! A record that a device identifier routes goes to its user by way of the device, whole, as all of that routing key do ([`super::path`], I3), deletions too. One with another
 //! routing key must not: its user's part goes straight, and does not know the device. So the device's home *introduces* itself to the user: an action that has no outcome of
 //! its own, goes by the record's identifier like the record, and is refused like it by a deletion.
 //!
@@ -22,12 +22,14 @@ use super::attributes::{self, Writer};
 use super::document::{Cause, publish_device, set_device_user, set_same_as};
 use super::listed::set_identifiers;
 use super::outcome::{self, Part};
+use super::path::LastUser;
 use super::state::{self, Value, alias_key, device_id, device_key, identifier_hash, required};
 use super::user;
 use super::work::{Header, Work};
 use crate::{State, StateError};
 use millstream_model::id::DeviceId;
 use millstream_model::key::{StateKey, group_of};
+use millstream_model::proto::action::Way;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{
     Action, Alias, Device, DeviceState, Forget, Forgotten, Identifier, Lookup, Name, Operation, Stamp,
@@ -42,21 +44,27 @@ impl Work<'_> {
         let primary = required(primary(&action, message.primary.as_ref()).cloned(), "primary")?;
         let id = device_id(&message.device)?;
         let key = device_key(&header.tenant, &id);
-        if let Some(alias) = self.alias(&header.tenant, &primary)? {
+        if matches!(action.way, Some(Way::Ask(_))) {
+            return self.follow_path(header, &id, action);
+        }
+        if let Some(next) = self.next_device(&header.tenant, &primary, &action)? {
+            let own = state::device_mut(self.state, &key)?.and_then(|device| last_user(device));
+            let last = message.user.map(|user| (user, message.user_stamp)).or(own);
+            if !message.resolve_user {
+                self.send_to_device(header.hops + 1, next, action, false, last);
+                return Ok(());
+            }
             if action.delete && action.user_identifiers.is_empty() {
                 // Whoever was known by this identifier before it was another device's goes as well.
                 let same = Action { uncounted: true, ..action.clone() };
-                self.send_by_path(header, &id, primary, same)?;
+                self.send_to_user(header, &id, primary, same)?;
             }
-            let own = state::device_mut(self.state, &key)?.and_then(|device| last_user(device));
-            let last = message.user.map(|user| (user, message.user_stamp)).or(own);
-            self.send_to_device(header.hops + 1, alias, action, message.resolve_user, last);
-            return Ok(());
+            return self.send_on(header, &id, next, action, last);
         }
         if action.delete {
             // It only takes the way of the other records by this identifier. Without a user it means the device's own: whom nobody ever named otherwise.
             let named = action.user_identifiers.first().cloned().unwrap_or(primary);
-            return self.send_by_path(header, &id, named, action);
+            return self.send_to_user(header, &id, named, action);
         }
         let device = device_state(self.state, &key, message.device)?;
         if device.revision == 0 {
@@ -83,7 +91,7 @@ impl Work<'_> {
                 }
                 (None, None) => primary,
             };
-            self.send_by_path(header, &id, named, action)?;
+            self.send_to_user(header, &id, named, action)?;
         } else if is_undecided && let Some(via) = named {
             let introduction = Action { introduction: true, ..action };
             self.resolve_by(header.hops + 1, via, introduction, false);
@@ -98,7 +106,7 @@ impl Work<'_> {
         primary: Identifier,
         action: Action,
         resolve_user: bool,
-        last: Option<(Identifier, Option<Stamp>)>,
+        last: Option<LastUser>,
     ) {
         let (tenant, id) = (action.tenant.clone(), DeviceId::of(&action.tenant, &primary));
         let primary = Some(primary).filter(|primary| action.device_identifiers.first() != Some(primary));
@@ -106,6 +114,19 @@ impl Work<'_> {
         let (user, user_stamp) = last.map_or((None, None), |(user, stamp)| (Some(user), stamp));
         let message = Device { device, action, resolve_user, primary, user, user_stamp };
         self.send(&tenant, hops, id.home(), Body::Device(message));
+    }
+
+    /// Where a record goes on to that came to the home of this identifier: the device that the identifier is a further one of, by the record itself or by an alias.
+    fn next_device(
+        &mut self,
+        tenant: &str,
+        here: &Identifier,
+        action: &Action,
+    ) -> Result<Option<Identifier>, StateError> {
+        match action.device_identifiers.first() {
+            Some(first) if first != here && action.device_identifiers.contains(here) => Ok(Some(first.clone())),
+            _ => self.alias(tenant, here),
+        }
     }
 
     /// The device that an identifier names, if it is an alias.
@@ -152,7 +173,8 @@ impl Work<'_> {
     /// Whoever these identifiers named was deleted: the device does not name them any longer, nor again by an older record.
     pub(super) fn forget(&mut self, header: &Header, message: Forget) -> Result<(), StateError> {
         let deletion = required(message.stamp, "stamp")?;
-        let key = device_key(&header.tenant, &device_id(&message.device)?);
+        let id = device_id(&message.device)?;
+        let key = device_key(&header.tenant, &id);
         let device = device_state(self.state, &key, message.device)?;
         for identifier in &message.identifiers {
             user::remember(&mut device.forgotten, identifier_hash(identifier), Some(deletion), message.refused);
@@ -163,21 +185,17 @@ impl Work<'_> {
         // It may have grown; the next record measures it.
         device.size_bound = 0;
         let is_gone = |user: &Identifier| message.identifiers.contains(user);
-        if let Some(path) = device.path.as_mut().filter(|_| !message.refused)
-            && path.via.take_if(|via| is_gone(via)).is_some()
-        {
-            path.same.clear();
-        }
         if device.user.as_ref().is_some_and(is_gone) && device.user_stamp <= Some(deletion) {
             device.user = None;
             let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
             publish_device(device, vec![set_device_user(None)], cause, self.at, self.out);
         }
-        Ok(())
+        if message.refused { Ok(()) } else { self.forget_path(header, &id, &message.identifiers, deletion) }
     }
 }
 
-fn device_state<'s>(
+/// A device, which begins with what is about to be said of it.
+pub(super) fn device_state<'s>(
     state: &'s mut dyn State<Value>,
     key: &StateKey,
     id: Vec<u8>,
@@ -189,8 +207,7 @@ fn device_state<'s>(
     required(state::device_mut(state, key)?, "device")
 }
 
-/// By which identifier the device's last user was named, and by the record of which stamp.
-fn last_user(device: &DeviceState) -> Option<(Identifier, Option<Stamp>)> {
+fn last_user(device: &DeviceState) -> Option<LastUser> {
     device.user.clone().map(|user| (user, device.user_stamp))
 }
 

@@ -13,7 +13,7 @@ use millstream_model::key::group_of;
 use millstream_model::proto::action::Way;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
-use millstream_model::proto::{Action, Apply, Erase, Forget, Identifier, MergeUsers, Relink, Stamp, Unlink, User};
+use millstream_model::proto::{Action, Apply, Ask, Erase, Forget, Identifier, MergeUsers, Relink, Stamp, Unlink, User};
 use millstream_model::reject::Refusal;
 
 /// Ids of users that one [`Unlink`] names, and bytes of identifiers that one [`Forget`] does: merges have no bound, messages of the log do.
@@ -86,17 +86,47 @@ impl Work<'_> {
         }
     }
 
-    /// At the end of a device's path: is the user whom this record names the one here?
+    /// At the end of a device's path.
     fn end_path(&mut self, header: &Header, id: &UserId, way: Way, action: Action) -> Result<(), StateError> {
-        let named = match &way {
-            Way::Instead(named) => Some(named),
-            Way::Ask(ask) => ask.identifier.as_ref(),
-        };
-        let named = required(named, "identifier")?;
-        match (standing(state::user(self.state, &user_key(&header.tenant, id))?, named)?, way) {
-            (Standing::Member(erased), Way::Instead(named)) => self.apply_to_member(header, id, &named, erased, action),
-            (Standing::Member(_), Way::Ask(ask)) => self.arrive(&header.tenant, ask, true),
-            (_, way) => self.leave_path(header, way, action),
+        match way {
+            Way::Instead(named) => match self.standing_since(header, id, &named, action.stamp)? {
+                Standing::Member(erased) => self.apply_to_member(header, id, &named, erased, action),
+                _ => self.leave_path(header, Way::Instead(named), action),
+            },
+            Way::Ask(ask) => self.answer(header, id, ask, action),
+        }
+    }
+
+    /// How a user stands to a record that names it and came another way. Whoever had the identifier only after the record is none whom it names: which
+    /// deletions concern it then, only the identifier's node knows.
+    fn standing_since(
+        &mut self,
+        header: &Header,
+        id: &UserId,
+        named: &Identifier,
+        stamp: Option<Stamp>,
+    ) -> Result<Standing, StateError> {
+        let user = state::user(self.state, &user_key(&header.tenant, id))?;
+        let is_named = user::member(user, named).is_some_and(|member| member.stamp <= stamp);
+        if is_named { standing(user, named) } else { Ok(Standing::Left) }
+    }
+
+    /// Whether a device asks about an identifier of this user. Its node may not know of it yet, and deletions by it would go elsewhere: so the question goes there, and
+    /// the answer is whether that leads here, too.
+    fn answer(&mut self, header: &Header, id: &UserId, ask: Ask, action: Action) -> Result<(), StateError> {
+        let user = state::user(self.state, &user_key(&header.tenant, id))?;
+        if !ask.user.is_empty() {
+            let leads_here = user::ids(user).contains(&ask.user);
+            return self.arrive(&header.tenant, ask, leads_here);
+        }
+        let Some(named) = ask.identifier.clone() else { return self.arrive(&header.tenant, ask, false) };
+        match self.standing_since(header, id, &named, ask.stamp)? {
+            Standing::Member(_) => {
+                let way = Some(Way::Ask(Ask { user: id.as_bytes().to_vec(), ..ask }));
+                self.resolve_by(header.hops + 1, named, Action { way, ..action }, false);
+                Ok(())
+            }
+            _ => self.arrive(&header.tenant, ask, false),
         }
     }
 

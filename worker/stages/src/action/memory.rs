@@ -6,7 +6,7 @@
 
 use super::state::Value;
 use millstream_model::proto::{
-    Alias, Closing, DeviceState, DeviceUse, Element, Exchange, Forgotten, Membership, Merged, Path, Waiting,
+    Alias, Closing, DeviceState, DeviceUse, Element, Exchange, Forgotten, Membership, Merged, Path, Same, Waiting,
 };
 use millstream_model::proto::{Register, User};
 use prost::Message;
@@ -38,7 +38,7 @@ fn waiting(closing: &Closing, stored_bytes: usize) -> usize {
 
 fn path_of(path: &Path) -> usize {
     let waiting: usize = path.waiting.iter().map(|waiting| waiting.encoded_len() * (MESSAGE - ROUNDING)).sum();
-    let lists = path.same.capacity() * size_of::<Vec<u8>>() + path.waiting.capacity() * size_of::<Waiting>();
+    let lists = path.same.capacity() * size_of::<Same>() + path.waiting.capacity() * size_of::<Waiting>();
     size_of::<Path>() + lists + waiting
 }
 

@@ -1,7 +1,7 @@
 //! Action: which user and which device a record is about, and what it does to them.
 //!
 //! Keeps **identity converges** (I9): which identifiers form one user depends only on the links between them; **order** (I3): records
-//! with one routing key take effect in their order, through merges and deletions (but for the moment in which the alias that routes them moves); **one outcome** (I2): each action is counted exactly
+//! with one routing key take effect in their order, through merges and deletions (what devices route: within the bounds that [`path`] names); **one outcome** (I2): each action is counted exactly
 //! once, as an effect or a reject, where it ends.
 //!
 //! # Who is where

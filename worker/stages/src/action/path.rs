@@ -1,31 +1,31 @@
 //! The path of what a device identifier routes: in which order a device's records reach their users (part of I3).
 //!
 //! A record is resolved by the identifier that names its user. Of records that a *device* identifier routes, one may name its user by this, the next by
-//! that identifier, and a third nobody, so that it is about whom the device belonged to last. Each identifier has a way of its own (node, user, forwards),
-//! and two ways may end at one user: what goes by one overtakes what went by the other.
+//! that identifier, and a third nobody, so that it is about whom the device belonged to last; and the identifier itself may become a further one of another device, to
+//! whose home everything goes from then on. Each of these is a way of its own (node, user, forwards; or a home before them), and two ways may end at one user: what goes by one overtakes what went by the other.
 //!
-//! So the home of a device sends everything by **one way at a time**, the *path*: the identifier by which it resolved its last record.
+//! So the home of each routing identifier sends everything **one way at a time**: the *path* has one *goal*, the identifier or the device by which its last record went.
 //!
 //! # Protocol
-//! - A record that another identifier is to resolve waits, and so do all behind it. An *Ask* follows what was sent along the path, and is treated like a record wherever it comes: passed on by
-//!   node and forwards, sent back, held in a closing node. Where its way ends, it becomes an *Arrival* and goes back to the device: everything that was sent before it is there.
-//! - When the other identifier is one of the user at the end, too, records that it names take the path from then on. They say so (`instead`), and at the end are
+//! - A record with another goal waits, and so do all behind it. An *Ask* follows what was sent along the path, and is treated like a record wherever it comes: passed on by
+//!   node, forwards and other devices' paths, sent back, held in a closing node. Where its way ends, it becomes an *Arrival* and goes back: everything that was sent before it is there.
+//! - When the other goal is an identifier of the user at the end, too, and its own node leads there, records that it names take the path from then on. They say so (`instead`), and at the end are
 //!   treated as if they had come by their own identifier. If that is no member there any longer, they go on by their own way: nobody gets a record that does not name them.
 //! - Otherwise nothing is under way on the old path, and the path changes.
-//!
-//! When a deletion takes the path's identifier, the device forgets the path; what comes next begins a new one.
+//! - When a deletion takes the goal, the device forgets it, and asks at once: what comes next has another goal, and must not overtake what finds nobody at the old one.
 //!
 //! What waits is bounded ([`MOST_WAITING`], [`WAITING_BYTES`]): beyond, the oldest goes at once, by its own way, and its order against what went by
-//! other identifiers is given up. That takes hundreds of records of one device within one round trip, by ever different users: no device, but a
+//! other ways is given up. That takes hundreds of records of one device within one round trip, by ever different users: no device, but a
 //! value that many share.
 
-use super::state::{self, device_key, identifier_hash, required};
+use super::state::{self, Value, device_key, identifier_hash, required};
 use super::work::{Header, Work};
-use crate::StateError;
+use crate::{State, StateError};
 use millstream_model::id::DeviceId;
 use millstream_model::proto::action::Way;
 use millstream_model::proto::exchange::Body;
-use millstream_model::proto::{Action, Arrival, Ask, Identifier, Path, Waiting};
+use millstream_model::proto::goal::Whom;
+use millstream_model::proto::{Action, Arrival, Ask, DeviceState, Goal, Identifier, Path, Same, Stamp, Waiting};
 use prost::Message;
 
 /// Records of one device that wait at the same time.
@@ -35,38 +35,53 @@ const WAITING_BYTES: usize = 256 * 1024;
 /// Further identifiers of the user at the end of the path that a device remembers: the last that it asked about.
 pub(super) const MOST_SAME: usize = 16;
 
-/// What a path has for its device to send.
-struct Departure {
-    via: Identifier,
-    action: Action,
-}
+/// By which identifier a device's last user was named, and by the record of which stamp.
+pub(super) type LastUser = (Identifier, Option<Stamp>);
 
 impl Work<'_> {
-    /// Sends a record that a device identifier routes to the user whom `named` names, behind all that this device sent to them before.
-    pub(super) fn send_by_path(
+    /// Sends a record that a device identifier routes to the user whom `named` names, behind all that went there before.
+    pub(super) fn send_to_user(
         &mut self,
         header: &Header,
         device: &DeviceId,
         named: Identifier,
         action: Action,
     ) -> Result<(), StateError> {
-        let Some(state) = state::device_mut(self.state, &device_key(&header.tenant, device))? else {
-            self.resolve_by(header.hops + 1, named, action, false);
-            return Ok(());
-        };
-        if state.path.is_none() {
-            // It grows by the path; the next record measures it.
-            state.size_bound = 0;
+        let waiting = Waiting { goal: Some(to(Whom::User(named))), action: Some(action), ..Waiting::default() };
+        if state::device_mut(self.state, &device_key(&header.tenant, device))?.is_none() {
+            return self.depart_along(header, None, waiting);
         }
-        let path = state.path.get_or_insert_default();
-        if path.asked.is_none() && path.via.as_ref() == Some(&named) {
-            self.resolve_by(header.hops + 1, named, action, false);
-            return Ok(());
+        self.send_by_path(header, device, waiting)
+    }
+
+    /// Sends a record that a device identifier routes on to the device that this primary identifier names.
+    pub(super) fn send_on(
+        &mut self,
+        header: &Header,
+        device: &DeviceId,
+        primary: Identifier,
+        action: Action,
+        last: Option<LastUser>,
+    ) -> Result<(), StateError> {
+        let (last_user, user_stamp) = last.map_or((None, None), |(user, stamp)| (Some(user), stamp));
+        let goal = Some(to(Whom::Device(primary)));
+        self.send_by_path(header, device, Waiting { goal, action: Some(action), last_user, user_stamp })
+    }
+
+    /// A question of another device, which sends what it routes on to this one.
+    pub(super) fn follow_path(&mut self, header: &Header, device: &DeviceId, action: Action) -> Result<(), StateError> {
+        let waiting = Waiting { action: Some(action), ..Waiting::default() };
+        self.send_by_path(header, device, waiting)
+    }
+
+    fn send_by_path(&mut self, header: &Header, device: &DeviceId, waiting: Waiting) -> Result<(), StateError> {
+        let path = path(self.state, &device_key(&header.tenant, device), device)?;
+        if path.asked.is_none() && path.goal == waiting.goal {
+            return self.depart_along(header, None, waiting);
         }
-        path.waiting.push(Waiting { named: Some(named), action: Some(action) });
-        let departures = if path.asked.is_some() { overflow(path)? } else { depart(path, device, false)? };
-        self.send_departures(header, departures);
-        Ok(())
+        path.waiting.push(waiting);
+        let departures = if path.asked.is_some() { overflow(path) } else { depart(path, device, false)? };
+        self.send_departures(header, departures)
     }
 
     /// At the end of its way, a question goes back as an answer.
@@ -76,86 +91,175 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// At the home of a device: nothing is under way on its path any more.
+    /// At the home that asked: nothing is under way on the path any more.
     pub(super) fn arrival(&mut self, header: &Header, message: &Arrival) -> Result<(), StateError> {
         let id = state::device_id(&message.device)?;
-        let device = required(state::device_mut(self.state, &device_key(&header.tenant, &id))?, "device")?;
-        let path = required(device.path.as_mut(), "path")?;
-        if let Some(asked) = path.asked.take()
+        let path = path(self.state, &device_key(&header.tenant, &id), &id)?;
+        if let Some(Ask { identifier: Some(identifier), stamp, .. }) = path.asked.take()
             && message.same
-            && path.via.is_some()
+            && path.goal.is_some()
         {
-            path.same.push(identifier_hash(&asked));
+            let identifier = identifier_hash(&identifier);
+            path.same.retain(|same| same.identifier != identifier);
+            path.same.push(Same { identifier, stamp });
             let beyond = path.same.len().saturating_sub(MOST_SAME);
             path.same.drain(..beyond);
         }
         let departures = depart(path, &id, true)?;
-        self.send_departures(header, departures);
+        self.send_departures(header, departures)
+    }
+
+    /// At the home of a device: a deletion took these identifiers from whoever they named.
+    pub(super) fn forget_path(
+        &mut self,
+        header: &Header,
+        device: &DeviceId,
+        identifiers: &[Identifier],
+        deletion: Stamp,
+    ) -> Result<(), StateError> {
+        let state = state::device_mut(self.state, &device_key(&header.tenant, device))?;
+        let Some(path) = state.and_then(|device| device.path.as_mut()) else { return Ok(()) };
+        let is_gone = |goal: &mut Goal| matches!(&goal.whom, Some(Whom::User(user)) if identifiers.contains(user));
+        let Some(goal) = path.goal.take_if(is_gone) else { return Ok(()) };
+        path.same.clear();
+        if path.asked.is_some() {
+            return Ok(());
+        }
+        let ask = Ask { device: device.as_bytes().to_vec(), stamp: Some(deletion), ..Ask::default() };
+        path.asked = Some(ask.clone());
+        self.depart_along(header, Some(goal), question(&header.tenant, header.group.into(), ask))
+    }
+
+    fn send_departures(&mut self, header: &Header, departures: Vec<Departure>) -> Result<(), StateError> {
+        for Departure { along, waiting } in departures {
+            self.depart_along(header, along, waiting)?;
+        }
         Ok(())
     }
 
-    fn send_departures(&mut self, header: &Header, departures: Vec<Departure>) {
-        for Departure { via, action } in departures {
-            self.resolve_by(header.hops + 1, via, action, false);
+    /// Sends something by a path, or by its own way.
+    fn depart_along(&mut self, header: &Header, along: Option<Goal>, waiting: Waiting) -> Result<(), StateError> {
+        let action = required(waiting.action, "action")?;
+        match along.or(waiting.goal).and_then(|goal| goal.whom) {
+            Some(Whom::User(via)) => self.resolve_by(header.hops + 1, via, action, false),
+            Some(Whom::Device(primary)) => {
+                let last = waiting.last_user.map(|user| (user, waiting.user_stamp));
+                self.send_to_device(header.hops + 1, primary, action, true, last);
+            }
+            // A question to which the path leads no further.
+            None => {
+                if let Some(Way::Ask(ask)) = action.way {
+                    return self.arrive(&header.tenant, ask, false);
+                }
+            }
         }
+        Ok(())
     }
+}
+
+/// What has its turn.
+struct Departure {
+    /// The path; absent: its own way.
+    along: Option<Goal>,
+    waiting: Waiting,
+}
+
+fn to(whom: Whom) -> Goal {
+    Goal { whom: Some(whom) }
+}
+
+/// The path of a device, which may not be known by anything else: then only its primary identifier is, as a further one of another device.
+fn path<'s>(
+    state: &'s mut dyn State<Value>,
+    key: &millstream_model::key::StateKey,
+    id: &DeviceId,
+) -> Result<&'s mut Path, StateError> {
+    let device: &mut DeviceState = super::device::device_state(state, key, id.as_bytes().to_vec())?;
+    if device.path.is_none() {
+        // It grows by the path; the next record measures it.
+        device.size_bound = 0;
+    }
+    Ok(device.path.get_or_insert_default())
 }
 
 /// Takes from what waits, in its order, all that can go; ends with a question when the next needs its answer. `is_free`: nothing is under way on the path.
 fn depart(path: &mut Path, device: &DeviceId, is_free: bool) -> Result<Vec<Departure>, StateError> {
-    let mut is_free = is_free || path.via.is_none();
+    let mut is_free = is_free || path.goal.is_none();
     let mut departures = Vec::new();
-    let mut waiting = std::mem::take(&mut path.waiting).into_iter();
-    while let Some(Waiting { named, action }) = waiting.next() {
-        let named = required(named, "named")?;
-        let mut action = required(action, "action")?;
-        let via = match &path.via {
-            Some(via) if *via == named => named,
-            Some(via) if path.same.contains(&identifier_hash(&named)) => {
-                action.way = Some(Way::Instead(named));
-                via.clone()
+    let mut all = std::mem::take(&mut path.waiting).into_iter();
+    while let Some(mut waiting) = all.next() {
+        let along = match (&path.goal, &waiting.goal) {
+            (goal, None) => goal.clone(),
+            (Some(goal), Some(its)) if goal == its => None,
+            (Some(goal), Some(Goal { whom: Some(Whom::User(named)) })) if is_same(path, named, &waiting) => {
+                let way = Way::Instead(named.clone());
+                if let Some(action) = &mut waiting.action {
+                    action.way = Some(way);
+                }
+                Some(goal.clone())
             }
-            Some(via) if !is_free => {
-                departures.push(Departure { via: via.clone(), action: question(&action, device, named.clone()) });
-                path.asked = Some(named.clone());
-                path.waiting =
-                    std::iter::once(Waiting { named: Some(named), action: Some(action) }).chain(waiting).collect();
+            (Some(goal), Some(its)) if !is_free => {
+                // To another device's home everything goes as what it is, and never instead of something else.
+                let identifier = user_of(goal).and(user_of(its)).cloned();
+                let next = required(waiting.action.as_ref(), "action")?;
+                let ask = Ask { device: device.as_bytes().to_vec(), identifier, stamp: next.stamp, ..Ask::default() };
+                let question = question(&next.tenant, next.group, ask.clone());
+                departures.push(Departure { along: Some(goal.clone()), waiting: question });
+                path.asked = Some(ask);
+                path.waiting = std::iter::once(waiting).chain(all).collect();
                 break;
             }
-            _ => {
-                path.via = Some(named.clone());
+            (_, its) => {
+                path.goal.clone_from(its);
                 path.same.clear();
-                named
+                None
             }
         };
         is_free = false;
-        departures.push(Departure { via, action });
+        departures.push(Departure { along, waiting });
     }
     Ok(departures)
+}
+
+/// Is this identifier one of the user at the end of the path, and was it by the time of the record?
+fn is_same(path: &Path, named: &Identifier, waiting: &Waiting) -> bool {
+    if path.same.is_empty() {
+        return false;
+    }
+    let (hash, stamp) = (identifier_hash(named), waiting.action.as_ref().and_then(|action| action.stamp));
+    path.same.iter().any(|same| same.identifier == hash && same.stamp <= stamp)
+}
+
+fn user_of(goal: &Goal) -> Option<&Identifier> {
+    match &goal.whom {
+        Some(Whom::User(user)) => Some(user),
+        _ => None,
+    }
 }
 
 /// What goes without waiting any longer, because too much waits.
-fn overflow(path: &mut Path) -> Result<Vec<Departure>, StateError> {
+fn overflow(path: &mut Path) -> Vec<Departure> {
     let mut bytes: usize = path.waiting.iter().map(Message::encoded_len).sum();
     let mut departures = Vec::new();
     while path.waiting.len() > MOST_WAITING || (bytes > WAITING_BYTES && path.waiting.len() > 1) {
-        let first = path.waiting.remove(0);
-        bytes -= first.encoded_len();
-        departures.push(Departure { via: required(first.named, "named")?, action: required(first.action, "action")? });
+        let waiting = path.waiting.remove(0);
+        bytes -= waiting.encoded_len();
+        let along = path.goal.clone().filter(|_| waiting.goal.is_none());
+        departures.push(Departure { along, waiting });
     }
-    Ok(departures)
+    departures
 }
 
-/// Follows the records of the path, at the stamp of the one that waits for the answer.
-fn question(action: &Action, device: &DeviceId, identifier: Identifier) -> Action {
-    Action {
-        tenant: action.tenant.clone(),
-        group: action.group,
-        stamp: action.stamp,
-        source: action.source,
+/// Follows the records of the path.
+fn question(tenant: &str, group: u32, ask: Ask) -> Waiting {
+    let action = Action {
+        tenant: tenant.to_owned(),
+        group,
+        stamp: ask.stamp,
         uncounted: true,
         introduction: true,
-        way: Some(Way::Ask(Ask { device: device.as_bytes().to_vec(), identifier: Some(identifier) })),
+        way: Some(Way::Ask(ask)),
         ..Action::default()
-    }
+    };
+    Waiting { action: Some(action), ..Waiting::default() }
 }

@@ -25,7 +25,7 @@ impl Work<'_> {
         if let Err(message) = join_merge(&mut action) {
             return outcome::reject(&action, Reason::InvalidMerge, message, self.at, self.out);
         }
-        let device = action.device_identifiers.first().cloned();
+        let device = action.device_identifiers.get(action.routing as usize).cloned();
         if let Some(primary) = device.filter(|_| action.merge.is_none() && (action.by_device || !action.delete)) {
             // All records that a device identifier routes go by the device, those too that name a user: so they keep their order.
             let resolve_user = action.user_identifiers.is_empty() || action.by_device;

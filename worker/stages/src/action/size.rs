@@ -19,8 +19,8 @@ pub(super) const FORGOTTEN: usize = 50;
 const EXPELLED: usize = 18;
 const USER: usize = 278;
 const DEVICE_STATE: usize = 142;
-/// Of a path: two identifiers and the hashes. What waits in it is on its way, and has a bound of its own ([`super::path`]).
-const PATH: usize = 64 + 2 * IDENTIFIER + MOST_SAME * 18;
+/// Of a path: two identifiers, an id, a stamp and the hashes. What waits in it is on its way, and has a bound of its own ([`super::path`]).
+const PATH: usize = 128 + 2 * IDENTIFIER + MOST_SAME * FORGOTTEN;
 /// The longest identifier that unify lets through: type of 64 bytes, value of 512 characters. Kept free for the one that is replaced without being
 /// asked about: `retained` of a user, `user` of a device.
 const IDENTIFIER: usize = 64 + 512 * 4;
@@ -129,8 +129,9 @@ pub(super) fn replaced_by(register: &Register, set: Option<Stamp>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use millstream_model::proto::goal::Whom;
     use millstream_model::proto::user::Fate;
-    use millstream_model::proto::{Element, Forgotten, Merged, Path};
+    use millstream_model::proto::{Ask, Element, Forgotten, Goal, Merged, Path, Same};
 
     /// Everything at its longest.
     fn stamp() -> Option<Stamp> {
@@ -206,9 +207,14 @@ mod tests {
                 size_bound: u32::MAX,
                 whole: u64::MAX,
                 path: Some(Box::new(Path {
-                    via: identifier(),
-                    same: vec![vec![255; 16]; MOST_SAME],
-                    asked: identifier(),
+                    goal: Some(Goal { whom: identifier().map(Whom::User) }),
+                    same: vec![Same { identifier: vec![255; 16], stamp: stamp() }; MOST_SAME],
+                    asked: Some(Ask {
+                        device: vec![255; 18],
+                        identifier: identifier(),
+                        stamp: stamp(),
+                        user: Vec::new(),
+                    }),
                     waiting: Vec::new(),
                 })),
             };

@@ -30,6 +30,8 @@ pub(super) struct Draft {
     pub(super) devices: Vec<Identifier>,
     /// An identifier of its device routes the record.
     pub(super) by_device: bool,
+    /// Which of them; 0 when none does.
+    pub(super) routing: u32,
     pub(super) time_ms: i64,
     pub(super) user_changes: Vec<Change>,
     pub(super) device_changes: Vec<Change>,
@@ -68,7 +70,9 @@ impl<'a> Reading<'a> {
         }
         draft.users.sort_by(|left, right| self.order(left).cmp(&self.order(right)));
         draft.devices.sort_by(|left, right| left.rank().cmp(&right.rank()));
-        draft.by_device = draft.devices.contains(self.routing);
+        let routing = (0..).zip(&draft.devices).find(|(_, device)| *device == self.routing);
+        draft.by_device = routing.is_some();
+        draft.routing = routing.map_or(0, |(index, _)| index);
         Ok(draft)
     }
 

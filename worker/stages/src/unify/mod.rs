@@ -341,6 +341,7 @@ fn action(draft: Draft, part: u32, uncounted: bool, of: &Rejecter<'_>, trace: Op
         by_device: draft.by_device,
         lookup: None,
         way: None,
+        routing: draft.routing,
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) fn merge(retained: Named, merged: Named, time_ms: i64, reading: &Read
     let order = [retained.identifier.clone(), merged.identifier.clone()];
     let draft = reading.draft(vec![retained, merged], time_ms)?;
     // An identifier of a device stands for the user whom it names when nobody else is named.
-    Ok(Draft { users: order.to_vec(), devices: Vec::new(), by_device: false, merge: Some(pair), ..draft })
+    Ok(Draft { users: order.to_vec(), devices: Vec::new(), by_device: false, routing: 0, merge: Some(pair), ..draft })
 }
 
 fn call(record: &mut Object, reading: &Reading<'_>) -> Result<Draft, Refusal> {

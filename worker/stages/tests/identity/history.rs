@@ -40,8 +40,8 @@ pub struct Record {
     pub time_ms: i64,
     pub merge: bool,
     pub delete: bool,
-    /// Its device routes it, when it names one.
-    pub by_device: bool,
+    /// What routes it: 0 its first identifier; 1 the first, 2 the last of its device, when it names one.
+    pub routed_by: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -65,11 +65,17 @@ impl History {
                 time_ms: rng.below(100) as i64,
                 delete: deletes && rng.one_in(6),
                 merge,
-                by_device: rng.one_in(2),
+                routed_by: 0,
                 identifiers,
             }
         });
         History { records: records.collect() }
+    }
+
+    /// Devices route some of their records.
+    pub fn with_routes(mut self, rng: &mut Rng) -> History {
+        self.records.iter_mut().for_each(|record| record.routed_by = rng.below(3));
+        self
     }
 
     /// With devices that are named by one identifier or by the other, or by both.
@@ -79,7 +85,7 @@ impl History {
             record.device = record.device.or_else(|| rng.one_in(3).then(|| rng.below(3)));
             record.advertising = rng.one_in(2).then(|| rng.below(3));
         }
-        history
+        history.with_routes(rng)
     }
 
     /// Stamps grow along the history; records of different routing keys may have the same one.
@@ -92,7 +98,7 @@ impl History {
     /// By which identifier a record chooses its shard.
     pub fn routing(&self, index: usize) -> Identifier {
         let record = &self.records[index];
-        record.routing_device().unwrap_or_else(|| identifier(record.identifiers[0]))
+        record.routing_device().map_or_else(|| identifier(record.identifiers[0]), |(_, device)| device)
     }
 
     pub fn action(&self, index: usize) -> Action {
@@ -112,6 +118,7 @@ impl History {
             tenant: TENANT.into(),
             group: u32::from(group_of(TENANT, &self.routing(index))),
             by_device: record.routing_device().is_some(),
+            routing: record.routing_device().map_or(0, |(index, _)| index),
             stamp: Some(self.stamp(index)),
             record_id: (index as u128).to_be_bytes().to_vec(),
             message_id: format!("m{index}"),
@@ -134,9 +141,15 @@ impl History {
 }
 
 impl Record {
-    fn routing_device(&self) -> Option<Identifier> {
-        let is_plain = !self.merge && !self.delete;
-        self.device_identifiers().into_iter().next().filter(|_| self.by_device && is_plain)
+    /// The one of its device that routes it, and which that is.
+    fn routing_device(&self) -> Option<(u32, Identifier)> {
+        let devices = (0..).zip(self.device_identifiers());
+        match self.routed_by {
+            _ if self.merge || self.delete => None,
+            1 => devices.into_iter().next(),
+            2 => devices.last(),
+            _ => None,
+        }
     }
 
     fn device_identifiers(&self) -> Vec<Identifier> {

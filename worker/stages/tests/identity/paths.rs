@@ -6,10 +6,11 @@ use crate::history::{Rng, TENANT};
 use crate::scenarios::{action, after, device, event, events, id, reasons, run, set, user};
 use millstream_model::id::DeviceId;
 use millstream_model::key::group_of;
+use millstream_model::proto::goal::Whom;
 use millstream_model::proto::{Action, DeviceState, Merge};
 use std::collections::BTreeSet;
 
-fn names(cluster: &Cluster) -> Vec<String> {
+pub fn names(cluster: &Cluster) -> Vec<String> {
     let json = cluster.events.iter().map(|it| serde_json::from_slice::<serde_json::Value>(&it.payload).unwrap());
     json.map(|json| json["event"].as_str().unwrap().to_owned()).collect()
 }
@@ -63,6 +64,33 @@ fn records_of_one_device_keep_their_order_while_their_users_become_one() {
         let sent = alternating(&mut cluster, &["device_id=d"], &users, 20..60);
         assert_eq!(names(&cluster), sent, "seed {seed}");
         assert_eq!(user(&mut cluster, "user_id=1").events, 40, "seed {seed}");
+        consistent(&cluster).unwrap();
+    }
+}
+
+/// An advertising id becomes a further one of a device, and goes on to another one, while records come by it.
+#[test]
+fn records_by_an_identifier_that_moves_keep_their_order() {
+    for seed in 0..600 {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        let names: Vec<String> = (20..60).map(|time_ms| format!("e{time_ms}")).collect();
+        for (name, time_ms) in names.iter().zip(20..) {
+            let user: &[&str] = if time_ms % 3 == 0 { &[] } else { &["user_id=1"] };
+            let mut action = event(action(time_ms, user, &["gaid=g"]), name);
+            if seed % 2 == 0 && time_ms % 5 == 0 {
+                action.device_identifiers.insert(0, id(if time_ms < 40 { "device_id=1" } else { "device_id=2" }));
+                action.routing = 1;
+            }
+            cluster.send(&action);
+        }
+        // Of another routing key, at any time between.
+        for (device, time_ms) in [("device_id=1", 70), ("device_id=2", 71), ("device_id=3", 72)] {
+            cluster.send(&action(time_ms, &["user_id=1"], &[device, "gaid=g"]));
+        }
+        cluster.run().unwrap();
+        assert_eq!(self::names(&cluster), names, "seed {seed}");
+        assert!(is_idle(&cluster, "gaid=g"), "seed {seed}");
+        assert_eq!((cluster.effects, cluster.rejected), (43, 0), "seed {seed}");
         consistent(&cluster).unwrap();
     }
 }
@@ -187,6 +215,54 @@ fn who_lost_an_identifier_gets_no_record_by_it() {
     assert!((50..250).contains(&late), "{late} records came after the deletion");
 }
 
+/// The node of an identifier may name somebody else than the user who has it, for a moment: whom it names is who its records, and its deletions, are of.
+#[test]
+fn who_has_an_identifier_gets_its_records_only_once_its_node_leads_there() {
+    let mut cluster =
+        after(&[action(10, &["user_id=1", "email=a@x"], &[]), action(20, &["user_id=1"], &["device_id=d"])]);
+    crate::races::lose_node(&mut cluster, "email=a@x");
+    run(
+        &mut cluster,
+        &[action(30, &["email=a@x"], &[]), event(action(40, &["email=a@x"], &["device_id=d"]), "by email")],
+    );
+    assert_eq!(events(&cluster)[0].0, cluster.node(&id("email=a@x")).unwrap().user.to_string());
+}
+
+/// A record that came late, about an identifier that its user got only after it: a deletion before that covers it.
+#[test]
+fn who_got_an_identifier_after_a_record_does_not_get_that_record() {
+    let mut cluster = after(&[
+        action(20, &["user_id=1"], &["device_id=d"]),
+        Action { delete: true, ..action(17, &["email=a@x"], &[]) },
+        action(30, &["user_id=1", "email=a@x"], &[]),
+        event(action(15, &["email=a@x"], &["device_id=d"]), "late"),
+    ]);
+    assert_eq!(reasons(&cluster), ["m15 user_deleted"]);
+    // The same when the device has learnt in the meantime whose it is.
+    let known =
+        [(40, "email=a@x"), (41, "user_id=1")].map(|(time_ms, named)| action(time_ms, &[named], &["device_id=d"]));
+    run(&mut cluster, &known);
+    run(&mut cluster, &[event(action(16, &["email=a@x"], &["device_id=d"]), "late")]);
+    assert_eq!(reasons(&cluster), ["m15 user_deleted", "m16 user_deleted"]);
+}
+
+/// A late record does not take the path of its user's other identifier, and nothing behind it overtakes it.
+#[test]
+fn a_late_record_keeps_its_place() {
+    for seed in 0..300 {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        run(&mut cluster, &[action(30, &["user_id=1", "email=a@x"], &[])]);
+        for (time_ms, named) in [(40, "user_id=1"), (41, "email=a@x")] {
+            run(&mut cluster, &[action(time_ms, &[named], &["device_id=d"])]);
+        }
+        for (time_ms, named) in [(15, "email=a@x"), (50, "user_id=1")] {
+            cluster.send(&event(action(time_ms, &[named], &["device_id=d"]), named));
+        }
+        cluster.run().unwrap();
+        assert_eq!(names(&cluster), ["email=a@x", "user_id=1"], "seed {seed}");
+    }
+}
+
 /// After a deletion a device keeps nothing by which its user was named.
 #[test]
 fn a_path_forgets_whom_a_deletion_took() {
@@ -196,7 +272,7 @@ fn a_path_forgets_whom_a_deletion_took() {
         Action { delete: true, ..action(30, &["user_id=1"], &[]) },
     ]);
     let path = state(&cluster, "device_id=d").path.clone().unwrap();
-    assert_eq!((path.via, path.same.len(), path.asked, path.waiting.len()), (None, 0, None, 0));
+    assert_eq!((path.goal, path.same.len(), path.asked, path.waiting.len()), (None, 0, None, 0));
     run(&mut cluster, &[event(action(40, &["email=a@x"], &["device_id=d"]), "back")]);
     assert_eq!(user(&mut cluster, "email=a@x").identifiers.len(), 1);
 }
@@ -326,5 +402,6 @@ fn a_question_links_nothing() {
     };
     assert_eq!(of(&mut cluster, "user_id=1"), ["user_id=1"]);
     assert_eq!(of(&mut cluster, "user_id=2"), ["user_id=2"]);
-    assert_eq!(state(&cluster, "device_id=d").path.as_ref().unwrap().via, Some(id("user_id=1")));
+    let goal = state(&cluster, "device_id=d").path.as_ref().and_then(|path| path.goal.clone());
+    assert_eq!(goal.and_then(|goal| goal.whom), Some(Whom::User(id("user_id=1"))));
 }

@@ -14,7 +14,7 @@ fn stamp(time_ms: u64) -> Option<Stamp> {
 }
 
 /// As between an unlink and a link.
-fn lose_node(cluster: &mut Cluster, text: &str) {
+pub fn lose_node(cluster: &mut Cluster, text: &str) {
     let key = StateKey::of_identifier(TENANT, Kind::Node, &id(text));
     let shard = shard_of(key.group().unwrap(), SHARDS) as usize;
     assert!(cluster.states[shard].entries.remove(&key).is_some());
