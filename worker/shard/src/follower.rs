@@ -263,8 +263,13 @@ impl Follower {
         if !self.from_local {
             return self.stopped(why);
         }
+        self.cleared(&format!("the local state does not fit and was discarded: {why}"))
+    }
+
+    /// Gives the local state up.
+    fn cleared(&self, why: &str) -> ShardError {
         match self.store.clear() {
-            Ok(()) => ShardError::Reopen(format!("{}: the local state does not fit and was discarded: {why}", self.at)),
+            Ok(()) => ShardError::Reopen(format!("{}: {why}", self.at)),
             Err(error) => error.into(),
         }
     }
@@ -278,13 +283,10 @@ impl Follower {
         if !self.position.own_batch || mutant::is(Mutant::LocalUnproven) {
             return Ok(());
         }
-        let (at, number) = (&self.at, self.position.batch_number);
-        match self.store.clear() {
-            Ok(()) => Err(ShardError::Reopen(format!(
-                "{at}: the local state is that after batch {number}, which the log does not have; it was discarded"
-            ))),
-            Err(error) => Err(error.into()),
-        }
+        let number = self.position.batch_number;
+        Err(self.cleared(&format!(
+            "the local state is that after batch {number}, which the log does not have; it was discarded"
+        )))
     }
 
     fn write_pending(&mut self, offset: u64) -> Result<(), ShardError> {

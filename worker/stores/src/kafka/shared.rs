@@ -25,11 +25,8 @@ const EVENTS: usize = 32;
 /// A topic that is not there: metadata that is asked about it says which brokers there are, and little else.
 const PROBE: &str = "__millstream_probe";
 
-/// After this time another leader is looked for.
-const LEADER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
-
-/// After this time another controller is looked for.
-const CONTROLLER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// After this time another leader, or controller, is looked for.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 pub(super) struct Shared {
     pub(super) config: KafkaConfig,
@@ -172,7 +169,7 @@ impl Shared {
         let deadline = Instant::now() + self.config.request_timeout();
         let left = || deadline.saturating_duration_since(Instant::now());
         loop {
-            let answer = ask(left().min(LEADER_ANSWERS_WITHIN));
+            let answer = ask(left().min(ANSWERS_WITHIN));
             while client.poll(Duration::ZERO).is_some() {}
             let error = match answer {
                 Err(error @ (LogError::Unavailable(_) | LogError::Topic { .. })) => error,
@@ -183,7 +180,7 @@ impl Shared {
             }
             let topics: BTreeSet<&str> = of.iter().map(|at| &*at.topic).collect();
             for topic in topics {
-                refresh(client, topic, left().min(LEADER_ANSWERS_WITHIN))?;
+                refresh(client, topic, left().min(ANSWERS_WITHIN))?;
             }
             std::thread::sleep(METADATA_BACKOFF);
         }
@@ -194,7 +191,7 @@ impl Shared {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             self.learn_controller(left);
-            let found = raw::topic_id(self.admin.inner(), topic, left.min(CONTROLLER_ANSWERS_WITHIN));
+            let found = raw::topic_id(self.admin.inner(), topic, left.min(ANSWERS_WITHIN));
             let is_over = Instant::now() >= deadline;
             match found {
                 Err(RDKafkaErrorCode::OperationTimedOut) if !is_over => {}
