@@ -40,16 +40,20 @@ const MOST_REFUSED: usize = 256;
 
 impl Work<'_> {
     pub(super) fn device(&mut self, header: &Header, message: Device) -> Result<(), StateError> {
-        let mut action = required(message.action, "action")?;
+        let action = required(message.action, "action")?;
         let primary = required(primary(&action, message.primary.as_ref()).cloned(), "primary")?;
         let id = device_id(&message.device)?;
-        let key = device_key(&header.tenant, &id);
+        let last = message.user.map(|user| (user, message.user_stamp));
         if matches!(action.way, Some(Way::Ask(_))) {
             return self.follow_path(header, &id, action);
         }
+        if action.merge.is_some() {
+            // Of the user whom the identifier itself names, whatever device has it.
+            return self.send_to_user(header, &id, primary, action);
+        }
         if let Some(next) = self.next_device(&header.tenant, &primary, &action)? {
-            let own = state::device_mut(self.state, &key)?.and_then(|device| last_user(device));
-            let last = message.user.map(|user| (user, message.user_stamp)).or(own);
+            let own = state::device_mut(self.state, &device_key(&header.tenant, &id))?;
+            let last = last.or(own.and_then(|device| last_user(device)));
             if !message.resolve_user {
                 self.send_to_device(header.hops + 1, next, action, false, last);
                 return Ok(());
@@ -66,7 +70,20 @@ impl Work<'_> {
             let named = action.user_identifiers.first().cloned().unwrap_or(primary);
             return self.send_to_user(header, &id, named, action);
         }
-        let device = device_state(self.state, &key, message.device)?;
+        self.apply_to_device(header, &id, primary, last, action, message.resolve_user)
+    }
+
+    /// A record about this device, or the device's part of one. `last`: the last user of a device that this one took the identifier from.
+    fn apply_to_device(
+        &mut self,
+        header: &Header,
+        id: &DeviceId,
+        primary: Identifier,
+        last: Option<LastUser>,
+        mut action: Action,
+        resolve_user: bool,
+    ) -> Result<(), StateError> {
+        let device = device_state(self.state, &device_key(&header.tenant, id), id.as_bytes().to_vec())?;
         if device.revision == 0 {
             (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
         }
@@ -77,12 +94,12 @@ impl Work<'_> {
         let trace = action.trace.as_ref();
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &action.record_id, trace };
         publish_device(device, applied.operations, cause, self.at, self.out);
-        let last = last_user(device).or(message.user.map(|user| (user, message.user_stamp)));
+        let last = last_user(device).or(last);
         self.send_names(&header.tenant, &primary, applied.new, stamp);
         let is_undecided = action.device_identifiers.first().is_some_and(Identifier::can_be_alias);
         action.device = id.as_bytes().to_vec();
         let named = action.user_identifiers.first().cloned();
-        if message.resolve_user {
+        if resolve_user {
             let named = match (named, last) {
                 (Some(named), _) => named,
                 (None, Some((user, stamp))) => {
@@ -91,7 +108,7 @@ impl Work<'_> {
                 }
                 (None, None) => primary,
             };
-            self.send_to_user(header, &id, named, action)?;
+            self.send_to_user(header, id, named, action)?;
         } else if is_undecided && let Some(via) = named {
             let introduction = Action { introduction: true, ..action };
             self.resolve_by(header.hops + 1, via, introduction, false);
@@ -174,8 +191,7 @@ impl Work<'_> {
     pub(super) fn forget(&mut self, header: &Header, message: Forget) -> Result<(), StateError> {
         let deletion = required(message.stamp, "stamp")?;
         let id = device_id(&message.device)?;
-        let key = device_key(&header.tenant, &id);
-        let device = device_state(self.state, &key, message.device)?;
+        let device = device_state(self.state, &device_key(&header.tenant, &id), message.device)?;
         for identifier in &message.identifiers {
             user::remember(&mut device.forgotten, identifier_hash(identifier), Some(deletion), message.refused);
         }
@@ -190,7 +206,7 @@ impl Work<'_> {
             let cause = Cause { tenant: &header.tenant, stamp: deletion, record_id: &[], trace: None };
             publish_device(device, vec![set_device_user(None)], cause, self.at, self.out);
         }
-        if message.refused { Ok(()) } else { self.forget_path(header, &id, &message.identifiers, deletion) }
+        self.forget_path(header, &id, &message.identifiers, deletion)
     }
 }
 

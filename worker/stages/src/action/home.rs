@@ -91,7 +91,7 @@ impl Work<'_> {
         match way {
             Way::Instead(named) => match self.standing_since(header, id, &named, action.stamp)? {
                 Standing::Member(erased) => self.apply_to_member(header, id, &named, erased, action),
-                _ => self.leave_path(header, Way::Instead(named), action),
+                Standing::Left | Standing::Forward(_) => self.leave_path(header, Way::Instead(named), action),
             },
             Way::Ask(ask) => self.answer(header, id, ask, action),
         }
@@ -126,7 +126,7 @@ impl Work<'_> {
                 self.resolve_by(header.hops + 1, named, Action { way, ..action }, false);
                 Ok(())
             }
-            _ => self.arrive(&header.tenant, ask, false),
+            Standing::Left | Standing::Forward(_) => self.arrive(&header.tenant, ask, false),
         }
     }
 
@@ -170,8 +170,7 @@ impl Work<'_> {
         }
         outcome::effect(&action, self.out);
         for identifier in applied.links {
-            let by_merge = action.merge.is_some();
-            self.send_link(tenant, id, user::membership(identifier, stamp, &action.record_id), by_merge)?;
+            self.send_link(tenant, id, user::membership(identifier, stamp, &action.record_id))?;
         }
         if !with_device {
             self.forget_device(&action, via);

@@ -166,7 +166,10 @@ pub fn inspect(state: &mut dyn State<Value>, tenant: &str, what: &Inspect) -> Re
             }
             let id = DeviceId::of(tenant, identifier);
             match state.get(&device_key(tenant, &id))? {
-                Some(Value::Device(device)) => Ok(Answer::Device(Box::new(device_view(&id, device)))),
+                // Without a revision there was no record of it: only a deletion, or records by way of here.
+                Some(Value::Device(device)) if device.revision > 0 => {
+                    Ok(Answer::Device(Box::new(device_view(&id, device))))
+                }
                 _ => Ok(Answer::Unknown),
             }
         }

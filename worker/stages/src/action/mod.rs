@@ -161,17 +161,8 @@ fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
     let user = |bytes: &[u8]| user_id(bytes).ok().map(|id| user_key(tenant, &id));
     let node = |identifier: &Option<_>| identifier.as_ref().map(|identifier| node_key(tenant, identifier));
     let key = match &message.body {
-        Some(Body::Resolve(message)) => {
-            let via = message.via.as_ref().filter(|via| via.can_be_alias());
-            let is_merge = message.action.as_ref().is_some_and(|action| action.merge.is_some());
-            keys.extend(via.filter(|_| is_merge).map(|via| alias_key(tenant, via)));
-            node(&message.via)
-        }
-        Some(Body::Link(message)) => {
-            let identifier = message.identifier.as_ref().filter(|it| message.by_merge && it.can_be_alias());
-            keys.extend(identifier.map(|identifier| alias_key(tenant, identifier)));
-            node(&message.identifier)
-        }
+        Some(Body::Resolve(message)) => node(&message.via),
+        Some(Body::Link(message)) => node(&message.identifier),
         Some(Body::Unlink(message)) => node(&message.identifier),
         Some(Body::Drained(message)) => node(&message.identifier),
         Some(Body::Apply(message)) => user(&message.user),

@@ -12,7 +12,7 @@
 //! - When the other goal is an identifier of the user at the end, too, and its own node leads there, records that it names take the path from then on. They say so (`instead`), and at the end are
 //!   treated as if they had come by their own identifier. If that is no member there any longer, they go on by their own way: nobody gets a record that does not name them.
 //! - Otherwise nothing is under way on the old path, and the path changes.
-//! - When a deletion takes the goal, the device forgets it, and asks at once: what comes next has another goal, and must not overtake what finds nobody at the old one.
+//! - When a deletion takes the goal, or a record is refused there, the device forgets it, and asks at once: what comes next must not overtake what finds nobody at the old one.
 //!
 //! What waits is bounded ([`MOST_WAITING`], [`WAITING_BYTES`]): beyond, the oldest goes at once, by its own way, and its order against what went by
 //! other ways is given up. That takes hundreds of records of one device within one round trip, by ever different users: no device, but a
@@ -31,7 +31,7 @@ use prost::Message;
 /// Records of one device that wait at the same time.
 const MOST_WAITING: usize = 256;
 /// Bytes of these; one record may wait whatever its size.
-const WAITING_BYTES: usize = 256 * 1024;
+const WAITING_BYTES: usize = 1024 * 1024;
 /// Further identifiers of the user at the end of the path that a device remembers: the last that it asked about.
 pub(super) const MOST_SAME: usize = 16;
 
@@ -48,9 +48,6 @@ impl Work<'_> {
         action: Action,
     ) -> Result<(), StateError> {
         let waiting = Waiting { goal: Some(to(Whom::User(named))), action: Some(action), ..Waiting::default() };
-        if state::device_mut(self.state, &device_key(&header.tenant, device))?.is_none() {
-            return self.depart_along(header, None, waiting);
-        }
         self.send_by_path(header, device, waiting)
     }
 
@@ -109,25 +106,28 @@ impl Work<'_> {
         self.send_departures(header, departures)
     }
 
-    /// At the home of a device: a deletion took these identifiers from whoever they named.
+    /// At the home of a device: these identifiers are not to be named here any longer, since a deletion took them, or a record was refused for its user.
     pub(super) fn forget_path(
         &mut self,
         header: &Header,
         device: &DeviceId,
         identifiers: &[Identifier],
-        deletion: Stamp,
+        stamp: Stamp,
     ) -> Result<(), StateError> {
         let state = state::device_mut(self.state, &device_key(&header.tenant, device))?;
         let Some(path) = state.and_then(|device| device.path.as_mut()) else { return Ok(()) };
-        let is_gone = |goal: &mut Goal| matches!(&goal.whom, Some(Whom::User(user)) if identifiers.contains(user));
-        let Some(goal) = path.goal.take_if(is_gone) else { return Ok(()) };
-        path.same.clear();
-        if path.asked.is_some() {
+        let Some(user) = path.goal.as_ref().and_then(user_of) else { return Ok(()) };
+        if !identifiers.contains(user) {
             return Ok(());
         }
-        let ask = Ask { device: device.as_bytes().to_vec(), stamp: Some(deletion), ..Ask::default() };
-        path.asked = Some(ask.clone());
-        self.depart_along(header, Some(goal), question(&header.tenant, header.group.into(), ask))
+        let about = Action {
+            tenant: header.tenant.clone(),
+            group: header.group.into(),
+            stamp: Some(stamp),
+            ..Action::default()
+        };
+        let departure = leave_goal(path, device, &about);
+        self.send_departures(header, departure.into_iter().collect())
     }
 
     fn send_departures(&mut self, header: &Header, departures: Vec<Departure>) -> Result<(), StateError> {
@@ -202,10 +202,7 @@ fn depart(path: &mut Path, device: &DeviceId, is_free: bool) -> Result<Vec<Depar
                 // To another device's home everything goes as what it is, and never instead of something else.
                 let identifier = user_of(goal).and(user_of(its)).cloned();
                 let next = required(waiting.action.as_ref(), "action")?;
-                let ask = Ask { device: device.as_bytes().to_vec(), identifier, stamp: next.stamp, ..Ask::default() };
-                let question = question(&next.tenant, next.group, ask.clone());
-                departures.push(Departure { along: Some(goal.clone()), waiting: question });
-                path.asked = Some(ask);
+                departures.push(ask(path, goal.clone(), device, identifier, next));
                 path.waiting = std::iter::once(waiting).chain(all).collect();
                 break;
             }
@@ -216,7 +213,14 @@ fn depart(path: &mut Path, device: &DeviceId, is_free: bool) -> Result<Vec<Depar
             }
         };
         is_free = false;
+        let deletion = waiting.action.clone().filter(|action| action.delete);
         departures.push(Departure { along, waiting });
+        // Whom it takes is not to be named here any longer.
+        if let Some(question) = deletion.and_then(|deletion| leave_goal(path, device, &deletion)) {
+            departures.push(question);
+            path.waiting = all.collect();
+            break;
+        }
     }
     Ok(departures)
 }
@@ -250,16 +254,25 @@ fn overflow(path: &mut Path) -> Vec<Departure> {
     departures
 }
 
-/// Follows the records of the path.
-fn question(tenant: &str, group: u32, ask: Ask) -> Waiting {
+/// Forgets the goal, if it is a user, and asks along the path, unless that was done: what comes next must not be anywhere before what is under way.
+fn leave_goal(path: &mut Path, device: &DeviceId, about: &Action) -> Option<Departure> {
+    let goal = path.goal.take_if(|goal| user_of(goal).is_some())?;
+    path.same.clear();
+    path.asked.is_none().then(|| ask(path, goal, device, None, about))
+}
+
+/// A question that follows the records of the path, asked because of `next`.
+fn ask(path: &mut Path, along: Goal, device: &DeviceId, identifier: Option<Identifier>, next: &Action) -> Departure {
+    let ask = Ask { device: device.as_bytes().to_vec(), identifier, stamp: next.stamp, ..Ask::default() };
+    path.asked = Some(ask.clone());
     let action = Action {
-        tenant: tenant.to_owned(),
-        group,
-        stamp: ask.stamp,
+        tenant: next.tenant.clone(),
+        group: next.group,
+        stamp: next.stamp,
         uncounted: true,
         introduction: true,
         way: Some(Way::Ask(ask)),
         ..Action::default()
     };
-    Waiting { action: Some(action), ..Waiting::default() }
+    Departure { along: Some(along), waiting: Waiting { action: Some(action), ..Waiting::default() } }
 }

@@ -18,18 +18,12 @@ use millstream_model::proto::{Drain, Drained, Identifier, Link, Membership, Reli
 
 impl Work<'_> {
     /// Tells an identifier's node that it names this user.
-    pub(super) fn send_link(
-        &mut self,
-        tenant: &str,
-        id: &UserId,
-        member: Membership,
-        by_merge: bool,
-    ) -> Result<(), StateError> {
+    pub(super) fn send_link(&mut self, tenant: &str, id: &UserId, member: Membership) -> Result<(), StateError> {
         let Membership { identifier, stamp, record_id, last, erased } = member;
         let identifier = required(identifier, "identifier")?;
         let group = group_of(tenant, &identifier);
         let (identifier, user) = (Some(identifier), id.as_bytes().to_vec());
-        let link = Link { identifier, user, stamp: last, record_id, since: stamp, erased, by_merge };
+        let link = Link { identifier, user, stamp: last, record_id, since: stamp, erased };
         self.send(tenant, 0, group, Body::Link(link));
         Ok(())
     }
@@ -65,7 +59,7 @@ impl Work<'_> {
     pub(super) fn link_if_member(&mut self, tenant: &str, id: &UserId, via: &Identifier) -> Result<(), StateError> {
         let user = state::user(self.state, &user_key(tenant, id))?;
         match user::member(user, via).cloned() {
-            Some(member) if user.fate.is_none() => self.send_link(tenant, id, member, false),
+            Some(member) if user.fate.is_none() => self.send_link(tenant, id, member),
             _ => Ok(()),
         }
     }
@@ -74,7 +68,7 @@ impl Work<'_> {
     fn link_member(&mut self, header: &Header, id: &UserId, member: Membership) -> Result<(), StateError> {
         let identifier = required(member.identifier.as_ref(), "identifier")?;
         self.unlink_again(header, id, identifier)?;
-        self.send_link(&header.tenant, id, member, false)
+        self.send_link(&header.tenant, id, member)
     }
 
     /// A merge with this user did not come about, and its identifier may have lost its node.

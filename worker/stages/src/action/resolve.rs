@@ -25,15 +25,13 @@ impl Work<'_> {
         if let Err(message) = join_merge(&mut action) {
             return outcome::reject(&action, Reason::InvalidMerge, message, self.at, self.out);
         }
-        let device = action.device_identifiers.get(action.routing as usize).cloned();
-        if let Some(primary) = device.filter(|_| action.merge.is_none() && (action.by_device || !action.delete)) {
-            // All records that a device identifier routes go by the device, those too that name a user: so they keep their order.
-            let resolve_user = action.user_identifiers.is_empty() || action.by_device;
-            let part = if resolve_user { std::mem::take(&mut action) } else { device_part(&mut action) };
-            self.send_to_device(0, primary, part, resolve_user, None);
-            if resolve_user {
-                return;
-            }
+        // All records that a device identifier routes go by its home, those too that name a user: so they keep their order.
+        if let Some(routing) = routing_device(&action) {
+            return self.send_to_device(0, routing, action, true, None);
+        }
+        if let Some(primary) = action.device_identifiers.first().cloned().filter(|_| !action.delete) {
+            let part = device_part(&mut action);
+            self.send_to_device(0, primary, part, false, None);
         }
         match action.user_identifiers.first().or(action.device_identifiers.first()).cloned() {
             Some(via) => self.resolve_by(0, via, action, false),
@@ -61,9 +59,6 @@ impl Work<'_> {
             None => (None, state::erased(self.state, &state::erased_key(&header.tenant, &via))?),
         };
         let mut action = required(message.action, "action")?;
-        if action.merge.is_some() {
-            self.name_primary(&header.tenant, &via, &mut action)?;
-        }
         match (user, action.way.take()) {
             (Some(user), None) => {
                 let Some(action) = self.admit(header.hops, &via, erased, action)? else { return Ok(()) };
@@ -147,13 +142,6 @@ impl Work<'_> {
         }
     }
 
-    /// A further identifier of a device, in a merge, stands for the device's primary one as well: by that one the device's own user is known.
-    fn name_primary(&mut self, tenant: &str, via: &Identifier, action: &mut Action) -> Result<(), StateError> {
-        let primary = self.alias(tenant, via)?;
-        action.user_identifiers.extend(primary.filter(|primary| !action.user_identifiers.contains(primary)));
-        Ok(())
-    }
-
     pub(super) fn refuse_deleted(&mut self, action: &Action, via: &Identifier) {
         let message = format!("the user that {via} named was deleted after this record was received");
         outcome::reject(action, Reason::UserDeleted, message, self.at, self.out);
@@ -200,12 +188,6 @@ impl Work<'_> {
             self.send(&header.tenant, header.hops, id.home(), Body::Erase(erase));
             return Ok(());
         }
-        if message.by_merge
-            && let Some(primary) = self.alias(&header.tenant, &identifier)?
-        {
-            let (stamp, record_id) = (Some(stamp), message.record_id.clone());
-            self.introduce(&header.tenant, vec![identifier.clone(), primary], stamp, record_id);
-        }
         match node {
             None => self.state.put(key, Value::Node(Node { user: id, erased, closing: None })),
             Some((other, ..)) if other != id => {
@@ -215,22 +197,6 @@ impl Work<'_> {
             Some(_) => {}
         }
         Ok(())
-    }
-
-    /// Tells the user whom the first of these identifiers names of the others.
-    fn introduce(&mut self, tenant: &str, identifiers: Vec<Identifier>, stamp: Option<Stamp>, record_id: Vec<u8>) {
-        let Some(via) = identifiers.first().cloned() else { return };
-        let introduction = Action {
-            tenant: tenant.to_owned(),
-            group: u32::from(group_of(tenant, &via)),
-            stamp,
-            record_id,
-            user_identifiers: identifiers,
-            uncounted: true,
-            introduction: true,
-            ..Action::default()
-        };
-        self.resolve_by(0, via, introduction, false);
     }
 
     /// Asks the home of the larger of two users to make it part of the smaller.
@@ -301,6 +267,17 @@ impl Work<'_> {
         self.first(links.into_iter().chain(closing.returned).chain(later));
         Ok(())
     }
+}
+
+/// The device identifier that routes a record. A merge is routed by its first identifier.
+fn routing_device(action: &Action) -> Option<Identifier> {
+    let devices = &action.device_identifiers;
+    let routing = match &action.merge {
+        Some(_) => action.user_identifiers.first().filter(|first| first.names_device()),
+        None if action.by_device => devices.get(action.routing as usize),
+        None => devices.first().filter(|_| action.user_identifiers.is_empty()),
+    };
+    routing.cloned()
 }
 
 /// Both identifiers of a merge are identifiers of its user.

@@ -14,6 +14,7 @@
 mod bounds;
 mod checks;
 mod cluster;
+mod devices;
 mod gaps;
 mod history;
 mod paths;

@@ -3,12 +3,12 @@
 use crate::checks::consistent;
 use crate::cluster::Cluster;
 use crate::history::{Rng, TENANT};
-use crate::scenarios::{action, after, device, event, events, id, reasons, run, set, user};
+use crate::scenarios::{action, after, device, event, events, id, look, reasons, run, set, user};
 use millstream_model::id::DeviceId;
 use millstream_model::key::group_of;
 use millstream_model::proto::goal::Whom;
 use millstream_model::proto::{Action, DeviceState, Merge};
-use std::collections::BTreeSet;
+use millstream_stages::action::{ActionLimits, Answer, Inspect, Value};
 
 pub fn names(cluster: &Cluster) -> Vec<String> {
     let json = cluster.events.iter().map(|it| serde_json::from_slice::<serde_json::Value>(&it.payload).unwrap());
@@ -31,8 +31,16 @@ fn state<'c>(cluster: &'c Cluster, text: &str) -> &'c DeviceState {
 }
 
 /// Nothing waits any more.
-fn is_idle(cluster: &Cluster, text: &str) -> bool {
-    state(cluster, text).path.as_ref().is_none_or(|path| path.asked.is_none() && path.waiting.is_empty())
+pub fn is_at_rest(cluster: &Cluster) -> Result<(), String> {
+    for (key, value) in cluster.values()? {
+        if let Value::Device(device) = value
+            && let Some(path) = &device.path
+            && (path.asked.is_some() || !path.waiting.is_empty())
+        {
+            return Err(format!("{key:?} waits: {path:?}"));
+        }
+    }
+    Ok(())
 }
 
 const ROUTED_BY: [&str; 2] = ["device_id=d", "gaid=g"];
@@ -48,7 +56,7 @@ fn records_of_one_device_keep_their_order_by_whatever_they_name_their_user() {
         let sent = alternating(&mut cluster, &[by], &users, 20..60);
         assert_eq!(names(&cluster), sent, "seed {seed}, {by}");
         assert_eq!(user(&mut cluster, "phone=1").events, 40, "seed {seed}, {by}");
-        assert!(is_idle(&cluster, "device_id=d"), "seed {seed}, {by}");
+        assert_eq!(is_at_rest(&cluster), Ok(()), "seed {seed}, {by}");
         consistent(&cluster).unwrap();
     }
 }
@@ -89,7 +97,7 @@ fn records_by_an_identifier_that_moves_keep_their_order() {
         }
         cluster.run().unwrap();
         assert_eq!(self::names(&cluster), names, "seed {seed}");
-        assert!(is_idle(&cluster, "gaid=g"), "seed {seed}");
+        assert_eq!(is_at_rest(&cluster), Ok(()), "seed {seed}");
         assert_eq!((cluster.effects, cluster.rejected), (43, 0), "seed {seed}");
         consistent(&cluster).unwrap();
     }
@@ -141,7 +149,7 @@ fn a_value_that_many_share_makes_no_device_that_only_waits() {
         };
         cluster.run_watched(watch).unwrap();
         assert_eq!((cluster.events.len(), cluster.effects), (2_000, 2_000), "seed {seed}");
-        assert!(is_idle(&cluster, "device_id=none"), "seed {seed}");
+        assert_eq!(is_at_rest(&cluster), Ok(()), "seed {seed}");
         let mut newest = std::collections::BTreeMap::new();
         for ((whose, _), time) in events(&cluster).into_iter().zip(cluster.events.iter().map(time_of)) {
             assert!(newest.insert(whose, time) < Some(time), "seed {seed}: one user's, by one identifier");
@@ -186,7 +194,7 @@ fn a_deletion_on_the_path_brings_nobody_back() {
         let left = user(&mut cluster, "email=a@x");
         assert_eq!(left.identifiers.len(), 1, "seed {seed}, {by}");
         assert_eq!(left.attributes.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["after"]);
-        assert!(is_idle(&cluster, "device_id=d"), "seed {seed}, {by}");
+        assert_eq!(is_at_rest(&cluster), Ok(()), "seed {seed}, {by}");
         consistent(&cluster).unwrap();
     }
 }
@@ -370,21 +378,89 @@ fn a_user_known_by_a_device_alone_can_be_merged() {
     }
 }
 
+/// It links the identifiers that it names and no others, so what it does depends on no device and on no order (I9).
 #[test]
-fn a_merge_by_a_further_identifier_reaches_the_devices_own_user() {
+fn a_merge_by_a_further_identifier_is_of_whom_that_names() {
     for (seed, order) in (0..200).flat_map(|seed| [(seed, false), (seed, true)]) {
         let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
-        run(&mut cluster, &[event(action(10, &[], &["gaid=g"]), "install")]);
-        run(&mut cluster, &[event(action(20, &[], &["device_id=d", "gaid=g"]), "opened")]);
+        run(&mut cluster, &[event(action(10, &[], &["gaid=g"]), "install"), action(15, &["user_id=1"], &[])]);
+        cluster.send(&event(action(20, &[], &["device_id=d", "gaid=g"]), "opened"));
         let (retained, merged) = if order { ("gaid=g", "user_id=1") } else { ("user_id=1", "gaid=g") };
-        cluster.send(&action(25, &["user_id=1"], &[]));
         cluster.send(&merge(30, retained, merged));
         cluster.run().unwrap();
         let view = user(&mut cluster, "user_id=1");
-        let identifiers: BTreeSet<&str> = view.identifiers.iter().map(|it| it.identifier.as_str()).collect();
-        assert_eq!(identifiers, BTreeSet::from(["user_id=1", "gaid=g", "device_id=d"]), "seed {seed}");
-        assert_eq!(view.events, 2, "seed {seed}");
+        assert_eq!(view.identifiers.iter().map(|it| &*it.identifier).collect::<Vec<_>>(), ["gaid=g", "user_id=1"]);
+        assert_eq!((view.events, user(&mut cluster, "device_id=d").events), (1, 1), "seed {seed}");
         assert_eq!((cluster.effects, cluster.rejected), (4, 0), "seed {seed}");
+        consistent(&cluster).unwrap();
+    }
+}
+
+/// Both are routed by one identifier: the merge comes after the deletion, and has no part in it.
+#[test]
+fn a_merge_by_a_device_comes_after_a_deletion_by_it() {
+    for (seed, by) in (0..200).flat_map(|seed| ROUTED_BY.map(|by| (seed, by))) {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        run(&mut cluster, &[set(action(10, &["user_id=1"], &[]), "plan", 1)]);
+        run(&mut cluster, &[action(11, &[], &["device_id=d", "gaid=g"]), action(12, &["user_id=2"], &[by])]);
+        cluster.send(&delete(20, by));
+        cluster.send(&merge(30, by, "user_id=1"));
+        cluster.run().unwrap();
+        assert_eq!(user(&mut cluster, "user_id=1").attributes.len(), 1, "seed {seed}, {by}");
+        consistent(&cluster).unwrap();
+    }
+}
+
+/// Nothing of who was deleted stays in a device that was not among theirs.
+#[test]
+fn a_path_forgets_whom_a_deletion_took_before_the_device_was_theirs() {
+    let known = [action(5, &[], &["device_id=d"]), action(10, &["email=a@x"], &[])];
+    let refused = [
+        Action { delete: true, ..action(30, &["email=a@x"], &[]) },
+        // It was under way when the deletion came.
+        action(20, &["email=a@x"], &["device_id=d"]),
+    ];
+    let by_the_device = [Action { delete: true, ..action(30, &["email=a@x"], &["device_id=d"]) }];
+    for then in [&refused[..], &by_the_device[..]] {
+        let cluster = after(&[&known[..], then].concat());
+        let path = state(&cluster, "device_id=d").path.clone().unwrap();
+        assert_eq!((path.goal, path.same.len()), (None, 0));
+    }
+}
+
+/// A deletion by a device of which there was no record yet is not overtaken by what comes behind it.
+#[test]
+fn a_deletion_by_an_unknown_device_keeps_its_place() {
+    for seed in 0..300 {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        run(&mut cluster, &[action(10, &["user_id=1", "email=a@x"], &[])]);
+        let one = cluster.node(&id("user_id=1")).unwrap().user.to_string();
+        cluster.send(&Action { delete: true, ..action(20, &["user_id=1"], &["device_id=d"]) });
+        cluster.send(&event(action(30, &["email=a@x"], &["device_id=d"]), "after"));
+        cluster.run().unwrap();
+        assert_ne!(events(&cluster)[0].0, one, "seed {seed}");
+        consistent(&cluster).unwrap();
+    }
+    let mut cluster = after(&[delete(20, "device_id=d")]);
+    assert_eq!(look(&mut cluster, Inspect::Device(id("device_id=d"))), Answer::Unknown);
+}
+
+/// A user who has no room for a device tells it so, and it keeps nothing of them: what a deletion takes later it need not know.
+#[test]
+fn a_device_that_its_user_has_no_room_for_keeps_the_order() {
+    for seed in 0..1_000 {
+        let limits = ActionLimits { max_devices: 1, ..ActionLimits::default() };
+        let mut cluster = Cluster::within(limits, 1 + (seed % 8) as u32, seed);
+        run(&mut cluster, &[action(10, &["user_id=1", "email=a@x"], &["device_id=other"])]);
+        for (time_ms, named) in [(12, "user_id=1"), (13, "email=a@x"), (14, "user_id=1")] {
+            run(&mut cluster, &[action(time_ms, &[named], &["device_id=d"])]);
+        }
+        run(&mut cluster, &[action(50, &["user_id=1"], &[])]);
+        run(&mut cluster, &[Action { delete: true, ..action(30, &["user_id=1"], &[]) }]);
+        run(&mut cluster, &[action(60, &["email=a@x"], &["device_id=d"])]);
+        cluster.send(&action(70, &["user_id=1", "email=a@x"], &[]));
+        let sent = alternating(&mut cluster, &["device_id=d"], &[&["email=a@x"]], 80..100);
+        assert_eq!(names(&cluster), sent, "seed {seed}");
         consistent(&cluster).unwrap();
     }
 }

@@ -95,7 +95,6 @@ fn a_deletion_between_unlink_and_link_is_the_users() {
         record_id: vec![1],
         since: stamp(10),
         erased: None,
-        by_merge: false,
     };
     cluster.send_late(group, Body::Link(link));
     cluster.run().unwrap();
