@@ -73,7 +73,8 @@ impl Work<'_> {
 
     fn send_by_path(&mut self, header: &Header, device: &DeviceId, waiting: Waiting) -> Result<(), StateError> {
         let path = path(self.state, &device_key(&header.tenant, device), device)?;
-        if path.asked.is_none() && path.goal == waiting.goal {
+        let is_deletion = waiting.action.as_ref().is_some_and(|action| action.delete);
+        if path.asked.is_none() && path.goal == waiting.goal && !is_deletion {
             return self.depart_along(header, None, waiting);
         }
         path.waiting.push(waiting);
@@ -146,12 +147,11 @@ impl Work<'_> {
                 let last = waiting.last_user.map(|user| (user, waiting.user_stamp));
                 self.send_to_device(header.hops + 1, primary, action, true, last);
             }
-            // A question to which the path leads no further.
-            None => {
-                if let Some(Way::Ask(ask)) = action.way {
-                    return self.arrive(&header.tenant, ask, false);
-                }
-            }
+            // The path leads no further.
+            None => match action.way {
+                Some(Way::Ask(ask)) => return self.arrive(&header.tenant, ask, false),
+                _ => return Err(StateError::Invalid("a record waits at a device and says not for what".to_owned())),
+            },
         }
         Ok(())
     }
@@ -213,7 +213,7 @@ fn depart(path: &mut Path, device: &DeviceId, is_free: bool) -> Result<Vec<Depar
             }
         };
         is_free = false;
-        let deletion = waiting.action.clone().filter(|action| action.delete);
+        let deletion = waiting.action.as_ref().filter(|action| action.delete).cloned();
         departures.push(Departure { along, waiting });
         // Whom it takes is not to be named here any longer.
         if let Some(question) = deletion.and_then(|deletion| leave_goal(path, device, &deletion)) {

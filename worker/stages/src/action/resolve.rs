@@ -127,6 +127,8 @@ impl Work<'_> {
             return Ok(None);
         }
         let Some(lookup) = action.lookup.take_if(|lookup| lookup.named <= erased) else { return Ok(Some(action)) };
+        // The user never learnt of this device, when another one knew them before it took its identifier.
+        self.forget_device(&Action { stamp: erased, ..action.clone() }, via);
         self.resolve_by(hops + 1, required(lookup.otherwise, "otherwise")?, action, false);
         Ok(None)
     }

@@ -5,6 +5,7 @@ use crate::history::{History, TENANT, identifier};
 use crate::reference::{People, Person, SameDevices, devices, reference, sorted};
 use millstream_model::document::Document;
 use millstream_model::id::{DeviceId, UserId};
+use millstream_model::proto::goal::Whom;
 use millstream_model::proto::{DeviceState, Identifier, Mutation, Object, User, Value as Attribute};
 use millstream_stages::action::{ActionLimits, Value, render_device, render_user};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +82,7 @@ pub fn consistent(cluster: &Cluster) -> Checked {
                 devices_are_there(cluster, user)?;
             }
             Value::Device(device) => {
+                goes_to_somebody(cluster, device)?;
                 knows_its_user(cluster, device)?;
                 is_found(cluster, device)?;
             }
@@ -88,6 +90,14 @@ pub fn consistent(cluster: &Cluster) -> Checked {
         }
     }
     documents(cluster)
+}
+
+/// The path of a device names nobody who was deleted.
+fn goes_to_somebody(cluster: &Cluster, device: &DeviceState) -> Checked {
+    let goal = device.path.as_ref().and_then(|path| path.goal.as_ref()?.whom.as_ref());
+    let Some(Whom::User(user)) = goal else { return Ok(()) };
+    ensure!(user.names_device() || cluster.node(user).is_some(), "{:?} goes by {user}, which names nobody", device.id);
+    Ok(())
 }
 
 /// Whom a device names, by an identifier, is live and has the device.
@@ -207,8 +217,7 @@ fn person(user: &User, fields: &Object, same: &SameDevices) -> Person {
     }
 }
 
-/// Each event once, for the user it ends with, and in order per routing key (I1, I3). Around a deletion, what a device identifier routes may change places
-/// (in one of some ten thousand of these histories).
+/// Each event once, for the user it ends with, and in order per routing key (I1, I3). Around a deletion, what a device identifier routes may change places.
 fn events(cluster: &Cluster, history: &History, all: bool) -> Checked {
     let mut newest: BTreeMap<Identifier, usize> = BTreeMap::new();
     let mut seen = BTreeSet::new();

@@ -411,6 +411,39 @@ fn a_merge_by_a_device_comes_after_a_deletion_by_it() {
     }
 }
 
+/// What comes behind a deletion, by whatever it names somebody, has one order.
+#[test]
+fn what_follows_a_deletion_on_the_path_keeps_its_order() {
+    for (seed, goal, other) in
+        (0..500).flat_map(|seed| [(seed, "user_id=1", "email=a@x"), (seed, "email=a@x", "user_id=1")])
+    {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        run(&mut cluster, &[action(10, &["user_id=1", "email=a@x"], &["device_id=d"])]);
+        for (time_ms, named) in [(12, goal), (13, other), (14, goal)] {
+            run(&mut cluster, &[action(time_ms, &[named], &["device_id=d"])]);
+        }
+        cluster.send(&Action { delete: true, ..action(20, &["user_id=1"], &["device_id=d"]) });
+        let sent = alternating(&mut cluster, &["device_id=d"], &[&["email=a@x"]], 30..50);
+        assert_eq!(names(&cluster), sent, "seed {seed}, {goal}");
+        consistent(&cluster).unwrap();
+    }
+}
+
+/// A device that takes another one's identifier takes its last user along, and forgets them when they are deleted.
+#[test]
+fn a_path_forgets_whom_another_device_brought() {
+    for seed in 0..500 {
+        let mut cluster = Cluster::new(1 + (seed % 8) as u32, seed);
+        cluster.send(&action(10, &["user_id=1"], &["idfv=v"]));
+        cluster.send(&Action { delete: true, ..action(20, &["user_id=1"], &[]) });
+        let mut both = action(30, &[], &["device_id=d", "idfv=v"]);
+        (both.routing, both.group) = (1, u32::from(group_of(TENANT, &id("idfv=v"))));
+        cluster.send(&both);
+        cluster.run().unwrap();
+        consistent(&cluster).unwrap();
+    }
+}
+
 /// Nothing of who was deleted stays in a device that was not among theirs.
 #[test]
 fn a_path_forgets_whom_a_deletion_took_before_the_device_was_theirs() {
