@@ -1,7 +1,8 @@
 //! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not.
 
 use millstream_shard::log::{
-    Consumer, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional,
+    Consumer, EachOrigin, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional,
+    View,
 };
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,6 +61,9 @@ impl Log for FaultyLog {
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         self.inner.consumer(assignments)
+    }
+    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
+        self.inner.origins(of, view, each)
     }
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {
         self.inner.producer()

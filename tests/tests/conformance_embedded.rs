@@ -48,6 +48,10 @@ impl reader::Subject for Embedded {
     fn delete_topic(&self, _log: &Arc<dyn Log>, topic: &str) {
         self.log().delete_topic(topic).unwrap();
     }
+
+    fn has_open_messages(&self) -> bool {
+        false
+    }
 }
 
 impl document_suite::Subject for Embedded {

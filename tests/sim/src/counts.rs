@@ -38,6 +38,8 @@ names! {
         CommitUnknownLater,
         /// A commit was decided and forgotten: no partition gets a marker.
         TransactionForgotten,
+        /// It was forgotten when some partitions had theirs.
+        TransactionForgottenInPart,
         /// A commit is repeated on the way; the repetition commits whatever transaction of that client is open then.
         CommitRepeatedLater,
         /// A repetition, or a late commit, found an open transaction of its client.

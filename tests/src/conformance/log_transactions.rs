@@ -2,7 +2,7 @@
 
 use super::reader::{Subject, contents, drain, message, poll, read, reader, send, send_all, topic, transact};
 use super::{eventually, unique};
-use millstream_shard::log::{Ends, Log, Producer, Start, TopicPartition};
+use millstream_shard::log::{Ends, Log, ORIGIN, Outgoing, Producer, Start, TopicPartition, Transactional, View};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,6 +151,57 @@ pub fn aborted_data_is_never_visible(subject: &dyn Subject) {
     drop((client, early));
     drop(log);
     assert_eq!(contents(&subject.open(), &topic, 2), [["1", "2"], ["1", "2"]]);
+}
+
+/// What messages say they were written for can be read of everything that is open, with its offset, and of what readers see.
+pub fn origins_are_told_of_open_and_of_committed_transactions(subject: &dyn Subject) {
+    let log = subject.open();
+    let topic = topic(&log, "origins", 2);
+    let at = TopicPartition::new(topic.as_str(), 1);
+    let producer = log.producer().unwrap();
+    let mut client = log.transactional(&unique("origins")).unwrap();
+    let say = |client: &mut dyn Transactional, origins: &[&str]| {
+        client.begin().unwrap();
+        for origin in origins {
+            let headers = [("other", "header"), (ORIGIN, *origin)];
+            client.send(Outgoing { headers: &headers, ..message(&topic, 1, b"with") }).unwrap();
+            client.send(Outgoing { headers: &[("other", "header")], ..message(&topic, 1, b"without") }).unwrap();
+        }
+    };
+    let all = |from: u64, view: View| {
+        let mut all = Vec::new();
+        let of = [(TopicPartition::new(topic.as_str(), 0), 0), (at.clone(), from)];
+        log.origins(&of, view, &mut |place, offset, origin| {
+            assert_eq!(place, 1, "the other one is empty");
+            all.push((offset, origin.to_owned()));
+        })
+        .unwrap();
+        all
+    };
+    let texts = |all: &[(u64, String)]| all.iter().map(|(_, origin)| origin.clone()).collect::<Vec<_>>();
+    assert_eq!(all(0, View::Everything), []);
+    say(&mut *client, &["a/1", "a/2"]);
+    client.commit().unwrap();
+    say(&mut *client, &["a/3"]);
+    client.abort().unwrap();
+    let behind = log.bounds(&at).unwrap().1;
+    say(&mut *client, &["a/4", "a/5"]);
+    probe_until_held_back(&log, &*producer, &topic, 1);
+    let seen = all(0, View::Committed);
+    assert_eq!(texts(&seen), ["a/1", "a/2"]);
+    assert_eq!(all(seen[0].0 + 1, View::Committed), seen[1..]);
+    if subject.has_open_messages() {
+        let open = eventually("all of it is in the log", || {
+            let open = all(log.bounds(&at).unwrap().1, View::Everything);
+            (open.len() == 2).then_some(open)
+        });
+        assert_eq!(texts(&open), ["a/4", "a/5"]);
+        assert!(open[0].0 >= behind && open[1].0 > open[0].0, "{open:?} {behind}");
+        assert_eq!(all(open[1].0, View::Everything), open[1..]);
+    }
+    assert_eq!(all(u64::MAX, View::Everything), []);
+    client.commit().unwrap();
+    eventually("the commit shows", || (texts(&all(behind, View::Committed)) == ["a/4", "a/5"]).then_some(()));
 }
 
 /// A takeover compares a position with the bounds: control records and aborted data must not keep it short of them.

@@ -16,6 +16,10 @@ pub trait Subject: Send + Sync {
     fn trim(&self, log: &Arc<dyn Log>, at: &TopicPartition, before: u64);
     /// Deletes a topic and returns when one of that name can be created again.
     fn delete_topic(&self, log: &Arc<dyn Log>, topic: &str);
+    /// Are messages of open transactions in the log, or with the client until they are committed?
+    fn has_open_messages(&self) -> bool {
+        true
+    }
 }
 
 /// A message that was read, owned.

@@ -4,10 +4,10 @@
 
 use crate::ShardError;
 use crate::cache::Cache;
-use crate::log::{Log, Message, TopicPartition, Transactional};
+use crate::hanging::Written;
+use crate::log::{Log, Message, Transactional};
 use crate::mutant::{self, Mutant};
 use crate::output::Output;
-use crate::ownership;
 use crate::topics::Topics;
 use millstream_model::frame::{self, Content, FrameError};
 use millstream_model::key::StateKey;
@@ -22,8 +22,10 @@ pub(crate) struct Place<'a> {
     /// No append time counts as later than this: [`FAR_AHEAD_MS`] after now.
     pub(crate) latest_ms: u64,
     pub(crate) log: &'a dyn Log,
-    /// The shard's.
-    pub(crate) changelog: &'a TopicPartition,
+    /// Where its outputs go.
+    pub(crate) written: &'a Written,
+    /// The owner's epoch and the batch's number.
+    pub(crate) origin: (u64, u64),
 }
 
 /// Clocks of brokers and workers may differ by so much: far more than they should, far less than message ids are remembered.
@@ -110,9 +112,9 @@ impl<'a, S: Stage> Batch<'a, S> {
         self.prefetch()?;
         // Only now: however long the first reading of state takes, the transaction has its whole time.
         if !std::mem::replace(&mut self.begun, true) {
-            ownership::settle_doubt(self.producer, self.place.log, self.place.changelog)?;
+            self.place.written.settle_doubt(self.producer, self.place.log)?;
             self.producer.begin()?;
-            self.output.begin(self.producer)?;
+            self.output.begin(self.place.origin, self.producer)?;
         }
         let mut decoded = std::mem::take(&mut self.decoded);
         if mutant::is(Mutant::HalfFrame) && decoded.len() > 3 {

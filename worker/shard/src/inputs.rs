@@ -75,7 +75,9 @@ impl Inputs {
     ) -> Result<usize, LogError> {
         let sources = &self.sources;
         self.consumer.poll(max, wait, &mut |message| {
-            if let Some(source) = sources.get(message.assignment).filter(|source| message.offset >= source.from) {
+            let source = sources.get(message.assignment).filter(|source| message.offset >= source.from);
+            // Whatever is in `ingress` is from a client, and is answered.
+            if let Some(source) = source.filter(|source| source.input == Input::Ingress || !message.is_empty()) {
                 each(source.input, message);
             }
         })

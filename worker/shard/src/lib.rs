@@ -12,6 +12,7 @@ pub mod control;
 pub mod documents;
 mod flush;
 pub mod follower;
+mod hanging;
 mod inputs;
 pub mod log;
 pub mod member;

@@ -60,6 +60,13 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
 }
 
+impl Message<'_> {
+    /// Nothing to read: it ended a transaction that was forgotten (`hanging`).
+    pub fn is_empty(&self) -> bool {
+        self.key.is_empty() && self.payload.is_empty()
+    }
+}
+
 /// A message to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
@@ -130,6 +137,18 @@ pub enum Retention {
     Compact,
 }
 
+/// The header by which a message says what it was written for.
+pub const ORIGIN: &str = "millstream-origin";
+
+/// Of which transactions messages are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Of those that were committed, below the first that is open: what readers see.
+    Committed,
+    /// Also of those that are open, or were aborted, as far as the log has them. (One that never leaves a transaction open may have none.)
+    Everything,
+}
+
 /// How a topic is to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {
@@ -158,6 +177,9 @@ impl Ends {
         self.visible < self.end
     }
 }
+
+/// What is done with each origin: (place of the partition, offset, origin).
+pub type EachOrigin<'a> = &'a mut dyn FnMut(usize, u64, &str);
 
 /// A partitioned log.
 pub trait Log: Send + Sync {
@@ -191,6 +213,13 @@ pub trait Log: Send + Sync {
     /// # Errors
     /// [`LogError::OutOfRange`] here or at the first poll.
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError>;
+
+    /// The [`ORIGIN`] of each message of some partitions that has one, each partition from an offset that the log has to the end that there is now: gives the
+    /// partition's place in the list, the offset, and the origin; those of one partition in their order.
+    ///
+    /// # Errors
+    /// [`LogError::Topic`], [`LogError::OutOfRange`], [`LogError::Unavailable`].
+    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError>;
 
     /// A producer without transactions: idempotent, acknowledged by all in-sync replicas.
     ///

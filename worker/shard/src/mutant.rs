@@ -17,6 +17,10 @@ pub enum Mutant {
     LocalUnproven,
     /// A transaction that its coordinator has forgotten is left open.
     HangingIgnored,
+    /// Such a transaction is aborted, whatever it was elsewhere.
+    HangingAborted,
+    /// An owner that may have lost a commit looks at its changelog only.
+    DoubtOfChangelogOnly,
     /// Rule 2: a client counts as prepared without a look at the log.
     PreparedUnchecked,
     /// Rule 3: the owner goes on after its release.
@@ -49,13 +53,15 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 20] = [
+    pub const ALL: [Mutant; 22] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
         Mutant::NotReadAgain,
         Mutant::LocalUnproven,
         Mutant::HangingIgnored,
+        Mutant::HangingAborted,
+        Mutant::DoubtOfChangelogOnly,
         Mutant::PreparedUnchecked,
         Mutant::ReleaseIgnored,
         Mutant::OldPlanFollowed,

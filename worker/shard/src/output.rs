@@ -1,9 +1,11 @@
 //! What a batch sends: frames per partition, filled while records are processed.
 //!
 //! A frame goes out when it is full; what is left goes out when the batch ends. All of it is in the batch's transaction, but what other shards have to wait for
-//! ([`Waiting`]), which goes out in the transaction of a later one.
+//! ([`Waiting`]), which goes out in the transaction of a later one. Frames say which batch wrote them ([`ORIGIN`]); of the public messages of a batch the first in
+//! each partition does.
 
-use crate::log::{Log, LogError, Outgoing, Transactional};
+use crate::hanging;
+use crate::log::{Log, LogError, ORIGIN, Outgoing, Transactional};
 use crate::topics::Topics;
 use crate::waiting::Waiting;
 use millstream_model::frame::{Content, FrameWriter};
@@ -16,7 +18,12 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Output {
     topics: Topics,
+    stage: &'static str,
     shard: u32,
+    /// Of what the batch writes.
+    origin: String,
+    /// Topics of public messages, and partitions, in which the batch has said it.
+    said: Vec<(Arc<str>, u32)>,
     frames: BTreeMap<(Content, u32), FrameWriter>,
     /// For other shards, in later batches.
     pub(crate) waiting: Waiting,
@@ -40,16 +47,22 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 
 impl Output {
     /// Nothing but what waits.
-    pub(crate) fn new(topics: Topics, shard: u32, waiting: Waiting) -> Output {
-        Output { topics, shard, frames: BTreeMap::new(), waiting }
+    pub(crate) fn new(topics: Topics, stage: &'static str, shard: u32, waiting: Waiting) -> Output {
+        Output { topics, stage, shard, origin: String::new(), said: Vec::new(), frames: BTreeMap::new(), waiting }
     }
 
-    /// A batch begins, with what has waited longest.
+    /// A batch, by the owner's epoch and its number, begins with what has waited longest.
     ///
     /// # Errors
     /// [`LogError`] of the transaction.
-    pub(crate) fn begin(&mut self, transaction: &mut dyn Transactional) -> Result<(), LogError> {
+    pub(crate) fn begin(
+        &mut self,
+        (epoch, batch): (u64, u64),
+        transaction: &mut dyn Transactional,
+    ) -> Result<(), LogError> {
         self.frames.clear();
+        self.said.clear();
+        self.origin = hanging::origin(self.stage, self.shard, epoch, batch);
         for (partition, frame) in self.waiting.begin() {
             self.send(Content::Exchange, partition, &frame, transaction)?;
         }
@@ -72,11 +85,13 @@ impl Output {
         }
         for message in out.events.drain(..) {
             let partition = self.partition(u32::from(message.group));
-            self.public(&self.topics.events, partition, &message, transaction)?;
+            let topic = self.topics.events.clone();
+            self.public(&topic, partition, &message, transaction)?;
         }
         for message in out.rejects.drain(..) {
             // Whatever key group it names, which may be wrong: it comes from here, and a batch writes to few partitions.
-            self.public(&self.topics.rejects, self.shard, &message, transaction)?;
+            let topic = self.topics.rejects.clone();
+            self.public(&topic, self.shard, &message, transaction)?;
         }
         Ok(())
     }
@@ -105,14 +120,20 @@ impl Output {
     }
 
     fn public(
-        &self,
-        topic: &str,
+        &mut self,
+        topic: &Arc<str>,
         partition: u32,
         message: &PublicMessage,
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
+        let is_first = !self.said.iter().any(|(said, of)| said == topic && *of == partition);
+        if is_first {
+            self.said.push((topic.clone(), partition));
+        }
+        let origin = is_first.then_some((ORIGIN, self.origin.as_str()));
         // No allocation where there are none.
-        let headers: Vec<(&str, &str)> = message.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let headers = message.headers.iter().map(|(name, value)| (*name, value.as_str()));
+        let headers: Vec<(&str, &str)> = headers.chain(origin).collect();
         transaction.send(Outgoing { topic, partition, key: &message.key, payload: &message.payload, headers: &headers })
     }
 
@@ -145,7 +166,7 @@ impl Output {
             // `drain` makes no other frames than these three.
             _ => &self.topics.mutations,
         };
-        transaction.send(Outgoing { topic, partition, key: &[], payload, headers: &[] })
+        transaction.send(Outgoing { topic, partition, key: &[], payload, headers: &[(ORIGIN, &self.origin)] })
     }
 
     /// Sends what is left.

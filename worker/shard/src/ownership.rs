@@ -14,27 +14,20 @@
 //!
 //! Nobody acquires under a plan that is older than the one of the newest ownership record.
 //!
-//! *What hangs.* Once both ids are initialised, no transaction of theirs can be open: an init returns when what its id had open is decided, and the decision has
-//! landed. One that is open all the same was forgotten by its coordinator: Kafka 4 takes the partitions of a decided transaction that have no leader at that
-//! moment for deleted, and writes no marker there, as when a broker starts again that has the only replica. Readers would wait behind it for ever; a new
-//! owner would not see what was committed behind it; and the next commit of the same id there would end it as committed, whatever it was. So a takeover looks at
-//! the changelog and the outputs. What stays held back there is ended, as aborted, by a transaction of each id in all these partitions: nobody knows any more what
-//! had been decided, but no partition has the decision. (Other shards write to the exchange, too: what they have open is not ended by our ids.) An owner that was told of
-//! its commit may have stored its state: what is stored by an owner counts only once its last batch was met in the changelog ([`Follower::prove`]). And it
-//! may have gone on: an owner that has reason to doubt its last commit looks before it does (`Shard`).
+//! *What hangs.* Once both ids are initialised, no transaction of theirs can be open. One that is open all the same was forgotten by its coordinator: a takeover
+//! [ends it](crate::hanging) before it reads on.
 //!
 //! Every shard begins with a *genesis* record, written once, when its pipeline is created (I6).
 
 use crate::changelog;
 use crate::follower::Follower;
+use crate::hanging::{Written, abort_in, is_held_back};
 use crate::inputs;
-use crate::log::{Ends, Log, LogError, Outgoing, Start, TopicPartition, Transactional};
+use crate::log::{Log, Outgoing, Start, TopicPartition, Transactional};
 use crate::mutant::{self, Mutant};
-use crate::output;
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -42,9 +35,6 @@ use std::time::Duration;
 /// How long one poll of a changelog's beginning waits, and how many there are before the log counts as unavailable.
 const POLL: Duration = Duration::from_millis(200);
 const PATIENCE: u32 = 150;
-/// How often is looked whether a transaction is still open, a poll apart: before it is aborted, and after that.
-const PATIENCE_WITH_MARKERS: u32 = 5;
-const PATIENCE_WITH_ABORTS: u32 = 50;
 
 /// Who acquires.
 #[derive(Clone, Debug)]
@@ -175,7 +165,8 @@ impl Claim<'_> {
         follower.read_to_end(self.log)?;
         self.check_plan(follower)?;
         let (named, slot) = (follower.position().slot, idle(follower));
-        let shared = self.shared_ends()?;
+        let written = Written::of(self.topics, self.stage, self.shard);
+        let shared = written.shared_ends(self.log)?;
         let too_early =
             if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
         let mut producer = match prepared {
@@ -195,13 +186,16 @@ impl Claim<'_> {
             return self.lease(fenced, named, follower);
         }
         if !mutant::is(Mutant::HangingIgnored) {
-            self.end_hanging([&mut *fenced, &mut *producer], &shared, follower)?;
+            written.end_hanging(self.log, [&mut *fenced, &mut *producer], &shared, follower)?;
         }
         // It has done its work by being there; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
         if !mutant::is(Mutant::NotReadAgain) {
             follower.read_to_end(self.log)?;
             // Not before: that its commit was decided does not mean that it can be read already, but the inits wait for that.
+            if !follower.has_genesis() && follower.position().epoch == 0 {
+                return Err(self.reopen("its first record hung, and was aborted"));
+            }
             self.check_genesis(follower)?;
         }
         if follower.position().slot != named {
@@ -209,69 +203,6 @@ impl Claim<'_> {
         }
         self.check_plan(follower)?;
         self.lease(producer, slot, follower)
-    }
-
-    /// Ends what hangs in the partitions that only this shard writes to, and in those that others write to as well, whose ends before the inits are `shared`.
-    fn end_hanging(
-        &self,
-        clients: [&mut dyn Transactional; 2],
-        shared: &BTreeMap<TopicPartition, u64>,
-        follower: &mut Follower,
-    ) -> Result<(), ShardError> {
-        let mut held = ends(self.log, &self.own_partitions(), Ends::is_held_back)?;
-        if !held.is_empty() {
-            // What a marker ends is visible a moment later, if at all.
-            follower.read_to_end(self.log)?;
-        }
-        for _ in 0..PATIENCE_WITH_MARKERS {
-            if held.is_empty() {
-                break;
-            }
-            follower.follow(POLL)?;
-            held = still_open(self.log, &held)?;
-        }
-        let changelog = self.changelog();
-        let hung = held.get(&changelog).map(|end| BTreeMap::from([(changelog.clone(), *end)]));
-        let all: Vec<TopicPartition> = held.into_keys().chain(still_open(self.log, shared)?.into_keys()).collect();
-        if all.is_empty() {
-            return Ok(());
-        }
-        for client in clients {
-            abort_in(client, &all)?;
-        }
-        let Some(hung) = hung else { return Ok(()) };
-        for _ in 0..PATIENCE_WITH_ABORTS {
-            if still_open(self.log, &hung)?.is_empty() {
-                return Ok(());
-            }
-            follower.follow(POLL)?;
-        }
-        Err(self.reopen(&format!(
-            "{changelog} is held back by a transaction that the shard's transactional ids do not end; if it stays so, \
-             `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
-        )))
-    }
-
-    fn changelog(&self) -> TopicPartition {
-        TopicPartition::new(self.topics.changelog(self.stage), self.shard)
-    }
-
-    /// Those that nobody else writes to.
-    fn own_partitions(&self) -> Vec<TopicPartition> {
-        let Topics { exchange, rejects, .. } = self.topics;
-        let outputs = output::topics_of(self.stage, self.topics).into_iter();
-        let own = outputs.filter(|topic| ![exchange, rejects].contains(topic));
-        let own = own.map(|topic| TopicPartition::new(topic.clone(), self.shard));
-        std::iter::once(self.changelog()).chain(own).collect()
-    }
-
-    /// Where the partitions end that others write to as well: the exchange, and rejects, which are of two stages.
-    fn shared_ends(&self) -> Result<BTreeMap<TopicPartition, u64>, ShardError> {
-        let Topics { exchange, rejects, shards, .. } = self.topics;
-        let sends = output::topics_of(self.stage, self.topics).contains(&exchange);
-        let exchange = (0..if sends { *shards } else { 0 }).map(|number| TopicPartition::new(exchange.clone(), number));
-        let shared: Vec<TopicPartition> = exchange.chain([TopicPartition::new(rejects.clone(), self.shard)]).collect();
-        Ok(ends(self.log, &shared, |_| true)?)
     }
 
     /// The first transaction of a new owner.
@@ -298,56 +229,6 @@ impl Claim<'_> {
             TopicPartition::new(self.topics.changelog(self.stage), self.shard)
         )))
     }
-}
-
-/// Is a transaction open in this partition?
-pub(crate) fn is_held_back(log: &dyn Log, at: &TopicPartition) -> Result<bool, LogError> {
-    Ok(log.ends(std::slice::from_ref(at))?.iter().any(Ends::is_held_back))
-}
-
-/// Nothing may build on a commit that was forgotten after it was told: the next one of the same id would end it in some of its partitions only. To be called before
-/// each transaction of an owner, and now and then while it has none.
-///
-/// # Errors
-/// [`ShardError::Reopen`] when it may be so.
-pub(crate) fn settle_doubt(
-    producer: &mut dyn Transactional,
-    log: &dyn Log,
-    changelog: &TopicPartition,
-) -> Result<(), ShardError> {
-    match producer.take_doubt() {
-        Some(why) if is_held_back(log, changelog)? => {
-            Err(ShardError::Reopen(format!("{changelog}: the last commit is in doubt: {why}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Where those of these partitions end of which that is to be known.
-fn ends(
-    log: &dyn Log,
-    of: &[TopicPartition],
-    which: impl Fn(&Ends) -> bool,
-) -> Result<BTreeMap<TopicPartition, u64>, LogError> {
-    let ends = of.iter().zip(log.ends(of)?).filter(|(_, ends)| which(ends));
-    Ok(ends.map(|(at, ends)| (at.clone(), ends.end)).collect())
-}
-
-/// Those of which readers do not see everything yet that was there when they ended here: what was open then is still open, or something behind it, also when
-/// something before it has ended.
-fn still_open(log: &dyn Log, then: &BTreeMap<TopicPartition, u64>) -> Result<BTreeMap<TopicPartition, u64>, LogError> {
-    let of: Vec<TopicPartition> = then.keys().cloned().collect();
-    let open = then.iter().zip(log.ends(&of)?).filter(|((_, end), now)| now.visible < **end);
-    Ok(open.map(|((at, end), _)| (at.clone(), *end)).collect())
-}
-
-/// Ends whatever the client's id has open in these partitions.
-fn abort_in(client: &mut dyn Transactional, partitions: &[TopicPartition]) -> Result<(), LogError> {
-    client.begin()?;
-    for TopicPartition { topic, partition } in partitions {
-        client.send(Outgoing { topic, partition: *partition, key: &[], payload: &[], headers: &[] })?;
-    }
-    client.abort()
 }
 
 /// The id that the log does not name.
@@ -415,7 +296,7 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
         return Ok(());
     }
     if is_held_back(log, &changelog)? {
-        abort_in(&mut *producer, std::slice::from_ref(&changelog))?;
+        abort_in(&mut *producer, &changelog)?;
         return Err(ShardError::Reopen(format!("{changelog}: a first record hung there, and was aborted")));
     }
     let genesis = Genesis {

@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
 use crate::flush::{Flushes, Work};
+use crate::hanging::Written;
 use crate::inputs::Inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::memory::{Member, Pool};
@@ -149,6 +150,7 @@ pub struct Shard<S: Stage> {
     shard: u32,
     environment: Environment,
     changelog: TopicPartition,
+    written: Written,
     limits: Limits,
     /// Of the next batch: between `limits.batch_time` and [`BUSY_FACTOR`] times as much.
     batch_time: Duration,
@@ -214,9 +216,10 @@ impl<S: Stage> Shard<S> {
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
             inputs,
             sums: Sums::load(&*store, group)?,
-            output: Output::new(topics.clone(), shard, waiting),
+            output: Output::new(topics.clone(), stage.name(), shard, waiting),
             batch_time: limits.batch_time,
             changelog: TopicPartition::new(topics.changelog(stage.name()), shard),
+            written: Written::of(topics, stage.name(), shard),
             stage,
             shard,
             limits,
@@ -280,7 +283,7 @@ impl<S: Stage> Shard<S> {
     }
 
     fn settle_doubt(&mut self) -> Result<(), ShardError> {
-        ownership::settle_doubt(&mut *self.producer, &*self.environment.log, &self.changelog)
+        self.written.settle_doubt(&mut *self.producer, &*self.environment.log)
     }
 
     /// The process's memory is shared by as many as there are now.
@@ -319,7 +322,8 @@ impl<S: Stage> Shard<S> {
         let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
         self.settle_doubt()?;
         self.producer.begin()?;
-        self.output.begin(&mut *self.producer)?;
+        let origin = self.origin();
+        self.output.begin(origin, &mut *self.producer)?;
         self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(Some)
     }
 
@@ -333,8 +337,8 @@ impl<S: Stage> Shard<S> {
         let clock = self.environment.clock.clone();
         let topics = &self.environment.topics;
         let latest_ms = clock.now_ms().saturating_add(FAR_AHEAD_MS);
-        let (log, changelog) = (&*self.environment.log, &self.changelog);
-        let place = Place { shard: self.shard, topics, latest_ms, log, changelog };
+        let (log, origin) = (&*self.environment.log, self.origin());
+        let place = Place { shard: self.shard, topics, latest_ms, log, written: &self.written, origin };
         let (position, slack_ms) = (&self.position, self.limits.clock_slack_ms);
         let (cache, producer) = (&mut self.cache, &mut *self.producer);
         let mut batch =
@@ -364,6 +368,11 @@ impl<S: Stage> Shard<S> {
             at_once = if is_small { (at_once * 2).min(MOST_MESSAGES) } else { FIRST_MESSAGES };
             wait = self.limits.linger.min(self.batch_time.saturating_sub(age));
         }
+    }
+
+    /// Of what the next batch writes: the owner's epoch and the batch's number.
+    fn origin(&self) -> (u64, u64) {
+        (self.position.epoch, self.position.batch_number + 1)
     }
 
     /// Writes the changelog record and commits.

@@ -5,7 +5,7 @@
 //! of their own, so that an id that was forgotten and initialised again is not taken for the one before.
 
 use crate::world::Waker;
-use millstream_shard::log::{LogError, Outgoing, Retention, TopicPartition, TopicSpec};
+use millstream_shard::log::{LogError, ORIGIN, Outgoing, Retention, TopicPartition, TopicSpec, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -16,18 +16,21 @@ const MOST_BYTES: usize = 8 << 20;
 const UNCOMPACTED: u64 = 16;
 
 /// What is at an offset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
     /// A message.
+    #[default]
     Data,
     /// The end of a transaction.
     Control,
 }
 
+#[derive(Default)]
 pub(super) struct Entry {
     pub(super) time_ms: u64,
     pub(super) key: Arc<[u8]>,
     pub(super) payload: Arc<[u8]>,
+    pub(super) origin: Option<Arc<str>>,
     /// Place in `transactions`; of a plain producer none.
     pub(super) transaction: Option<usize>,
     pub(super) kind: Kind,
@@ -68,7 +71,8 @@ enum State {
     /// With its place among all decisions.
     Committed(u64),
     Aborted,
-    /// Was decided, and forgotten before any partition had the decision: the next marker of its id decides it, in the partitions that the marker is for.
+    /// Was decided, and forgotten before any partition had the decision: the next marker of its id decides it, in the partitions that the marker is for. (One that some
+    /// partitions had the decision of is committed, or aborted, and pending in the others.)
     Hanging,
 }
 
@@ -77,7 +81,10 @@ struct Transaction {
     state: State,
     /// Partitions where its marker has not landed.
     pending: BTreeSet<usize>,
+    /// Those it has written to, with more than nothing.
     partitions: BTreeSet<usize>,
+    /// Where it was decided the other way round: it hung there, and a marker of its id ended it.
+    otherwise: BTreeSet<usize>,
 }
 
 struct Session {
@@ -113,6 +120,16 @@ pub struct Broker {
     pub(super) woken: Vec<Waker>,
     /// Keep what followers that lag could say.
     keeps_ends: bool,
+}
+
+/// In which partitions a transaction has landed that is forgotten: those whose bit is set, of any 64 neighbours.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Landed(pub(super) u64);
+
+impl Landed {
+    fn is_in(self, index: usize) -> bool {
+        self.0 >> (index % 64) & 1 == 1
+    }
 }
 
 /// A session was fenced, or its id forgotten.
@@ -247,7 +264,7 @@ impl Broker {
     /// A message of a plain producer.
     pub(super) fn append_plain(&mut self, index: usize, key: &Arc<[u8]>, payload: &Arc<[u8]>, now_ms: u64) -> u64 {
         let (key, payload) = (key.clone(), payload.clone());
-        let offset = self.append(index, Entry { time_ms: now_ms, key, payload, transaction: None, kind: Kind::Data });
+        let offset = self.append(index, Entry { time_ms: now_ms, key, payload, ..Entry::default() });
         self.moved(index, now_ms);
         offset
     }
@@ -270,20 +287,42 @@ impl Broker {
     }
 
     /// Is this message visible, or for ever hidden? (Asked below the end only, where everything has landed.)
-    pub(super) fn is_visible(&self, entry: &Entry) -> bool {
-        entry.kind == Kind::Data
-            && entry.transaction.is_none_or(|number| matches!(self.transactions[number].state, State::Committed(_)))
+    pub(super) fn is_visible(&self, index: usize, entry: &Entry) -> bool {
+        let committed = |number: usize| {
+            let transaction = &self.transactions[number];
+            matches!(transaction.state, State::Committed(_)) != transaction.otherwise.contains(&index)
+        };
+        entry.kind == Kind::Data && entry.transaction.is_none_or(committed)
+    }
+
+    /// What messages say they were written for, those that do, by offset.
+    pub(super) fn origins(&self, at: &TopicPartition, from: u64, view: View) -> Result<Vec<(u64, Arc<str>)>, LogError> {
+        let index = self.find(&at.topic, at.partition)?;
+        let partition = &self.partitions[index];
+        if from < partition.start {
+            return Err(LogError::OutOfRange {
+                at: at.clone(),
+                offset: from,
+                start: partition.start,
+                end: partition.end(),
+            });
+        }
+        let end = if view == View::Committed { partition.end() } else { partition.entries.len() as u64 };
+        let entries = partition.entries.get(from as usize..end as usize).unwrap_or_default();
+        let entries = entries.iter().enumerate().map(|(place, entry)| (from + place as u64, entry));
+        let shown = entries.filter(|(_, entry)| view == View::Everything || self.is_visible(index, entry));
+        Ok(shown.filter_map(|(offset, entry)| Some((offset, entry.origin.clone()?))).collect())
     }
 
     // ---- transactions --------------------------------------------------------------------------------------------------
 
-    /// A new session of an id; true when it aborted an open transaction of the one before. That may be forgotten before it has landed anywhere.
-    pub(super) fn init(&mut self, id: &str, now_ms: u64, forget: bool) -> (usize, bool) {
+    /// A new session of an id; true when it aborted an open transaction of the one before. That may be forgotten before it has landed everywhere.
+    pub(super) fn init(&mut self, id: &str, now_ms: u64, forget: Option<Landed>) -> (usize, bool) {
         let id: Arc<str> = Arc::from(id);
         let mut aborted = false;
         if let Some(former) = self.ids.get(&id).copied() {
-            if forget {
-                drop(self.hang(former));
+            if let Some(landed) = forget {
+                drop(self.hang(former, false, landed, now_ms));
             }
             aborted = self.fence(former, now_ms);
         }
@@ -317,8 +356,7 @@ impl Broker {
         if !is_decided || !self.transactions[number].pending.remove(&index) {
             return;
         }
-        let control =
-            Entry { time_ms: 0, key: [].into(), payload: [].into(), transaction: Some(number), kind: Kind::Control };
+        let control = Entry { transaction: Some(number), kind: Kind::Control, ..Entry::default() };
         self.append(index, control);
         self.partitions[index].open.retain(|_, other| *other != number);
         self.end_hanging(number, index);
@@ -335,9 +373,13 @@ impl Broker {
         let here = |other: &usize| id(*other) == id(number) && self.transactions[*other].pending.contains(&index);
         let ended: Vec<usize> = self.hanging.iter().copied().filter(here).collect();
         for other in ended {
-            if self.transactions[other].state == State::Hanging {
-                let commit = matches!(self.transactions[number].state, State::Committed(_));
-                self.decide(other, commit);
+            let commit = matches!(self.transactions[number].state, State::Committed(_));
+            match self.transactions[other].state {
+                State::Hanging => self.decide(other, commit),
+                decided if matches!(decided, State::Committed(_)) != commit => {
+                    self.transactions[other].otherwise.insert(index);
+                }
+                _ => {}
             }
             self.partitions[index].open.retain(|_, open| *open != other);
             self.transactions[other].pending.remove(&index);
@@ -383,14 +425,18 @@ impl Broker {
         let number = open.unwrap_or(self.transactions.len());
         if open.is_none() {
             let (pending, partitions) = (BTreeSet::new(), BTreeSet::new());
-            self.transactions.push(Transaction { session, state: State::Open, pending, partitions });
+            let otherwise = BTreeSet::new();
+            self.transactions.push(Transaction { session, state: State::Open, pending, partitions, otherwise });
             self.sessions[session].current = Some(number);
         }
         let (key, payload): (Arc<[u8]>, Arc<[u8]>) = (message.key.into(), message.payload.into());
-        let entry = Entry { time_ms: now_ms, key, payload, transaction: Some(number), kind: Kind::Data };
+        let origin = message.headers.iter().find(|(name, _)| *name == ORIGIN).map(|(_, value)| Arc::from(*value));
+        let entry = Entry { time_ms: now_ms, key, payload, origin, transaction: Some(number), kind: Kind::Data };
         let offset = self.append(index, entry);
         let transaction = &mut self.transactions[number];
-        transaction.partitions.insert(index);
+        if !(message.key.is_empty() && message.payload.is_empty()) {
+            transaction.partitions.insert(index);
+        }
         if transaction.pending.insert(index) {
             self.partitions[index].open.insert(offset, number);
         }
@@ -410,19 +456,33 @@ impl Broker {
         Ok(Some(number))
     }
 
-    /// The session's open transaction is decided, and forgotten: which it is.
-    pub(super) fn hang(&mut self, session: usize) -> Result<Option<usize>, Fenced> {
+    /// The session's open transaction is decided, and forgotten when it has landed in some partitions, or in none: which it is.
+    pub(super) fn hang(
+        &mut self,
+        session: usize,
+        commit: bool,
+        landed: Landed,
+        now_ms: u64,
+    ) -> Result<Option<usize>, Fenced> {
         if !self.is_current(session) {
             return Err(Fenced);
         }
         let current = self.sessions[session].current;
         let open = current.filter(|number| self.transactions[*number].state == State::Open);
-        if let Some(number) = open {
+        let Some(number) = open else { return Ok(None) };
+        let lands: Vec<usize> = self.pending(number).into_iter().filter(|index| landed.is_in(*index)).collect();
+        if lands.is_empty() {
             self.transactions[number].state = State::Hanging;
-            self.hanging.insert(number);
-            self.sessions[session].current = None;
+        } else {
+            self.decide(number, commit);
         }
-        Ok(open)
+        self.hanging.insert(number);
+        lands.into_iter().for_each(|index| self.land(number, index, now_ms));
+        if self.transactions[number].pending.is_empty() {
+            self.hanging.remove(&number);
+        }
+        self.sessions[session].current = None;
+        Ok(Some(number))
     }
 
     /// The client of a transaction that hangs was told that it is committed.
@@ -477,10 +537,11 @@ impl Broker {
 
     // ---- for the auditor -------------------------------------------------------------------------------------------------
 
-    /// Everything of a partition that was committed, also what was deleted since.
+    /// Everything of a partition that was committed, also what was deleted since, but for empty messages.
     pub fn committed(&self, topic: &str, partition: u32) -> Vec<Seen> {
         let Ok(index) = self.find(topic, partition) else { return Vec::new() };
-        let entries = (0..).zip(&self.partitions[index].entries).filter(|(_, entry)| self.is_visible(entry));
+        let entries = (0..).zip(&self.partitions[index].entries).filter(|(_, entry)| self.is_visible(index, entry));
+        let entries = entries.filter(|(_, entry)| !(entry.key.is_empty() && entry.payload.is_empty()));
         let seen = |(offset, entry): (u64, &Entry)| {
             let (key, payload) = (entry.key.clone(), entry.payload.clone());
             Seen { offset, time_ms: entry.time_ms, key, payload, transaction: self.decision(entry) }
@@ -490,8 +551,9 @@ impl Broker {
 
     /// The newest committed message of a partition for which `look` gives something.
     pub fn newest<T>(&self, topic: &str, partition: u32, mut look: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
-        let partition = &self.partitions[self.find(topic, partition).ok()?];
-        partition.entries.iter().rev().filter(|entry| self.is_visible(entry)).find_map(|entry| look(&entry.payload))
+        let index = self.find(topic, partition).ok()?;
+        let entries = self.partitions[index].entries.iter();
+        entries.rev().filter(|entry| self.is_visible(index, entry)).find_map(|entry| look(&entry.payload))
     }
 
     /// Is anything at or behind this offset that readers see, or may come to see?
@@ -499,7 +561,7 @@ impl Broker {
         let Ok(index) = self.find(topic, partition) else { return false };
         let partition = &self.partitions[index];
         let rest = partition.entries.get(from as usize..).unwrap_or_default();
-        !partition.open.is_empty() || rest.iter().any(|entry| self.is_visible(entry))
+        !partition.open.is_empty() || rest.iter().any(|entry| self.is_visible(index, entry))
     }
 
     fn decision(&self, entry: &Entry) -> Option<(usize, u64, Arc<str>)> {
@@ -509,9 +571,16 @@ impl Broker {
         Some((number, order, self.sessions[transaction.session].id.clone()))
     }
 
-    /// The partitions of every committed transaction.
+    /// Partitions in which a transaction ended otherwise than in others.
+    pub fn split(&self) -> impl Iterator<Item = (usize, &TopicPartition)> {
+        let otherwise = (0..).zip(&self.transactions).map(|(number, it)| (number, &it.otherwise));
+        otherwise.flat_map(move |(number, all)| all.iter().map(move |index| (number, &self.partitions[*index].at)))
+    }
+
+    /// The partitions of every committed transaction that is not empty.
     pub fn transactions(&self) -> impl Iterator<Item = (usize, Vec<&TopicPartition>)> {
-        let committed = (0..).zip(&self.transactions).filter(|(_, it)| matches!(it.state, State::Committed(_)));
+        let is_committed = |it: &Transaction| matches!(it.state, State::Committed(_)) && !it.partitions.is_empty();
+        let committed = (0..).zip(&self.transactions).filter(move |(_, it)| is_committed(it));
         committed.map(|(number, it)| (number, it.partitions.iter().map(|index| &self.partitions[*index].at).collect()))
     }
 }

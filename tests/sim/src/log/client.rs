@@ -1,12 +1,14 @@
 //! What a process has of the log.
 
-use super::broker::Broker;
+use super::broker::{Broker, Landed};
 use super::consumer::SimConsumer;
 use super::producer::SimProducer;
 use super::transactional::SimTransactional;
 use crate::counts::{Fault, Protocol};
 use crate::world::{ProcessId, World};
-use millstream_shard::log::{Consumer, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use millstream_shard::log::{
+    Consumer, EachOrigin, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -151,13 +153,22 @@ impl Shared {
     /// Carries an init out.
     pub(super) fn init(&self, id: &str) -> usize {
         let now_ms = self.now_ms();
-        let forget = self.world.as_ref().is_some_and(|world| world.happens(Fault::TransactionForgotten));
+        let forget = self.world.as_ref().filter(|world| world.happens(Fault::TransactionForgotten)).map(landed);
         let (session, aborted) = self.with(|broker| broker.init(id, now_ms, forget));
         if let Some(world) = self.world.as_ref().filter(|_| aborted) {
             world.count(Protocol::OpenTransactionFenced);
         }
         session
     }
+}
+
+/// Where a transaction has landed that is forgotten now.
+pub(super) fn landed(world: &World) -> Landed {
+    let landed = world.draw(|rng| if rng.one_in(2) { 0 } else { rng.next() });
+    if landed != 0 {
+        world.count_fault(Fault::TransactionForgottenInPart);
+    }
+    Landed(landed)
 }
 
 impl Log for SimLog {
@@ -202,6 +213,16 @@ impl Log for SimLog {
         self.step("consumer");
         self.away()?;
         Ok(Box::new(SimConsumer::new(self.clone(), assignments)?))
+    }
+
+    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
+        self.step("origins");
+        self.away()?;
+        for (index, (at, from)) in of.iter().enumerate() {
+            let origins = self.shared.lock().origins(at, *from, view)?;
+            origins.iter().for_each(|(offset, origin)| each(index, *offset, origin));
+        }
+        Ok(())
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

@@ -76,7 +76,7 @@ impl SimConsumer {
                 let offset = assigned.next;
                 let entry = &partition.entries[offset as usize];
                 assigned.next += 1;
-                if broker.is_visible(entry) && !partition.is_gone(offset, entry) {
+                if broker.is_visible(assigned.index, entry) && !partition.is_gone(offset, entry) {
                     let (key, payload) = (entry.key.clone(), entry.payload.clone());
                     fetched.push(Fetched { assignment, offset, timestamp_ms: entry.time_ms, key, payload });
                 }

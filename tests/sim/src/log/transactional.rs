@@ -4,7 +4,7 @@
 //! transaction of the session is open then, half of the next one too. The session's fencing is what stops it. So a client that saw any trouble
 //! reports that the outcome is unknown, also when it was told of a success (rule 6), and is of no use any more.
 
-use super::client::{Shared, SimLog};
+use super::client::{Shared, SimLog, landed};
 use crate::counts::{Fault, Protocol};
 use crate::world::World;
 use millstream_shard::log::{LogError, Outgoing, Transactional};
@@ -93,7 +93,9 @@ impl SimTransactional {
         }
         if commit && self.log.happens(Fault::TransactionForgotten) {
             shared.with(|broker| broker.leave_open(session));
-            let Ok(number) = shared.with(|broker| broker.hang(session)) else { return Err(self.fenced()) };
+            let (landed, now_ms) = (landed(&world), shared.now_ms());
+            let hung = shared.with(|broker| broker.hang(session, true, landed, now_ms));
+            let Ok(number) = hung else { return Err(self.fenced()) };
             world.step_of("the brokers are back", 30);
             if world.draw(|rng| rng.one_in(2)) {
                 // It was told before.

@@ -10,14 +10,16 @@
 //! Durability: the write-ahead log has been handed to the operating system before anything is acknowledged, so `kill -9` loses
 //! nothing; [`LogOptions::fsync`] extends that to the machine. One process at a time: RocksDB's LOCK.
 
-use super::log_consumer::EmbeddedConsumer;
+use super::log_consumer::{EmbeddedConsumer, origins};
 use super::log_format::{self as format, PartitionId};
 use super::log_open::{MESSAGES, identify, load, open_db, unavailable};
 use super::log_state::{Partition, State, Topic, out_of_range};
 use super::log_transactional::EmbeddedTransactional;
 use super::log_writer::{EmbeddedProducer, Queue};
 use millstream_shard::Clock;
-use millstream_shard::log::{Consumer, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use millstream_shard::log::{
+    Consumer, EachOrigin, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+};
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -243,6 +245,12 @@ impl Log for EmbeddedLog {
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         Ok(Box::new(EmbeddedConsumer::new(self.handle.clone(), assignments)?))
+    }
+
+    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
+        of.iter().enumerate().try_for_each(|(index, from)| {
+            origins(&self.handle.shared, from, view, &mut |offset, origin| each(index, offset, origin))
+        })
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

@@ -7,7 +7,7 @@ use super::log::{Handle, Shared};
 use super::log_format::{self as format, PartitionId};
 use super::log_open::unavailable;
 use super::log_state::{State, out_of_range};
-use millstream_shard::log::{Consumer, LogError, Message, Start, TopicPartition};
+use millstream_shard::log::{Consumer, LogError, Message, ORIGIN, Start, TopicPartition, View};
 use rocksdb::DBRawIterator;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -90,6 +90,39 @@ fn ready<'a>(
     }
 }
 
+/// [`millstream_shard::log::Log::origins`] of one partition.
+pub(super) fn origins(
+    shared: &Shared,
+    (at, from): &(TopicPartition, u64),
+    view: View,
+    each: &mut dyn FnMut(u64, &str),
+) -> Result<(), LogError> {
+    let state = shared.lock();
+    let id = state.find(&at.topic, at.partition)?;
+    let partition = state.partition(id, &at.topic)?;
+    let end = if view == View::Committed { partition.visible_end() } else { partition.end };
+    if *from < partition.start {
+        return Err(out_of_range(at, *from, partition));
+    }
+    let mut iterator = shared.db.raw_iterator_cf(shared.messages()?);
+    drop(state);
+    iterator.seek(id.at(*from));
+    while let Some((offset, value)) = iterator.item().and_then(|(key, value)| Some((id.offset_of(key)?, value))) {
+        if offset >= end {
+            break;
+        }
+        if let Some(origin) = stored(at, offset, value)?.header(ORIGIN) {
+            each(offset, origin);
+        }
+        iterator.next();
+    }
+    iterator.status().map_err(|error| unavailable("read", &error))
+}
+
+fn stored<'a>(at: &TopicPartition, offset: u64, value: &'a [u8]) -> Result<format::Stored<'a>, LogError> {
+    format::decode(value).ok_or_else(|| LogError::Configuration(format!("{at} is damaged at offset {offset}")))
+}
+
 impl Assignment {
     /// Hands over what is visible up to `end`, at most `max`; how many.
     fn read(
@@ -108,8 +141,7 @@ impl Assignment {
                 self.position = end;
                 break;
             };
-            let damaged = || LogError::Configuration(format!("{} is damaged at offset {offset}", self.at));
-            let stored = format::decode(value).ok_or_else(damaged)?;
+            let stored = stored(&self.at, offset, value)?;
             self.position = offset + 1;
             if !stored.is_control {
                 let format::Stored { time_ms: timestamp_ms, key, payload, .. } = stored;

@@ -81,7 +81,29 @@ pub(super) struct Stored<'a> {
     pub(super) is_control: bool,
     pub(super) time_ms: u64,
     pub(super) key: &'a [u8],
+    headers: &'a [u8],
     pub(super) payload: &'a [u8],
+}
+
+impl<'a> Stored<'a> {
+    /// The value of a header.
+    pub(super) fn header(&self, wanted: &str) -> Option<&'a str> {
+        let mut rest = self.headers;
+        loop {
+            let name = take_text(&mut rest)?;
+            let value = take_text(&mut rest)?;
+            if name == wanted {
+                return Some(value);
+            }
+        }
+    }
+}
+
+fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let (length, behind) = rest.split_first_chunk::<4>()?;
+    let (text, behind) = behind.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    *rest = behind;
+    std::str::from_utf8(text).ok()
 }
 
 /// Takes a value apart; `None` when it is damaged.
@@ -91,8 +113,8 @@ pub(super) fn decode(value: &[u8]) -> Option<Stored<'_>> {
     let (key_length, rest) = rest.split_first_chunk::<4>()?;
     let (headers_length, rest) = rest.split_first_chunk::<4>()?;
     let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*key_length) as usize)?;
-    let (_, payload) = rest.split_at_checked(u32::from_le_bytes(*headers_length) as usize)?;
-    Some(Stored { is_control: *kind != DATA, time_ms: u64::from_le_bytes(*time), key, payload })
+    let (headers, payload) = rest.split_at_checked(u32::from_le_bytes(*headers_length) as usize)?;
+    Some(Stored { is_control: *kind != DATA, time_ms: u64::from_le_bytes(*time), key, headers, payload })
 }
 
 /// Two numbers as a value.

@@ -4,10 +4,12 @@
 //! comes as an event with the last stable offset that the reader reached; it moves positions past control records and aborted data.
 
 use super::client::{about, is_configuration, is_missing};
-use super::raw::Reader;
+use super::raw::{self, Reader, Source};
 use super::shared::Shared;
-use millstream_shard::log::{Consumer, LogError, Message, Start, TopicPartition};
+use millstream_shard::log::{Consumer, EachOrigin, LogError, Message, ORIGIN, Start, TopicPartition, View};
 use rdkafka::error::RDKafkaErrorCode;
+use rdkafka_sys as sys;
+use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,27 @@ pub(super) enum Item<'a> {
     },
 }
 
+/// What librdkafka hands over.
+pub(super) fn item<'a>(reader: &Reader, message: &'a sys::rd_kafka_message_t) -> Item<'a> {
+    let is_it = |source: &Source| source.topic == message.rkt && source.partition == message.partition;
+    let assignment = reader.sources.iter().position(is_it);
+    let offset = u64::try_from(message.offset).unwrap_or(0);
+    match (message.err, assignment) {
+        (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR, Some(assignment)) => {
+            let key = match &reader.header {
+                Some(name) => raw::header(message, name),
+                None => raw::bytes(message.key, message.key_len, message),
+            };
+            let payload = raw::bytes(message.payload, message.len, message);
+            Item::Message(Message { assignment, offset, timestamp_ms: raw::timestamp(message), key, payload })
+        }
+        (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(assignment)) => {
+            Item::End { assignment, offset }
+        }
+        (code, assignment) => Item::Error { assignment, code: code.into() },
+    }
+}
+
 /// A reader of some partitions.
 pub(super) struct KafkaConsumer {
     shared: Arc<Shared>,
@@ -41,6 +64,10 @@ pub(super) struct KafkaConsumer {
     served: Instant,
 }
 
+/// How many messages are looked at in a call, and how long one waits.
+const ORIGINS_AT_ONCE: usize = 1000;
+const ORIGINS_WAIT: Duration = Duration::from_millis(100);
+
 /// Events of the client (log lines) are served this often.
 const SERVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -50,16 +77,9 @@ impl KafkaConsumer {
         for (at, start) in assignments {
             positions.push(resolve(&shared, at, *start)?);
         }
-        let mut reader = Reader::new(shared.reader()?);
+        let mut reader = Reader::new(shared.reader(View::Committed)?, None);
         for ((at, _), &position) in assignments.iter().zip(&positions) {
-            let partition = shared.partition(at)?;
-            let offset = i64::try_from(position).map_err(|_| LogError::OutOfRange {
-                at: at.clone(),
-                offset: position,
-                start: 0,
-                end: 0,
-            })?;
-            reader.start(&at.topic, partition, offset).map_err(|code| about(&at.topic, code, "cannot read"))?;
+            start(&shared, &mut reader, at, position)?;
         }
         let partitions = assignments.iter().map(|(at, _)| at.clone()).collect();
         Ok(KafkaConsumer { shared, reader, partitions, positions, fault: None, served: Instant::now() })
@@ -91,12 +111,81 @@ impl KafkaConsumer {
         let (Some(at), Some(&offset)) = (self.partitions.get(assignment), self.positions.get(assignment)) else {
             return Ok(());
         };
-        if is_missing(code) || is_configuration(code) {
-            return Err(about(&at.topic, code, "cannot read"));
-        }
-        let (start, end) = self.shared.bounds(at)?;
-        Err(LogError::OutOfRange { at: at.clone(), offset, start, end })
+        Err(ended(&self.shared, at, offset, code))
     }
+}
+
+/// Why a partition cannot be read any further.
+fn ended(shared: &Shared, at: &TopicPartition, offset: u64, code: RDKafkaErrorCode) -> LogError {
+    if is_missing(code) || is_configuration(code) {
+        return about(&at.topic, code, "cannot read");
+    }
+    match shared.bounds(at) {
+        Ok((start, end)) => LogError::OutOfRange { at: at.clone(), offset, start, end },
+        Err(error) => error,
+    }
+}
+
+fn start(shared: &Shared, reader: &mut Reader, at: &TopicPartition, offset: u64) -> Result<(), LogError> {
+    let outside = |_| LogError::OutOfRange { at: at.clone(), offset, start: 0, end: 0 };
+    let (partition, offset) = (shared.partition(at)?, i64::try_from(offset).map_err(outside)?);
+    reader.start(&at.topic, partition, offset).map_err(|code| about(&at.topic, code, "cannot read"))
+}
+
+/// [`millstream_shard::log::Log::origins`].
+pub(super) fn origins(
+    shared: &Shared,
+    of: &[(TopicPartition, u64)],
+    view: View,
+    each: EachOrigin<'_>,
+) -> Result<(), LogError> {
+    let partitions: Vec<TopicPartition> = of.iter().map(|(at, _)| at.clone()).collect();
+    let ends = shared.ends(&partitions)?;
+    let ends = ends.iter().map(|ends| if view == View::Committed { ends.visible } else { ends.end });
+    // Place in the list, where it is, where it ends.
+    let mut left: Vec<(usize, u64, u64)> =
+        of.iter().zip(ends).enumerate().map(|(index, ((_, from), end))| (index, *from, end)).collect();
+    left.retain(|(_, from, end)| from < end);
+    if left.is_empty() {
+        return Ok(());
+    }
+    let mut reader = Reader::new(shared.reader(view)?, CString::new(ORIGIN).ok());
+    for (index, from, _) in &left {
+        partitions.get(*index).map_or(Ok(()), |at| start(shared, &mut reader, at, *from))?;
+    }
+    let deadline = Instant::now() + shared.config.request_timeout();
+    let mut failed = None;
+    while left.iter().any(|(_, position, end)| position < end) {
+        reader.read(ORIGINS_AT_ONCE, ORIGINS_WAIT, &mut |item| match item {
+            Item::Message(message) => {
+                let Some((index, position, end)) = left.get_mut(message.assignment) else { return };
+                *position = message.offset + 1;
+                if message.offset < *end
+                    && let Ok(origin) = std::str::from_utf8(message.key)
+                    && !origin.is_empty()
+                {
+                    each(*index, message.offset, origin);
+                }
+            }
+            Item::End { assignment, offset } => {
+                if let Some((_, position, _)) = left.get_mut(assignment) {
+                    *position = (*position).max(offset);
+                }
+            }
+            Item::Error { assignment, code } if is_final(code) => failed = assignment.map(|place| (place, code)),
+            Item::Error { .. } => {}
+        });
+        if let Some((place, code)) = failed
+            && let Some((index, offset, _)) = left.get(place)
+            && let Some(at) = partitions.get(*index)
+        {
+            return Err(ended(shared, at, *offset, code));
+        }
+        if Instant::now() >= deadline {
+            return Err(LogError::Unavailable(format!("origins cannot be read to their ends: {left:?}")));
+        }
+    }
+    Ok(())
 }
 
 /// The offset to start from. An offset that the log does not hold is refused here already, where that can be known.

@@ -14,7 +14,9 @@ mod transactional;
 pub use config::KafkaConfig;
 
 use consumer::KafkaConsumer;
-use millstream_shard::log::{Consumer, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional};
+use millstream_shard::log::{
+    Consumer, EachOrigin, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+};
 use producer::KafkaProducer;
 use shared::Shared;
 use std::sync::Arc;
@@ -79,6 +81,10 @@ impl Log for KafkaLog {
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), assignments)?))
+    }
+
+    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
+        consumer::origins(&self.shared, of, view, each)
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

@@ -9,14 +9,17 @@
 #![allow(unsafe_code)]
 
 use super::client::Quiet;
-use super::consumer::Item;
+use super::consumer::{Item, item};
+use millstream_shard::log::Outgoing;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::ptr::{null, null_mut};
 use std::time::Duration;
+
+const NO_ERROR: sys::rd_kafka_resp_err_t = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
 
 fn milliseconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
@@ -26,7 +29,7 @@ fn milliseconds(duration: Duration) -> i32 {
 pub(super) fn flush<C: ClientContext>(client: &Client<C>, wait: Duration) -> bool {
     // SAFETY: the client lives as long as the borrow, and rd_kafka_flush may be called from any thread.
     let code = unsafe { sys::rd_kafka_flush(client.native_ptr(), milliseconds(wait)) };
-    code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+    code == NO_ERROR
 }
 
 /// A topic of one producer.
@@ -52,7 +55,7 @@ impl Topic {
         &self,
         client: &Client<C>,
         partition: i32,
-        message: &millstream_shard::log::Outgoing<'_>,
+        message: &Outgoing<'_>,
     ) -> Result<(), RDKafkaErrorCode> {
         type Kind = sys::rd_kafka_vtype_t;
         type Union = sys::rd_kafka_vu_s__bindgen_ty_1;
@@ -148,7 +151,7 @@ unsafe fn described(event: *mut sys::rd_kafka_event_t) -> Result<String, RDKafka
     // SAFETY: the result and what hangs on it live as long as the event; the array has `count` elements.
     unsafe {
         let code = sys::rd_kafka_event_error(event);
-        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        if code != NO_ERROR {
             return Err(code.into());
         }
         let result = sys::rd_kafka_event_DescribeTopics_result(event);
@@ -163,7 +166,7 @@ unsafe fn described(event: *mut sys::rd_kafka_event_t) -> Result<String, RDKafka
         }
         let error = sys::rd_kafka_TopicDescription_error(*topics);
         let code = sys::rd_kafka_error_code(error);
-        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        if code != NO_ERROR {
             return Err(code.into());
         }
         let id = sys::rd_kafka_TopicDescription_topic_id(*topics);
@@ -173,16 +176,18 @@ unsafe fn described(event: *mut sys::rd_kafka_event_t) -> Result<String, RDKafka
     }
 }
 
-struct Source {
-    topic: *mut sys::rd_kafka_topic_t,
-    partition: i32,
+pub(super) struct Source {
+    pub(super) topic: *mut sys::rd_kafka_topic_t,
+    pub(super) partition: i32,
 }
 
 /// Several partitions read through one queue, in batches, without copies.
 pub(super) struct Reader {
     queue: *mut sys::rd_kafka_queue_t,
-    sources: Vec<Source>,
+    pub(super) sources: Vec<Source>,
     batch: Vec<*mut sys::rd_kafka_message_t>,
+    /// This header takes the place of keys.
+    pub(super) header: Option<CString>,
     consumer: BaseConsumer<Quiet>,
 }
 
@@ -190,11 +195,11 @@ pub(super) struct Reader {
 unsafe impl Send for Reader {}
 
 impl Reader {
-    /// A reader of nothing yet.
-    pub(super) fn new(consumer: BaseConsumer<Quiet>) -> Reader {
+    /// A reader of nothing yet; as their keys, messages may have the values of a header.
+    pub(super) fn new(consumer: BaseConsumer<Quiet>, header: Option<CString>) -> Reader {
         // SAFETY: the client is owned by the reader, which destroys the queue before it.
         let queue = unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) };
-        Reader { queue, sources: Vec::new(), batch: Vec::new(), consumer }
+        Reader { queue, sources: Vec::new(), batch: Vec::new(), header, consumer }
     }
 
     /// Serves the client's events: logs and errors go to its context.
@@ -239,44 +244,37 @@ impl Reader {
         for &message in self.batch.iter().take(count) {
             // SAFETY: librdkafka filled the first `count` elements with messages that are ours; each is used until it is destroyed here.
             unsafe {
-                each(self.item(&*message));
+                each(item(self, &*message));
                 sys::rd_kafka_message_destroy(message);
             }
         }
         count
     }
-
-    fn item<'a>(&self, message: &'a sys::rd_kafka_message_t) -> Item<'a> {
-        let assignment =
-            self.sources.iter().position(|source| source.topic == message.rkt && source.partition == message.partition);
-        let offset = u64::try_from(message.offset).unwrap_or(0);
-        match (message.err, assignment) {
-            (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR, Some(assignment)) => {
-                Item::Message(millstream_shard::log::Message {
-                    assignment,
-                    offset,
-                    timestamp_ms: timestamp(message),
-                    key: bytes(message.key, message.key_len, message),
-                    payload: bytes(message.payload, message.len, message),
-                })
-            }
-            (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(assignment)) => {
-                Item::End { assignment, offset }
-            }
-            (code, assignment) => Item::Error { assignment, code: code.into() },
-        }
-    }
 }
 
-fn timestamp(message: &sys::rd_kafka_message_t) -> u64 {
+/// Milliseconds since 1970.
+pub(super) fn timestamp(message: &sys::rd_kafka_message_t) -> u64 {
     let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
     // SAFETY: the message is live and `kind` is ours.
     let ms = unsafe { sys::rd_kafka_message_timestamp(message, &raw mut kind) };
     u64::try_from(ms).unwrap_or(0)
 }
 
+/// The value of a header; empty when there is none.
+pub(super) fn header<'a>(message: &'a sys::rd_kafka_message_t, name: &CStr) -> &'a [u8] {
+    let (mut headers, mut value, mut size) = (null_mut(), null(), 0);
+    // SAFETY: the message is live; its headers and their values belong to it.
+    let code = unsafe {
+        match sys::rd_kafka_message_headers(message, &raw mut headers) {
+            NO_ERROR => sys::rd_kafka_header_get_last(headers, name.as_ptr(), &raw mut value, &raw mut size),
+            code => code,
+        }
+    };
+    if code == NO_ERROR { bytes(value, size, message) } else { &[] }
+}
+
 /// A part of a message, borrowed from it; empty when there is none.
-fn bytes(start: *const libc::c_void, len: usize, _message: &sys::rd_kafka_message_t) -> &[u8] {
+pub(super) fn bytes(start: *const libc::c_void, len: usize, _message: &sys::rd_kafka_message_t) -> &[u8] {
     if start.is_null() || len == 0 {
         return &[];
     }

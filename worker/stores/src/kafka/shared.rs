@@ -3,7 +3,7 @@
 use super::client::{Quiet, about, code, creation, is_missing};
 use super::config::KafkaConfig;
 use super::raw;
-use millstream_shard::log::{Ends, LogError, Retention, TopicPartition, TopicSpec};
+use millstream_shard::log::{Ends, LogError, Retention, TopicPartition, TopicSpec, View};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -53,8 +53,12 @@ impl Shared {
     }
 
     /// A client to read with.
-    pub(super) fn reader(&self) -> Result<BaseConsumer<Quiet>, LogError> {
-        BaseConsumer::from_config_and_context(&self.config.reader(), Quiet::default()).map_err(|e| creation(&e))
+    pub(super) fn reader(&self, view: View) -> Result<BaseConsumer<Quiet>, LogError> {
+        let mut config = self.config.reader();
+        if view == View::Everything {
+            config.set("isolation.level", "read_uncommitted");
+        }
+        BaseConsumer::from_config_and_context(&config, Quiet::default()).map_err(|e| creation(&e))
     }
 
     /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like
