@@ -81,11 +81,7 @@ pub fn owners(process: &Process, shards_per_stage: u32) -> Result<BTreeMap<(Stri
 /// When that takes too long.
 pub fn recovered(pipeline: &Pipeline, shards: u32, without: &[&str]) -> Result<Duration> {
     let began = Instant::now();
-    let asked = pipeline
-        .processes
-        .iter()
-        .find(|process| process.role != "gateway" && process.is_running() && !without.contains(&process.name.as_str()));
-    let asked = asked.context("no worker to ask")?;
+    let asked = worker(pipeline, without)?;
     until("an owner of every shard", || {
         let owners = owners(asked, shards)?;
         let gone = owners.iter().find(|(_, owner)| without.contains(&owner.as_str()));
@@ -95,4 +91,52 @@ pub fn recovered(pipeline: &Pipeline, shards: u32, without: &[&str]) -> Result<D
         Ok(Some(()))
     })?;
     Ok(began.elapsed())
+}
+
+/// A worker to ask, none of these.
+///
+/// # Errors
+/// When there is none.
+fn worker<'a>(pipeline: &'a Pipeline, without: &[&str]) -> Result<&'a Process> {
+    let is_it = |process: &&Process| {
+        process.role != "gateway" && process.is_running() && !without.contains(&process.name.as_str())
+    };
+    pipeline.processes.iter().find(is_it).context("no worker to ask")
+}
+
+/// How far each shard's owner is: its epoch and its last batch, by what a worker has heard.
+type Progress = BTreeMap<(String, u32), (u64, u64)>;
+
+/// How far all owners are.
+///
+/// # Errors
+/// When no worker answers.
+pub fn progress(pipeline: &Pipeline) -> Result<Progress> {
+    let owners = shards(worker(pipeline, &[])?)?.into_iter().filter(|row| row.role == "owner");
+    Ok(owners.map(|row| ((row.stage, row.shard), (row.epoch, row.batch))).collect())
+}
+
+/// So long after a blow an owner that still says that it has nothing to do has nothing to do.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Waits until every shard has an owner that was heard of after `since` and works: it has gone on from `before`, or has nothing to do; how long that took.
+///
+/// # Errors
+/// When that takes too long.
+pub fn works_again(pipeline: &Pipeline, shards_per_stage: u32, before: &Progress, since: Instant) -> Result<Duration> {
+    let asked = worker(pipeline, &[])?;
+    until("work on every shard", || {
+        owners(asked, shards_per_stage)?;
+        let elapsed = since.elapsed();
+        for row in shards(asked)?.into_iter().filter(|row| row.role == "owner") {
+            let heard_after = elapsed.saturating_sub(Duration::from_millis(row.heard_ms));
+            let (id, now) = ((row.stage, row.shard), (row.epoch, row.batch));
+            // Reaction has no batches.
+            let has_moved = now == (0, 0) || before.get(&id).is_none_or(|before| now > *before);
+            let goes_on = has_moved && !heard_after.is_zero();
+            ensure!(goes_on || (row.lag == 0 && heard_after > SETTLED), "{id:?} is still at {now:?}");
+        }
+        Ok(Some(()))
+    })?;
+    Ok(since.elapsed())
 }
