@@ -1,8 +1,7 @@
 //! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not.
 
 use millstream_shard::log::{
-    Consumer, EachOrigin, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional,
-    View,
+    Consumer, EachRead, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,8 +61,8 @@ impl Log for FaultyLog {
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         self.inner.consumer(assignments)
     }
-    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
-        self.inner.origins(of, view, each)
+    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+        self.inner.read(of, view, each)
     }
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {
         self.inner.producer()

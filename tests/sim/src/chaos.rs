@@ -108,8 +108,11 @@ impl Chaos {
         }
     }
 
-    /// What every shard has read and processed for good is deleted from an input.
+    /// What every shard has read and processed for good is deleted from an input. What hangs is dealt with long before retention comes to it.
     fn trim(&self) {
+        if self.sim.log.look(|broker| broker.hangs()) {
+            return;
+        }
         let shards = self.sim.shards();
         let Some((stage, shard)) = self.sim.draw(|rng| rng.pick(&shards).copied()) else { return };
         let Some(batch) = crate::audit::newest_batch(&self.sim, stage, shard) else { return };

@@ -27,7 +27,7 @@ crate::suite!($ log_conformance, dyn Subject, [
     log_transactions::nothing_is_visible_before_the_commit,
     log_transactions::an_open_transaction_holds_readers_back,
     log_transactions::an_open_transaction_holds_back_later_transactions_too,
-    log_transactions::origins_are_told_of_open_and_of_committed_transactions,
+    log_transactions::open_and_committed_transactions_can_be_read_whole,
     log_transactions::aborted_data_is_never_visible,
     log_transactions::positions_reach_the_bounds_behind_aborted_data,
     log_transactions::a_reader_that_starts_inside_aborted_data_skips_it,

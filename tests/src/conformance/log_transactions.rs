@@ -153,8 +153,8 @@ pub fn aborted_data_is_never_visible(subject: &dyn Subject) {
     assert_eq!(contents(&subject.open(), &topic, 2), [["1", "2"], ["1", "2"]]);
 }
 
-/// What messages say they were written for can be read of everything that is open, with its offset, and of what readers see.
-pub fn origins_are_told_of_open_and_of_committed_transactions(subject: &dyn Subject) {
+/// Messages with their headers can be read of everything that is open, and of what readers see.
+pub fn open_and_committed_transactions_can_be_read_whole(subject: &dyn Subject) {
     let log = subject.open();
     let topic = topic(&log, "origins", 2);
     let at = TopicPartition::new(topic.as_str(), 1);
@@ -171,9 +171,11 @@ pub fn origins_are_told_of_open_and_of_committed_transactions(subject: &dyn Subj
     let all = |from: u64, view: View| {
         let mut all = Vec::new();
         let of = [(TopicPartition::new(topic.as_str(), 0), 0), (at.clone(), from)];
-        log.origins(&of, view, &mut |place, offset, origin| {
+        log.read(&of, view, &mut |place, whole| {
             assert_eq!(place, 1, "the other one is empty");
-            all.push((offset, origin.to_owned()));
+            assert!(whole.payload.starts_with(b"with") || whole.payload.starts_with(b"probe"), "{whole:?}");
+            assert_eq!(whole.header("other").is_some(), whole.payload.starts_with(b"with"), "{whole:?}");
+            all.extend(whole.header(ORIGIN).map(|origin| (whole.offset, origin.to_owned())));
         })
         .unwrap();
         all

@@ -8,11 +8,16 @@
 //!
 //! # Protocol
 //! - **No two hang**: an owner that may have lost a commit since it was told of it looks whether all its partitions have it before it begins another transaction ([`Written::settle_doubt`]). So of a
-//!   shard nothing but its last transaction hangs. A new owner ends what hangs before its first transaction ([`Written::end_hanging`]).
-//! - **One outcome**: what hangs is ended as the rest of it was. Whatever a batch writes says by its [origin](crate::log::ORIGIN) which batch it was: if the changelog has the
-//!   batch, what hangs of it elsewhere is committed, else aborted. If it hangs in the changelog itself, it is committed when any other partition shows something of it, else aborted: then
-//!   nobody has seen anything of it. (While a transaction of somebody else hides what one of them has of it, the shard waits.)
-//! - It is ended by a transaction of each id, since nobody knows whose it is, with an empty message in each of these partitions. Readers skip empty messages.
+//!   shard nothing but its last transaction hangs. A new owner deals with it before its first batch.
+//! - **One outcome.** Whatever a batch writes says by its [origin](crate::log::ORIGIN) which batch of which epoch it was. What hangs of the newest epoch and of a batch that the changelog has was
+//!   committed. It is *copied* by the new owner's first transaction, the one with the ownership record ([`Written::find`]), and what hangs is aborted after that ([`Written::end`]). All else that hangs is aborted: it was
+//!   so elsewhere, or was copied by a new owner before. If a takeover fails in between, the next one does the same: copies belong to the epoch of the ownership record beside them.
+//! - **The changelog first** ([`Written::end_in_changelog`]): what hangs there is committed when any other partition shows something of its batch, else aborted: then nobody has
+//!   seen anything of it. (While a transaction of somebody else hides what one of them has of it, the shard waits, up to a bound.)
+//! - What hangs is ended by a transaction with an empty message in each of these partitions; where that is committed, in a changelog only, its readers skip it.
+//!
+//! Gaps, all of which need a second failure within the same moment: a takeover that fails while it commits what hangs in the changelog (the batch is done again: outputs double); an owner whose next transaction writes
+//! where its last one hangs before the client has noticed that the broker was away (lost there).
 //!
 //! Others write to the exchange and to rejects, too. What they have open there is not ended by our ids.
 //!
@@ -20,11 +25,12 @@
 
 use crate::ShardError;
 use crate::follower::Follower;
-use crate::log::{Ends, Log, LogError, ORIGIN, Outgoing, TopicPartition, Transactional, View};
+use crate::log::{Ends, Log, LogError, ORIGIN, Outgoing, TopicPartition, Transactional, View, Whole};
 use crate::mutant::{self, Mutant};
 use crate::output;
 use crate::topics::Topics;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long one look waits for the log to move.
@@ -32,10 +38,18 @@ const POLL: Duration = Duration::from_millis(200);
 /// How often is looked whether a transaction is still open, a poll apart: before it is ended, and after that.
 const PATIENCE_WITH_MARKERS: u32 = 5;
 const PATIENCE_WITH_ENDS: u32 = 50;
-/// How often an owner in doubt looks, one look after the other: others have transactions open in the exchange all the time, each for some tens of milliseconds.
-const LOOKS_IN_DOUBT: u32 = 50;
-/// How far back is looked for something of a batch that hangs in the changelog.
-const LOOK_BACK: u64 = 10_000;
+/// So many looks, one behind the other, before it is read whose transactions hold partitions back that others write to as well: they have some open all the time, each for
+/// some tens of milliseconds.
+const LOOKS_AT_OTHERS: u32 = 20;
+/// How often an owner in doubt looks whether what it wrote comes to be visible.
+const LOOKS_IN_DOUBT: u32 = 200;
+/// How often a takeover looks whether what it must see comes to be visible behind a transaction of somebody else, a poll apart: longer than any that is not forgotten itself.
+const PATIENCE_WITH_OTHERS: u32 = 150;
+/// How far back is looked for something of a batch that hangs in the changelog: messages of public topics and of the exchange; frames that only this shard writes.
+const LOOK_BACK: u64 = 2_000;
+const LOOK_BACK_IN_FRAMES: u64 = 100;
+/// Partitions that are read at once.
+const AT_ONCE: usize = 16;
 
 /// Where messages end, by partition.
 pub(crate) type At = BTreeMap<TopicPartition, u64>;
@@ -47,16 +61,31 @@ struct Origin {
     batch: u64,
 }
 
-/// What hangs, with its origin.
-type Hanging = Vec<(TopicPartition, Option<Origin>)>;
-
-/// The origin of what a batch writes, as text: `<stage>/<shard>/<epoch>/<batch>`.
-pub(crate) fn origin(stage: &str, shard: u32, epoch: u64, batch: u64) -> String {
-    format!("{}{epoch}/{batch}", writer(stage, shard))
+/// What hangs in the outputs, and what of it was committed.
+#[derive(Debug, Default)]
+pub(crate) struct Hanging {
+    held: At,
+    committed: Vec<(TopicPartition, Whole)>,
 }
 
-fn writer(stage: &str, shard: u32) -> String {
-    format!("{stage}/{shard}/")
+/// What readers do not see of a shard's newest batch.
+#[derive(Debug, Default)]
+struct Hidden {
+    committed: Vec<(TopicPartition, Whole)>,
+    /// What hangs itself is the first that readers do not see. What is behind something else may be visible once that has ended.
+    is_behind: bool,
+    /// Where there are copies by a new owner whose ownership record hung, and was aborted; and what readers see there.
+    copied: At,
+}
+
+/// How the origins of a shard's batches begin: `<stage>/<shard>/<generation>/`. Public topics are those of all generations.
+pub(crate) fn writer(topics: &Topics, stage: &str, shard: u32) -> String {
+    format!("{stage}/{shard}/{}/", topics.generation)
+}
+
+/// The origin of what a batch writes, as text: `<stage>/<shard>/<generation>/<epoch>/<batch>`.
+pub(crate) fn origin_text(writer: &str, epoch: u64, batch: u64) -> String {
+    format!("{writer}{epoch}/{batch}")
 }
 
 /// All that a shard writes to.
@@ -65,6 +94,7 @@ pub(crate) struct Written {
     /// How origins of the shard begin.
     writer: String,
     changelog: TopicPartition,
+    events: Arc<str>,
     /// Those that nobody else writes to, the changelog first.
     own: Vec<TopicPartition>,
     /// The exchange, and rejects, which are of two stages.
@@ -82,7 +112,7 @@ impl Written {
         let sent_to = 0..if outputs.contains(&exchange) { *shards } else { 0 };
         let exchange = sent_to.map(|number| TopicPartition::new(exchange.clone(), number));
         let shared = exchange.chain([TopicPartition::new(rejects.clone(), shard)]).collect();
-        Written { writer: writer(stage, shard), changelog, own, shared }
+        Written { writer: writer(topics, stage, shard), changelog, events: topics.events.clone(), own, shared }
     }
 
     /// Nothing may build on a commit that was forgotten after it was told: the next one of the same id would end it in some of its partitions only. To be called before
@@ -92,9 +122,10 @@ impl Written {
     /// [`ShardError::Reopen`] when it may be so.
     pub(crate) fn settle_doubt(&self, producer: &mut dyn Transactional, log: &dyn Log) -> Result<(), ShardError> {
         let Some(why) = producer.take_doubt() else { return Ok(()) };
-        let all: Vec<TopicPartition> = self.own.iter().chain(&self.shared).cloned().collect();
-        let all = if mutant::is(Mutant::DoubtOfChangelogOnly) { vec![self.changelog.clone()] } else { all };
-        let mut open = ends(log, &all, Ends::is_held_back)?;
+        let mut open = self.open(log)?;
+        if mutant::is(Mutant::DoubtOfChangelogOnly) {
+            open.retain(|at, _| *at == self.changelog);
+        }
         for _ in 0..LOOKS_IN_DOUBT {
             if open.is_empty() {
                 return Ok(());
@@ -105,105 +136,251 @@ impl Written {
         Err(ShardError::Reopen(format!("{at} is held back, and the last commit is in doubt: {why}")))
     }
 
-    /// Where the partitions end that others write to as well. To be asked before the inits.
-    pub(crate) fn shared_ends(&self, log: &dyn Log) -> Result<At, ShardError> {
-        Ok(ends(log, &self.shared, |_| true)?)
+    /// Where something is open now that this shard may have written.
+    fn open(&self, log: &dyn Log) -> Result<At, ShardError> {
+        let all: Vec<TopicPartition> = self.own.iter().chain(&self.shared).cloned().collect();
+        let mut open = ends(log, &all, Ends::is_held_back)?;
+        for _ in 0..LOOKS_AT_OTHERS {
+            if open.keys().all(|at| self.own.contains(at)) {
+                break;
+            }
+            open = still_open(log, &open)?;
+        }
+        let hidden = hidden_in(log, open.keys())?;
+        let written = self.written(log, &hidden, View::Everything)?;
+        let ours: BTreeSet<TopicPartition> =
+            hidden.into_iter().zip(written).filter(|(_, ours)| !ours.is_empty()).map(|((at, _), _)| at).collect();
+        open.retain(|at, _| *at == self.changelog || ours.contains(at));
+        Ok(open)
     }
 
-    /// Ends what hangs, by clients of both ids, which were initialised after `shared` was asked.
+    /// Ends what hangs in the changelog, by clients of both ids, which have just been initialised.
     ///
     /// # Errors
     /// [`ShardError`].
-    pub(crate) fn end_hanging(
+    pub(crate) fn end_in_changelog(
         &self,
         log: &dyn Log,
         clients: [&mut dyn Transactional; 2],
-        shared: &At,
         follower: &mut Follower,
     ) -> Result<(), ShardError> {
-        let mut held = ends(log, &self.own, Ends::is_held_back)?;
-        let open = still_open(log, shared)?;
-        let ours = self.newest(log, &open)?;
-        held.extend(open.into_iter().filter(|(at, _)| ours.contains_key(at)));
+        let held = ends(log, std::slice::from_ref(&self.changelog), Ends::is_held_back)?;
+        let held = self.still_held(log, held, PATIENCE_WITH_MARKERS, follower)?;
         if held.is_empty() {
             return Ok(());
         }
-        // What a marker ends is visible a moment later, if at all.
         follower.read_to_end(log)?;
-        for _ in 0..PATIENCE_WITH_MARKERS {
-            if held.is_empty() {
-                return Ok(());
-            }
-            follower.follow(POLL)?;
-            held = still_open(log, &held)?;
-        }
-        follower.read_to_end(log)?;
-        let (committed, aborted) = self.decide(log, &held, follower)?;
-        for client in clients {
-            self.end_in(client, &committed, true)?;
-            self.end_in(client, &aborted, false)?;
-        }
-        held.retain(|at, _| self.own.contains(at));
-        for _ in 0..PATIENCE_WITH_ENDS {
-            held = still_open(log, &held)?;
-            if held.is_empty() {
-                return Ok(());
-            }
-            follower.follow(POLL)?;
-        }
-        let at = held.keys().next().unwrap_or(&self.changelog);
-        Err(ShardError::Reopen(format!(
-            "{at} is held back by a transaction that the shard's transactional ids do not end; if it stays so, \
-             `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
-        )))
-    }
-
-    /// What hangs: that which is to be committed, and the rest.
-    fn decide(&self, log: &dyn Log, held: &At, follower: &Follower) -> Result<(Hanging, Hanging), ShardError> {
         let position = follower.position();
         // The newest batch that the log has: not what an owner has stored that was not met there.
         let newest = position.batch_number.saturating_sub(u64::from(position.own_batch));
-        let is_seen = held.contains_key(&self.changelog) && self.is_seen(log, newest)?;
-        let origins = self.newest(log, held)?;
-        let all = held.keys().map(|at| (at.clone(), origins.get(at).copied()));
-        let is_committed = |(_, origin): &(TopicPartition, Option<Origin>)| {
-            !mutant::is(Mutant::HangingAborted) && (is_seen || origin.is_some_and(|origin| origin.batch <= newest))
-        };
-        Ok(all.partition(is_committed))
+        let was_committed = self.is_seen(log, newest, follower)?;
+        for client in clients {
+            end_in(client, &held, was_committed)?;
+        }
+        let held = self.still_held(log, held, PATIENCE_WITH_ENDS, follower)?;
+        if held.is_empty() { Ok(()) } else { Err(self.not_ended(&held)) }
     }
 
-    /// Does any partition show something of a batch behind this one?
-    fn is_seen(&self, log: &dyn Log, newest: u64) -> Result<bool, ShardError> {
-        let behind = |(_, origin): &(u64, Origin)| origin.batch > newest;
-        let (mut visible, mut hidden) = (Vec::new(), Vec::new());
-        for at in self.own.iter().skip(1).chain(&self.shared) {
-            let (start, end) = log.bounds(at)?;
-            visible.push((at.clone(), start.max(end.saturating_sub(LOOK_BACK))));
-            hidden.push((at.clone(), end));
+    /// Looks for what hangs in the outputs, when the changelog was read to its end, by clients of the named and of the idle id. What the idle id has there is aborted: the shard's last
+    /// transaction is the named one's.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub(crate) fn find(
+        &self,
+        log: &dyn Log,
+        [named, idle]: [&mut dyn Transactional; 2],
+        follower: &mut Follower,
+    ) -> Result<Hanging, ShardError> {
+        let held = self.open(log)?;
+        let held = self.still_held(log, held, PATIENCE_WITH_MARKERS, follower)?;
+        if held.is_empty() {
+            return Ok(Hanging::default());
         }
-        if self.written(log, &visible, View::Committed)?.iter().flatten().any(behind) {
-            return Ok(true);
-        }
-        for ((at, end), written) in hidden.iter().zip(self.written(log, &hidden, View::Everything)?) {
-            // What hangs there itself is the first that readers do not see.
-            if written.iter().find(|it| behind(it)).is_some_and(|(offset, _)| offset > end) {
-                return Err(ShardError::Reopen(format!(
-                    "{} is held back, and {at} as well, by a transaction of somebody else",
-                    self.changelog
-                )));
+        end_in(idle, &held, false)?;
+        let newest = Origin { epoch: follower.position().epoch, batch: follower.position().batch_number };
+        let mut hidden = self.hidden(log, &held, newest)?;
+        for _ in 0..PATIENCE_WITH_OTHERS {
+            if !hidden.is_behind {
+                break;
             }
+            follower.follow(POLL)?;
+            hidden = self.hidden(log, &held, newest)?;
+        }
+        let Hidden { mut committed, copied, .. } = hidden;
+        let copied = self.visible_copies(log, copied, newest, named, follower)?;
+        committed.retain(|(at, _)| !copied.contains(at) && !mutant::is(Mutant::HangingAborted));
+        Ok(Hanging { held, committed })
+    }
+
+    /// What of this shard's newest batch readers do not see yet.
+    fn hidden(&self, log: &dyn Log, held: &At, newest: Origin) -> Result<Hidden, LogError> {
+        let from = hidden_in(log, held.keys())?;
+        let mut hidden = Hidden::default();
+        // Of a partition that only this shard writes to, what says nothing is of the batch that said something last.
+        let mut last = vec![None; from.len()];
+        let mut met = BTreeSet::new();
+        log.read(&from, View::Everything, &mut |place, whole| {
+            let (Some((at, visible)), Some(last)) = (from.get(place), last.get_mut(place)) else { return };
+            let origin = whole.header(ORIGIN);
+            if origin.is_some() || self.shared.contains(at) {
+                *last = origin.and_then(|origin| self.parse(origin));
+            }
+            let Some(Origin { epoch, batch }) = *last else { return };
+            if batch > newest.batch || is_empty(&whole) {
+                return;
+            }
+            if epoch > newest.epoch {
+                hidden.copied.insert(at.clone(), *visible);
+            }
+            if epoch == newest.epoch {
+                hidden.is_behind |= met.insert(place) && whole.offset > *visible;
+                hidden.committed.push((at.clone(), whole));
+            }
+        })?;
+        Ok(hidden)
+    }
+
+    /// Where copies are visible once what they are copies of is aborted: they need not be copied again.
+    fn visible_copies(
+        &self,
+        log: &dyn Log,
+        copied: At,
+        newest: Origin,
+        named: &mut dyn Transactional,
+        follower: &mut Follower,
+    ) -> Result<BTreeSet<TopicPartition>, ShardError> {
+        if copied.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        end_in(named, &copied, false)?;
+        self.still_held(
+            log,
+            ends(log, &copied.keys().cloned().collect::<Vec<_>>(), |_| true)?,
+            PATIENCE_WITH_ENDS,
+            follower,
+        )?;
+        let from: Vec<(TopicPartition, u64)> = copied.into_iter().collect();
+        let written = self.written(log, &from, View::Committed)?;
+        let visible = from.into_iter().zip(written);
+        let visible = visible.filter(|(_, written)| written.iter().any(|(_, origin)| origin.epoch > newest.epoch));
+        Ok(visible.map(|((at, _), _)| at).collect())
+    }
+
+    /// Sends again what was committed and hangs, as part of the open transaction: the first one of the owner of `epoch`.
+    ///
+    /// # Errors
+    /// [`LogError`] of the transaction.
+    pub(crate) fn copy(
+        &self,
+        hanging: &Hanging,
+        epoch: u64,
+        transaction: &mut dyn Transactional,
+    ) -> Result<(), LogError> {
+        for (TopicPartition { topic, partition }, whole) in &hanging.committed {
+            let origin = whole.header(ORIGIN).and_then(|origin| self.parse(origin));
+            let origin = origin.map(|it| origin_text(&self.writer, epoch, it.batch));
+            let headers = whole.headers.iter().filter(|(name, _)| name != ORIGIN);
+            let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
+            let headers: Vec<(&str, &str)> = headers.chain(origin.as_deref().map(|origin| (ORIGIN, origin))).collect();
+            let (key, payload) = (&whole.key, &whole.payload);
+            transaction.send(Outgoing { topic, partition: *partition, key, payload, headers: &headers })?;
+        }
+        Ok(())
+    }
+
+    /// Aborts what hangs in the outputs, by the client of the id that the log named before, once what was committed of it has been copied: when the ownership record of
+    /// `epoch` is there for good.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub(crate) fn end(
+        &self,
+        log: &dyn Log,
+        hanging: Hanging,
+        epoch: u64,
+        named: &mut dyn Transactional,
+        follower: &mut Follower,
+    ) -> Result<(), ShardError> {
+        let mut held = hanging.held;
+        if held.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..PATIENCE_WITH_MARKERS {
+            if follower.position().epoch == epoch {
+                break;
+            }
+            follower.follow(POLL)?;
+        }
+        if follower.position().epoch != epoch {
+            return Err(self.not_ended(&At::new()));
+        }
+        end_in(named, &held, false)?;
+        // What others hold back is theirs.
+        held.retain(|at, _| self.own.contains(at));
+        let held = self.still_held(log, held, PATIENCE_WITH_ENDS, follower)?;
+        if held.is_empty() { Ok(()) } else { Err(self.not_ended(&held)) }
+    }
+
+    /// What is still held back after a while: what a marker ends is visible a moment later, if at all.
+    fn still_held(
+        &self,
+        log: &dyn Log,
+        mut held: At,
+        patience: u32,
+        follower: &mut Follower,
+    ) -> Result<At, ShardError> {
+        for _ in 0..patience {
+            if held.is_empty() {
+                break;
+            }
+            follower.follow(POLL)?;
+            held = still_open(log, &held)?;
+        }
+        Ok(held)
+    }
+
+    fn not_ended(&self, held: &At) -> ShardError {
+        let at = held.keys().next().unwrap_or(&self.changelog);
+        ShardError::Reopen(format!(
+            "{at} is held back by a transaction that the shard's transactional ids do not end; if it stays so, \
+             `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
+        ))
+    }
+
+    /// Does any partition show something of a batch behind this one? While somebody else's transaction may hide it, that is waited for, up to a bound.
+    fn is_seen(&self, log: &dyn Log, newest: u64, follower: &mut Follower) -> Result<bool, ShardError> {
+        let behind = |(_, origin): &(u64, Origin)| origin.batch > newest;
+        let outputs: Vec<&TopicPartition> = self.own.iter().skip(1).chain(&self.shared).collect();
+        for _ in 0..PATIENCE_WITH_OTHERS {
+            let mut is_hidden = false;
+            for outputs in outputs.chunks(AT_ONCE) {
+                let (mut visible, mut hidden) = (Vec::new(), Vec::new());
+                for at in outputs {
+                    let (start, end) = log.bounds(at)?;
+                    visible.push(((*at).clone(), start.max(end.saturating_sub(self.look_back(at)))));
+                    hidden.push(((*at).clone(), end));
+                }
+                if self.written(log, &visible, View::Committed)?.iter().flatten().any(behind) {
+                    return Ok(true);
+                }
+                // What hangs there itself is the first that readers do not see.
+                let hidden = hidden.iter().zip(self.written(log, &hidden, View::Everything)?);
+                is_hidden |= hidden.into_iter().any(|((_, end), written)| {
+                    written.iter().find(|it| behind(it)).is_some_and(|(offset, _)| offset > end)
+                });
+            }
+            if !is_hidden {
+                break;
+            }
+            follower.follow(POLL)?;
         }
         Ok(false)
     }
 
-    /// What this shard wrote last to each of these partitions, of what readers do not see yet; where it wrote something.
-    fn newest(&self, log: &dyn Log, to: &At) -> Result<BTreeMap<TopicPartition, Origin>, LogError> {
-        let of: Vec<TopicPartition> = to.keys().cloned().collect();
-        let hidden: Vec<(TopicPartition, u64)> =
-            of.iter().cloned().zip(log.ends(&of)?.iter().map(|ends| ends.visible)).collect();
-        let written = self.written(log, &hidden, View::Everything)?;
-        let newest = of.into_iter().zip(written);
-        Ok(newest.filter_map(|(at, written)| Some((at, written.last()?.1))).collect())
+    fn look_back(&self, at: &TopicPartition) -> u64 {
+        let is_of_frames = self.own.contains(at) && *at.topic != *self.events;
+        if is_of_frames { LOOK_BACK_IN_FRAMES } else { LOOK_BACK }
     }
 
     /// What of this shard is in each of these partitions, from an offset on, with its offset.
@@ -214,35 +391,51 @@ impl Written {
         view: View,
     ) -> Result<Vec<Vec<(u64, Origin)>>, LogError> {
         let mut written = vec![Vec::new(); from.len()];
-        log.origins(from, view, &mut |index, offset, origin| {
-            let origin = origin.strip_prefix(&self.writer).and_then(parse);
-            if let (Some(origin), Some(here)) = (origin, written.get_mut(index)) {
-                here.push((offset, origin));
+        log.read(from, view, &mut |place, whole| {
+            let origin = whole.header(ORIGIN).and_then(|origin| self.parse(origin));
+            if let (Some(origin), Some(here)) = (origin, written.get_mut(place)) {
+                here.push((whole.offset, origin));
             }
         })?;
         Ok(written)
     }
 
-    /// Ends whatever the client's id has open in these partitions.
-    fn end_in(&self, client: &mut dyn Transactional, hanging: &Hanging, commit: bool) -> Result<(), LogError> {
-        if hanging.is_empty() {
-            return Ok(());
-        }
-        client.begin()?;
-        for (TopicPartition { topic, partition }, origin) in hanging {
-            // This may come to hang in its turn.
-            let origin = origin.map(|Origin { epoch, batch }| format!("{}{epoch}/{batch}", self.writer));
-            let headers: Vec<(&str, &str)> = origin.iter().map(|origin| (ORIGIN, origin.as_str())).collect();
-            client.send(Outgoing { topic, partition: *partition, key: &[], payload: &[], headers: &headers })?;
-        }
-        if commit { client.commit() } else { client.abort() }
+    /// The origin of something that this shard wrote.
+    fn parse(&self, origin: &str) -> Option<Origin> {
+        let (epoch, batch) = origin.strip_prefix(&self.writer)?.split_once('/')?;
+        Some(Origin { epoch: epoch.parse().ok()?, batch: batch.parse().ok()? })
     }
 }
 
-/// `<epoch>/<batch>`.
-fn parse(text: &str) -> Option<Origin> {
-    let (epoch, batch) = text.split_once('/')?;
-    Some(Origin { epoch: epoch.parse().ok()?, batch: batch.parse().ok()? })
+/// Ends whatever the client's id has open in these partitions.
+fn end_in(client: &mut dyn Transactional, held: &At, commit: bool) -> Result<(), ShardError> {
+    client.begin()?;
+    for TopicPartition { topic, partition } in held.keys() {
+        client.send(Outgoing { topic, partition: *partition, key: &[], payload: &[], headers: &[] })?;
+    }
+    if commit {
+        client.commit()?
+    } else {
+        client.abort()?
+    }
+    match client.take_doubt() {
+        Some(why) => Err(ShardError::Reopen(format!("what ended a forgotten transaction is in doubt: {why}"))),
+        None => Ok(()),
+    }
+}
+
+fn is_empty(whole: &Whole) -> bool {
+    whole.key.is_empty() && whole.payload.is_empty()
+}
+
+/// Where what readers do not see yet begins.
+fn hidden_in<'a>(
+    log: &dyn Log,
+    of: impl Iterator<Item = &'a TopicPartition>,
+) -> Result<Vec<(TopicPartition, u64)>, LogError> {
+    let of: Vec<TopicPartition> = of.cloned().collect();
+    let ends = log.ends(&of)?;
+    Ok(of.into_iter().zip(ends.iter().map(|ends| ends.visible)).collect())
 }
 
 /// Aborts whatever the client's id has open in a partition.

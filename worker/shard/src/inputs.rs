@@ -75,9 +75,7 @@ impl Inputs {
     ) -> Result<usize, LogError> {
         let sources = &self.sources;
         self.consumer.poll(max, wait, &mut |message| {
-            let source = sources.get(message.assignment).filter(|source| message.offset >= source.from);
-            // Whatever is in `ingress` is from a client, and is answered.
-            if let Some(source) = source.filter(|source| source.input == Input::Ingress || !message.is_empty()) {
+            if let Some(source) = sources.get(message.assignment).filter(|source| message.offset >= source.from) {
                 each(source.input, message);
             }
         })

@@ -61,7 +61,7 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// Nothing to read: it ended a transaction that was forgotten (`hanging`).
+    /// Nothing to read: in a changelog, it ended a transaction that was forgotten (`hanging`).
     pub fn is_empty(&self) -> bool {
         self.key.is_empty() && self.payload.is_empty()
     }
@@ -178,8 +178,28 @@ impl Ends {
     }
 }
 
-/// What is done with each origin: (place of the partition, offset, origin).
-pub type EachOrigin<'a> = &'a mut dyn FnMut(usize, u64, &str);
+/// A message with all that it has, but for its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Its offset.
+    pub offset: u64,
+    /// Key, or empty.
+    pub key: Vec<u8>,
+    /// Payload.
+    pub payload: Vec<u8>,
+    /// Headers.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Whole {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What is done with each message that was read; first the place of its partition in the list.
+pub type EachRead<'a> = &'a mut dyn FnMut(usize, Whole);
 
 /// A partitioned log.
 pub trait Log: Send + Sync {
@@ -214,12 +234,11 @@ pub trait Log: Send + Sync {
     /// [`LogError::OutOfRange`] here or at the first poll.
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError>;
 
-    /// The [`ORIGIN`] of each message of some partitions that has one, each partition from an offset that the log has to the end that there is now: gives the
-    /// partition's place in the list, the offset, and the origin; those of one partition in their order.
+    /// Reads some partitions, each from an offset that the log has to the end that there is now; those of one partition in their order.
     ///
     /// # Errors
     /// [`LogError::Topic`], [`LogError::OutOfRange`], [`LogError::Unavailable`].
-    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError>;
+    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError>;
 
     /// A producer without transactions: idempotent, acknowledged by all in-sync replicas.
     ///

@@ -1,8 +1,8 @@
 //! What a batch sends: frames per partition, filled while records are processed.
 //!
 //! A frame goes out when it is full; what is left goes out when the batch ends. All of it is in the batch's transaction, but what other shards have to wait for
-//! ([`Waiting`]), which goes out in the transaction of a later one. Frames say which batch wrote them ([`ORIGIN`]); of the public messages of a batch the first in
-//! each partition does.
+//! ([`Waiting`]), which goes out in the transaction of a later one. Frames say which batch wrote them ([`ORIGIN`]); rejects do, to whose partitions others write as well; of a batch's events the first does, and
+//! then one in a thousand.
 
 use crate::hanging;
 use crate::log::{Log, LogError, ORIGIN, Outgoing, Transactional};
@@ -14,16 +14,20 @@ use millstream_stages::{Outbox, PublicMessage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// One in so many public messages says its origin.
+const SAID_EVERY: usize = 1000;
+
 /// Open frames of a batch.
 #[derive(Debug)]
 pub(crate) struct Output {
     topics: Topics,
-    stage: &'static str,
     shard: u32,
+    /// How the origins of the shard's batches begin.
+    writer: String,
     /// Of what the batch writes.
     origin: String,
-    /// Topics of public messages, and partitions, in which the batch has said it.
-    said: Vec<(Arc<str>, u32)>,
+    /// Topics of public messages, and partitions, with how many the batch has written.
+    public: Vec<(Arc<str>, u32, usize)>,
     frames: BTreeMap<(Content, u32), FrameWriter>,
     /// For other shards, in later batches.
     pub(crate) waiting: Waiting,
@@ -47,8 +51,9 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 
 impl Output {
     /// Nothing but what waits.
-    pub(crate) fn new(topics: Topics, stage: &'static str, shard: u32, waiting: Waiting) -> Output {
-        Output { topics, stage, shard, origin: String::new(), said: Vec::new(), frames: BTreeMap::new(), waiting }
+    pub(crate) fn new(topics: Topics, stage: &str, shard: u32, waiting: Waiting) -> Output {
+        let (writer, origin) = (hanging::writer(&topics, stage, shard), String::new());
+        Output { topics, shard, writer, origin, public: Vec::new(), frames: BTreeMap::new(), waiting }
     }
 
     /// A batch, by the owner's epoch and its number, begins with what has waited longest.
@@ -61,8 +66,8 @@ impl Output {
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
         self.frames.clear();
-        self.said.clear();
-        self.origin = hanging::origin(self.stage, self.shard, epoch, batch);
+        self.public.clear();
+        self.origin = hanging::origin_text(&self.writer, epoch, batch);
         for (partition, frame) in self.waiting.begin() {
             self.send(Content::Exchange, partition, &frame, transaction)?;
         }
@@ -126,15 +131,23 @@ impl Output {
         message: &PublicMessage,
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
-        let is_first = !self.said.iter().any(|(said, of)| said == topic && *of == partition);
-        if is_first {
-            self.said.push((topic.clone(), partition));
-        }
-        let origin = is_first.then_some((ORIGIN, self.origin.as_str()));
+        let is_shared = *topic == self.topics.rejects;
+        let origin = (self.says_origin(topic, partition) || is_shared).then_some((ORIGIN, self.origin.as_str()));
         // No allocation where there are none.
         let headers = message.headers.iter().map(|(name, value)| (*name, value.as_str()));
         let headers: Vec<(&str, &str)> = headers.chain(origin).collect();
         transaction.send(Outgoing { topic, partition, key: &message.key, payload: &message.payload, headers: &headers })
+    }
+
+    /// Does the next public message there say its origin?
+    fn says_origin(&mut self, topic: &Arc<str>, partition: u32) -> bool {
+        let known = self.public.iter_mut().find(|(known, of, _)| known == topic && *of == partition);
+        let Some((_, _, count)) = known else {
+            self.public.push((topic.clone(), partition, 1));
+            return true;
+        };
+        *count += 1;
+        *count % SAID_EVERY == 1
     }
 
     /// Sends a frame, or lets it wait.

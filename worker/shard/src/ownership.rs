@@ -21,9 +21,9 @@
 
 use crate::changelog;
 use crate::follower::Follower;
-use crate::hanging::{Written, abort_in, is_held_back};
+use crate::hanging::{Hanging, Written, abort_in, is_held_back};
 use crate::inputs;
-use crate::log::{Log, Outgoing, Start, TopicPartition, Transactional};
+use crate::log::{Log, LogError, Outgoing, Start, TopicPartition, Transactional};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
 use crate::{Executor, ShardError};
@@ -149,13 +149,13 @@ impl Claim<'_> {
             return Ok(Err(prepared));
         }
         self.check_plan(follower)?;
-        self.lease(prepared.producer, prepared.slot, follower).map(Ok)
+        self.lease(prepared.producer, prepared.slot, follower, |_, _| Ok(())).map(Ok)
     }
 
     /// Takes a shard over; the follower has then read everything that any former owner committed.
     ///
     /// # Errors
-    /// [`ShardError::Reopen`] when it must be tried again, [`ShardError::Stopped`] without a genesis record.
+    /// [`ShardError::Reopen`] when it must be tried again, also when there is nothing in the changelog; [`ShardError::Stopped`] when there is no genesis record in it.
     pub fn take_over(
         &self,
         prepared: Option<Prepared>,
@@ -166,7 +166,6 @@ impl Claim<'_> {
         self.check_plan(follower)?;
         let (named, slot) = (follower.position().slot, idle(follower));
         let written = Written::of(self.topics, self.stage, self.shard);
-        let shared = written.shared_ends(self.log)?;
         let too_early =
             if mutant::is(Mutant::InitsSwapped) { Some(self.log.transactional(&self.id(named))?) } else { None };
         let mut producer = match prepared {
@@ -175,7 +174,7 @@ impl Claim<'_> {
         };
         if mutant::is(Mutant::NamedIdNotFenced) {
             follower.read_to_end(self.log)?;
-            return self.lease(producer, slot, follower);
+            return self.lease(producer, slot, follower, |_, _| Ok(()));
         }
         let mut fenced = match too_early {
             Some(fenced) => fenced,
@@ -183,18 +182,16 @@ impl Claim<'_> {
         };
         if mutant::is(Mutant::NamedIdUsedOn) {
             follower.read_to_end(self.log)?;
-            return self.lease(fenced, named, follower);
+            return self.lease(fenced, named, follower, |_, _| Ok(()));
         }
         if !mutant::is(Mutant::HangingIgnored) {
-            written.end_hanging(self.log, [&mut *fenced, &mut *producer], &shared, follower)?;
+            written.end_in_changelog(self.log, [&mut *fenced, &mut *producer], follower)?;
         }
-        // It has done its work by being there; ending it takes some clients half a second.
-        executor.run(Box::new(move || drop(fenced)));
         if !mutant::is(Mutant::NotReadAgain) {
             follower.read_to_end(self.log)?;
             // Not before: that its commit was decided does not mean that it can be read already, but the inits wait for that.
             if !follower.has_genesis() && follower.position().epoch == 0 {
-                return Err(self.reopen("its first record hung, and was aborted"));
+                return Err(self.reopen("its first record is not there: it hung, and was aborted"));
             }
             self.check_genesis(follower)?;
         }
@@ -202,21 +199,33 @@ impl Claim<'_> {
             return Err(self.reopen("somebody else took it over in between"));
         }
         self.check_plan(follower)?;
-        self.lease(producer, slot, follower)
+        let hanging = match mutant::is(Mutant::HangingIgnored) {
+            true => Hanging::default(),
+            false => written.find(self.log, [&mut *fenced, &mut *producer], follower)?,
+        };
+        let lease = self.lease(producer, slot, follower, |epoch, producer| written.copy(&hanging, epoch, producer))?;
+        written.end(self.log, hanging, lease.epoch, &mut *fenced, follower)?;
+        // It has done its work; ending it takes some clients half a second.
+        executor.run(Box::new(move || drop(fenced)));
+        Ok(lease)
     }
 
-    /// The first transaction of a new owner.
+    /// The first transaction of a new owner, with what else is to be in it.
     fn lease(
         &self,
         mut producer: Box<dyn Transactional>,
         slot: u32,
         follower: &mut Follower,
+        before: impl FnOnce(u64, &mut dyn Transactional) -> Result<(), LogError>,
     ) -> Result<Lease, ShardError> {
         follower.prove()?;
         let (epoch, (plan_term, plan_number)) = (follower.position().epoch + 1, self.plan);
         let (worker, incarnation) = (self.claimant.worker.clone(), self.claimant.incarnation.clone());
         let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number };
-        commit_record(&mut *producer, self.topics, self.stage, self.shard, Record::Ownership(record))?;
+        producer.begin()?;
+        before(epoch, &mut *producer)?;
+        send_record(&mut *producer, self.topics, self.stage, self.shard, Record::Ownership(record))?;
+        producer.commit()?;
         Ok(Lease { producer, epoch, slot, plan: self.plan })
     }
 
@@ -256,16 +265,21 @@ fn commit_record(
     shard: u32,
     record: Record,
 ) -> Result<(), ShardError> {
-    let payload = changelog::encode(&Changelog { record: Some(record) });
     producer.begin()?;
-    producer.send(Outgoing {
-        topic: &topics.changelog(stage),
-        partition: shard,
-        key: &[],
-        payload: &payload,
-        headers: &[],
-    })?;
+    send_record(producer, topics, stage, shard, record)?;
     Ok(producer.commit()?)
+}
+
+fn send_record(
+    producer: &mut dyn Transactional,
+    topics: &Topics,
+    stage: &str,
+    shard: u32,
+    record: Record,
+) -> Result<(), LogError> {
+    let payload = changelog::encode(&Changelog { record: Some(record) });
+    let topic = &topics.changelog(stage);
+    producer.send(Outgoing { topic, partition: shard, key: &[], payload: &payload, headers: &[] })
 }
 
 /// Writes the genesis record of a shard whose changelog has no record; the pipeline's topics exist.

@@ -150,7 +150,7 @@ mod tests {
     use crate::telemetry::{Metrics, SpanExporter};
     use millstream_plan::status::{Role, ShardStatus};
     use millstream_plan::view::Duty;
-    use millstream_shard::log::{Consumer, EachOrigin, LogError, Producer, Start, TopicSpec, Transactional, View};
+    use millstream_shard::log::{Consumer, EachRead, LogError, Producer, Start, TopicSpec, Transactional, View};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// Ends of all partitions: what readers see, and what there is.
@@ -182,7 +182,7 @@ mod tests {
             Err(LogError::Configuration("not here".into()))
         }
 
-        fn origins(&self, _: &[(TopicPartition, u64)], _: View, _: EachOrigin<'_>) -> Result<(), LogError> {
+        fn read(&self, _: &[(TopicPartition, u64)], _: View, _: EachRead<'_>) -> Result<(), LogError> {
             Err(LogError::Configuration("not here".into()))
         }
 

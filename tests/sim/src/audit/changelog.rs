@@ -30,7 +30,7 @@ pub struct Story {
     pub batches: Vec<Told>,
     /// The state after the last one.
     pub state: BTreeMap<StateKey, Vec<u8>>,
-    /// Transactions that hold a whole batch.
+    /// Transactions that hold a whole batch, or an ownership record.
     pub whole: BTreeSet<usize>,
     /// Offsets and epochs of ownership records.
     pub owned: Vec<(u64, u64)>,
@@ -121,7 +121,11 @@ impl Reader<'_> {
             }
             match record.record {
                 Some(Record::Genesis(genesis)) => self.genesis(offset, genesis),
-                Some(Record::Ownership(owner)) => self.ownership(offset, owner, id),
+                Some(Record::Ownership(owner)) => {
+                    // It may copy what hung of the last batch.
+                    self.story.whole.insert(*number);
+                    self.ownership(offset, owner, id);
+                }
                 Some(Record::Release(release)) => self.release(offset, release, id),
                 Some(Record::Batch(batch)) => self.part(offset, batch, *number, id),
                 None => self.check(false, offset, "I4: an unknown record"),

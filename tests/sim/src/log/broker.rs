@@ -5,7 +5,7 @@
 //! of their own, so that an id that was forgotten and initialised again is not taken for the one before.
 
 use crate::world::Waker;
-use millstream_shard::log::{LogError, ORIGIN, Outgoing, Retention, TopicPartition, TopicSpec, View};
+use millstream_shard::log::{LogError, Outgoing, Retention, TopicPartition, TopicSpec, View, Whole};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub(super) struct Entry {
     pub(super) time_ms: u64,
     pub(super) key: Arc<[u8]>,
     pub(super) payload: Arc<[u8]>,
-    pub(super) origin: Option<Arc<str>>,
+    pub(super) headers: Arc<[(String, String)]>,
     /// Place in `transactions`; of a plain producer none.
     pub(super) transaction: Option<usize>,
     pub(super) kind: Kind,
@@ -295,23 +295,26 @@ impl Broker {
         entry.kind == Kind::Data && entry.transaction.is_none_or(committed)
     }
 
-    /// What messages say they were written for, those that do, by offset.
-    pub(super) fn origins(&self, at: &TopicPartition, from: u64, view: View) -> Result<Vec<(u64, Arc<str>)>, LogError> {
+    /// What is there, from an offset to the end.
+    pub(super) fn read(&self, at: &TopicPartition, from: u64, view: View) -> Result<Vec<Whole>, LogError> {
         let index = self.find(&at.topic, at.partition)?;
         let partition = &self.partitions[index];
         if from < partition.start {
-            return Err(LogError::OutOfRange {
-                at: at.clone(),
-                offset: from,
-                start: partition.start,
-                end: partition.end(),
-            });
+            let (start, end) = (partition.start, partition.end());
+            return Err(LogError::OutOfRange { at: at.clone(), offset: from, start, end });
         }
         let end = if view == View::Committed { partition.end() } else { partition.entries.len() as u64 };
         let entries = partition.entries.get(from as usize..end as usize).unwrap_or_default();
         let entries = entries.iter().enumerate().map(|(place, entry)| (from + place as u64, entry));
-        let shown = entries.filter(|(_, entry)| view == View::Everything || self.is_visible(index, entry));
-        Ok(shown.filter_map(|(offset, entry)| Some((offset, entry.origin.clone()?))).collect())
+        let shown = entries.filter(|(_, entry)| match view {
+            View::Committed => self.is_visible(index, entry),
+            View::Everything => entry.kind == Kind::Data,
+        });
+        let whole = |(offset, entry): (u64, &Entry)| {
+            let (key, payload) = (entry.key.to_vec(), entry.payload.to_vec());
+            Whole { offset, key, payload, headers: entry.headers.to_vec() }
+        };
+        Ok(shown.map(whole).collect())
     }
 
     // ---- transactions --------------------------------------------------------------------------------------------------
@@ -430,8 +433,8 @@ impl Broker {
             self.sessions[session].current = Some(number);
         }
         let (key, payload): (Arc<[u8]>, Arc<[u8]>) = (message.key.into(), message.payload.into());
-        let origin = message.headers.iter().find(|(name, _)| *name == ORIGIN).map(|(_, value)| Arc::from(*value));
-        let entry = Entry { time_ms: now_ms, key, payload, origin, transaction: Some(number), kind: Kind::Data };
+        let headers = message.headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let entry = Entry { time_ms: now_ms, key, payload, headers, transaction: Some(number), kind: Kind::Data };
         let offset = self.append(index, entry);
         let transaction = &mut self.transactions[number];
         if !(message.key.is_empty() && message.payload.is_empty()) {
@@ -571,15 +574,16 @@ impl Broker {
         Some((number, order, self.sessions[transaction.session].id.clone()))
     }
 
-    /// Partitions in which a transaction ended otherwise than in others.
-    pub fn split(&self) -> impl Iterator<Item = (usize, &TopicPartition)> {
-        let otherwise = (0..).zip(&self.transactions).map(|(number, it)| (number, &it.otherwise));
-        otherwise.flat_map(move |(number, all)| all.iter().map(move |index| (number, &self.partitions[*index].at)))
+    /// Does anything hang?
+    pub fn hangs(&self) -> bool {
+        !self.hanging.is_empty()
     }
 
-    /// The partitions of every committed transaction that is not empty.
+    /// The partitions of every committed transaction that is not empty, and that ended in the same way everywhere: one that hung somewhere may have been aborted there, and copied.
     pub fn transactions(&self) -> impl Iterator<Item = (usize, Vec<&TopicPartition>)> {
-        let is_committed = |it: &Transaction| matches!(it.state, State::Committed(_)) && !it.partitions.is_empty();
+        let is_committed = |it: &Transaction| {
+            matches!(it.state, State::Committed(_)) && !it.partitions.is_empty() && it.otherwise.is_empty()
+        };
         let committed = (0..).zip(&self.transactions).filter(move |(_, it)| is_committed(it));
         committed.map(|(number, it)| (number, it.partitions.iter().map(|index| &self.partitions[*index].at).collect()))
     }

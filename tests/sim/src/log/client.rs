@@ -7,7 +7,7 @@ use super::transactional::SimTransactional;
 use crate::counts::{Fault, Protocol};
 use crate::world::{ProcessId, World};
 use millstream_shard::log::{
-    Consumer, EachOrigin, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+    Consumer, EachRead, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -215,12 +215,12 @@ impl Log for SimLog {
         Ok(Box::new(SimConsumer::new(self.clone(), assignments)?))
     }
 
-    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
-        self.step("origins");
+    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+        self.step("read");
         self.away()?;
         for (index, (at, from)) in of.iter().enumerate() {
-            let origins = self.shared.lock().origins(at, *from, view)?;
-            origins.iter().for_each(|(offset, origin)| each(index, *offset, origin));
+            let read = self.shared.lock().read(at, *from, view)?;
+            read.into_iter().for_each(|whole| each(index, whole));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 //! Durability: the write-ahead log has been handed to the operating system before anything is acknowledged, so `kill -9` loses
 //! nothing; [`LogOptions::fsync`] extends that to the machine. One process at a time: RocksDB's LOCK.
 
-use super::log_consumer::{EmbeddedConsumer, origins};
+use super::log_consumer::{EmbeddedConsumer, read};
 use super::log_format::{self as format, PartitionId};
 use super::log_open::{MESSAGES, identify, load, open_db, unavailable};
 use super::log_state::{Partition, State, Topic, out_of_range};
@@ -18,7 +18,7 @@ use super::log_transactional::EmbeddedTransactional;
 use super::log_writer::{EmbeddedProducer, Queue};
 use millstream_shard::Clock;
 use millstream_shard::log::{
-    Consumer, EachOrigin, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+    Consumer, EachRead, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 use std::path::Path;
@@ -247,10 +247,10 @@ impl Log for EmbeddedLog {
         Ok(Box::new(EmbeddedConsumer::new(self.handle.clone(), assignments)?))
     }
 
-    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
-        of.iter().enumerate().try_for_each(|(index, from)| {
-            origins(&self.handle.shared, from, view, &mut |offset, origin| each(index, offset, origin))
-        })
+    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+        of.iter()
+            .enumerate()
+            .try_for_each(|(index, from)| read(&self.handle.shared, from, view, &mut |whole| each(index, whole)))
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

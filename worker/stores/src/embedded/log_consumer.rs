@@ -7,7 +7,7 @@ use super::log::{Handle, Shared};
 use super::log_format::{self as format, PartitionId};
 use super::log_open::unavailable;
 use super::log_state::{State, out_of_range};
-use millstream_shard::log::{Consumer, LogError, Message, ORIGIN, Start, TopicPartition, View};
+use millstream_shard::log::{Consumer, LogError, Message, Start, TopicPartition, View, Whole};
 use rocksdb::DBRawIterator;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -90,12 +90,12 @@ fn ready<'a>(
     }
 }
 
-/// [`millstream_shard::log::Log::origins`] of one partition.
-pub(super) fn origins(
+/// [`millstream_shard::log::Log::read`] of one partition.
+pub(super) fn read(
     shared: &Shared,
     (at, from): &(TopicPartition, u64),
     view: View,
-    each: &mut dyn FnMut(u64, &str),
+    each: &mut dyn FnMut(Whole),
 ) -> Result<(), LogError> {
     let state = shared.lock();
     let id = state.find(&at.topic, at.partition)?;
@@ -111,8 +111,10 @@ pub(super) fn origins(
         if offset >= end {
             break;
         }
-        if let Some(origin) = stored(at, offset, value)?.header(ORIGIN) {
-            each(offset, origin);
+        let stored = stored(at, offset, value)?;
+        if !stored.is_control {
+            let (key, payload, headers) = (stored.key.to_vec(), stored.payload.to_vec(), stored.headers());
+            each(Whole { offset, key, payload, headers });
         }
         iterator.next();
     }

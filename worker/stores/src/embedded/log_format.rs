@@ -85,17 +85,14 @@ pub(super) struct Stored<'a> {
     pub(super) payload: &'a [u8],
 }
 
-impl<'a> Stored<'a> {
-    /// The value of a header.
-    pub(super) fn header(&self, wanted: &str) -> Option<&'a str> {
-        let mut rest = self.headers;
-        loop {
-            let name = take_text(&mut rest)?;
-            let value = take_text(&mut rest)?;
-            if name == wanted {
-                return Some(value);
-            }
+impl Stored<'_> {
+    /// Names and values.
+    pub(super) fn headers(&self) -> Vec<(String, String)> {
+        let (mut rest, mut all) = (self.headers, Vec::new());
+        while let (Some(name), Some(value)) = (take_text(&mut rest), take_text(&mut rest)) {
+            all.push((name.to_owned(), value.to_owned()));
         }
+        all
     }
 }
 

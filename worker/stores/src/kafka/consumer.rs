@@ -6,17 +6,16 @@
 use super::client::{about, is_configuration, is_missing};
 use super::raw::{self, Reader, Source};
 use super::shared::Shared;
-use millstream_shard::log::{Consumer, EachOrigin, LogError, Message, ORIGIN, Start, TopicPartition, View};
+use millstream_shard::log::{Consumer, EachRead, LogError, Message, Start, TopicPartition, View, Whole};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
-use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a [`Reader`] finds.
 pub(super) enum Item<'a> {
-    /// A message.
-    Message(Message<'a>),
+    /// A message; with its headers, where the reader asks for them.
+    Message(Message<'a>, Vec<(String, String)>),
     /// Everything visible below `offset` was handed over.
     End {
         /// Index of the partition.
@@ -40,12 +39,10 @@ pub(super) fn item<'a>(reader: &Reader, message: &'a sys::rd_kafka_message_t) ->
     let offset = u64::try_from(message.offset).unwrap_or(0);
     match (message.err, assignment) {
         (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR, Some(assignment)) => {
-            let key = match &reader.header {
-                Some(name) => raw::header(message, name),
-                None => raw::bytes(message.key, message.key_len, message),
-            };
+            let key = raw::bytes(message.key, message.key_len, message);
             let payload = raw::bytes(message.payload, message.len, message);
-            Item::Message(Message { assignment, offset, timestamp_ms: raw::timestamp(message), key, payload })
+            let headers = if reader.with_headers { raw::headers(message) } else { Vec::new() };
+            Item::Message(Message { assignment, offset, timestamp_ms: raw::timestamp(message), key, payload }, headers)
         }
         (sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(assignment)) => {
             Item::End { assignment, offset }
@@ -64,9 +61,9 @@ pub(super) struct KafkaConsumer {
     served: Instant,
 }
 
-/// How many messages are looked at in a call, and how long one waits.
-const ORIGINS_AT_ONCE: usize = 1000;
-const ORIGINS_WAIT: Duration = Duration::from_millis(100);
+/// How many messages are read in a call, and how long one waits.
+const READ_AT_ONCE: usize = 1000;
+const READ_WAIT: Duration = Duration::from_millis(100);
 
 /// Events of the client (log lines) are served this often.
 const SERVE_EVERY: Duration = Duration::from_secs(1);
@@ -77,7 +74,7 @@ impl KafkaConsumer {
         for (at, start) in assignments {
             positions.push(resolve(&shared, at, *start)?);
         }
-        let mut reader = Reader::new(shared.reader(View::Committed)?, None);
+        let mut reader = Reader::new(shared.reader(View::Committed)?, false);
         for ((at, _), &position) in assignments.iter().zip(&positions) {
             start(&shared, &mut reader, at, position)?;
         }
@@ -89,7 +86,7 @@ impl KafkaConsumer {
     fn read(&mut self, max: usize, wait: Duration, messages: &mut usize, each: &mut dyn FnMut(Message<'_>)) -> usize {
         let (positions, fault) = (&mut self.positions, &mut self.fault);
         self.reader.read(max, wait, &mut |item| match item {
-            Item::Message(message) => {
+            Item::Message(message, _) => {
                 *messages += 1;
                 if let Some(position) = positions.get_mut(message.assignment) {
                     *position = message.offset + 1;
@@ -132,12 +129,12 @@ fn start(shared: &Shared, reader: &mut Reader, at: &TopicPartition, offset: u64)
     reader.start(&at.topic, partition, offset).map_err(|code| about(&at.topic, code, "cannot read"))
 }
 
-/// [`millstream_shard::log::Log::origins`].
-pub(super) fn origins(
+/// [`millstream_shard::log::Log::read`].
+pub(super) fn read(
     shared: &Shared,
     of: &[(TopicPartition, u64)],
     view: View,
-    each: EachOrigin<'_>,
+    each: EachRead<'_>,
 ) -> Result<(), LogError> {
     let partitions: Vec<TopicPartition> = of.iter().map(|(at, _)| at.clone()).collect();
     let ends = shared.ends(&partitions)?;
@@ -149,22 +146,20 @@ pub(super) fn origins(
     if left.is_empty() {
         return Ok(());
     }
-    let mut reader = Reader::new(shared.reader(view)?, CString::new(ORIGIN).ok());
+    let mut reader = Reader::new(shared.reader(view)?, true);
     for (index, from, _) in &left {
         partitions.get(*index).map_or(Ok(()), |at| start(shared, &mut reader, at, *from))?;
     }
     let deadline = Instant::now() + shared.config.request_timeout();
     let mut failed = None;
     while left.iter().any(|(_, position, end)| position < end) {
-        reader.read(ORIGINS_AT_ONCE, ORIGINS_WAIT, &mut |item| match item {
-            Item::Message(message) => {
+        reader.read(READ_AT_ONCE, READ_WAIT, &mut |item| match item {
+            Item::Message(message, headers) => {
                 let Some((index, position, end)) = left.get_mut(message.assignment) else { return };
                 *position = message.offset + 1;
-                if message.offset < *end
-                    && let Ok(origin) = std::str::from_utf8(message.key)
-                    && !origin.is_empty()
-                {
-                    each(*index, message.offset, origin);
+                if message.offset < *end {
+                    let (key, payload) = (message.key.to_vec(), message.payload.to_vec());
+                    each(*index, Whole { offset: message.offset, key, payload, headers });
                 }
             }
             Item::End { assignment, offset } => {
@@ -172,7 +167,9 @@ pub(super) fn origins(
                     *position = (*position).max(offset);
                 }
             }
-            Item::Error { assignment, code } if is_final(code) => failed = assignment.map(|place| (place, code)),
+            Item::Error { assignment, code } if is_final(code) => {
+                failed = failed.or(assignment.map(|place| (place, code)));
+            }
             Item::Error { .. } => {}
         });
         if let Some((place, code)) = failed
@@ -182,7 +179,7 @@ pub(super) fn origins(
             return Err(ended(shared, at, *offset, code));
         }
         if Instant::now() >= deadline {
-            return Err(LogError::Unavailable(format!("origins cannot be read to their ends: {left:?}")));
+            return Err(LogError::Unavailable(format!("some partitions cannot be read to their ends: {left:?}")));
         }
     }
     Ok(())

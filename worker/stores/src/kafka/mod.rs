@@ -15,7 +15,7 @@ pub use config::KafkaConfig;
 
 use consumer::KafkaConsumer;
 use millstream_shard::log::{
-    Consumer, EachOrigin, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+    Consumer, EachRead, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use producer::KafkaProducer;
 use shared::Shared;
@@ -83,8 +83,8 @@ impl Log for KafkaLog {
         Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), assignments)?))
     }
 
-    fn origins(&self, of: &[(TopicPartition, u64)], view: View, each: EachOrigin<'_>) -> Result<(), LogError> {
-        consumer::origins(&self.shared, of, view, each)
+    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+        consumer::read(&self.shared, of, view, each)
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

@@ -186,8 +186,7 @@ pub(super) struct Reader {
     queue: *mut sys::rd_kafka_queue_t,
     pub(super) sources: Vec<Source>,
     batch: Vec<*mut sys::rd_kafka_message_t>,
-    /// This header takes the place of keys.
-    pub(super) header: Option<CString>,
+    pub(super) with_headers: bool,
     consumer: BaseConsumer<Quiet>,
 }
 
@@ -195,11 +194,11 @@ pub(super) struct Reader {
 unsafe impl Send for Reader {}
 
 impl Reader {
-    /// A reader of nothing yet; as their keys, messages may have the values of a header.
-    pub(super) fn new(consumer: BaseConsumer<Quiet>, header: Option<CString>) -> Reader {
+    /// A reader of nothing yet.
+    pub(super) fn new(consumer: BaseConsumer<Quiet>, with_headers: bool) -> Reader {
         // SAFETY: the client is owned by the reader, which destroys the queue before it.
         let queue = unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) };
-        Reader { queue, sources: Vec::new(), batch: Vec::new(), header, consumer }
+        Reader { queue, sources: Vec::new(), batch: Vec::new(), with_headers, consumer }
     }
 
     /// Serves the client's events: logs and errors go to its context.
@@ -260,17 +259,20 @@ pub(super) fn timestamp(message: &sys::rd_kafka_message_t) -> u64 {
     u64::try_from(ms).unwrap_or(0)
 }
 
-/// The value of a header; empty when there is none.
-pub(super) fn header<'a>(message: &'a sys::rd_kafka_message_t, name: &CStr) -> &'a [u8] {
-    let (mut headers, mut value, mut size) = (null_mut(), null(), 0);
-    // SAFETY: the message is live; its headers and their values belong to it.
-    let code = unsafe {
-        match sys::rd_kafka_message_headers(message, &raw mut headers) {
-            NO_ERROR => sys::rd_kafka_header_get_last(headers, name.as_ptr(), &raw mut value, &raw mut size),
-            code => code,
+/// Names and values of a message's headers.
+pub(super) fn headers(message: &sys::rd_kafka_message_t) -> Vec<(String, String)> {
+    let (mut all, mut headers, mut name, mut value, mut size) = (Vec::new(), null_mut(), null(), null(), 0);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // SAFETY: the message is live; its headers, with their names, which end with a zero, and their values, belong to it.
+    unsafe {
+        let mut code = sys::rd_kafka_message_headers(message, &raw mut headers);
+        while code == NO_ERROR {
+            code = sys::rd_kafka_header_get_all(headers, all.len(), &raw mut name, &raw mut value, &raw mut size);
+            let header = || (text(CStr::from_ptr(name).to_bytes()), text(bytes(value, size, message)));
+            all.extend((code == NO_ERROR).then(header));
         }
-    };
-    if code == NO_ERROR { bytes(value, size, message) } else { &[] }
+    }
+    all
 }
 
 /// A part of a message, borrowed from it; empty when there is none.

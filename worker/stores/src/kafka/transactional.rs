@@ -8,7 +8,7 @@
 //!   that was lost may arrive later, in the next transaction of the same epoch (librdkafka has no KIP-890). Lost connections raise no error
 //!   event when little is in flight, and repeated ones are suppressed; only the debug lines of `broker` name each, so those are counted.
 //! - A commit that was told to have succeeded is decided, but perhaps landed nowhere yet, and a broker that starts again may forget it then (see
-//!   `millstream_shard::ownership`, what hangs). So a client that has committed and then lost a connection is in doubt: it does not begin again before its owner
+//!   `worker/shard/src/hanging.rs`). So a client that has ended a transaction and then lost a connection is in doubt: it does not begin again before its owner
 //!   was told so, and has looked.
 //! - A commit has the time that a transaction has: librdkafka repeats a request without an answer for ever, and the outcome is unknown after the first time anyway.
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
@@ -95,7 +95,7 @@ pub(super) struct KafkaTransactional {
     /// Before the client: each handle belongs to it and must be dropped first, as fields are in this order.
     topics: Vec<KnownTopic>,
     client: BaseProducer<Watch>,
-    has_committed: bool,
+    has_ended: bool,
     dead: Option<String>,
 }
 
@@ -123,14 +123,7 @@ impl KafkaTransactional {
             .fetch_metadata(Some("__millstream_probe"), shared.config.init_timeout())
             .map_err(unavailable)?;
         client.init_transactions(shared.config.init_timeout()).map_err(unavailable)?;
-        Ok(KafkaTransactional {
-            shared,
-            id: id.to_owned(),
-            topics: Vec::new(),
-            client,
-            has_committed: false,
-            dead: None,
-        })
+        Ok(KafkaTransactional { shared, id: id.to_owned(), topics: Vec::new(), client, has_ended: false, dead: None })
     }
 
     fn alive(&self) -> Result<(), LogError> {
@@ -237,8 +230,8 @@ impl Transactional for KafkaTransactional {
     fn begin(&mut self) -> Result<(), LogError> {
         self.alive()?;
         self.drain();
-        if let Some(why) = self.client.context().lost().filter(|_| self.has_committed) {
-            return Err(self.die("begin", format!("in doubt since the last commit: {why}")));
+        if let Some(why) = self.client.context().lost().filter(|_| self.has_ended) {
+            return Err(self.die("begin", format!("in doubt since its last transaction: {why}")));
         }
         self.client.context().clear();
         self.client.begin_transaction().map_err(|error| self.die("begin", error.to_string()))
@@ -272,17 +265,19 @@ impl Transactional for KafkaTransactional {
     fn commit(&mut self) -> Result<(), LogError> {
         self.alive()?;
         self.try_commit().map_err(|why| self.die("commit", why))?;
-        self.has_committed = true;
+        self.has_ended = true;
         Ok(())
     }
 
     fn abort(&mut self) -> Result<(), LogError> {
         self.alive()?;
-        self.try_abort().map_err(|why| self.die("abort", why))
+        self.try_abort().map_err(|why| self.die("abort", why))?;
+        self.has_ended = true;
+        Ok(())
     }
 
     fn take_doubt(&mut self) -> Option<String> {
         self.drain();
-        self.client.context().take_lost().filter(|_| self.has_committed)
+        self.client.context().take_lost().filter(|_| self.has_ended)
     }
 }
