@@ -283,7 +283,7 @@ fn a_genesis_that_was_aborted_is_written_again() {
         drop(fixture.log.transactional(&id).unwrap());
         assert!(fixture.log.bounds(&changelog).unwrap().1 > 0);
         let opened = fixture.open_at("state").map(|_| ());
-        assert!(matches!(&opened, Err(ShardError::Stopped(why)) if why.contains("genesis")), "{opened:?}");
+        assert!(matches!(&opened, Err(ShardError::Reopen(why)) if why.contains("first record")), "{opened:?}");
     }
     fixture.send(&["a"], 0);
     for (store, records) in [("state", 1), ("another disk", 0)] {
