@@ -159,7 +159,7 @@ impl Follower {
         let mut steps = Vec::new();
         let (assembler, mut failed) = (&mut self.assembler, None);
         self.consumer.poll(MESSAGES, wait, &mut |message| {
-            if failed.is_none() && !message.is_empty() {
+            if failed.is_none() {
                 match assembler.read(message.offset, message.payload) {
                     Ok(read) => steps.extend(read),
                     Err(error) => failed = Some(error),

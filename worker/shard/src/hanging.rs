@@ -12,12 +12,11 @@
 //! - **One outcome.** Whatever a batch writes says by its [origin](crate::log::ORIGIN) which batch of which epoch it was. What hangs of the newest epoch and of a batch that the changelog has was
 //!   committed. It is *copied* by the new owner's first transaction, the one with the ownership record ([`Written::find`]), and what hangs is aborted after that ([`Written::end`]). All else that hangs is aborted: it was
 //!   so elsewhere, or was copied by a new owner before. If a takeover fails in between, the next one does the same: copies belong to the epoch of the ownership record beside them.
-//! - **The changelog first** ([`Written::end_in_changelog`]): what hangs there is committed when any other partition shows something of its batch, else aborted: then nobody has
-//!   seen anything of it. (While a transaction of somebody else hides what one of them has of it, the shard waits, up to a bound.)
-//! - What hangs is ended by a transaction with an empty message in each of these partitions; where that is committed, in a changelog only, its readers skip it.
+//! - **The changelog first** ([`Written::end_in_changelog`]): what hangs there is aborted, so that it can be read on. If an output shows something of its batch, it was committed: then the changelog's
+//!   records are copied, too, which are in the log although nobody sees them. (While a transaction of somebody else hides what one of the outputs has of it, the shard waits, up to a bound.)
+//! - What hangs is ended by a transaction with an empty message in each of these partitions, which is aborted as well.
 //!
-//! Gaps, all of which need a second failure within the same moment: a takeover that fails while it commits what hangs in the changelog (the batch is done again: outputs double); an owner whose next transaction writes
-//! where its last one hangs before the client has noticed that the broker was away (lost there).
+//! One gap is left: an owner's next transaction writes where its last one hangs before the client has noticed that the broker was away, and fails. Then what hung is aborted with it.
 //!
 //! Others write to the exchange and to rejects, too. What they have open there is not ended by our ids.
 //!
@@ -29,6 +28,9 @@ use crate::log::{Ends, Log, LogError, ORIGIN, Outgoing, TopicPartition, Transact
 use crate::mutant::{self, Mutant};
 use crate::output;
 use crate::topics::Topics;
+use millstream_model::frame::{self, Content};
+use millstream_model::proto::{Changelog, changelog::Record};
+use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +50,8 @@ const PATIENCE_WITH_OTHERS: u32 = 150;
 /// How far back is looked for something of a batch that hangs in the changelog: messages of public topics and of the exchange; frames that only this shard writes.
 const LOOK_BACK: u64 = 2_000;
 const LOOK_BACK_IN_FRAMES: u64 = 100;
+/// How far back in the changelog: each takeover that fails leaves some offsets.
+const LOOK_BACK_IN_CHANGELOG: u64 = 300;
 /// Partitions that are read at once.
 const AT_ONCE: usize = 16;
 
@@ -169,13 +173,8 @@ impl Written {
         if held.is_empty() {
             return Ok(());
         }
-        follower.read_to_end(log)?;
-        let position = follower.position();
-        // The newest batch that the log has: not what an owner has stored that was not met there.
-        let newest = position.batch_number.saturating_sub(u64::from(position.own_batch));
-        let was_committed = self.is_seen(log, newest, follower)?;
         for client in clients {
-            end_in(client, &held, was_committed)?;
+            end_in(client, &held)?;
         }
         let held = self.still_held(log, held, PATIENCE_WITH_ENDS, follower)?;
         if held.is_empty() { Ok(()) } else { Err(self.not_ended(&held)) }
@@ -192,13 +191,23 @@ impl Written {
         [named, idle]: [&mut dyn Transactional; 2],
         follower: &mut Follower,
     ) -> Result<Hanging, ShardError> {
+        let position = follower.position();
+        // The newest batch that the log has: not what an owner has stored that was not met there.
+        let batch = position.batch_number.saturating_sub(u64::from(position.own_batch));
+        let mut newest = Origin { epoch: position.epoch, batch };
+        let mut of_changelog = self.lost_batch(log, newest)?;
+        if !of_changelog.is_empty() {
+            match self.is_seen(log, newest, follower)? && !mutant::is(Mutant::HangingAborted) {
+                true => newest.batch += 1,
+                false => of_changelog.clear(),
+            }
+        }
         let held = self.open(log)?;
         let held = self.still_held(log, held, PATIENCE_WITH_MARKERS, follower)?;
         if held.is_empty() {
-            return Ok(Hanging::default());
+            return Ok(Hanging { held, committed: of_changelog });
         }
-        end_in(idle, &held, false)?;
-        let newest = Origin { epoch: follower.position().epoch, batch: follower.position().batch_number };
+        end_in(idle, &held)?;
         let mut hidden = self.hidden(log, &held, newest)?;
         for _ in 0..PATIENCE_WITH_OTHERS {
             if !hidden.is_behind {
@@ -210,7 +219,28 @@ impl Written {
         let Hidden { mut committed, copied, .. } = hidden;
         let copied = self.visible_copies(log, copied, newest, named, follower)?;
         committed.retain(|(at, _)| !copied.contains(at) && !mutant::is(Mutant::HangingAborted));
-        Ok(Hanging { held, committed })
+        Ok(Hanging { held, committed: [of_changelog, committed].concat() })
+    }
+
+    /// The changelog's records of the batch behind the newest one, when what hung there was ended by somebody who may not have come to copy them.
+    fn lost_batch(&self, log: &dyn Log, newest: Origin) -> Result<Vec<(TopicPartition, Whole)>, ShardError> {
+        let (start, end) = log.bounds(&self.changelog)?;
+        let from = start.max(end.saturating_sub(LOOK_BACK_IN_CHANGELOG));
+        let (mut records, mut is_whole, mut was_ended) = (Vec::new(), false, false);
+        log.read(&[(self.changelog.clone(), from)], View::Everything, &mut |_, whole| {
+            if is_empty(&whole) {
+                was_ended |= is_whole;
+                return;
+            }
+            // Copies may follow.
+            let Some((part, parts)) = part_behind(&whole, newest).filter(|_| !is_whole) else { return };
+            if part == 1 {
+                records.clear();
+            }
+            records.push((self.changelog.clone(), whole));
+            is_whole = part == parts;
+        })?;
+        Ok(if was_ended { records } else { Vec::new() })
     }
 
     /// What of this shard's newest batch readers do not see yet.
@@ -253,7 +283,7 @@ impl Written {
         if copied.is_empty() {
             return Ok(BTreeSet::new());
         }
-        end_in(named, &copied, false)?;
+        end_in(named, &copied)?;
         self.still_held(
             log,
             ends(log, &copied.keys().cloned().collect::<Vec<_>>(), |_| true)?,
@@ -302,8 +332,8 @@ impl Written {
         named: &mut dyn Transactional,
         follower: &mut Follower,
     ) -> Result<(), ShardError> {
-        let mut held = hanging.held;
-        if held.is_empty() {
+        let Hanging { mut held, committed } = hanging;
+        if held.is_empty() && committed.is_empty() {
             return Ok(());
         }
         for _ in 0..PATIENCE_WITH_MARKERS {
@@ -315,7 +345,10 @@ impl Written {
         if follower.position().epoch != epoch {
             return Err(self.not_ended(&At::new()));
         }
-        end_in(named, &held, false)?;
+        if held.is_empty() {
+            return Ok(());
+        }
+        end_in(named, &held)?;
         // What others hold back is theirs.
         held.retain(|at, _| self.own.contains(at));
         let held = self.still_held(log, held, PATIENCE_WITH_ENDS, follower)?;
@@ -349,8 +382,8 @@ impl Written {
     }
 
     /// Does any partition show something of a batch behind this one? While somebody else's transaction may hide it, that is waited for, up to a bound.
-    fn is_seen(&self, log: &dyn Log, newest: u64, follower: &mut Follower) -> Result<bool, ShardError> {
-        let behind = |(_, origin): &(u64, Origin)| origin.batch > newest;
+    fn is_seen(&self, log: &dyn Log, newest: Origin, follower: &mut Follower) -> Result<bool, ShardError> {
+        let behind = |(_, origin): &(u64, Origin)| origin.epoch >= newest.epoch && origin.batch > newest.batch;
         let outputs: Vec<&TopicPartition> = self.own.iter().skip(1).chain(&self.shared).collect();
         for _ in 0..PATIENCE_WITH_OTHERS {
             let mut is_hidden = false;
@@ -407,20 +440,27 @@ impl Written {
     }
 }
 
-/// Ends whatever the client's id has open in these partitions.
-fn end_in(client: &mut dyn Transactional, held: &At, commit: bool) -> Result<(), ShardError> {
+/// Aborts whatever the client's id has open in these partitions.
+fn end_in(client: &mut dyn Transactional, held: &At) -> Result<(), ShardError> {
     client.begin()?;
     for TopicPartition { topic, partition } in held.keys() {
         client.send(Outgoing { topic, partition: *partition, key: &[], payload: &[], headers: &[] })?;
     }
-    if commit {
-        client.commit()?
-    } else {
-        client.abort()?
-    }
+    client.abort()?;
     match client.take_doubt() {
         Some(why) => Err(ShardError::Reopen(format!("what ended a forgotten transaction is in doubt: {why}"))),
         None => Ok(()),
+    }
+}
+
+/// Which part of how many of the batch behind the newest one this record of a changelog is.
+fn part_behind(whole: &Whole, newest: Origin) -> Option<(u32, u32)> {
+    let record = frame::read(&whole.payload, Content::Changelog).ok()?.next()?.ok()?;
+    match Changelog::decode(record).ok()?.record {
+        Some(Record::Batch(batch)) if batch.epoch == newest.epoch && batch.number == newest.batch + 1 => {
+            Some((batch.part, batch.parts))
+        }
+        _ => None,
     }
 }
 

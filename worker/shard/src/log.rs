@@ -60,13 +60,6 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
 }
 
-impl Message<'_> {
-    /// Nothing to read: in a changelog, it ended a transaction that was forgotten (`hanging`).
-    pub fn is_empty(&self) -> bool {
-        self.key.is_empty() && self.payload.is_empty()
-    }
-}
-
 /// A message to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {

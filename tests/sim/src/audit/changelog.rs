@@ -68,6 +68,8 @@ struct Reader<'a> {
     inputs: Vec<Position>,
     /// Frames of the exchange, by transaction and partition, in their order.
     exchange: &'a Exchange,
+    /// Transactions with an ownership record. They may copy what hung of the last batch.
+    takeovers: BTreeSet<usize>,
     /// A batch of which not all parts have come.
     open: Option<(Batch, usize, u64)>,
 }
@@ -90,6 +92,7 @@ pub fn read(sim: &Sim, stage: &'static str, shard: u32, exchange: &Exchange, fin
         last: Batch::default(),
         inputs: Vec::new(),
         exchange,
+        takeovers: messages.iter().filter_map(takeover).collect(),
         open: None,
     };
     for message in &messages {
@@ -98,6 +101,13 @@ pub fn read(sim: &Sim, stage: &'static str, shard: u32, exchange: &Exchange, fin
     let open = reader.open.take();
     reader.check(open.is_none(), 0, "I4: the changelog ends in the middle of a batch");
     reader.story
+}
+
+/// The transaction of an ownership record.
+fn takeover(message: &Seen) -> Option<usize> {
+    let records: Vec<Changelog> = decode(&message.payload, Content::Changelog).ok()?;
+    let owns = records.iter().any(|record| matches!(record.record, Some(Record::Ownership(_))));
+    message.transaction.as_ref().filter(|_| owns).map(|(number, ..)| *number)
 }
 
 impl Reader<'_> {
@@ -122,7 +132,6 @@ impl Reader<'_> {
             match record.record {
                 Some(Record::Genesis(genesis)) => self.genesis(offset, genesis),
                 Some(Record::Ownership(owner)) => {
-                    // It may copy what hung of the last batch.
                     self.story.whole.insert(*number);
                     self.ownership(offset, owner, id);
                 }
@@ -170,7 +179,11 @@ impl Reader<'_> {
     }
 
     fn part(&mut self, offset: u64, mut part: Batch, transaction: usize, id: &str) {
-        self.is_written_by_owner(offset, part.epoch, id);
+        if self.takeovers.contains(&transaction) {
+            self.check(part.epoch == self.owner.epoch, offset, "I4: a copy of another epoch's batch");
+        } else {
+            self.is_written_by_owner(offset, part.epoch, id);
+        }
         self.check(part.previous_digest == self.digest, offset, "I4: the chain of digests is broken");
         self.digest = part.digest;
         let expected = self.open.as_ref().map_or(1, |(open, _, _)| open.part + 1);
