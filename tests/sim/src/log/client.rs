@@ -258,7 +258,7 @@ impl Log for SimLog {
             inits.entry(process).or_default().push(id.to_owned());
         }
         if self.happens(Fault::InitSlow) {
-            let ms = world.draw(|rng| rng.between(500, 5_000));
+            let ms = world.draw(|rng| if rng.one_in(3) { rng.between(5_000, 20_000) } else { rng.between(500, 5_000) });
             world.sleep_ms(ms);
         }
         world.step_of("init is done", 20);
