@@ -49,7 +49,7 @@ impl Inputs {
             source.from = source.start(position)?;
             starts.push((source.at.clone(), Start::At(source.from)));
         }
-        Ok(Inputs { consumer: log.consumer(&starts)?, sources })
+        Ok(Inputs { consumer: log.bulk_consumer(&starts)?, sources })
     }
 
     /// What lies below the position is dropped from here on.

@@ -221,11 +221,19 @@ pub trait Log: Send + Sync {
     /// [`LogError::Topic`], [`LogError::Unavailable`].
     fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError>;
 
-    /// A read-committed reader of some partitions.
+    /// A read-committed reader of some partitions, to which each message comes as soon as it is visible.
     ///
     /// # Errors
     /// [`LogError::OutOfRange`] here or at the first poll.
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError>;
+
+    /// A [`Log::consumer`] for partitions in which much comes: messages may wait some tens of milliseconds, and then come together, where that is cheaper.
+    ///
+    /// # Errors
+    /// As those of [`Log::consumer`].
+    fn bulk_consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
+        self.consumer(assignments)
+    }
 
     /// Reads some partitions, each from an offset that the log has to the end that there is now; those of one partition in their order.
     ///

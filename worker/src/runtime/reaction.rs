@@ -180,7 +180,7 @@ impl Work {
                 "{mutations} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; restore a savepoint"
             )));
         }
-        let consumer = log.consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
+        let consumer = log.bulk_consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
         let writers = Writers::start(self.limits.in_flight, &self.documents)?;
         let mut turn = Turn {
             topic_id,

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Settings that users cannot override: without them transactions, order or I6 would break silently.
-const FIXED: [&str; 15] = [
+const FIXED: [&str; 17] = [
     "acks",
     "auto.offset.reset",
     "bootstrap.servers",
+    "client.rack",
     "debug",
     "delivery.report.only.error",
     "enable.auto.commit",
@@ -22,6 +23,7 @@ const FIXED: [&str; 15] = [
     "group.id",
     "isolation.level",
     "log.queue",
+    "message.timeout.ms",
     "queue.buffering.max.kbytes",
     "transactional.id",
     "transaction.timeout.ms",
@@ -29,6 +31,9 @@ const FIXED: [&str; 15] = [
 
 /// Frames and parts of changelogs keep to 1 MB, but each holds at least one record or entity; this leaves room for one of 1 MB and what surrounds it.
 const LEAST_MESSAGE: u32 = 2 << 20;
+/// How long the broker lets a reader wait for what is to come, and with how much it does not wait when messages are to come together.
+const FETCH_WAIT_MS: u32 = 50;
+const BULK_BYTES: usize = 1_000_000;
 /// librdkafka's own bound of `queue.buffering.max.kbytes`.
 const MOST_QUEUE_KILOBYTES: u64 = 2_147_483_647;
 /// librdkafka's own bound of `message.max.bytes`.
@@ -196,12 +201,22 @@ impl KafkaConfig {
         Duration::from_millis(self.transaction_timeout_ms)
     }
 
-    /// What every client has in common.
+    /// A client that asks and administers.
     pub(super) fn client(&self) -> ClientConfig {
-        let mut client = ClientConfig::new();
+        self.finish(self.common())
+    }
+
+    /// The users' own properties win over ours; what cannot be overridden was refused.
+    fn finish(&self, mut client: ClientConfig) -> ClientConfig {
         for (name, value) in self.security.iter().chain(&self.properties) {
             client.set(name, value);
         }
+        client
+    }
+
+    /// What every client has in common.
+    fn common(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
         client
             .set("bootstrap.servers", &self.bootstrap_servers)
             .set("client.id", "millstream")
@@ -217,18 +232,27 @@ impl KafkaConfig {
         client
     }
 
-    /// A reader; read-committed, so that the end of a partition that it is told is the last stable offset.
+    /// A reader to which each message comes at once; read-committed, so that the end of a partition that it is told is the last stable offset.
     pub(super) fn reader(&self) -> ClientConfig {
-        let mut client = self.client();
+        self.finish(self.reading(1))
+    }
+
+    /// A reader for much, to which messages come together. Each answer wakes several threads here and in the broker: when little comes, that is most of the work.
+    pub(super) fn bulk_reader(&self) -> ClientConfig {
+        self.finish(self.reading(BULK_BYTES))
+    }
+
+    fn reading(&self, least_bytes: usize) -> ClientConfig {
+        let mut client = self.common();
         client
             .set("isolation.level", "read_committed")
             .set("auto.offset.reset", "error")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
-            // Waiting for 16 kB, but at most 20 ms, halves the CPU at low rates (each produce would wake a fetch).
-            .set("fetch.min.bytes", "16384")
-            .set("fetch.wait.max.ms", "20")
+            .set("fetch.min.bytes", least_bytes.to_string())
+            // Not longer: the end of a partition behind which control records lie is told by an answer without messages.
+            .set("fetch.wait.max.ms", FETCH_WAIT_MS.to_string())
             // The default of 1 s stalls a reader whose queue was full.
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.error.backoff.ms", "50")
@@ -239,8 +263,8 @@ impl KafkaConfig {
         client
     }
 
-    fn writer(&self) -> ClientConfig {
-        let mut client = self.client();
+    fn writing(&self) -> ClientConfig {
+        let mut client = self.common();
         client
             .set("enable.idempotence", "true")
             .set("acks", "all")
@@ -254,17 +278,17 @@ impl KafkaConfig {
     }
 
     pub(super) fn producer(&self) -> ClientConfig {
-        let mut client = self.writer();
+        let mut client = self.writing();
         let kilobytes = self.queue_bytes.div_ceil(1024).clamp(1, MOST_QUEUE_KILOBYTES);
         client
             .set("message.timeout.ms", self.delivery_timeout_ms.to_string())
             // The default is 1 GiB.
             .set("queue.buffering.max.kbytes", kilobytes.to_string());
-        client
+        self.finish(client)
     }
 
     pub(super) fn transactional(&self, id: &str) -> ClientConfig {
-        let mut client = self.writer();
+        let mut client = self.writing();
         client
             .set("transactional.id", id)
             .set("transaction.timeout.ms", self.transaction_timeout_ms.to_string())
@@ -274,7 +298,7 @@ impl KafkaConfig {
             // `broker` logs each lost connection, also those that raise no error event; see `transactional.rs`.
             .set("debug", "broker")
             .set_log_level(RDKafkaLogLevel::Debug);
-        client
+        self.finish(client)
     }
 }
 
@@ -319,6 +343,20 @@ mod tests {
             let mut config = KafkaConfig::new("a:1");
             change(&mut config);
             assert!(config.check().unwrap_err().to_string().contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn the_users_own_properties_win() {
+        let mut config = KafkaConfig::new("a:1");
+        config.properties.insert("fetch.wait.max.ms".into(), "10".into());
+        config.properties.insert("reconnect.backoff.ms".into(), "70".into());
+        config.check().unwrap();
+        for client in [config.reader(), config.bulk_reader()] {
+            assert_eq!(client.get("fetch.wait.max.ms"), Some("10"));
+        }
+        for client in [config.client(), config.producer(), config.transactional("t")] {
+            assert_eq!(client.get("reconnect.backoff.ms"), Some("70"));
         }
     }
 

@@ -3,10 +3,11 @@
 //! Upholds I6: `auto.offset.reset` is `error`, so an offset outside the log surfaces as [`LogError::OutOfRange`]. The end of a partition
 //! comes as an event with the last stable offset that the reader reached; it moves positions past control records and aborted data.
 
-use super::client::{about, is_configuration, is_missing};
+use super::client::{Quiet, about, is_configuration, is_missing};
 use super::raw::{self, Reader, Source};
 use super::shared::Shared;
 use millstream_shard::log::{Consumer, EachRead, LogError, Message, Start, TopicPartition, View, Whole};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use std::sync::Arc;
@@ -69,12 +70,16 @@ const READ_WAIT: Duration = Duration::from_millis(100);
 const SERVE_EVERY: Duration = Duration::from_secs(1);
 
 impl KafkaConsumer {
-    pub(super) fn new(shared: Arc<Shared>, assignments: &[(TopicPartition, Start)]) -> Result<KafkaConsumer, LogError> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        client: BaseConsumer<Quiet>,
+        assignments: &[(TopicPartition, Start)],
+    ) -> Result<KafkaConsumer, LogError> {
         let mut positions = Vec::with_capacity(assignments.len());
         for (at, start) in assignments {
             positions.push(resolve(&shared, at, *start)?);
         }
-        let mut reader = Reader::new(shared.reader(View::Committed)?, false);
+        let mut reader = Reader::new(client, false);
         for ((at, _), &position) in assignments.iter().zip(&positions) {
             start(&shared, &mut reader, at, position)?;
         }

@@ -80,7 +80,13 @@ impl Log for KafkaLog {
     }
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
-        Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), assignments)?))
+        let client = self.shared.reader(View::Committed)?;
+        Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), client, assignments)?))
+    }
+
+    fn bulk_consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
+        let client = self.shared.bulk_reader()?;
+        Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), client, assignments)?))
     }
 
     fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {

@@ -61,6 +61,11 @@ impl Shared {
         BaseConsumer::from_config_and_context(&config, Quiet::default()).map_err(|e| creation(&e))
     }
 
+    /// A client to read much with.
+    pub(super) fn bulk_reader(&self) -> Result<BaseConsumer<Quiet>, LogError> {
+        BaseConsumer::from_config_and_context(&self.config.bulk_reader(), Quiet::default()).map_err(|e| creation(&e))
+    }
+
     /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like
     /// nothing; it reads nothing, so that events are all there is.
     fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
