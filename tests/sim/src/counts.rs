@@ -36,7 +36,7 @@ names! {
         CommitUnknownLost,
         /// A commit whose client was not told takes hold later, if nobody initialises the id before.
         CommitUnknownLater,
-        /// A commit was decided and forgotten: no partition gets a marker.
+        /// A transaction was decided and forgotten: not every partition gets a marker, perhaps none.
         TransactionForgotten,
         /// It was forgotten when some partitions had theirs.
         TransactionForgottenInPart,
@@ -144,6 +144,10 @@ names! {
         Left,
         /// An open transaction was aborted by the next client of its id.
         OpenTransactionFenced,
+        /// A takeover ended a transaction in a partition in which it had been forgotten.
+        ForgottenEnded,
+        /// A takeover copied a message of a batch that had been forgotten where it was.
+        ForgottenCopied,
         /// A client was told that it is fenced.
         ClientFenced,
         /// A shard stopped (I6).

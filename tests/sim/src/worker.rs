@@ -9,7 +9,7 @@ use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::view::{Duty, Verdict};
 use millstream_shard::ShardError;
 use millstream_shard::member::{Member, Now, Order, Profile};
-use millstream_shard::ownership::Claimant;
+use millstream_shard::ownership::{Claimant, Mended};
 use millstream_shard::runtime::Environment;
 use millstream_shard::seat::{Parts, Seat, Step};
 use millstream_shard::state::{StateStore, StoreError};
@@ -267,10 +267,14 @@ impl Chair {
 
     fn count(&self, order: &Order, before: &ShardStatus, step: &Step) {
         let world = &self.sim.world;
+        if let Step::Acquired { mended: Mended { partitions, copied }, .. } = step {
+            (0..*partitions).for_each(|_| world.count(Protocol::ForgottenEnded));
+            (0..*copied).for_each(|_| world.count(Protocol::ForgottenCopied));
+        }
         match step {
             Step::Opened => world.count(Protocol::StandbyOpened),
-            Step::Acquired { by_handoff: true } => world.count(Protocol::Received),
-            Step::Acquired { by_handoff: false } if order.epoch > 0 => world.count(Protocol::TakenOver),
+            Step::Acquired { by_handoff: true, .. } => world.count(Protocol::Received),
+            Step::Acquired { by_handoff: false, .. } if order.epoch > 0 => world.count(Protocol::TakenOver),
             Step::Released => world.count(Protocol::Released),
             Step::Batch(Some(report)) if report.records > 0 => world.count(Protocol::Batch),
             Step::Followed => {

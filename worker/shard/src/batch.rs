@@ -4,11 +4,11 @@
 
 use crate::ShardError;
 use crate::cache::Cache;
-use crate::hanging::Written;
 use crate::log::{Log, Message, Transactional};
 use crate::mutant::{self, Mutant};
 use crate::output::Output;
 use crate::topics::Topics;
+use crate::written::{Origin, Written};
 use millstream_model::frame::{self, Content, FrameError};
 use millstream_model::key::StateKey;
 use millstream_model::proto::Stamp;
@@ -24,8 +24,8 @@ pub(crate) struct Place<'a> {
     pub(crate) log: &'a dyn Log,
     /// Where its outputs go.
     pub(crate) written: &'a Written,
-    /// The owner's epoch and the batch's number.
-    pub(crate) origin: (u64, u64),
+    /// Which batch it is.
+    pub(crate) origin: Origin,
 }
 
 /// Clocks of brokers and workers may differ by so much: far more than they should, far less than message ids are remembered.

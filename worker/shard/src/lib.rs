@@ -27,6 +27,7 @@ pub mod state;
 pub mod sums;
 pub mod topics;
 mod waiting;
+mod written;
 
 /// Where time comes from.
 pub trait Clock: Send + Sync {

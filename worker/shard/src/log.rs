@@ -189,6 +189,11 @@ impl Whole {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
+
+    /// Neither key nor payload: it was written to end a transaction.
+    pub fn is_empty(&self) -> bool {
+        self.key.is_empty() && self.payload.is_empty()
+    }
 }
 
 /// What is done with each message that was read; first the place of its partition in the list.

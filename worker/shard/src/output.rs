@@ -4,10 +4,10 @@
 //! ([`Waiting`]), which goes out in the transaction of a later one. Frames say which batch wrote them ([`ORIGIN`]); rejects do, to whose partitions others write as well; of a batch's events the first does, and
 //! then one in a thousand.
 
-use crate::hanging;
 use crate::log::{Log, LogError, ORIGIN, Outgoing, Transactional};
 use crate::topics::Topics;
 use crate::waiting::Waiting;
+use crate::written::{Origin, Writer};
 use millstream_model::frame::{Content, FrameWriter};
 use millstream_model::key::shard_of;
 use millstream_stages::{Outbox, PublicMessage};
@@ -22,8 +22,7 @@ const SAID_EVERY: usize = 1000;
 pub(crate) struct Output {
     topics: Topics,
     shard: u32,
-    /// How the origins of the shard's batches begin.
-    writer: String,
+    writer: Writer,
     /// Of what the batch writes.
     origin: String,
     /// Topics of public messages, and partitions, with how many the batch has written.
@@ -52,22 +51,18 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 impl Output {
     /// Nothing but what waits.
     pub(crate) fn new(topics: Topics, stage: &str, shard: u32, waiting: Waiting) -> Output {
-        let (writer, origin) = (hanging::writer(&topics, stage, shard), String::new());
+        let (writer, origin) = (Writer::of(&topics, stage, shard), String::new());
         Output { topics, shard, writer, origin, public: Vec::new(), frames: BTreeMap::new(), waiting }
     }
 
-    /// A batch, by the owner's epoch and its number, begins with what has waited longest.
+    /// A batch begins with what has waited longest.
     ///
     /// # Errors
     /// [`LogError`] of the transaction.
-    pub(crate) fn begin(
-        &mut self,
-        (epoch, batch): (u64, u64),
-        transaction: &mut dyn Transactional,
-    ) -> Result<(), LogError> {
+    pub(crate) fn begin(&mut self, batch: Origin, transaction: &mut dyn Transactional) -> Result<(), LogError> {
         self.frames.clear();
         self.public.clear();
-        self.origin = hanging::origin_text(&self.writer, epoch, batch);
+        self.origin = self.writer.say(batch);
         for (partition, frame) in self.waiting.begin() {
             self.send(Content::Exchange, partition, &frame, transaction)?;
         }

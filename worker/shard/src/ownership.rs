@@ -21,11 +21,13 @@
 
 use crate::changelog;
 use crate::follower::Follower;
-use crate::hanging::{Hanging, Written, abort_in, is_held_back};
+pub use crate::hanging::Mended;
+use crate::hanging::{Hanging, Takeover};
 use crate::inputs;
 use crate::log::{Log, LogError, Outgoing, Start, TopicPartition, Transactional};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
+use crate::written::{Written, abort_in, is_held_back};
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
 use std::sync::Arc;
@@ -89,6 +91,8 @@ pub struct Lease {
     pub slot: u32,
     /// The plan under which it was acquired.
     pub plan: PlanNumber,
+    /// What was done about transactions that their coordinator had forgotten.
+    pub mended: Mended,
 }
 
 /// A client of the idle id, made while somebody else owns the shard.
@@ -184,9 +188,25 @@ impl Claim<'_> {
             follower.read_to_end(self.log)?;
             return self.lease(fenced, named, follower, |_, _| Ok(()));
         }
+        let mut takeover = Takeover { log: self.log, written: &written, follower };
         if !mutant::is(Mutant::HangingIgnored) {
-            written.end_in_changelog(self.log, [&mut *fenced, &mut *producer], follower)?;
+            takeover.end_in_changelog([&mut *fenced, &mut *producer])?;
         }
+        self.read_again(named, takeover.follower)?;
+        let hanging = match mutant::is(Mutant::HangingIgnored) {
+            true => Hanging::default(),
+            false => takeover.find([&mut *fenced, &mut *producer])?,
+        };
+        let (mended, writer) = (hanging.mended(), &written.writer);
+        let lease = self.lease(producer, slot, takeover.follower, |epoch, it| hanging.copy(writer, epoch, it))?;
+        takeover.end(hanging, lease.epoch, &mut *fenced)?;
+        // It has done its work; ending it takes some clients half a second.
+        executor.run(Box::new(move || drop(fenced)));
+        Ok(Lease { mended, ..lease })
+    }
+
+    /// Reads what was committed before the inits, after which nobody else can commit any more if the log still names the same id.
+    fn read_again(&self, named: u32, follower: &mut Follower) -> Result<(), ShardError> {
         if !mutant::is(Mutant::NotReadAgain) {
             follower.read_to_end(self.log)?;
             // Not before: that its commit was decided does not mean that it can be read already, but the inits wait for that.
@@ -198,16 +218,7 @@ impl Claim<'_> {
         if follower.position().slot != named {
             return Err(self.reopen("somebody else took it over in between"));
         }
-        self.check_plan(follower)?;
-        let hanging = match mutant::is(Mutant::HangingIgnored) {
-            true => Hanging::default(),
-            false => written.find(self.log, [&mut *fenced, &mut *producer], follower)?,
-        };
-        let lease = self.lease(producer, slot, follower, |epoch, producer| written.copy(&hanging, epoch, producer))?;
-        written.end(self.log, hanging, lease.epoch, &mut *fenced, follower)?;
-        // It has done its work; ending it takes some clients half a second.
-        executor.run(Box::new(move || drop(fenced)));
-        Ok(lease)
+        self.check_plan(follower)
     }
 
     /// The first transaction of a new owner, with what else is to be in it.
@@ -226,7 +237,7 @@ impl Claim<'_> {
         before(epoch, &mut *producer)?;
         send_record(&mut *producer, self.topics, self.stage, self.shard, Record::Ownership(record))?;
         producer.commit()?;
-        Ok(Lease { producer, epoch, slot, plan: self.plan })
+        Ok(Lease { producer, epoch, slot, plan: self.plan, mended: Mended::default() })
     }
 
     fn check_genesis(&self, follower: &Follower) -> Result<(), ShardError> {
@@ -310,7 +321,7 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
         return Ok(());
     }
     if is_held_back(log, &changelog)? {
-        abort_in(&mut *producer, &changelog)?;
+        abort_in(&mut *producer, [&changelog])?;
         return Err(ShardError::Reopen(format!("{changelog}: a first record hung there, and was aborted")));
     }
     let genesis = Genesis {

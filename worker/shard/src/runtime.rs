@@ -11,7 +11,6 @@ use crate::cache::Cache;
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
 use crate::flush::{Flushes, Work};
-use crate::hanging::Written;
 use crate::inputs::Inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::memory::{Member, Pool};
@@ -23,6 +22,7 @@ use crate::state::{Forget, StateStore};
 use crate::sums::Sums;
 use crate::topics::Topics;
 use crate::waiting::Waiting;
+use crate::written::{Origin, Written};
 use crate::{Clock, Executor, ShardError};
 use millstream_model::key::{StateKey, groups_of};
 use millstream_model::proto::{Position, StatePosition, Usage};
@@ -370,9 +370,9 @@ impl<S: Stage> Shard<S> {
         }
     }
 
-    /// Of what the next batch writes: the owner's epoch and the batch's number.
-    fn origin(&self) -> (u64, u64) {
-        (self.position.epoch, self.position.batch_number + 1)
+    /// Of what the next batch writes.
+    fn origin(&self) -> Origin {
+        Origin { epoch: self.position.epoch, batch: self.position.batch_number + 1 }
     }
 
     /// Writes the changelog record and commits.

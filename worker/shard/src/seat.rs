@@ -20,7 +20,7 @@ use crate::ShardError;
 use crate::log::TopicPartition;
 use crate::member::Order;
 use crate::mutant::{self, Mutant};
-use crate::ownership;
+use crate::ownership::{self, Mended};
 use crate::runtime::{Environment, Limits, Report, Shard};
 use crate::standby::{Received, Standby};
 use crate::state::{StateStore, StoreError};
@@ -77,6 +77,8 @@ pub enum Step {
     Acquired {
         /// True: by a handoff; false: by a takeover.
         by_handoff: bool,
+        /// What was done about transactions that their coordinator had forgotten.
+        mended: Mended,
     },
     /// It gave the shard to the heir.
     Released,
@@ -229,8 +231,9 @@ impl<S: Stage> Seat<S> {
     }
 
     fn own(&mut self, acquired: crate::standby::Acquired, by_handoff: bool) -> Result<(Place<S>, Step), ShardError> {
+        let mended = acquired.lease.mended;
         let shard = Shard::own((self.parts.make)(), acquired, self.parts.limits.clone())?;
-        Ok((Place::Owner(Box::new(shard)), Step::Acquired { by_handoff }))
+        Ok((Place::Owner(Box::new(shard)), Step::Acquired { by_handoff, mended }))
     }
 
     fn owner(&mut self, mut shard: Box<Shard<S>>, order: &Order) -> Result<(Place<S>, Step), ShardError> {

@@ -9,6 +9,7 @@ use millstream_model::id::hex;
 use millstream_model::proto::Usage;
 use millstream_plan::status::ShardStatus;
 use millstream_shard::ShardError;
+use millstream_shard::ownership::Mended;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
 use millstream_shard::seat::{MakeStage, OpenStore, Parts, Seat, Step};
 use millstream_stages::{Rejected, Stage};
@@ -146,9 +147,18 @@ impl<S: Stage> Work<S> {
                 self.desk.followed();
             }
             Step::Opened => tracing::info!(stage, shard, "shard is followed"),
-            Step::Acquired { by_handoff } => {
+            Step::Acquired { by_handoff, mended: Mended { partitions, copied } } => {
                 self.backoff.reset();
                 let epoch = self.seat.status().epoch;
+                if partitions > 0 || copied > 0 {
+                    tracing::warn!(
+                        stage,
+                        shard,
+                        partitions,
+                        copied,
+                        "the brokers had forgotten a transaction: it was ended, and what of it was committed was copied"
+                    );
+                }
                 tracing::info!(stage, shard, epoch, by_handoff, "shard is open");
             }
             Step::Batch(report) => self.batch(report.as_deref()),
