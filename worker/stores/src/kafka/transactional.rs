@@ -8,7 +8,7 @@
 //!   that was lost may arrive later, in the next transaction of the same epoch (librdkafka has no KIP-890). Lost connections raise no error
 //!   event when little is in flight, and repeated ones are suppressed; only the debug lines of `broker` name each, so those are counted.
 //! - A commit that was told to have succeeded is decided, but perhaps landed nowhere yet, and a broker that starts again may forget it then (see
-//!   `worker/shard/src/hanging.rs`). So a client that has ended a transaction and then lost a connection is in doubt: it does not begin again before its owner
+//!   `worker/shard/src/written.rs`). So a client that has ended a transaction and then lost a connection is in doubt: it does not begin again before its owner
 //!   was told so, and has looked.
 //! - A commit has the time that a transaction has: librdkafka repeats a request without an answer for ever, and the outcome is unknown after the first time anyway.
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
