@@ -4,6 +4,7 @@ use millstream_shard::log::{
     Consumer, EachRead, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the next commits do.
@@ -61,7 +62,7 @@ impl Log for FaultyLog {
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         self.inner.consumer(assignments)
     }
-    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+    fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
         self.inner.read(of, view, each)
     }
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

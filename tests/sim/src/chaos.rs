@@ -108,12 +108,13 @@ impl Chaos {
         }
     }
 
-    /// What every shard has read and processed for good is deleted from an input. What hangs is dealt with long before retention comes to it.
+    /// What every shard has read and processed for good is deleted from an input. What hangs, and what is owed, is dealt with long before retention comes to it.
     fn trim(&self) {
-        if self.sim.log.look(|broker| broker.hangs()) {
+        let shards = self.sim.shards();
+        let owes = || shards.iter().any(|(stage, shard)| crate::audit::owes(&self.sim, stage, *shard));
+        if self.sim.log.look(|broker| broker.hangs()) || owes() {
             return;
         }
-        let shards = self.sim.shards();
         let Some((stage, shard)) = self.sim.draw(|rng| rng.pick(&shards).copied()) else { return };
         let Some(batch) = crate::audit::newest_batch(&self.sim, stage, shard) else { return };
         for input in batch.inputs {

@@ -267,8 +267,8 @@ impl Chair {
 
     fn count(&self, order: &Order, before: &ShardStatus, step: &Step) {
         let world = &self.sim.world;
-        if let Step::Acquired { mended: Mended { partitions, copied }, .. } = step {
-            (0..*partitions).for_each(|_| world.count(Protocol::ForgottenEnded));
+        if let Step::Acquired { mended: Mended { ended, copied }, .. } = step {
+            (0..*ended).for_each(|_| world.count(Protocol::ForgottenEnded));
             (0..*copied).for_each(|_| world.count(Protocol::ForgottenCopied));
         }
         match step {

@@ -3,6 +3,7 @@
 use super::reader::{Subject, contents, drain, message, poll, read, reader, send, send_all, topic, transact};
 use super::{eventually, unique};
 use millstream_shard::log::{Ends, Log, ORIGIN, Outgoing, Producer, Start, TopicPartition, Transactional, View};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,9 +169,9 @@ pub fn open_and_committed_transactions_can_be_read_whole(subject: &dyn Subject) 
             client.send(Outgoing { headers: &[("other", "header")], ..message(&topic, 1, b"without") }).unwrap();
         }
     };
-    let all = |from: u64, view: View| {
+    let part = |offsets: Range<u64>, view: View| {
         let mut all = Vec::new();
-        let of = [(TopicPartition::new(topic.as_str(), 0), 0), (at.clone(), from)];
+        let of = [(TopicPartition::new(topic.as_str(), 0), 0..u64::MAX), (at.clone(), offsets)];
         log.read(&of, view, &mut |place, whole| {
             assert_eq!(place, 1, "the other one is empty");
             assert!(whole.payload.starts_with(b"with") || whole.payload.starts_with(b"probe"), "{whole:?}");
@@ -180,6 +181,7 @@ pub fn open_and_committed_transactions_can_be_read_whole(subject: &dyn Subject) 
         .unwrap();
         all
     };
+    let all = |from: u64, view: View| part(from..u64::MAX, view);
     let texts = |all: &[(u64, String)]| all.iter().map(|(_, origin)| origin.clone()).collect::<Vec<_>>();
     assert_eq!(all(0, View::Everything), []);
     say(&mut *client, &["a/1", "a/2"]);
@@ -192,6 +194,7 @@ pub fn open_and_committed_transactions_can_be_read_whole(subject: &dyn Subject) 
     let seen = all(0, View::Committed);
     assert_eq!(texts(&seen), ["a/1", "a/2"]);
     assert_eq!(all(seen[0].0 + 1, View::Committed), seen[1..]);
+    assert_eq!(part(seen[0].0..seen[1].0, View::Committed), seen[..1]);
     if subject.has_open_messages() {
         let open = eventually("all of it is in the log", || {
             let open = all(log.bounds(&at).unwrap().1, View::Everything);

@@ -33,6 +33,8 @@ pub struct Follower {
     at: TopicPartition,
     store: Arc<dyn StateStore>,
     consumer: Box<dyn Consumer>,
+    /// Behind the newest message that was read. What lies behind it, and is not visible, is not decided, or was aborted.
+    read_to: u64,
     assembler: Assembler,
     position: StatePosition,
     has_genesis: bool,
@@ -90,6 +92,7 @@ impl Follower {
         Ok(Follower {
             groups: groups_of(at.partition, shards),
             totals: Totals::of(position.state_digest, &position.periods),
+            read_to: position.changelog_offset,
             at,
             store,
             consumer,
@@ -144,10 +147,14 @@ impl Follower {
     /// # Errors
     /// [`ShardError`].
     pub fn settle(&mut self) -> Result<(), ShardError> {
-        // What was not met yet must be met from where it may be.
+        // What was not met yet must be met from where it may be. What is aborted behind the newest message may still have to be looked at by a takeover.
         let may_move = !self.assembler.is_open() && !self.position.own_batch;
-        let read = self.consumer.positions().first().copied().filter(|_| may_move);
-        self.write_pending(read.unwrap_or(self.position.changelog_offset))
+        self.write_pending(if may_move { self.read_to } else { self.position.changelog_offset })
+    }
+
+    /// The offset behind the newest message that was read.
+    pub(crate) fn read_to(&self) -> u64 {
+        self.read_to
     }
 
     /// The client that the newest record names, when that is a release.
@@ -157,9 +164,10 @@ impl Follower {
 
     fn poll(&mut self, wait: Duration) -> Result<(), ShardError> {
         let mut steps = Vec::new();
-        let (assembler, mut failed) = (&mut self.assembler, None);
+        let (assembler, read_to, mut failed) = (&mut self.assembler, &mut self.read_to, None);
         self.consumer.poll(MESSAGES, wait, &mut |message| {
-            if failed.is_none() {
+            if failed.is_none() && !message.is_empty() {
+                *read_to = message.offset + 1;
                 match assembler.read(message.offset, message.payload) {
                     Ok(read) => steps.extend(read),
                     Err(error) => failed = Some(error),
@@ -191,6 +199,7 @@ impl Follower {
                 self.position.epoch = record.epoch;
                 self.position.slot = record.slot;
                 (self.position.plan_term, self.position.plan_number) = (record.plan_term, record.plan_number);
+                self.position.owed = record.owed;
                 self.released_to = None;
             }
             Step::Ownership(_) => {}
@@ -228,6 +237,7 @@ impl Follower {
             state_digest: batch.state_digest,
             periods: self.totals.periods(),
             own_batch: false,
+            owed: Vec::new(),
             ..std::mem::take(&mut self.position)
         };
         // Written between batches only, so that the store always shows the state at a batch boundary; the offset to follow from stays where it

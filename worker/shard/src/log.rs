@@ -9,6 +9,7 @@
 //! - **Durability.** A commit, or a send that was acknowledged, survives `kill -9` of any process of ours.
 //! - **No silent jumps.** Reading from an offset below the log's start or above its end is [`LogError::OutOfRange`], never a reset (I6).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,13 @@ pub struct Message<'a> {
     pub key: &'a [u8],
     /// Payload.
     pub payload: &'a [u8],
+}
+
+impl Message<'_> {
+    /// Neither key nor payload: it was written to end a transaction (`hanging`), and is for nobody.
+    pub fn is_empty(&self) -> bool {
+        self.key.is_empty() && self.payload.is_empty()
+    }
 }
 
 /// A message to send.
@@ -240,11 +248,11 @@ pub trait Log: Send + Sync {
         self.consumer(assignments)
     }
 
-    /// Reads some partitions, each from an offset that the log has to the end that there is now; those of one partition in their order.
+    /// Reads some partitions, each from an offset that the log has to another one, or to the end that there is now; the messages of one partition in their order.
     ///
     /// # Errors
     /// [`LogError::Topic`], [`LogError::OutOfRange`], [`LogError::Unavailable`].
-    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError>;
+    fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError>;
 
     /// A producer without transactions: idempotent, acknowledged by all in-sync replicas.
     ///

@@ -4,7 +4,8 @@
 //! ([`Waiting`]), which goes out in the transaction of a later one. Frames say which batch wrote them ([`ORIGIN`]); rejects do, to whose partitions others write as well; of a batch's events the first does, and
 //! then one in a thousand.
 
-use crate::log::{Log, LogError, ORIGIN, Outgoing, Transactional};
+use crate::hanging::Missing;
+use crate::log::{Log, LogError, ORIGIN, Outgoing, TopicPartition, Transactional};
 use crate::topics::Topics;
 use crate::waiting::Waiting;
 use crate::written::{Origin, Writer};
@@ -30,6 +31,8 @@ pub(crate) struct Output {
     frames: BTreeMap<(Content, u32), FrameWriter>,
     /// For other shards, in later batches.
     pub(crate) waiting: Waiting,
+    /// What outputs miss of the batch before the first one of this owner.
+    missing: Vec<Missing>,
 }
 
 /// Where a stage's outputs go.
@@ -49,13 +52,23 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 }
 
 impl Output {
-    /// Nothing but what waits.
-    pub(crate) fn new(topics: Topics, stage: &str, shard: u32, waiting: Waiting) -> Output {
+    /// Nothing but what waits, and what is missing.
+    pub(crate) fn new(topics: Topics, stage: &str, shard: u32, waiting: Waiting, missing: Vec<Missing>) -> Output {
         let (writer, origin) = (Writer::of(&topics, stage, shard), String::new());
-        Output { topics, shard, writer, origin, public: Vec::new(), frames: BTreeMap::new(), waiting }
+        Output { topics, shard, writer, origin, public: Vec::new(), frames: BTreeMap::new(), waiting, missing }
     }
 
-    /// A batch begins with what has waited longest.
+    /// Is something missing that the next batch must begin with?
+    pub(crate) fn is_owed(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
+    /// Is there something to be sent whether there is input or not?
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_owed() || !self.waiting.is_empty()
+    }
+
+    /// A batch begins with what is missing, and what has waited longest.
     ///
     /// # Errors
     /// [`LogError`] of the transaction.
@@ -63,7 +76,17 @@ impl Output {
         self.frames.clear();
         self.public.clear();
         self.origin = self.writer.say(batch);
-        for (partition, frame) in self.waiting.begin() {
+        // Whatever becomes of the transaction: this owner goes on only if it was committed.
+        let missing = std::mem::take(&mut self.missing);
+        for (TopicPartition { topic, partition }, whole) in &missing {
+            let headers = whole.headers.iter().filter(|(name, _)| name != ORIGIN);
+            let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
+            let headers: Vec<(&str, &str)> = headers.chain([(ORIGIN, self.origin.as_str())]).collect();
+            let (key, payload) = (&whole.key, &whole.payload);
+            transaction.send(Outgoing { topic, partition: *partition, key, payload, headers: &headers })?;
+        }
+        let exchange = missing.iter().filter(|(at, _)| at.topic == self.topics.exchange).map(|(at, _)| at.partition);
+        for (partition, frame) in self.waiting.begin(exchange) {
             self.send(Content::Exchange, partition, &frame, transaction)?;
         }
         Ok(())

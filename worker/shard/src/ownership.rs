@@ -22,12 +22,12 @@
 use crate::changelog;
 use crate::follower::Follower;
 pub use crate::hanging::Mended;
-use crate::hanging::{Hanging, Takeover};
+use crate::hanging::{Hanging, Missing, Takeover};
 use crate::inputs;
 use crate::log::{Log, LogError, Outgoing, Start, TopicPartition, Transactional};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
-use crate::written::{Written, abort_in, is_held_back};
+use crate::written::{Writer, Written, abort_in, is_held_back};
 use crate::{Executor, ShardError};
 use millstream_model::proto::{Changelog, Genesis, Ownership, Release, changelog::Record};
 use std::sync::Arc;
@@ -91,6 +91,8 @@ pub struct Lease {
     pub slot: u32,
     /// The plan under which it was acquired.
     pub plan: PlanNumber,
+    /// What outputs miss of the last batch, which the first one begins with.
+    pub(crate) missing: Vec<Missing>,
     /// What was done about transactions that their coordinator had forgotten.
     pub mended: Mended,
 }
@@ -149,11 +151,12 @@ impl Claim<'_> {
     /// [`ShardError`]: the outcome is unknown, take over.
     pub fn receive(&self, prepared: Prepared, follower: &mut Follower) -> Result<Result<Lease, Prepared>, ShardError> {
         let is_ours = follower.released_to() == Some(&prepared.client) && follower.position().slot == prepared.slot;
-        if !is_ours {
+        // Whoever owes something does not release; a takeover would see to it.
+        if !is_ours || !follower.position().owed.is_empty() {
             return Ok(Err(prepared));
         }
         self.check_plan(follower)?;
-        self.lease(prepared.producer, prepared.slot, follower, |_, _| Ok(())).map(Ok)
+        self.lease(prepared.producer, prepared.slot, follower, &Hanging::default()).map(Ok)
     }
 
     /// Takes a shard over; the follower has then read everything that any former owner committed.
@@ -178,7 +181,7 @@ impl Claim<'_> {
         };
         if mutant::is(Mutant::NamedIdNotFenced) {
             follower.read_to_end(self.log)?;
-            return self.lease(producer, slot, follower, |_, _| Ok(()));
+            return self.lease(producer, slot, follower, &Hanging::default());
         }
         let mut fenced = match too_early {
             Some(fenced) => fenced,
@@ -186,7 +189,7 @@ impl Claim<'_> {
         };
         if mutant::is(Mutant::NamedIdUsedOn) {
             follower.read_to_end(self.log)?;
-            return self.lease(fenced, named, follower, |_, _| Ok(()));
+            return self.lease(fenced, named, follower, &Hanging::default());
         }
         let mut takeover = Takeover { log: self.log, written: &written, follower };
         if !mutant::is(Mutant::HangingIgnored) {
@@ -195,14 +198,14 @@ impl Claim<'_> {
         self.read_again(named, takeover.follower)?;
         let hanging = match mutant::is(Mutant::HangingIgnored) {
             true => Hanging::default(),
-            false => takeover.find([&mut *fenced, &mut *producer])?,
+            false => takeover.find()?,
         };
-        let (mended, writer) = (hanging.mended(), &written.writer);
-        let lease = self.lease(producer, slot, takeover.follower, |epoch, it| hanging.copy(writer, epoch, it))?;
-        takeover.end(hanging, lease.epoch, &mut *fenced)?;
+        let mut lease = self.lease(producer, slot, takeover.follower, &hanging)?;
+        lease.missing = takeover.end(&hanging, lease.epoch, [&mut *fenced, &mut *lease.producer])?;
+        lease.mended = hanging.mended(&lease.missing);
         // It has done its work; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
-        Ok(Lease { mended, ..lease })
+        Ok(lease)
     }
 
     /// Reads what was committed before the inits, after which nobody else can commit any more if the log still names the same id.
@@ -221,23 +224,27 @@ impl Claim<'_> {
         self.check_plan(follower)
     }
 
-    /// The first transaction of a new owner, with what else is to be in it.
+    /// The first transaction of a new owner, which takes over what hangs. It has nothing but the changelog.
     fn lease(
         &self,
         mut producer: Box<dyn Transactional>,
         slot: u32,
         follower: &mut Follower,
-        before: impl FnOnce(u64, &mut dyn Transactional) -> Result<(), LogError>,
+        hanging: &Hanging,
     ) -> Result<Lease, ShardError> {
-        follower.prove()?;
+        // What is copied will be met behind it.
+        if hanging.lost_batch != Some(follower.position().batch_number) {
+            follower.prove()?;
+        }
         let (epoch, (plan_term, plan_number)) = (follower.position().epoch + 1, self.plan);
         let (worker, incarnation) = (self.claimant.worker.clone(), self.claimant.incarnation.clone());
-        let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number };
+        let owed = hanging.owed.clone();
+        let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number, owed };
         producer.begin()?;
-        before(epoch, &mut *producer)?;
+        hanging.copy(&TopicPartition::new(self.topics.changelog(self.stage), self.shard), &mut *producer)?;
         send_record(&mut *producer, self.topics, self.stage, self.shard, Record::Ownership(record))?;
         producer.commit()?;
-        Ok(Lease { producer, epoch, slot, plan: self.plan, mended: Mended::default() })
+        Ok(Lease { producer, epoch, slot, plan: self.plan, missing: Vec::new(), mended: Mended::default() })
     }
 
     fn check_genesis(&self, follower: &Follower) -> Result<(), ShardError> {
@@ -321,7 +328,7 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
         return Ok(());
     }
     if is_held_back(log, &changelog)? {
-        abort_in(&mut *producer, [&changelog])?;
+        abort_in(&mut *producer, [&changelog], &Writer::of(topics, stage, shard))?;
         return Err(ShardError::Reopen(format!("{changelog}: a first record hung there, and was aborted")));
     }
     let genesis = Genesis {

@@ -216,7 +216,7 @@ impl<S: Stage> Shard<S> {
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
             inputs,
             sums: Sums::load(&*store, group)?,
-            output: Output::new(topics.clone(), stage.name(), shard, waiting),
+            output: Output::new(topics.clone(), stage.name(), shard, waiting, lease.missing),
             batch_time: limits.batch_time,
             changelog: TopicPartition::new(topics.changelog(stage.name()), shard),
             written: Written::of(topics, stage.name(), shard),
@@ -316,7 +316,7 @@ impl<S: Stage> Shard<S> {
     fn idle(&mut self) -> Result<Option<Report>, ShardError> {
         let now_ms = self.environment.clock.now_ms();
         let is_over = now_ms >= self.committed_ms + IDLE_COMMIT_MS;
-        if self.output.waiting.is_empty() && (!is_over || self.inputs.next() == self.position.inputs) {
+        if !self.output.is_due() && (!is_over || self.inputs.next() == self.position.inputs) {
             return Ok(None);
         }
         let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
@@ -333,7 +333,7 @@ impl<S: Stage> Shard<S> {
         if waiting.bytes() > self.limits.batch_bytes.saturating_mul(MOST_WAITING) {
             return Ok(None);
         }
-        let mut wait = if waiting.is_empty() { IDLE } else { self.limits.linger };
+        let mut wait = if self.output.is_due() { self.limits.linger } else { IDLE };
         let clock = self.environment.clock.clone();
         let topics = &self.environment.topics;
         let latest_ms = clock.now_ms().saturating_add(FAR_AHEAD_MS);
@@ -347,6 +347,9 @@ impl<S: Stage> Shard<S> {
         let mut began = None;
         loop {
             let messages = self.inputs.poll(at_once, wait, &mut |input, message| {
+                if message.is_empty() {
+                    return;
+                }
                 let time_ms = began.get_or_insert_with(|| {
                     let now_ms = clock.now_ms();
                     (now_ms, position.time_ms.max(now_ms.min(message.timestamp_ms + slack_ms)))
@@ -409,6 +412,7 @@ impl<S: Stage> Shard<S> {
             state_digest: header.state_digest,
             periods: self.cache.totals().periods(),
             own_batch: true,
+            owed: Vec::new(),
             ..std::mem::take(&mut self.position)
         };
         if mutant::is(Mutant::ApplyBeforeCommit) {
@@ -478,6 +482,10 @@ impl<S: Stage> Shard<S> {
     }
 
     pub(crate) fn give(&mut self, to: (&str, u32)) -> Result<(), ShardError> {
+        // Its heir takes nothing over.
+        if self.output.is_owed() {
+            self.idle()?;
+        }
         self.settle_doubt()?;
         let (topics, stage) = (&self.environment.topics, self.stage.name());
         ownership::release(&mut *self.producer, topics, stage, self.shard, self.position.epoch, to)

@@ -96,13 +96,16 @@ impl Waiting {
         self.bytes
     }
 
-    /// A batch begins: gives what it is to send first, (partition, frame) in order.
-    pub(crate) fn begin(&mut self) -> Vec<(u32, Arc<[u8]>)> {
+    /// A batch begins, and writes to some partitions already: gives what it is to send first, (partition, frame) in order.
+    pub(crate) fn begin(&mut self, written: impl IntoIterator<Item = u32>) -> Vec<(u32, Arc<[u8]>)> {
         self.clear();
+        self.open.extend(written);
         let mut oldest: Vec<(u64, u32)> =
             self.queues.iter().filter_map(|(partition, queue)| Some((queue.front()?.number, *partition))).collect();
         oldest.sort_unstable();
-        self.open.extend(oldest.into_iter().take(self.most).map(|(_, partition)| partition));
+        for (_, partition) in oldest {
+            self.admits(partition);
+        }
         let of = |partition: &u32| {
             let queue = self.queues.get(partition).into_iter().flatten();
             let mut frames: Vec<_> = queue.map(|frame| (*partition, frame.bytes.clone())).collect();
@@ -198,7 +201,7 @@ mod tests {
     fn batch(waiting: &mut Waiting, totals: &mut Totals, made: &[(u32, &str)]) -> Vec<(u32, String)> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let mut sent: Vec<(u32, String)> =
-            waiting.begin().iter().map(|(partition, bytes)| (*partition, text(bytes))).collect();
+            waiting.begin([]).iter().map(|(partition, bytes)| (*partition, text(bytes))).collect();
         for (partition, frame) in made {
             match waiting.admits(*partition) {
                 true => sent.push((*partition, (*frame).to_owned())),
@@ -251,7 +254,7 @@ mod tests {
         let mut totals = Totals::default();
         let mut waiting = Waiting::load(&MemoryState::default(), 8, 1).unwrap();
         batch(&mut waiting, &mut totals, &[(1, "a"), (2, "b")]);
-        assert_eq!(waiting.begin().len(), 1);
+        assert_eq!(waiting.begin([]).len(), 1);
         waiting.add(3, b"c".to_vec());
         waiting.clear();
         assert_eq!(batch(&mut waiting, &mut totals, &[]), sent(&[(2, "b")]));

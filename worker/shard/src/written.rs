@@ -6,11 +6,12 @@
 //! Nothing may build on a commit that was forgotten after it was told ([`Written::settle_doubt`]; [`crate::hanging`] says how that can be).
 
 use crate::ShardError;
-use crate::log::{Ends, Log, LogError, ORIGIN, Outgoing, TopicPartition, Transactional, View, Whole};
+use crate::log::{EachRead, Ends, Log, LogError, ORIGIN, Outgoing, TopicPartition, Transactional, View, Whole};
 use crate::mutant::{self, Mutant};
 use crate::output;
 use crate::topics::Topics;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// So many looks, one behind the other, before it is read whose transactions hold partitions back that others write to as well: they have some open all the time, each for
@@ -19,8 +20,14 @@ const LOOKS_AT_OTHERS: u32 = 20;
 /// How often an owner in doubt looks whether what it wrote comes to be visible.
 const LOOKS_IN_DOUBT: u32 = 200;
 
+/// Partitions that are read at once: a client keeps some megabytes of each.
+const AT_ONCE: usize = 16;
+
 /// Offsets by partition.
 pub(crate) type Offsets = BTreeMap<TopicPartition, u64>;
+
+/// Part of a partition.
+pub(crate) type Part = (TopicPartition, Range<u64>);
 
 /// Which batch of a shard wrote a message, and in which epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +49,17 @@ impl Writer {
         format!("{}{epoch}/{batch}", self.0)
     }
 
-    /// The origin of a message, if this shard wrote it and it says so.
-    pub(crate) fn origin(&self, whole: &Whole) -> Option<Origin> {
+    /// What ends a transaction says so: it is this shard's, but of no batch.
+    fn say_end(&self) -> String {
+        format!("{}end", self.0)
+    }
+
+    fn is_author(&self, whole: &Whole) -> bool {
+        whole.header(ORIGIN).is_some_and(|origin| origin.starts_with(&self.0))
+    }
+
+    /// The origin of a message, if this shard wrote it in a batch and it says so.
+    fn origin(&self, whole: &Whole) -> Option<Origin> {
         let (epoch, batch) = whole.header(ORIGIN)?.strip_prefix(&self.0)?.split_once('/')?;
         Some(Origin { epoch: epoch.parse().ok()?, batch: batch.parse().ok()? })
     }
@@ -112,28 +128,71 @@ impl Written {
             }
             open = still_open(log, &open)?;
         }
-        let hidden = hidden(log, open.keys())?;
-        let written = self.origins(log, &hidden, View::Everything)?;
-        let ours: BTreeSet<TopicPartition> =
-            hidden.into_iter().zip(written).filter(|(_, ours)| !ours.is_empty()).map(|((at, _), _)| at).collect();
+        let (hidden, mut ours) = (hidden(log, &open)?, BTreeSet::new());
+        self.read(log, &hidden, View::Everything, &mut |place, whole| {
+            if let (true, Some((at, _))) = (self.writer.is_author(&whole), hidden.get(place)) {
+                ours.insert(at.clone());
+            }
+        })?;
         open.retain(|at, _| *at == self.changelog || ours.contains(at));
         Ok(open)
     }
 
-    /// The origins of what this shard wrote in each of these partitions from an offset on, each with its offset.
+    /// The outputs, those that nobody else writes to first.
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.own.iter().chain(&self.shared)
+    }
+
+    /// The origins of what this shard wrote in each of these parts, each with its offset.
     pub(crate) fn origins(
         &self,
         log: &dyn Log,
-        from: &[(TopicPartition, u64)],
+        parts: &[Part],
         view: View,
     ) -> Result<Vec<Vec<(u64, Origin)>>, LogError> {
-        let mut written = vec![Vec::new(); from.len()];
-        log.read(from, view, &mut |place, whole| {
+        let mut written = vec![Vec::new(); parts.len()];
+        self.read(log, parts, view, &mut |place, whole| {
             if let (Some(origin), Some(here)) = (self.writer.origin(&whole), written.get_mut(place)) {
                 here.push((whole.offset, origin));
             }
         })?;
         Ok(written)
+    }
+
+    /// All that this shard wrote in these parts, whether readers see it or not, each message with the batch that it is of. Where only this shard writes, what says nothing is of the batch that said something
+    /// last.
+    pub(crate) fn attribute(
+        &self,
+        log: &dyn Log,
+        parts: &[Part],
+        each: &mut dyn FnMut(usize, Origin, Whole),
+    ) -> Result<(), LogError> {
+        let mut last = vec![None; parts.len()];
+        self.read(log, parts, View::Everything, &mut |place, whole| {
+            let (Some((at, _)), Some(last)) = (parts.get(place), last.get_mut(place)) else { return };
+            if whole.header(ORIGIN).is_some() || self.shared.contains(at) {
+                *last = self.writer.origin(&whole);
+            }
+            if let Some(origin) = last.filter(|_| !whole.is_empty()) {
+                each(place, origin, whole);
+            }
+        })
+    }
+
+    /// Reads parts of partitions, some at a time, as far as the log has them.
+    pub(crate) fn read(&self, log: &dyn Log, parts: &[Part], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+        for (number, some) in parts.chunks(AT_ONCE).enumerate() {
+            let mut clamped = Vec::with_capacity(some.len());
+            for (at, part) in some {
+                clamped.push((at.clone(), part.start.max(log.bounds(at)?.0)..part.end));
+            }
+            let read = log.read(&clamped, view, &mut |place, whole| each(number * AT_ONCE + place, whole));
+            read.map_err(|error| match error {
+                LogError::OutOfRange { at, .. } => LogError::Unavailable(format!("{at} was trimmed meanwhile")),
+                error => error,
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -144,10 +203,13 @@ impl Written {
 pub(crate) fn abort_in<'a>(
     client: &mut dyn Transactional,
     these: impl IntoIterator<Item = &'a TopicPartition>,
+    writer: &Writer,
 ) -> Result<(), ShardError> {
+    let end = writer.say_end();
     client.begin()?;
     for TopicPartition { topic, partition } in these {
-        client.send(Outgoing { topic, partition: *partition, key: &[], payload: &[], headers: &[] })?;
+        let headers = &[(ORIGIN, end.as_str())];
+        client.send(Outgoing { topic, partition: *partition, key: &[], payload: &[], headers })?;
     }
     client.abort()?;
     match client.take_doubt() {
@@ -184,15 +246,13 @@ pub(crate) fn still_open(log: &dyn Log, then: &Offsets) -> Result<Offsets, LogEr
     Ok(open.map(|((at, end), _)| (at.clone(), *end)).collect())
 }
 
-/// Where what readers do not see yet begins.
+/// What readers do not see yet of partitions that end there.
 ///
 /// # Errors
 /// [`LogError`].
-pub(crate) fn hidden<'a>(
-    log: &dyn Log,
-    of: impl Iterator<Item = &'a TopicPartition>,
-) -> Result<Vec<(TopicPartition, u64)>, LogError> {
-    let of: Vec<TopicPartition> = of.cloned().collect();
+pub(crate) fn hidden(log: &dyn Log, these: &Offsets) -> Result<Vec<Part>, LogError> {
+    let of: Vec<TopicPartition> = these.keys().cloned().collect();
     let ends = log.ends(&of)?;
-    Ok(of.into_iter().zip(ends.iter().map(|ends| ends.visible)).collect())
+    let parts = these.iter().zip(ends).map(|((at, end), now)| (at.clone(), now.visible..(*end).max(now.visible)));
+    Ok(parts.collect())
 }

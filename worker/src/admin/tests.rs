@@ -53,7 +53,7 @@ impl Log for MemoryLog {
         };
         Ok(Box::new(Reader { log: self.0.clone(), next: assignments.iter().map(next).collect() }))
     }
-    fn read(&self, _: &[(TopicPartition, u64)], _: View, _: EachRead<'_>) -> Result<(), LogError> {
+    fn read(&self, _: &[(TopicPartition, std::ops::Range<u64>)], _: View, _: EachRead<'_>) -> Result<(), LogError> {
         Err(LogError::Configuration("not here".into()))
     }
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

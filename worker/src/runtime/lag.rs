@@ -182,7 +182,7 @@ mod tests {
             Err(LogError::Configuration("not here".into()))
         }
 
-        fn read(&self, _: &[(TopicPartition, u64)], _: View, _: EachRead<'_>) -> Result<(), LogError> {
+        fn read(&self, _: &[(TopicPartition, std::ops::Range<u64>)], _: View, _: EachRead<'_>) -> Result<(), LogError> {
             Err(LogError::Configuration("not here".into()))
         }
 

@@ -147,14 +147,14 @@ impl<S: Stage> Work<S> {
                 self.desk.followed();
             }
             Step::Opened => tracing::info!(stage, shard, "shard is followed"),
-            Step::Acquired { by_handoff, mended: Mended { partitions, copied } } => {
+            Step::Acquired { by_handoff, mended: Mended { ended, copied } } => {
                 self.backoff.reset();
                 let epoch = self.seat.status().epoch;
-                if partitions > 0 || copied > 0 {
+                if ended > 0 || copied > 0 {
                     tracing::warn!(
                         stage,
                         shard,
-                        partitions,
+                        ended,
                         copied,
                         "the brokers had forgotten a transaction: it was ended, and what of it was committed was copied"
                     );

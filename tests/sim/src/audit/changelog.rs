@@ -30,7 +30,7 @@ pub struct Story {
     pub batches: Vec<Told>,
     /// The state after the last one.
     pub state: BTreeMap<StateKey, Vec<u8>>,
-    /// Transactions that hold a whole batch, or an ownership record.
+    /// Transactions that hold a whole batch.
     pub whole: BTreeSet<usize>,
     /// Offsets and epochs of ownership records.
     pub owned: Vec<(u64, u64)>,
@@ -132,7 +132,6 @@ impl Reader<'_> {
             match record.record {
                 Some(Record::Genesis(genesis)) => self.genesis(offset, genesis),
                 Some(Record::Ownership(owner)) => {
-                    self.story.whole.insert(*number);
                     self.ownership(offset, owner, id);
                 }
                 Some(Record::Release(release)) => self.release(offset, release, id),

@@ -89,6 +89,20 @@ pub fn named_slot(sim: &Sim, stage: &str, shard: u32, epoch: u64) -> Option<u32>
     sim.log.look(|broker| broker.newest(&topic, shard, owner)).flatten()
 }
 
+/// Must the next batch of the shard send what an output misses?
+pub fn owes(sim: &Sim, stage: &str, shard: u32) -> bool {
+    let topic = sim.topics.changelog(stage);
+    let newest = |payload: &[u8]| {
+        let records: Vec<Changelog> = decode(payload, Content::Changelog).ok()?;
+        records.into_iter().rev().find_map(|record| match record.record {
+            Some(Record::Batch(_)) => Some(false),
+            Some(Record::Ownership(owner)) => Some(!owner.owed.is_empty()),
+            _ => None,
+        })
+    };
+    sim.log.look(|broker| broker.newest(&topic, shard, newest)).unwrap_or(false)
+}
+
 /// Has the shard processed everything that is in its inputs?
 pub fn is_drained(sim: &Sim, stage: &'static str, shard: u32) -> bool {
     let batch = newest_batch(sim, stage, shard);

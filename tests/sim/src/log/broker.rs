@@ -7,6 +7,7 @@
 use crate::world::Waker;
 use millstream_shard::log::{LogError, Outgoing, Retention, TopicPartition, TopicSpec, View, Whole};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The largest message.
@@ -296,14 +297,16 @@ impl Broker {
     }
 
     /// What is there, from an offset to the end.
-    pub(super) fn read(&self, at: &TopicPartition, from: u64, view: View) -> Result<Vec<Whole>, LogError> {
+    pub(super) fn read(&self, at: &TopicPartition, offsets: Range<u64>, view: View) -> Result<Vec<Whole>, LogError> {
         let index = self.find(&at.topic, at.partition)?;
         let partition = &self.partitions[index];
+        let from = offsets.start;
         if from < partition.start {
             let (start, end) = (partition.start, partition.end());
             return Err(LogError::OutOfRange { at: at.clone(), offset: from, start, end });
         }
         let end = if view == View::Committed { partition.end() } else { partition.entries.len() as u64 };
+        let end = end.min(offsets.end);
         let entries = partition.entries.get(from as usize..end as usize).unwrap_or_default();
         let entries = entries.iter().enumerate().map(|(place, entry)| (from + place as u64, entry));
         let shown = entries.filter(|(_, entry)| match view {

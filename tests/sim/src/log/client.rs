@@ -10,6 +10,7 @@ use millstream_shard::log::{
     Consumer, EachRead, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -215,11 +216,11 @@ impl Log for SimLog {
         Ok(Box::new(SimConsumer::new(self.clone(), assignments)?))
     }
 
-    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+    fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
         self.step("read");
         self.away()?;
-        for (index, (at, from)) in of.iter().enumerate() {
-            let read = self.shared.lock().read(at, *from, view)?;
+        for (index, (at, offsets)) in of.iter().enumerate() {
+            let read = self.shared.lock().read(at, offsets.clone(), view)?;
             read.into_iter().for_each(|whole| each(index, whole));
         }
         Ok(())

@@ -21,6 +21,7 @@ use millstream_shard::log::{
     Consumer, EachRead, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -247,10 +248,10 @@ impl Log for EmbeddedLog {
         Ok(Box::new(EmbeddedConsumer::new(self.handle.clone(), assignments)?))
     }
 
-    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+    fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
         of.iter()
             .enumerate()
-            .try_for_each(|(index, from)| read(&self.handle.shared, from, view, &mut |whole| each(index, whole)))
+            .try_for_each(|(index, part)| read(&self.handle.shared, part, view, &mut |whole| each(index, whole)))
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>, LogError> {

@@ -9,6 +9,7 @@ use super::log_open::unavailable;
 use super::log_state::{State, out_of_range};
 use millstream_shard::log::{Consumer, LogError, Message, Start, TopicPartition, View, Whole};
 use rocksdb::DBRawIterator;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,7 @@ fn ready<'a>(
 /// [`millstream_shard::log::Log::read`] of one partition.
 pub(super) fn read(
     shared: &Shared,
-    (at, from): &(TopicPartition, u64),
+    (at, offsets): &(TopicPartition, Range<u64>),
     view: View,
     each: &mut dyn FnMut(Whole),
 ) -> Result<(), LogError> {
@@ -101,12 +102,13 @@ pub(super) fn read(
     let id = state.find(&at.topic, at.partition)?;
     let partition = state.partition(id, &at.topic)?;
     let end = if view == View::Committed { partition.visible_end() } else { partition.end };
-    if *from < partition.start {
-        return Err(out_of_range(at, *from, partition));
+    let (from, end) = (offsets.start, end.min(offsets.end));
+    if from < partition.start {
+        return Err(out_of_range(at, from, partition));
     }
     let mut iterator = shared.db.raw_iterator_cf(shared.messages()?);
     drop(state);
-    iterator.seek(id.at(*from));
+    iterator.seek(id.at(from));
     while let Some((offset, value)) = iterator.item().and_then(|(key, value)| Some((id.offset_of(key)?, value))) {
         if offset >= end {
             break;

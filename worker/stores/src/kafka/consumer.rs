@@ -10,6 +10,7 @@ use millstream_shard::log::{Consumer, EachRead, LogError, Message, Start, TopicP
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -137,7 +138,7 @@ fn start(shared: &Shared, reader: &mut Reader, at: &TopicPartition, offset: u64)
 /// [`millstream_shard::log::Log::read`].
 pub(super) fn read(
     shared: &Shared,
-    of: &[(TopicPartition, u64)],
+    of: &[(TopicPartition, Range<u64>)],
     view: View,
     each: EachRead<'_>,
 ) -> Result<(), LogError> {
@@ -146,7 +147,7 @@ pub(super) fn read(
     let ends = ends.iter().map(|ends| if view == View::Committed { ends.visible } else { ends.end });
     // Place in the list, where it is, where it ends.
     let mut left: Vec<(usize, u64, u64)> =
-        of.iter().zip(ends).enumerate().map(|(index, ((_, from), end))| (index, *from, end)).collect();
+        of.iter().zip(ends).enumerate().map(|(index, ((_, it), end))| (index, it.start, it.end.min(end))).collect();
     left.retain(|(_, from, end)| from < end);
     if left.is_empty() {
         return Ok(());
@@ -155,8 +156,7 @@ pub(super) fn read(
     for (index, from, _) in &left {
         partitions.get(*index).map_or(Ok(()), |at| start(shared, &mut reader, at, *from))?;
     }
-    let deadline = Instant::now() + shared.config.request_timeout();
-    let mut failed = None;
+    let (mut failed, mut progress) = (None, (0, Instant::now()));
     while left.iter().any(|(_, position, end)| position < end) {
         reader.read(READ_AT_ONCE, READ_WAIT, &mut |item| match item {
             Item::Message(message, headers) => {
@@ -183,7 +183,11 @@ pub(super) fn read(
         {
             return Err(ended(shared, at, *offset, code));
         }
-        if Instant::now() >= deadline {
+        let read = left.iter().map(|(_, position, _)| position).sum();
+        if progress.0 != read {
+            progress = (read, Instant::now());
+        }
+        if progress.1.elapsed() >= shared.config.request_timeout() {
             return Err(LogError::Unavailable(format!("some partitions cannot be read to their ends: {left:?}")));
         }
     }

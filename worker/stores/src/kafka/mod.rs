@@ -19,6 +19,7 @@ use millstream_shard::log::{
 };
 use producer::KafkaProducer;
 use shared::Shared;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use transactional::KafkaTransactional;
@@ -89,7 +90,7 @@ impl Log for KafkaLog {
         Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), client, assignments)?))
     }
 
-    fn read(&self, of: &[(TopicPartition, u64)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+    fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
         consumer::read(&self.shared, of, view, each)
     }
 

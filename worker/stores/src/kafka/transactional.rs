@@ -41,13 +41,7 @@ impl Watch {
     }
 
     fn clear(&self) {
-        for noted in [&self.trouble, &self.lost] {
-            *noted.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-    }
-
-    fn lost(&self) -> Option<String> {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn take_lost(&self) -> Option<String> {
@@ -68,7 +62,7 @@ impl ClientContext for Watch {
             self.note(message.to_owned());
         }
         // What was never there cannot be lost.
-        if lost && message.contains("in state UP") {
+        if lost && ["in state UP", "in state REAUTH"].iter().any(|state| message.contains(state)) {
             self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message.to_owned());
         }
     }
@@ -230,7 +224,7 @@ impl Transactional for KafkaTransactional {
     fn begin(&mut self) -> Result<(), LogError> {
         self.alive()?;
         self.drain();
-        if let Some(why) = self.client.context().lost().filter(|_| self.has_ended) {
+        if let Some(why) = self.client.context().take_lost().filter(|_| self.has_ended) {
             return Err(self.die("begin", format!("in doubt since its last transaction: {why}")));
         }
         self.client.context().clear();
