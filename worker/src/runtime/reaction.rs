@@ -257,7 +257,7 @@ impl Work {
         let wait = if turn.reaction.backlog() > 0 { BUSY } else { IDLE };
         let mut failed = None;
         let messages = consumer.poll(MESSAGES, wait, &mut |message| {
-            if failed.is_some() {
+            if failed.is_some() || message.is_empty() {
                 return;
             }
             let mutations =
