@@ -199,7 +199,10 @@ impl Follower {
                 self.position.epoch = record.epoch;
                 self.position.slot = record.slot;
                 (self.position.plan_term, self.position.plan_number) = (record.plan_term, record.plan_number);
-                self.position.owed = record.owed;
+                // Nothing but a batch settles what is owed.
+                if !record.owed.is_empty() {
+                    self.position.owed = record.owed;
+                }
                 self.released_to = None;
             }
             Step::Ownership(_) => {}
@@ -284,7 +287,7 @@ impl Follower {
         }
     }
 
-    /// What an owner has stored counts only if its last batch is in the changelog: that its commit was told does not say so for good ([`crate::ownership`]). To be
+    /// What an owner has stored counts only if its last batch is in the changelog: that its commit was told does not say so for good ([`crate::hanging`]). To be
     /// asked when everything was read, and nobody can commit any more. Gives the local state up if not.
     ///
     /// # Errors

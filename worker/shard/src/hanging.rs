@@ -10,15 +10,15 @@
 //! - **No two hang**: an owner that may have lost a commit since it was told of it looks whether all its partitions have it before it begins another transaction ([`crate::written`]). So of a
 //!   shard nothing but its last transaction hangs.
 //! - **The changelog first** ([`Takeover::end_in_changelog`]): what hangs there is aborted, so that it can be read on. If an output shows something of its batch, it was committed: then the changelog's
-//!   records, which are in the log although nobody sees them, are copied by the new owner's first transaction. (While a transaction of somebody else hides what one of the outputs has of it, the shard waits,
-//!   up to a bound.)
-//! - **What hangs is owed.** Whatever a batch writes says by its [origin](crate::written) which batch of which epoch it was. Where something of the newest batch is not visible to readers in an output, the ownership record says so: from which
+//!   records, which are in the log although nobody sees them, are copied by the new owner's first transaction. (While a transaction of somebody else hides what one of the outputs has of it, the shard waits.)
+//! - **What hangs is owed.** Whatever a batch writes says by its [origin](crate::written) which batch of which epoch it was. Where something of the newest epoch, up to its newest batch, is not visible to readers in an output, the ownership record says so: from which
 //!   offset to which. That transaction has nothing but the changelog: it is there, or it is not, and until it is, nothing in the outputs was touched.
 //! - **Then** ([`Takeover::end`]) what hangs is aborted, whatever it is, and once nothing hides it any more it is known what of that which is owed readers see. What they do not see is read from the log, where it is
 //!   for as long as anything is, and the first batch of the new owner begins with it. Until there is such a batch, the next owner owes the same.
 //! - What hangs is ended by transactions of both ids with an empty message in each of these partitions, which are aborted as well. (Should one be committed all the same, readers skip it.)
 //!
-//! A gap is left: an owner's next transaction writes where its last one hangs before the client has noticed that the broker was away, and fails. Then what hung is aborted with it.
+//! A gap is left: an owner's next transaction writes where its last one hangs before the client has noticed that the broker was away, and fails. Then what hung is aborted with it. And a handoff does not look: what hangs then
+//! is of an earlier epoch for the next takeover.
 //!
 //! Others write to the exchange and to rejects, too. What they have open there is not ended by our ids.
 //!
@@ -63,7 +63,7 @@ pub(crate) struct Hanging {
     lost: Vec<Whole>,
     /// The number of that batch.
     pub(crate) lost_batch: Option<u64>,
-    /// Outputs in which something hangs, and where they end.
+    /// Outputs in which something of ours is hidden, and where they end: it hangs, or lies behind what somebody else has open.
     held: Offsets,
     /// What may be missing in outputs.
     pub(crate) owed: Vec<Owed>,
@@ -72,7 +72,7 @@ pub(crate) struct Hanging {
 /// What a takeover did about transactions that their coordinator had forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mended {
-    /// Outputs in which one was ended.
+    /// Outputs in which one was ended, or in which something of ours was behind one of somebody else.
     pub ended: usize,
     /// Messages of outputs, and records of the changelog, that were committed and were sent again.
     pub copied: usize,
@@ -123,11 +123,11 @@ impl Takeover<'_> {
         let mut newest = Origin { epoch: position.epoch, batch };
         let mut owed = position.owed.clone();
         let mut lost = self.lost(newest)?;
-        if !lost.is_empty() && self.is_seen_behind(newest)? {
-            newest.batch += 1;
-            owed.clear();
-        } else {
-            lost.clear();
+        if !lost.is_empty() {
+            match self.is_seen_behind(newest)? {
+                true => (newest.batch, owed) = (newest.batch + 1, Vec::new()),
+                false => lost.clear(),
+            }
         }
         let held = self.written.open(self.log)?;
         let held = self.still_held(&held, PATIENCE_WITH_MARKERS)?;
@@ -158,7 +158,8 @@ impl Takeover<'_> {
             Ok((is_there, is_there))
         })?;
         if !is_there {
-            return Err(not_ended(&self.written.changelog));
+            let at = &self.written.changelog;
+            return Err(ShardError::Reopen(format!("{at}: the record of this takeover does not become visible")));
         }
         self.abort(&hanging.held, clients)?;
         self.missing(&hanging.owed)
@@ -167,9 +168,13 @@ impl Takeover<'_> {
     /// What of that which is owed readers do not see, once nothing hides it any more.
     fn missing(&mut self, owed: &[Owed]) -> Result<Vec<Missing>, ShardError> {
         let at = |owed: &Owed| TopicPartition::new(owed.topic.as_str(), owed.partition);
-        let ends: Offsets = owed.iter().map(|owed| (at(owed), owed.to)).collect();
+        let of: Vec<TopicPartition> = owed.iter().map(at).collect();
+        // What is not in the log any more nobody waits for.
+        let there = ends(self.log, &of, |_| true)?;
+        let to = |owed: &Owed| there.get(&at(owed)).map_or(owed.to, |end| owed.to.min(*end));
+        let ends: Offsets = owed.iter().map(|owed| (at(owed), to(owed))).collect();
         if let Some(at) = self.still_held(&ends, PATIENCE_WITH_OTHERS)?.keys().next() {
-            return Err(not_ended(at));
+            return Err(self.not_ended(at));
         }
         let parts: Vec<Part> = owed.iter().map(|owed| (at(owed), owed.from..owed.to)).collect();
         let mut seen = vec![BTreeSet::new(); parts.len()];
@@ -181,19 +186,20 @@ impl Takeover<'_> {
             let (Some(owed), Some((at, _)), Some(seen)) = (owed.get(place), parts.get(place), seen.get(place)) else {
                 return;
             };
-            if origin == (Origin { epoch: owed.epoch, batch: owed.batch }) && !seen.contains(&whole.offset) {
+            if origin.epoch == owed.epoch && origin.batch <= owed.batch && !seen.contains(&whole.offset) {
                 missing.push((at.clone(), whole));
             }
         })?;
         Ok(missing)
     }
 
-    /// Where something of this batch is that readers do not see now.
+    /// Where something of this epoch is, up to this batch, that readers do not see now.
     fn owed(&self, of: Origin, held: &Offsets) -> Result<Vec<Owed>, ShardError> {
         let hidden = hidden(self.log, held)?;
         let mut found: BTreeMap<usize, Owed> = BTreeMap::new();
         self.written.attribute(self.log, &hidden, &mut |place, origin, whole| {
-            if let (true, Some((at, _))) = (origin == of, hidden.get(place)) {
+            let is_committed = origin.epoch == of.epoch && origin.batch <= of.batch;
+            if let (true, Some((at, _))) = (is_committed, hidden.get(place)) {
                 let (topic, from, Origin { epoch, batch }) = (at.topic.to_string(), whole.offset, of);
                 let first = || Owed { topic, partition: at.partition, from, to: from, epoch, batch };
                 found.entry(place).or_insert_with(first).to = whole.offset + 1;
@@ -223,7 +229,7 @@ impl Takeover<'_> {
         Ok(if was_ended { records } else { Vec::new() })
     }
 
-    /// Does any output show something of a batch behind this one? While somebody else's transaction may hide it, that is waited for, up to a bound.
+    /// Does any output show something of a batch behind this one? While somebody else's transaction may hide it, that is waited for.
     fn is_seen_behind(&mut self, newest: Origin) -> Result<bool, ShardError> {
         let is_behind = |origin: &Origin| origin.epoch >= newest.epoch && origin.batch > newest.batch;
         self.look(PATIENCE_WITH_OTHERS, |it| {
@@ -237,16 +243,19 @@ impl Takeover<'_> {
             }
             let origins = it.written.origins(it.log, &visible, View::Committed)?;
             if origins.iter().flatten().any(|(_, origin)| is_behind(origin)) {
-                return Ok((true, true));
+                return Ok((Ok(true), true));
             }
             // What hangs there itself is the first that readers do not see.
             let origins = it.written.origins(it.log, &hidden, View::Everything)?;
-            let is_hidden = hidden.iter().zip(origins).any(|((_, part), origins)| {
+            let is_hidden = hidden.iter().zip(origins).find(|((_, part), origins)| {
                 let first = origins.iter().find(|(_, origin)| is_behind(origin));
                 first.is_some_and(|(offset, _)| *offset > part.start)
             });
-            Ok((false, !is_hidden))
-        })
+            Ok(match is_hidden {
+                Some(((at, _), _)) => (Err(it.not_ended(at)), false),
+                None => (Ok(false), true),
+            })
+        })?
     }
 
     /// Aborts what both clients' ids have open in these partitions. What others hold back is theirs.
@@ -261,8 +270,19 @@ impl Takeover<'_> {
         let own = own.map(|(at, end)| (at.clone(), *end)).collect();
         match self.still_held(&own, PATIENCE_WITH_ENDS)?.keys().next() {
             None => Ok(()),
-            Some(at) => Err(not_ended(at)),
+            Some(at) => Err(self.not_ended(at)),
         }
+    }
+
+    fn not_ended(&self, at: &TopicPartition) -> ShardError {
+        let what = if self.written.shared.contains(at) {
+            "held back by a transaction of another shard, which ends it when it is opened: see to that one first. (`kafka-transactions.sh abort` \
+             would end it, too, but what that shard committed there would be lost)"
+        } else {
+            "held back by a transaction that the shard's transactional ids do not end; if it stays so, \
+             `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
+        };
+        ShardError::Reopen(format!("{at} is {what}"))
     }
 
     /// What is still held back after a while: what a marker ends is visible a moment later, if at all.
@@ -291,13 +311,6 @@ impl Takeover<'_> {
         }
         Ok(look(self)?.0)
     }
-}
-
-fn not_ended(at: &TopicPartition) -> ShardError {
-    ShardError::Reopen(format!(
-        "{at} is held back by a transaction that the shard's transactional ids do not end; if it stays so, \
-         `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
-    ))
 }
 
 /// Which part of how many of the batch behind the newest one this record of a changelog is.

@@ -31,8 +31,8 @@ pub(crate) struct Output {
     frames: BTreeMap<(Content, u32), FrameWriter>,
     /// For other shards, in later batches.
     pub(crate) waiting: Waiting,
-    /// What outputs miss of the batch before the first one of this owner.
-    missing: Vec<Missing>,
+    /// What outputs miss of batches before the first one of this owner, if it owes that.
+    owed: Option<Vec<Missing>>,
 }
 
 /// Where a stage's outputs go.
@@ -52,15 +52,15 @@ pub(crate) fn check(log: &dyn Log, topics: &Topics, stage: &str) -> Result<(), L
 }
 
 impl Output {
-    /// Nothing but what waits, and what is missing.
-    pub(crate) fn new(topics: Topics, stage: &str, shard: u32, waiting: Waiting, missing: Vec<Missing>) -> Output {
+    /// Nothing but what waits, and what is owed.
+    pub(crate) fn new(topics: Topics, stage: &str, shard: u32, waiting: Waiting, owed: Option<Vec<Missing>>) -> Output {
         let (writer, origin) = (Writer::of(&topics, stage, shard), String::new());
-        Output { topics, shard, writer, origin, public: Vec::new(), frames: BTreeMap::new(), waiting, missing }
+        Output { topics, shard, writer, origin, public: Vec::new(), frames: BTreeMap::new(), waiting, owed }
     }
 
-    /// Is something missing that the next batch must begin with?
+    /// Must there be a batch first that begins with what is missing?
     pub(crate) fn is_owed(&self) -> bool {
-        !self.missing.is_empty()
+        self.owed.is_some()
     }
 
     /// Is there something to be sent whether there is input or not?
@@ -77,7 +77,7 @@ impl Output {
         self.public.clear();
         self.origin = self.writer.say(batch);
         // Whatever becomes of the transaction: this owner goes on only if it was committed.
-        let missing = std::mem::take(&mut self.missing);
+        let missing = self.owed.take().unwrap_or_default();
         for (TopicPartition { topic, partition }, whole) in &missing {
             let headers = whole.headers.iter().filter(|(name, _)| name != ORIGIN);
             let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));

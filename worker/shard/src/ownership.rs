@@ -15,7 +15,7 @@
 //! Nobody acquires under a plan that is older than the one of the newest ownership record.
 //!
 //! *What hangs.* Once both ids are initialised, no transaction of theirs can be open. One that is open all the same was forgotten by its coordinator: a takeover
-//! [ends it](crate::hanging) before it reads on.
+//! [ends it](crate::hanging), in the changelog before it reads on.
 //!
 //! Every shard begins with a *genesis* record, written once, when its pipeline is created (I6).
 
@@ -91,8 +91,8 @@ pub struct Lease {
     pub slot: u32,
     /// The plan under which it was acquired.
     pub plan: PlanNumber,
-    /// What outputs miss of the last batch, which the first one begins with.
-    pub(crate) missing: Vec<Missing>,
+    /// What the ownership record owes: what outputs miss of batches before, perhaps nothing. The first batch begins with it.
+    pub(crate) owed: Option<Vec<Missing>>,
     /// What was done about transactions that their coordinator had forgotten.
     pub mended: Mended,
 }
@@ -201,8 +201,9 @@ impl Claim<'_> {
             false => takeover.find()?,
         };
         let mut lease = self.lease(producer, slot, takeover.follower, &hanging)?;
-        lease.missing = takeover.end(&hanging, lease.epoch, [&mut *fenced, &mut *lease.producer])?;
-        lease.mended = hanging.mended(&lease.missing);
+        let missing = takeover.end(&hanging, lease.epoch, [&mut *fenced, &mut *lease.producer])?;
+        lease.mended = hanging.mended(&missing);
+        lease.owed = (!hanging.owed.is_empty()).then_some(missing);
         // It has done its work; ending it takes some clients half a second.
         executor.run(Box::new(move || drop(fenced)));
         Ok(lease)
@@ -244,7 +245,7 @@ impl Claim<'_> {
         hanging.copy(&TopicPartition::new(self.topics.changelog(self.stage), self.shard), &mut *producer)?;
         send_record(&mut *producer, self.topics, self.stage, self.shard, Record::Ownership(record))?;
         producer.commit()?;
-        Ok(Lease { producer, epoch, slot, plan: self.plan, missing: Vec::new(), mended: Mended::default() })
+        Ok(Lease { producer, epoch, slot, plan: self.plan, owed: None, mended: Mended::default() })
     }
 
     fn check_genesis(&self, follower: &Follower) -> Result<(), ShardError> {

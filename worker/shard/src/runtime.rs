@@ -216,7 +216,7 @@ impl<S: Stage> Shard<S> {
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
             inputs,
             sums: Sums::load(&*store, group)?,
-            output: Output::new(topics.clone(), stage.name(), shard, waiting, lease.missing),
+            output: Output::new(topics.clone(), stage.name(), shard, waiting, lease.owed),
             batch_time: limits.batch_time,
             changelog: TopicPartition::new(topics.changelog(stage.name()), shard),
             written: Written::of(topics, stage.name(), shard),
@@ -330,7 +330,7 @@ impl<S: Stage> Shard<S> {
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
     fn read(&mut self) -> Result<Option<Read>, ShardError> {
         let waiting = &self.output.waiting;
-        if waiting.bytes() > self.limits.batch_bytes.saturating_mul(MOST_WAITING) {
+        if self.output.is_owed() || waiting.bytes() > self.limits.batch_bytes.saturating_mul(MOST_WAITING) {
             return Ok(None);
         }
         let mut wait = if self.output.is_due() { self.limits.linger } else { IDLE };
@@ -482,7 +482,7 @@ impl<S: Stage> Shard<S> {
     }
 
     pub(crate) fn give(&mut self, to: (&str, u32)) -> Result<(), ShardError> {
-        // Its heir takes nothing over.
+        // Its heir looks for nothing.
         if self.output.is_owed() {
             self.idle()?;
         }

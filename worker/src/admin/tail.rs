@@ -112,7 +112,7 @@ impl Reading {
             let mut chunk = Vec::new();
             consumer.poll(POLL, WAIT, &mut |message| {
                 let end = ends.get(message.assignment).map_or(0, |(_, end)| *end);
-                if self.query.follow || message.offset < end {
+                if (self.query.follow || message.offset < end) && !message.is_empty() {
                     self.append(message.payload, &mut chunk);
                 }
             })?;

@@ -121,7 +121,9 @@ impl LagWatch {
         let writer = match &at.topic {
             topic if topic == ingress => "another program, gateways open none".to_owned(),
             topic if topic == actions => id("unify"),
-            topic if topic == exchange => "a shard of the stage action".to_owned(),
+            topic if topic == exchange => {
+                "a shard of the stage action, which ends it when it is opened: see to that one first".to_owned()
+            }
             _ => id("action"),
         };
         let seconds = held_ms / 1000;

@@ -183,7 +183,7 @@ pub(super) fn read(
         {
             return Err(ended(shared, at, *offset, code));
         }
-        let read = left.iter().map(|(_, position, _)| position).sum();
+        let read = left.iter().map(|(_, position, end)| position.min(end)).sum();
         if progress.0 != read {
             progress = (read, Instant::now());
         }
