@@ -279,7 +279,7 @@ pub struct Kafka {
     /// Properties of the client for security, by librdkafka's names: `security.protocol`, `sasl.*`, `ssl.*`. Never printed.
     #[serde(default)]
     pub security: BTreeMap<String, Secret>,
-    /// Further properties of the client, by librdkafka's names. What Millstream's guarantees rest on is refused.
+    /// Further properties of the client, by librdkafka's names, over Millstream's defaults (`fetch.wait.max.ms`, say: how long a reader lets what comes gather, 50 ms). What Millstream's guarantees rest on is refused.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
     /// Properties of topics that are created, over the cluster's defaults.
