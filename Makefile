@@ -62,10 +62,11 @@ servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatib
 	@cargo run --locked --quiet -p millstream-tests --bin servers -- install
 
 FOR ?= 3600
+CHAOS_SEED ?= $(shell date +%s)
 .PHONY: chaos
-chaos: setup-test ## kill, stop and cut everything under load: FOR=3600 (seconds); MILLSTREAM_CHAOS_SEED=n for another order
+chaos: setup-test ## kill, stop and cut everything under load: FOR=3600 (seconds) [CHAOS_SEED=n]; says its seed
 	@cargo build --locked --workspace --bins
-	@MILLSTREAM_CHAOS_SECONDS=$(FOR) cargo test --locked --workspace --test failover -- --nocapture goes_on_through_everything
+	@MILLSTREAM_CHAOS_SECONDS=$(FOR) MILLSTREAM_CHAOS_SEED=$(CHAOS_SEED) cargo test --locked --workspace --test failover -- --nocapture goes_on_through_everything
 
 # What is measured is optimised fully, but RocksDB is the one of daily builds (-O1): a release would compile it for 40 minutes of a core.
 FAST := xxhash-rust libmimalloc-sys millstream-model millstream-shard millstream-stages millstream-stores millstream-bench-engine

@@ -7,6 +7,11 @@ use millstream::cli::sender::{Progress, Target, send_lines};
 use millstream::cli::verify::{self, Snapshot};
 use millstream::cli::{Admin, snapshot, usage};
 use millstream::generate::{Load, Options, generate};
+use millstream_model::frame::{self, Content};
+use millstream_model::proto::Envelope;
+use millstream_shard::log::{Log as _, Start, TopicPartition};
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -205,6 +210,53 @@ pub fn check_with_repeats(pipeline: &Pipeline, mut load: Load) -> Result<()> {
         truth.duplicates += extra;
     }
     check(pipeline, &load).map(drop)
+}
+
+/// The truth, with as many more duplicates as there are records more in `ingress` than were generated: what a sender sent again is there twice. A shard that
+/// read something twice would have duplicates of its own, and does not pass.
+///
+/// # Errors
+/// What is not as it must be, when the time is up.
+pub fn check_against_ingress(pipeline: &Pipeline, settings: &Settings, mut load: Load) -> Result<()> {
+    let there = in_ingress(settings)?;
+    for (tenant, truth) in &mut load.truth.tenants {
+        let there = there.get(tenant).copied().unwrap_or(0);
+        let again = there.checked_sub(truth.accepted);
+        let again = again.with_context(|| format!("{tenant}: {there} records in ingress of {}", truth.accepted))?;
+        truth.accepted += again;
+        truth.duplicates += again;
+    }
+    check(pipeline, &load).map(drop)
+}
+
+/// Per tenant, how many records are in a pipeline's `ingress`.
+fn in_ingress(settings: &Settings) -> Result<BTreeMap<String, u64>> {
+    let log = KafkaLog::new(KafkaConfig::new(settings.kafka.as_deref().context("not on Kafka")?))?;
+    let topic = format!("{}.ingress", settings.pipeline);
+    let at: Vec<TopicPartition> =
+        (0..settings.shards).map(|shard| TopicPartition::new(topic.as_str(), shard)).collect();
+    let ends = at.iter().map(|at| Ok(log.bounds(at)?.1)).collect::<Result<Vec<u64>>>()?;
+    let starts: Vec<_> = at.into_iter().map(|at| (at, Start::Earliest)).collect();
+    let mut consumer = log.consumer(&starts)?;
+    let (mut counts, mut wrong) = (BTreeMap::new(), None);
+    until("the end of ingress", || {
+        consumer.poll(1_000, Duration::from_millis(100), &mut |message| {
+            if let Err(error) = count_frame(message.payload, &mut counts) {
+                wrong = Some(error);
+            }
+        })?;
+        Ok(consumer.positions().iter().zip(&ends).all(|(position, end)| position >= end).then_some(()))
+    })?;
+    wrong.map_or(Ok(counts), Err)
+}
+
+fn count_frame(payload: &[u8], counts: &mut BTreeMap<String, u64>) -> Result<()> {
+    if !payload.is_empty() {
+        for record in frame::read(payload, Content::Envelope)? {
+            *counts.entry(Envelope::decode(record?)?.tenant).or_default() += 1;
+        }
+    }
+    Ok(())
 }
 
 /// Per tenant, how many more duplicates there are than the truth says, once nothing is under way any more.

@@ -9,6 +9,9 @@ use millstream_stores::kafka::KafkaLog;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
 use millstream_tests::servers::Kafka;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -164,6 +167,33 @@ fn an_output_that_was_deleted_is_waited_for_and_nothing_is_lost_but_what_was_in_
     process(&mut pipeline, "action").ready().unwrap();
     send(&pipeline, "later");
     wait_for_events(&pipeline, &["after", "later"]);
+}
+
+/// What one message of a topic may measure, for the brokers.
+fn limit_messages(kafka: &Kafka, topic: &str, bytes: u32) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create().unwrap();
+    let bytes = bytes.to_string();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &bytes);
+    let changed = futures::executor::block_on(admin.alter_configs([&change], &AdminOptions::new())).unwrap();
+    assert!(changed.iter().all(Result::is_ok), "{changed:?}");
+}
+
+#[test]
+fn a_message_that_the_brokers_do_not_take_stops_the_shard_until_they_do() {
+    let kafka = Kafka::shared().unwrap();
+    let settings = settings(kafka, "large");
+    let mut pipeline = Pipeline::named(&settings, &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    let changelog = Topics::new(&settings.pipeline, settings.shards, 1).changelog("action");
+    // Less than a batch, more than the marker of a transaction.
+    limit_messages(kafka, &changelog, 200);
+    send(&pipeline, "after");
+    wait_for_condition(process(&mut pipeline, "action"), &format!("message for {changelog}"));
+    limit_messages(kafka, &changelog, 9_000_000);
+    process(&mut pipeline, "action").ready().unwrap();
+    wait_for_events(&pipeline, &["before", "after"]);
 }
 
 #[test]

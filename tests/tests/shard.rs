@@ -153,6 +153,22 @@ impl Fixture {
         Box::new(Standby::open("unify", 0, self.environment(name), self.store(name)).unwrap())
     }
 
+    /// What is left of a store if its process dies now: a copy of its files.
+    fn after_a_crash(&self, name: &str) -> Arc<RocksState> {
+        let copy = format!("{name} after a crash at {}", self.clock.now_ms());
+        std::fs::create_dir(self.folder.path().join(&copy)).unwrap();
+        for file in std::fs::read_dir(self.folder.path().join(name)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), self.folder.path().join(&copy).join(file.file_name())).unwrap();
+        }
+        self.store(&copy)
+    }
+
+    fn pass(&self, ms: i64) {
+        let now_ms = self.clock.0.load(Ordering::Relaxed);
+        self.clock.0.store(now_ms.checked_add_signed(ms).unwrap(), Ordering::Relaxed);
+    }
+
     fn own(&self, acquired: Acquired) -> Shard<Counting> {
         Shard::own(Counting, acquired, self.limits.clone()).unwrap()
     }
@@ -671,4 +687,47 @@ fn a_frame_of_a_newer_version_stops_the_shard_and_is_not_rejected() {
     fixture.send_bytes(&payload);
     let failed = shard.run_batch().unwrap_err();
     assert!(matches!(&failed, ShardError::Stopped(why) if why.contains("upgrade")), "{failed}");
+}
+
+/// The number of the newest batch that a store has.
+fn stored(store: &RocksState) -> u64 {
+    store.position().unwrap().map_or(0, |position| position.batch_number)
+}
+
+#[test]
+fn a_standby_that_dies_has_little_to_read_again() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    let mut standby = fixture.standby("standby");
+    for round in 1..=3 {
+        fixture.send(&["a"], 0);
+        run(&mut shard, 1);
+        while standby.position().batch_number < round {
+            standby.follow(Duration::from_millis(100)).unwrap();
+        }
+    }
+    assert_eq!(stored(&fixture.after_a_crash("standby")), 0, "it was stored by something else");
+    fixture.pass(10_000);
+    standby.follow(Duration::ZERO).unwrap();
+    assert_eq!(stored(&fixture.after_a_crash("standby")), 3);
+    // Nothing new: nothing is written.
+    let files = || std::fs::read_dir(fixture.folder.path().join("standby")).unwrap().count();
+    let before = files();
+    fixture.pass(10_000);
+    standby.follow(Duration::ZERO).unwrap();
+    assert_eq!(files(), before);
+}
+
+#[test]
+fn an_owner_whose_clock_was_set_back_goes_on_storing() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.pass(-3_600_000);
+    for _ in 0..3 {
+        fixture.pass(10_000);
+        fixture.send(&["a"], 0);
+        run(&mut shard, 1);
+    }
+    let stored = stored(&fixture.after_a_crash("state"));
+    assert!(stored >= 2, "{stored}");
 }

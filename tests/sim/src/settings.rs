@@ -111,7 +111,7 @@ impl Settings {
             calm_ms: 90_000,
             chaos_ms: rng.between(300, 2_500),
             limits: limits(rng, large),
-            bounds: Bounds { silence_ms: 1_500, believe_after: 4, handoff_ms: 2_500 },
+            bounds: Bounds { silence_ms: 1_500, believe_after: 4, handoff_ms: 2_500, unable_ms: 5_000 },
             transaction_ms: rng.between(2_000, 6_000),
             slowness: rng.between(5, 25),
             gap: rng.pick(&gaps).copied().filter(|_| rng.one_in(5)),

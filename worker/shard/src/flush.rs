@@ -7,15 +7,18 @@
 use crate::cache::Frozen;
 use crate::memory::Pool;
 use crate::state::{StateStore, StoreError};
-use crate::{Executor, Job, ShardError};
+use crate::{Executor, Job, ShardError, has_passed};
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
 use millstream_stages::StateValue;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 /// How long a flush that found no space waits. Batches do not wait for it.
 const AGAIN_MS: u64 = 1_000;
+/// A flush that takes longer is told: batches will have to wait for the disk, if it stays like that.
+const SLOW_MS: u64 = 10_000;
 
 /// What a flush writes, and how far it is.
 pub(crate) struct Work<V> {
@@ -46,9 +49,27 @@ type Outcome<V> = (Work<V>, Result<(), StoreError>);
 
 enum Stage<V> {
     Idle,
-    Running(Box<dyn Job>, Receiver<Outcome<V>>),
+    Running(Box<dyn Job>, Receiver<Outcome<V>>, Began),
     /// Since then, milliseconds since 1970.
     Waiting(Box<Work<V>>, u64),
+}
+
+/// When a flush began to write, which it does when it is its turn among those of the process.
+#[derive(Default)]
+struct Began {
+    writes: Arc<AtomicBool>,
+    /// When that was seen first, milliseconds since 1970.
+    since_ms: Option<u64>,
+}
+
+impl Began {
+    /// How long it has been writing. (A clock that was set back says nothing about the disk.)
+    fn took_ms(&mut self, now_ms: u64) -> u64 {
+        if self.since_ms.is_none() && self.writes.load(Ordering::Relaxed) {
+            self.since_ms = Some(now_ms);
+        }
+        self.since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms))
+    }
 }
 
 /// The flushes of one shard: one at a time.
@@ -69,24 +90,26 @@ impl<V: StateValue> Flushes<V> {
         matches!(self.stage, Stage::Idle)
     }
 
-    /// Why nothing can be stored, while that is so.
+    /// Why nothing can be stored, or only slowly, while that is so.
     pub(crate) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
 
     /// Begins a flush; none may be under way.
     pub(crate) fn begin(&mut self, mut work: Work<V>) {
-        let (store, pool) = (self.store.clone(), self.pool.clone());
+        let (store, pool, began) = (self.store.clone(), self.pool.clone(), Began::default());
+        let writes = began.writes.clone();
         let (done, outcome) = channel();
         let job = self.executor.run(Box::new(move || {
             let turn = pool.as_ref().map(Pool::turn);
+            writes.store(true, Ordering::Relaxed);
             let result = work.run(&*store);
             // Whoever waits for this may open the same store again at once.
             drop((store, turn));
             // Nobody listens any more when the shard was closed.
             let _ = done.send((work, result));
         }));
-        self.stage = Stage::Running(job, outcome);
+        self.stage = Stage::Running(job, outcome, began);
     }
 
     /// What a flush has stored since it was asked last. With `wait`, a flush that is under way has ended, and what cannot be stored is an error.
@@ -95,8 +118,8 @@ impl<V: StateValue> Flushes<V> {
     /// [`ShardError`]: the entries are not stored; the shard must be opened again.
     pub(crate) fn collect(&mut self, wait: bool, now_ms: u64) -> Result<Option<Frozen<V>>, ShardError> {
         self.begin_again(wait, now_ms);
-        let (job, outcome) = match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Running(job, outcome) => (job, outcome),
+        let (job, outcome, mut began) = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Running(job, outcome, began) => (job, outcome, began),
             stage => {
                 self.stage = stage;
                 return Ok(None);
@@ -104,7 +127,14 @@ impl<V: StateValue> Flushes<V> {
         };
         let ended = match outcome.try_recv() {
             Err(TryRecvError::Empty) if !wait => {
-                self.stage = Stage::Running(job, outcome);
+                let took_ms = began.took_ms(now_ms);
+                if took_ms > SLOW_MS && self.trouble.is_none() {
+                    self.trouble = Some(format!(
+                        "the local disk is slow: what changed is being stored for {} s; batches wait for it when too much has gathered",
+                        took_ms / 1_000
+                    ));
+                }
+                self.stage = Stage::Running(job, outcome, began);
                 return Ok(None);
             }
             Err(TryRecvError::Empty) => {
@@ -139,10 +169,8 @@ impl<V: StateValue> Flushes<V> {
     }
 
     fn begin_again(&mut self, now: bool, now_ms: u64) {
-        // A clock that was set back must not make it wait for ever.
-        let is_over = |since: u64| now_ms >= since.saturating_add(AGAIN_MS) || now_ms < since;
         match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Waiting(work, since) if now || is_over(since) => self.begin(*work),
+            Stage::Waiting(work, since_ms) if now || has_passed(AGAIN_MS, since_ms, now_ms) => self.begin(*work),
             stage => self.stage = stage,
         }
     }
@@ -151,7 +179,7 @@ impl<V: StateValue> Flushes<V> {
 impl<V> Drop for Flushes<V> {
     /// A flush that is under way must end before somebody opens the same local store again.
     fn drop(&mut self) {
-        if let Stage::Running(job, _) = std::mem::replace(&mut self.stage, Stage::Idle) {
+        if let Stage::Running(job, ..) = std::mem::replace(&mut self.stage, Stage::Idle) {
             job.wait();
         }
     }

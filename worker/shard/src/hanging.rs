@@ -121,7 +121,7 @@ impl Takeover<'_> {
         // The newest batch that the log has: not what an owner has stored that was not met there.
         let batch = position.batch_number.saturating_sub(u64::from(position.own_batch));
         let mut newest = Origin { epoch: position.epoch, batch };
-        let mut owed = position.owed.clone();
+        let mut owed = if mutant::is(Mutant::OwedOnce) { Vec::new() } else { position.owed.clone() };
         let mut lost = self.lost(newest)?;
         if !lost.is_empty() {
             match self.is_seen_behind(newest)? {

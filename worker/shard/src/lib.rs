@@ -35,6 +35,11 @@ pub trait Clock: Send + Sync {
     fn now_ms(&self) -> u64;
 }
 
+/// Has so long passed? Also when the clock was set back: then nobody knows, and what is due some time is due now.
+pub(crate) fn has_passed(ms: u64, since_ms: u64, now_ms: u64) -> bool {
+    now_ms < since_ms || now_ms - since_ms >= ms
+}
+
 /// Where background work is done, off the commit path.
 pub trait Executor: Send + Sync {
     /// Runs `work` some time, elsewhere. A job that is dropped goes on.

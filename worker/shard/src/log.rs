@@ -110,7 +110,9 @@ pub enum LogError {
         message: String,
     },
     /// The message is larger than the log takes.
-    #[error("message for {topic} of {size} bytes is larger than the log takes")]
+    #[error(
+        "message for {topic} of {size} bytes is larger than the log takes: raise `max.message.bytes` of the topic, and `max_message_bytes` of the workers if it is not larger"
+    )]
     TooLarge {
         /// Its topic.
         topic: String,

@@ -19,6 +19,8 @@ pub enum Mutant {
     HangingIgnored,
     /// Such a transaction is aborted, whatever it was elsewhere.
     HangingAborted,
+    /// What is owed is forgotten when a takeover fails before its first batch.
+    OwedOnce,
     /// An owner that may have lost a commit looks at its changelog only.
     DoubtOfChangelogOnly,
     /// Rule 2: a client counts as prepared without a look at the log.
@@ -53,7 +55,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 22] = [
+    pub const ALL: [Mutant; 23] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
@@ -61,6 +63,7 @@ impl Mutant {
         Mutant::LocalUnproven,
         Mutant::HangingIgnored,
         Mutant::HangingAborted,
+        Mutant::OwedOnce,
         Mutant::DoubtOfChangelogOnly,
         Mutant::PreparedUnchecked,
         Mutant::ReleaseIgnored,

@@ -17,13 +17,13 @@ use crate::memory::{Member, Pool};
 use crate::mutant::{self, Mutant};
 use crate::output::Output;
 use crate::ownership::{self, Claimant};
-use crate::standby::{Acquired, Standby};
+use crate::standby::{Acquired, Standby, Storing};
 use crate::state::{Forget, StateStore};
 use crate::sums::Sums;
 use crate::topics::Topics;
 use crate::waiting::Waiting;
 use crate::written::{Origin, Written};
-use crate::{Clock, Executor, ShardError};
+use crate::{Clock, Executor, ShardError, has_passed};
 use millstream_model::key::{StateKey, groups_of};
 use millstream_model::proto::{Position, StatePosition, Usage};
 use millstream_stages::{Outbox, Rejected, Stage, StageSpan, State};
@@ -104,7 +104,7 @@ const IDLE: Duration = Duration::from_millis(100);
 const FIRST_MESSAGES: usize = 1;
 const MOST_MESSAGES: usize = 16;
 /// A flush is due, too, when so long has passed since the last one: a few entries that change all the time are never much dirty state, but a long replay.
-const REPLAY_MS: u64 = 10_000;
+pub(crate) const REPLAY_MS: u64 = 10_000;
 /// How often the end of the changelog is noted, so that a clean restart has little to skip.
 const NOTE_EVERY_MS: u64 = 5_000;
 /// Positions that moved without a record (over markers of transactions) are committed after so long, so that they do not fall behind what the log keeps.
@@ -157,6 +157,8 @@ pub struct Shard<S: Stage> {
     inputs: Inputs,
     cache: Cache<S::Value>,
     store: Arc<dyn StateStore>,
+    /// What the standby had begun to store: it ends before the store is closed.
+    _storing: Storing,
     producer: Box<dyn Transactional>,
     output: Output,
     /// Its `changelog_offset` was the end of the changelog before a batch that we then committed: nobody else can have written in between, so
@@ -168,8 +170,9 @@ pub struct Shard<S: Stage> {
     /// What was wrong with the clocks when the inputs of the last batch were read.
     ahead: Option<String>,
     member: Option<Member>,
-    /// When the last flush began, milliseconds since 1970.
+    /// When the last flush began, milliseconds since 1970, and the number of its batch.
     flushed_ms: u64,
+    flushed_batch: u64,
     /// When the end of the changelog was noted, and when a batch was committed last, milliseconds since 1970.
     noted_ms: u64,
     committed_ms: u64,
@@ -198,7 +201,7 @@ impl<S: Stage> Shard<S> {
     /// # Errors
     /// [`ShardError`].
     pub fn own(stage: S, acquired: Acquired, limits: Limits) -> Result<Shard<S>, ShardError> {
-        let Acquired { shard, environment, store, position, lease, inputs } = acquired;
+        let Acquired { shard, environment, store, storing, position, lease, inputs } = acquired;
         let topics = &environment.topics;
         let totals = Totals::of(position.state_digest, &position.periods);
         let inputs = match inputs {
@@ -224,7 +227,9 @@ impl<S: Stage> Shard<S> {
             shard,
             limits,
             store,
+            _storing: storing,
             producer: lease.producer,
+            flushed_batch: position.batch_number,
             position,
             out: Outbox::default(),
             ahead: None,
@@ -245,9 +250,10 @@ impl<S: Stage> Shard<S> {
         let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes;
         self.collect_flush(behind)?;
         let now_ms = self.environment.clock.now_ms();
-        let is_over = now_ms >= self.flushed_ms.saturating_add(REPLAY_MS) && self.cache.dirty_bytes() > 0;
+        let has_changed = self.position.batch_number > self.flushed_batch;
+        let is_over = has_changed && has_passed(REPLAY_MS, self.flushed_ms, now_ms);
         let is_due = self.flushes.is_idle() && (is_over || self.cache.dirty_bytes() >= self.limits.dirty_bytes);
-        let safe_offset = if is_due || now_ms >= self.noted_ms + NOTE_EVERY_MS {
+        let safe_offset = if is_due || has_passed(NOTE_EVERY_MS, self.noted_ms, now_ms) {
             self.noted_ms = now_ms;
             Some(self.changelog_end()?)
         } else {
@@ -315,7 +321,7 @@ impl<S: Stage> Shard<S> {
     /// A batch without a record: sends what waits, or, after a while, commits positions that moved.
     fn idle(&mut self) -> Result<Option<Report>, ShardError> {
         let now_ms = self.environment.clock.now_ms();
-        let is_over = now_ms >= self.committed_ms + IDLE_COMMIT_MS;
+        let is_over = has_passed(IDLE_COMMIT_MS, self.committed_ms, now_ms);
         if !self.output.is_due() && (!is_over || self.inputs.next() == self.position.inputs) {
             return Ok(None);
         }
@@ -434,7 +440,7 @@ impl<S: Stage> Shard<S> {
 
     /// Writes what is dirty to the local store, in the background.
     fn flush(&mut self) {
-        self.flushed_ms = self.environment.clock.now_ms();
+        (self.flushed_ms, self.flushed_batch) = (self.environment.clock.now_ms(), self.position.batch_number);
         let frozen = self.cache.freeze();
         let work = Work::new(frozen, self.uncached(), self.position.clone());
         self.flushes.begin(work);

@@ -16,7 +16,6 @@
 //! **A release goes first**: whoever is to take a shard over looks whether it was released to its client already; that client must go on, and a takeover would only
 //! cost a second. After any error the seat is closed, its clients are dropped (ownership rule 6), and the next step opens it again.
 
-use crate::ShardError;
 use crate::log::TopicPartition;
 use crate::member::Order;
 use crate::mutant::{self, Mutant};
@@ -24,6 +23,7 @@ use crate::ownership::{self, Mended};
 use crate::runtime::{Environment, Limits, Report, Shard};
 use crate::standby::{Received, Standby};
 use crate::state::{StateStore, StoreError};
+use crate::{ShardError, has_passed};
 use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::view::{Duty, Heir};
 use millstream_stages::Stage;
@@ -123,6 +123,15 @@ impl<S: Stage> Seat<S> {
         }
     }
 
+    /// What will stop it if nobody acts, though it works or follows.
+    pub fn trouble(&self) -> Option<&str> {
+        match &self.place {
+            Place::Closed => None,
+            Place::Standby(standby) => standby.trouble(),
+            Place::Owner(shard) => shard.trouble(),
+        }
+    }
+
     /// What to report of it; without a condition.
     pub fn status(&self) -> ShardStatus {
         let (role, position, prepared) = match &self.place {
@@ -210,7 +219,7 @@ impl<S: Stage> Seat<S> {
         } else {
             standby.drop_prefetched();
         }
-        if now_ms >= self.lag_noted_ms.saturating_add(LAG_EVERY_MS) || now_ms < self.lag_noted_ms {
+        if has_passed(LAG_EVERY_MS, self.lag_noted_ms, now_ms) {
             (self.lag, self.lag_noted_ms) = (standby.lag()?, now_ms);
         }
         Ok((Place::Standby(standby), Step::Followed))

@@ -2,17 +2,20 @@
 //!
 //! It becomes the owner in one of two ways ([`ownership`]): by a handoff, for which it [prepares](Standby::prepare) a client and fetches the inputs ahead; or by a
 //! takeover, from everybody else, in every other case, also where a handoff went wrong. Opening a shard is a standby that takes over at once.
+//!
+//! While it follows, it makes its local state safe now and then, in the background: after a crash there is no more to read again than an owner would have.
 
-use crate::ShardError;
 use crate::follower::Follower;
 use crate::inputs::Inputs;
 use crate::log::TopicPartition;
 use crate::output;
 use crate::ownership::{self, Claim, Lease, PlanNumber, Prepared};
-use crate::runtime::Environment;
-use crate::state::StateStore;
+use crate::runtime::{Environment, REPLAY_MS};
+use crate::state::{StateStore, StoreError};
+use crate::{Job, ShardError, has_passed};
 use millstream_model::proto::StatePosition;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
 /// Inputs that were fetched ahead are used for so long.
@@ -27,6 +30,7 @@ pub struct Standby {
     environment: Environment,
     store: Arc<dyn StateStore>,
     follower: Follower,
+    storing: Storing,
     prepared: Option<Prepared>,
     /// When it was prepared, milliseconds since 1970.
     prepared_ms: u64,
@@ -39,6 +43,8 @@ pub struct Acquired {
     pub(crate) shard: u32,
     pub(crate) environment: Environment,
     pub(crate) store: Arc<dyn StateStore>,
+    /// Of the standby, and nothing to wait for, before the store is closed.
+    pub(crate) storing: Storing,
     pub(crate) position: StatePosition,
     pub(crate) lease: Lease,
     pub(crate) inputs: Option<Inputs>,
@@ -67,7 +73,19 @@ impl Standby {
         output::check(log, topics, stage)?;
         let changelog = TopicPartition::new(topics.changelog(stage), shard);
         let follower = Follower::open(log, changelog, topics.shards, store.clone())?;
-        Ok(Standby { stage, shard, environment, store, follower, prepared: None, prepared_ms: 0, inputs: None })
+        let (since_ms, read_to) = (environment.clock.now_ms(), follower.read_to());
+        let storing = Storing { under_way: None, since_ms, read_to, trouble: None };
+        Ok(Standby {
+            stage,
+            shard,
+            environment,
+            store,
+            follower,
+            storing,
+            prepared: None,
+            prepared_ms: 0,
+            inputs: None,
+        })
     }
 
     /// Reads what comes within `wait`.
@@ -75,7 +93,32 @@ impl Standby {
     /// # Errors
     /// [`ShardError`]: open it again.
     pub fn follow(&mut self, wait: Duration) -> Result<(), ShardError> {
-        self.follower.follow(wait)
+        self.follower.follow(wait)?;
+        self.store_if_due()
+    }
+
+    fn store_if_due(&mut self) -> Result<(), ShardError> {
+        let (now_ms, read_to) = (self.environment.clock.now_ms(), self.follower.read_to());
+        if self.storing.is_under_way()? || !self.storing.is_due(read_to, now_ms) {
+            return Ok(());
+        }
+        self.follower.settle()?;
+        let (store, (done, outcome)) = (self.store.clone(), channel());
+        let job = self.environment.executor.run(Box::new(move || {
+            let stored = store.sync();
+            // Whoever waits for this may open the same store again at once.
+            drop(store);
+            // Nobody listens any more when the shard was acquired.
+            let _ = done.send(stored);
+        }));
+        self.storing.under_way = Some((job, outcome));
+        (self.storing.since_ms, self.storing.read_to) = (now_ms, read_to);
+        Ok(())
+    }
+
+    /// What will stop it if nobody acts: what it follows cannot be stored.
+    pub fn trouble(&self) -> Option<&str> {
+        self.storing.trouble.as_deref()
     }
 
     /// Reads everything that is visible now.
@@ -132,7 +175,7 @@ impl Standby {
     pub fn prepare(&mut self) -> Result<(), ShardError> {
         let position = self.follower.position();
         let now_ms = self.environment.clock.now_ms();
-        let is_fresh = now_ms < self.prepared_ms.saturating_add(PREPARED_MS);
+        let is_fresh = !has_passed(PREPARED_MS, self.prepared_ms, now_ms);
         let is_ours = |(client, slot): (&str, u32)| {
             self.follower.released_to() == Some(client) || (position.slot != slot && is_fresh)
         };
@@ -151,8 +194,10 @@ impl Standby {
     /// # Errors
     /// [`ShardError`].
     pub fn prefetch(&mut self, now_ms: u64) -> Result<(), ShardError> {
-        let is_fresh = |(_, since): &(Inputs, u64)| now_ms < since.saturating_add(PREFETCH_MS);
+        let is_fresh = |(_, since_ms): &(Inputs, u64)| !has_passed(PREFETCH_MS, *since_ms, now_ms);
         if !self.inputs.as_ref().is_some_and(is_fresh) {
+            // The log may read a partition once more cheaply than twice.
+            self.inputs = None;
             let (log, topics) = (&*self.environment.log, &self.environment.topics);
             let inputs = Inputs::open(log, topics, self.stage, self.shard, self.follower.position())?;
             self.inputs = Some((inputs, now_ms));
@@ -196,8 +241,51 @@ impl Standby {
         self.follower.settle()?;
         let position = self.follower.position().clone();
         let (shard, environment, store) = (self.shard, self.environment, self.store);
-        let inputs = self.inputs.map(|(inputs, _)| inputs);
-        Ok(Acquired { shard, environment, store, position, lease, inputs })
+        let (inputs, storing) = (self.inputs.map(|(inputs, _)| inputs), self.storing);
+        Ok(Acquired { shard, environment, store, storing, position, lease, inputs })
+    }
+}
+
+type UnderWay = (Box<dyn Job>, Receiver<Result<(), StoreError>>);
+
+/// Making safe what was followed.
+pub(crate) struct Storing {
+    under_way: Option<UnderWay>,
+    /// When it was begun last, milliseconds since 1970.
+    since_ms: u64,
+    /// What was read of the changelog then.
+    read_to: u64,
+    /// Why it did not come about the last time.
+    trouble: Option<String>,
+}
+
+impl Storing {
+    fn is_under_way(&mut self) -> Result<bool, ShardError> {
+        let Some((_, outcome)) = &self.under_way else { return Ok(false) };
+        self.trouble = match outcome.try_recv() {
+            Err(TryRecvError::Empty) => return Ok(true),
+            Err(TryRecvError::Disconnected) => return Err(ShardError::Reopen("a flush was given up".into())),
+            Ok(Ok(())) => None,
+            // It goes on following for as long as that needs no space.
+            Ok(Err(error @ StoreError::Full(_))) => Some(error.to_string()),
+            Ok(Err(error)) => return Err(error.into()),
+        };
+        self.under_way = None;
+        Ok(false)
+    }
+
+    fn is_due(&self, read_to: u64, now_ms: u64) -> bool {
+        let is_unstored = read_to > self.read_to || self.trouble.is_some();
+        is_unstored && has_passed(REPLAY_MS, self.since_ms, now_ms)
+    }
+}
+
+impl Drop for Storing {
+    /// What is under way must end before somebody opens the same local store again.
+    fn drop(&mut self) {
+        if let Some((job, _)) = self.under_way.take() {
+            job.wait();
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Without an operator this is how a pipeline gets its plan: `auto` makes one of the workers that report, once, or again and again with `--watch`; `apply` publishes
 //! one that a person wrote. Failover needs none of it: owner and successors are in the plan. What is published is checked first, and nobody who was started
-//! later is overruled: opening the publisher fences whoever published before.
+//! later is overruled: opening the publisher fences whoever published before, and a watch that was fenced by one with a higher term ends. What else a watch meets, it tells, and goes on.
+//! Looking (`show`, `--dry-run`) fences nobody.
 
 use super::Outcome;
 use crate::config::{self, Config, ConfigArgs};
@@ -137,12 +138,27 @@ impl Session {
         Ok(())
     }
 
-    /// Fences whoever published before, and reads what they did.
-    fn publisher(&mut self) -> anyhow::Result<Publisher> {
-        let publisher = Publisher::open(&*self.log, &self.topics).context("fencing whoever published plans before")?;
-        let now_ms = self.now_ms();
-        self.listener.read_to_end(&*self.log, now_ms)?;
+    /// Fences whoever published before, and reads what they did. Nobody is fenced for a dry run.
+    fn publisher(&mut self, dry_run: bool) -> anyhow::Result<Option<Publisher>> {
+        let publisher = (!dry_run).then(|| Publisher::open(&*self.log, &self.topics)).transpose();
+        let publisher = publisher.context("fencing whoever published plans before")?;
+        self.catch_up()?;
         Ok(publisher)
+    }
+
+    fn catch_up(&mut self) -> anyhow::Result<()> {
+        let now_ms = self.now_ms();
+        Ok(self.listener.read_to_end(&*self.log, now_ms)?)
+    }
+
+    /// Nobody has published under a higher term, as far as was heard.
+    fn is_the_newest(&self, term: u64) -> anyhow::Result<()> {
+        let newest = self.current().map_or(0, |version| version.term);
+        anyhow::ensure!(
+            newest <= term,
+            "somebody who was started later publishes plans of this pipeline (term {newest}): this watch ends"
+        );
+        Ok(())
     }
 
     fn current(&self) -> Option<Version> {
@@ -165,7 +181,7 @@ fn show(session: &Session) -> anyhow::Result<Outcome> {
 
 fn apply(mut session: Session, text: &str, force: bool, dry_run: bool) -> anyhow::Result<Outcome> {
     session.get_to_know()?;
-    let mut publisher = session.publisher()?;
+    let mut publisher = session.publisher(dry_run)?;
     let plan = file::parse(text, session.current())?;
     let alive = session.view().alive(session.now_ms());
     let workers: BTreeMap<String, BTreeSet<String>> =
@@ -182,15 +198,16 @@ fn apply(mut session: Session, text: &str, force: bool, dry_run: bool) -> anyhow
         let heard = if heard.is_empty() { "none".to_owned() } else { heard };
         bail!("the plan does not fit the pipeline (workers heard: {heard}):\n{}", list.join("\n"));
     }
-    publish(&mut publisher, plan, dry_run)
+    publish(publisher.as_mut(), plan)
 }
 
-fn publish(publisher: &mut Publisher, plan: Plan, dry_run: bool) -> anyhow::Result<Outcome> {
+/// Publishes a plan, or, without a publisher, prints it.
+fn publish(publisher: Option<&mut Publisher>, plan: Plan) -> anyhow::Result<Outcome> {
     let (version, shards) = (plan.version, plan.placements.len());
-    if dry_run {
+    let Some(publisher) = publisher else {
         super::print(format_args!("{}", file::render(&plan)?))?;
         return Ok(Outcome::Good);
-    }
+    };
     publisher.publish(plan).context("publishing the plan; look with `millstream plan show` whether it is there")?;
     super::print(format_args!("published plan {version} of {shards} shards\n"))?;
     Ok(Outcome::Good)
@@ -198,20 +215,72 @@ fn publish(publisher: &mut Publisher, plan: Plan, dry_run: bool) -> anyhow::Resu
 
 fn auto(mut session: Session, watch: bool, dry_run: bool) -> anyhow::Result<Outcome> {
     session.get_to_know()?;
-    let mut publisher = session.publisher()?;
+    let mut publisher = session.publisher(dry_run)?;
     // Of two watches the later one has the higher term, besides having fenced the other.
     let term = session.current().map_or(0, |version| version.term) + 1;
+    let mut printed = None;
     loop {
-        let planned = make(&session, term);
-        if planned.plan.placements.is_empty() {
-            super::print(format_args!("no worker reports; start some with `ownership: {{plan: {{}}}}`\n"))?;
-        } else if session.current() != Some(planned.plan.version) {
-            publish(&mut publisher, planned.plan.clone(), dry_run)?;
+        if watch && !dry_run {
+            session.is_the_newest(term)?;
         }
+        let turn = consider(&session, &mut publisher, (term, watch), &mut printed);
         if !watch {
-            return tell(&planned);
+            return tell(&turn?);
         }
-        session.listen(CONSIDER)?;
+        let turn = turn.map(drop).and_then(|()| session.listen(CONSIDER));
+        if let Err(error) = turn {
+            publisher = go_on(&mut session, term, dry_run, error)?;
+        }
+    }
+}
+
+/// Makes a plan, and publishes it if it says something new; prints it without a publisher, unless it has. A watch publishes one of its term at its beginning in any case: by that, those that
+/// watched before know that they are not to go on.
+fn consider(
+    session: &Session,
+    publisher: &mut Option<Publisher>,
+    (term, watch): (u64, bool),
+    printed: &mut Option<Plan>,
+) -> anyhow::Result<Planned> {
+    let mut planned = make(session, term);
+    if planned.plan.placements.is_empty() {
+        super::print(format_args!("no worker reports; start some with `ownership: {{plan: {{}}}}`\n"))?;
+        return Ok(planned);
+    }
+    let Version { term: of, number } = planned.plan.version;
+    if watch && publisher.is_some() && of < term {
+        planned.plan.version = Version { term, number: number + 1 };
+    }
+    if session.current() != Some(planned.plan.version) && printed.as_ref() != Some(&planned.plan) {
+        publish(publisher.as_mut(), planned.plan.clone())?;
+        *printed = publisher.is_none().then(|| planned.plan.clone());
+    }
+    Ok(planned)
+}
+
+/// After an error of a watch, which may be the log's, or that of one who was fenced: tells it, and goes on with a publisher of its own when the log is there again and nobody has published
+/// under a higher term.
+fn go_on(
+    session: &mut Session,
+    term: u64,
+    dry_run: bool,
+    mut error: anyhow::Error,
+) -> anyhow::Result<Option<Publisher>> {
+    loop {
+        eprintln!("{error:#}; trying again");
+        std::thread::sleep(CONSIDER);
+        let again = session.listener.open_again(&*session.log).map_err(anyhow::Error::from);
+        if let Err(next) = again.and_then(|()| session.catch_up()) {
+            error = next;
+            continue;
+        }
+        if !dry_run {
+            session.is_the_newest(term)?;
+        }
+        match session.publisher(dry_run) {
+            Ok(publisher) => return Ok(publisher),
+            Err(next) => error = next,
+        }
     }
 }
 

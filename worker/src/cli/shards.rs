@@ -95,18 +95,31 @@ fn is_good(rows: &[ShardRow]) -> bool {
 fn table(rows: &[ShardRow]) -> String {
     let width = rows.iter().map(|row| row.worker.len()).max().unwrap_or(0).max(6);
     let mut text = format!(
-        "{:8} {:>5}  {:8} {:width$} {:>6} {:>10} {:>6}  {:16}  {:>8}  {}\n",
-        "stage", "shard", "role", "worker", "epoch", "batch", "lag", "digest", "heard", "remarks"
+        "{:8} {:>5}  {:8} {:width$} {:8} {:>6} {:>10} {:>10} {:>6}  {:16}  {:>8}  {}\n",
+        "stage",
+        "shard",
+        "role",
+        "worker",
+        "process",
+        "epoch",
+        "batch",
+        "position",
+        "lag",
+        "digest",
+        "heard",
+        "remarks"
     );
     for row in rows {
         text.push_str(&format!(
-            "{:8} {:>5}  {:8} {:width$} {:>6} {:>10} {:>6}  {:16}  {:>8}  {}\n",
+            "{:8} {:>5}  {:8} {:width$} {:8} {:>6} {:>10} {:>10} {:>6}  {:16}  {:>8}  {}\n",
             row.stage,
             row.shard,
             row.role,
             row.worker,
+            process(&row.incarnation),
             row.epoch,
             row.batch,
+            row.changelog_offset,
             row.lag,
             row.digest,
             format!("{:.1} s", row.heard_ms as f64 / 1000.0),
@@ -114,6 +127,12 @@ fn table(rows: &[ShardRow]) -> String {
         ));
     }
     text
+}
+
+/// Enough of an incarnation to tell two processes of one name apart: its end, which is drawn at random.
+fn process(incarnation: &str) -> &str {
+    let begin = incarnation.char_indices().rev().nth(7).map_or(0, |(begin, _)| begin);
+    incarnation.get(begin..).unwrap_or_default()
 }
 
 fn remarks(row: &ShardRow) -> String {
@@ -161,5 +180,12 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("owner") && lines[2].contains(" b ") && lines[3].contains("standby"), "{text}");
         assert!(lines[3].ends_with("prepared, SILENT, disk full"), "{text}");
+    }
+
+    #[test]
+    fn two_processes_of_one_name_can_be_told_apart() {
+        let of = |incarnation: &str| ShardRow { incarnation: incarnation.into(), ..row(0, "owner", "a") };
+        let text = table(&[of("0199c3a1f2b0-00c0ffee"), of("0199c3a1f2b7-0badcafe")]);
+        assert!(text.contains(" a      00c0ffee ") && text.contains(" a      0badcafe "), "{text}");
     }
 }

@@ -282,7 +282,7 @@ pub struct Kafka {
     /// Further properties of the client, by librdkafka's names, over Millstream's defaults (`fetch.wait.max.ms`, say: how long a reader lets what comes gather, 50 ms). What Millstream's guarantees rest on is refused.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
-    /// Properties of topics that are created, over the cluster's defaults.
+    /// Properties of topics that are created, over the cluster's defaults. What Millstream's guarantees rest on is refused.
     #[serde(default)]
     pub topic_properties: BTreeMap<String, String>,
     /// The brokers abort a transaction that is open for longer (default 10s).

@@ -8,11 +8,17 @@ use millstream_shard::ShardError;
 use millstream_shard::member::Order;
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// After so many polls without input, about a second, a shard that had stopped counts as working again. Before, the input that stopped it
 /// may only not have been fetched yet.
 const QUIET_POLLS: u32 = 10;
+/// An owner whose thread has not moved for so long hangs, and is told as none: much longer than a batch takes.
+const HANGS: Duration = Duration::from_secs(120);
+/// An attempt to open a shard that has taken so long is told as one that fails: it may hang, and others may be quicker.
+const OPENS_LONG: Duration = Duration::from_secs(600);
+/// An attempt to open a shard that has gone on for so long is not failing, whatever the one before did: it may be reading a long changelog.
+const GOES_ON: Duration = Duration::from_secs(5);
 
 /// How a shard fares in this process, for readiness and look-ups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub struct Desk {
     pub stage: &'static str,
     /// Its number.
     pub shard: u32,
+    /// After so long without a step an owner hangs.
+    hangs: Duration,
     inner: Mutex<Inner>,
     ordered: Condvar,
 }
@@ -57,6 +65,8 @@ struct Inner {
     input_lag: u64,
     /// What keeps its inputs from an owner.
     held_back: Option<String>,
+    /// When its thread began its newest step; none before the first, nor while it pauses after a failure.
+    stepped: Option<Instant>,
     /// Nobody is to wait for an order any more.
     is_awake: bool,
 }
@@ -75,9 +85,15 @@ impl Desk {
             reads_from: Vec::new(),
             input_lag: 0,
             held_back: None,
+            stepped: None,
             is_awake: false,
         };
-        Desk { stage, shard, inner: Mutex::new(inner), ordered: Condvar::new() }
+        Desk { stage, shard, hangs: HANGS, inner: Mutex::new(inner), ordered: Condvar::new() }
+    }
+
+    /// Of a shard whose transactions may take so long: an owner may wait for two in one step.
+    pub fn patient(self, transaction: Duration) -> Desk {
+        Desk { hangs: HANGS.max(transaction * 4), ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -121,7 +137,16 @@ impl Desk {
 
     /// How it fares.
     pub fn condition(&self) -> Condition {
-        self.lock().condition.clone()
+        let inner = self.lock();
+        match self.hangs(&inner, Instant::now()) {
+            Some(why) => Condition::Stopped(why),
+            None => inner.condition.clone(),
+        }
+    }
+
+    /// Notes that its thread begins a step.
+    pub fn steps(&self) {
+        self.lock().stepped = Some(Instant::now());
     }
 
     /// Sets how it fares.
@@ -133,6 +158,7 @@ impl Desk {
     /// because the log was away, says nothing about it.
     pub fn fail(&self, error: ShardError) {
         let mut inner = self.lock();
+        inner.stepped = None;
         match error {
             ShardError::Stopped(message) => inner.condition = Condition::Stopped(message),
             ShardError::Reopen(_) if matches!(inner.condition, Condition::Stopped(_)) => {}
@@ -184,15 +210,30 @@ impl Desk {
             inner.usage.clear();
             (inner.input_lag, inner.held_back) = (0, None);
         }
+        if inner.status.role != Role::Owner {
+            // Opening it may have taken long.
+            inner.stepped = inner.stepped.map(|_| Instant::now());
+        }
         inner.status = status;
         is_lost
     }
 
-    /// What the thread has to report; nothing of a shard that is closed and has no trouble.
+    /// What to report; nothing of a shard that is closed and has no trouble. An owner that hangs is none: what it would still commit, its successor fences.
     pub fn status(&self) -> Option<ShardStatus> {
+        self.status_at(Instant::now())
+    }
+
+    fn status_at(&self, now: Instant) -> Option<ShardStatus> {
         let inner = self.lock();
+        if let Some(condition) = self.hangs(&inner, now) {
+            return Some(ShardStatus { role: Role::Opening, condition, prepared: None, ..inner.status.clone() });
+        }
         let condition = match &inner.condition {
             Condition::Closed => return None,
+            _ if inner.is_opening_for(OPENS_LONG, now) => {
+                "it takes long to open: look whether its disk hangs".to_owned()
+            }
+            _ if inner.is_opening_for(GOES_ON, now) => String::new(),
             Condition::Hampered(message) | Condition::Retrying(message) | Condition::Stopped(message) => {
                 message.clone()
             }
@@ -238,15 +279,88 @@ impl Desk {
         self.lock().passed.clone()
     }
 
+    fn hangs(&self, inner: &Inner, now: Instant) -> Option<String> {
+        let hangs = inner.status.role == Role::Owner && inner.has_stepped_for(self.hangs, now);
+        let seconds = inner.stepped.map_or(0, |stepped| now.saturating_duration_since(stepped).as_secs());
+        hangs.then(|| format!("its thread has not moved for {seconds} s: look whether the disk of its state hangs"))
+    }
+
     /// Does this process own the shard?
     pub fn is_owner(&self) -> bool {
         self.lock().status.role == Role::Owner
     }
 }
 
+impl Inner {
+    fn is_opening_for(&self, longer_than: Duration, now: Instant) -> bool {
+        self.status.role == Role::Opening && self.has_stepped_for(longer_than, now)
+    }
+
+    /// Has its newest step taken longer than this?
+    fn has_stepped_for(&self, longer_than: Duration, now: Instant) -> bool {
+        self.stepped.is_some_and(|stepped| now.saturating_duration_since(stepped) > longer_than)
+    }
+}
+
+/// A shard whose thread has ended, in whatever way, does not work any more.
+pub(super) struct EndOfThread<'a>(pub(super) &'a Desk);
+
+impl Drop for EndOfThread<'_> {
+    fn drop(&mut self) {
+        let why =
+            if std::thread::panicking() { "its thread panicked: restart the process" } else { "its thread ended" };
+        // Others must not wait for an owner that is none.
+        self.0.report(ShardStatus::default());
+        self.0.fail(ShardError::Stopped(why.to_owned()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owner_whose_thread_hangs_is_told_as_none() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        desk.report(ShardStatus { role: Role::Owner, epoch: 7, ..ShardStatus::default() });
+        assert_eq!(
+            desk.status_at(Instant::now() + HANGS * 2).unwrap().role,
+            Role::Owner,
+            "nobody has counted its steps"
+        );
+        desk.steps();
+        let now = Instant::now();
+        assert_eq!(desk.status_at(now + HANGS / 2).unwrap().role, Role::Owner);
+        let told = desk.status_at(now + HANGS + Duration::from_secs(1)).unwrap();
+        assert_eq!((told.role, told.epoch), (Role::Opening, 7));
+        assert!(told.condition.contains("has not moved for 12"), "{}", told.condition);
+        desk.report(ShardStatus { role: Role::Standby, ..ShardStatus::default() });
+        assert_eq!(desk.status_at(now + HANGS * 2).unwrap().role, Role::Standby, "a standby may wait");
+    }
+
+    #[test]
+    fn an_attempt_that_goes_on_does_not_say_why_the_one_before_failed() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        let condition = |after: Duration| desk.status_at(Instant::now() + after).unwrap().condition;
+        desk.fail(ShardError::Reopen("local state was discarded".into()));
+        assert_eq!(condition(GOES_ON * 2), "local state was discarded");
+        desk.steps();
+        assert_eq!(condition(Duration::ZERO), "local state was discarded");
+        assert_eq!(condition(GOES_ON * 2), "", "it reads the changelog");
+        assert!(condition(OPENS_LONG * 2).contains("takes long"), "{}", condition(OPENS_LONG * 2));
+        desk.fail(ShardError::Reopen("again".into()));
+        assert_eq!(condition(GOES_ON * 2), "again");
+    }
+
+    #[test]
+    fn a_thread_that_ends_is_no_owner_and_says_so() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
+        desk.steps();
+        drop(EndOfThread(&desk));
+        let told = desk.status_at(Instant::now() + HANGS * 2).unwrap();
+        assert_eq!((told.role, told.condition.as_str()), (Role::Opening, "its thread ended"));
+    }
 
     #[test]
     fn stopped_stays_until_it_works() {

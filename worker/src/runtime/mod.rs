@@ -229,13 +229,15 @@ impl Crew {
 struct Shards {
     /// Each shard's first.
     duty: Duty,
+    /// How long a transaction may take.
+    transaction: Duration,
     directory: Directory,
     starters: Vec<Starter>,
 }
 
 impl Shards {
     fn desk(&mut self, stage: &'static str, shard: u32) -> Arc<Desk> {
-        let desk = Arc::new(Desk::new(stage, shard, self.duty.clone()));
+        let desk = Arc::new(Desk::new(stage, shard, self.duty.clone()).patient(self.transaction));
         self.directory.add(desk.clone());
         desk
     }
@@ -296,6 +298,7 @@ impl Process {
     fn start_shards(&mut self, roles: &[Role], observer: &Arc<dyn Observer>) -> Result<()> {
         let mut shards = Shards {
             duty: if matches!(self.config.ownership, Ownership::Static) { Duty::Own } else { Duty::Nothing },
+            transaction: self.transaction_timeout(),
             directory: Directory::new(self.config.shards.0, self.config.worker.as_str()),
             starters: Vec::new(),
         };
@@ -419,17 +422,21 @@ impl Process {
         }
     }
 
-    fn lag_watch(&self, observer: Arc<dyn Observer>) -> LagWatch {
-        let timeout = match &self.config.log {
+    /// How long a transaction may take; on the embedded log, no time.
+    fn transaction_timeout(&self) -> Duration {
+        match &self.config.log {
             config::Log::Embedded => Duration::ZERO,
             config::Log::Kafka(kafka) => kafka.transaction_timeout.duration(),
-        };
+        }
+    }
+
+    fn lag_watch(&self, observer: Arc<dyn Observer>) -> LagWatch {
         LagWatch {
             log: self.log.clone(),
             topics: self.topics.clone(),
             desks: self.directory.desks().to_vec(),
             observer,
-            longest: lag::longest_transaction(timeout),
+            longest: lag::longest_transaction(self.transaction_timeout()),
             clock: Arc::new(SystemClock),
             stop: self.stop.clone(),
         }

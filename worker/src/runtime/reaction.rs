@@ -8,7 +8,7 @@
 //! and nothing to follow: a standby is a process that would begin at once, and says so by a prepared client of that name.
 
 use super::backoff::Backoff;
-use super::desk::{Condition, Desk};
+use super::desk::{Condition, Desk, EndOfThread};
 use super::observe::Observer;
 use super::pace::Pace;
 use super::stores::Creation;
@@ -116,7 +116,9 @@ struct Work {
 impl Work {
     fn run(&self) {
         let mut backoff = Backoff::default();
+        let ended = EndOfThread(&self.desk);
         while !self.stop.is_stopped() {
+            self.desk.steps();
             let order = self.desk.order();
             if !is_at_work(&order.duty) {
                 self.stand_by(&order.duty);
@@ -137,7 +139,7 @@ impl Work {
             self.desk.fail(error);
             self.stop.wait(pause);
         }
-        self.desk.report(ShardStatus::default());
+        drop(ended);
     }
 
     fn stand_by(&self, duty: &Duty) {
@@ -214,6 +216,7 @@ impl Work {
         runs: &mut dyn FnMut(),
     ) -> Result<(), ShardError> {
         loop {
+            self.desk.steps();
             let stopping = !self.goes_on();
             if stopping && turn.in_flight == 0 {
                 return Ok(());

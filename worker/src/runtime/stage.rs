@@ -1,13 +1,12 @@
 //! A thread per shard of a stage: steps the shard's [`Seat`] as its desk orders, opens it again when it must, answers look-ups between two steps.
 
 use super::backoff::Backoff;
-use super::desk::{Condition, Desk};
+use super::desk::{Condition, Desk, EndOfThread};
 use super::observe::Observer;
 use super::stores::Creation;
 use super::system::Stop;
 use millstream_model::id::hex;
 use millstream_model::proto::Usage;
-use millstream_plan::status::ShardStatus;
 use millstream_shard::ShardError;
 use millstream_shard::ownership::Mended;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
@@ -24,19 +23,6 @@ const NO_DUTY: Duration = Duration::from_secs(5);
 
 /// Work that needs an owned shard's state, done by its thread between two batches.
 pub type Query<S> = Box<dyn FnOnce(&mut Shard<S>) + Send>;
-
-/// A shard whose thread has ended, in whatever way, does not work any more.
-struct EndOfThread<'a>(&'a Desk);
-
-impl Drop for EndOfThread<'_> {
-    fn drop(&mut self) {
-        let why =
-            if std::thread::panicking() { "its thread panicked; restart the process" } else { "its thread ended" };
-        // Others must not wait for an owner that is none.
-        self.0.report(ShardStatus::default());
-        self.0.set(Condition::Stopped(why.to_owned()));
-    }
-}
 
 /// Everything a shard's thread needs, but for what it stands on.
 pub struct SeatThread<S: Stage> {
@@ -106,6 +92,7 @@ impl<S: Stage> Work<S> {
         let ended = EndOfThread(&desk);
         while !self.stop.is_stopped() {
             let order = self.desk.order();
+            self.desk.steps();
             let stepped = self.creation.ensure(&self.stop).map_err(ShardError::from);
             let stepped = stepped.and_then(|()| self.seat.step(&order));
             if matches!(stepped, Ok(Step::Acquired { .. })) {
@@ -142,10 +129,7 @@ impl<S: Stage> Work<S> {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match step {
             Step::Idle => {}
-            Step::Followed => {
-                self.backoff.reset();
-                self.desk.followed();
-            }
+            Step::Followed => self.followed(),
             Step::Opened => tracing::info!(stage, shard, "shard is followed"),
             Step::Acquired { by_handoff, mended: Mended { ended, copied } } => {
                 self.backoff.reset();
@@ -167,10 +151,22 @@ impl<S: Stage> Work<S> {
         }
     }
 
+    fn followed(&mut self) {
+        let (stage, shard) = (self.desk.stage, self.desk.shard);
+        self.backoff.reset();
+        match self.seat.trouble() {
+            None => self.desk.followed(),
+            Some(why) if self.desk.hampered(why) => {
+                tracing::warn!(stage, shard, why, "shard is followed, but not as it should")
+            }
+            Some(_) => {}
+        }
+    }
+
     fn batch(&mut self, report: Option<&Report>) {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         self.quiet = if report.is_some() { 0 } else { self.quiet.saturating_add(1) };
-        match self.seat.shard().and_then(|shard| shard.trouble()) {
+        match self.seat.trouble() {
             None if self.desk.polled(self.quiet) => tracing::info!(stage, shard, "shard works as it should again"),
             None => {}
             Some(why) if self.desk.hampered(why) => {

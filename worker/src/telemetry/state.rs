@@ -32,7 +32,8 @@ impl CacheMetrics {
         registry.register("cache_bytes", help, metrics.bytes.clone());
         let help = "Of the state in memory, what is not in the local store yet nor on its way";
         registry.register("dirty_bytes", help, metrics.dirty.clone());
-        let help = "1 while nothing can be written to the local store; batches go on until too much waits";
+        let help =
+            "1 while nothing can be written to the local store, or only slowly; batches go on until too much waits";
         registry.register("flush_failing", help, metrics.failing.clone());
         metrics
     }

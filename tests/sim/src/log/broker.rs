@@ -338,6 +338,12 @@ impl Broker {
         (session, aborted)
     }
 
+    /// How often the ids of a shard were initialised: those that are this and one part more.
+    pub(super) fn inits_of(&self, shard: &str) -> usize {
+        let of = |session: &&Session| session.id.rsplit_once('.').is_some_and(|(of, _)| of == shard);
+        self.sessions.iter().filter(of).count()
+    }
+
     /// Ends what the session has open; it can do nothing more.
     fn fence(&mut self, session: usize, now_ms: u64) -> bool {
         self.sessions[session].fenced = true;

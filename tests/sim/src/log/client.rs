@@ -14,6 +14,9 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+/// A takeover initialises both ids.
+const INITS_OF_A_TAKEOVER: usize = 2;
+
 /// What clients do wrong on purpose: mutants of what is not in the shard's code but in the real client's (`worker/stores/src/kafka`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slips {
@@ -259,8 +262,7 @@ impl Log for SimLog {
             inits.entry(process).or_default().push(id.to_owned());
         }
         if self.happens(Fault::InitSlow) {
-            let ms = world.draw(|rng| if rng.one_in(3) { rng.between(5_000, 20_000) } else { rng.between(500, 5_000) });
-            world.sleep_ms(ms);
+            self.be_slow(world, id);
         }
         world.step_of("init is done", 20);
         if self.happens(Fault::InitUnknownHappened) {
@@ -271,6 +273,39 @@ impl Log for SimLog {
 }
 
 impl SimLog {
+    /// Waits for long. Whoever takes the shard over meanwhile may soon die, so that it is taken over once more: then its log names the same id as before, and the wait is over.
+    fn be_slow(&self, world: &World, id: &str) {
+        let until_ms = world.monotonic_ms()
+            + world.draw(|rng| if rng.one_in(3) { rng.between(5_000, 20_000) } else { rng.between(500, 5_000) });
+        let shard = id.rsplit_once('.').map_or(id, |(shard, _)| shard);
+        let before = self.shared.lock().inits_of(shard);
+        let mut strikes = world.draw(|rng| rng.one_in(2));
+        while world.monotonic_ms() < until_ms {
+            world.sleep_ms(50);
+            let inits = self.shared.lock().inits_of(shard) - before;
+            if inits >= INITS_OF_A_TAKEOVER && std::mem::take(&mut strikes) {
+                self.strike(world, shard);
+            }
+            if inits >= 2 * INITS_OF_A_TAKEOVER {
+                let ms = world.draw(|rng| rng.below(1_000));
+                return world.sleep_ms(ms);
+            }
+        }
+    }
+
+    /// The newest of the other processes that have initialised an id of this shard will die.
+    fn strike(&self, world: &World, shard: &str) {
+        let inits = self.shared.inits.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_shard = |ids: &Vec<String>| ids.iter().any(|id| id.starts_with(shard));
+        let others = inits.iter().filter(|(process, ids)| Some(**process) != self.process && of_shard(ids));
+        let newest = others.map(|(process, _)| *process).rfind(|process| world.is_running(*process));
+        drop(inits);
+        if let Some(process) = newest.filter(|_| world.has_faults()) {
+            let steps = world.draw(|rng| rng.below(400));
+            world.crash_after(process, steps);
+        }
+    }
+
     /// What a follower that lags may say: an end of some time in the last seconds.
     fn end_of_follower(&self, broker: &Broker, index: usize) -> u64 {
         let Some(world) = &self.shared.world else { return u64::MAX };

@@ -58,6 +58,8 @@ pub struct Standing {
     pub holder: Option<String>,
     /// How far each standby is behind, in changelog messages.
     pub lags: BTreeMap<String, u64>,
+    /// Those that have tried in vain to open it.
+    pub unable: BTreeSet<String>,
 }
 
 /// Bounds of a plan.

@@ -176,10 +176,15 @@ impl<'s, 'a> StageBalance<'s, 'a> {
         let targets: Vec<&'a str> = self.quotas.keys().copied().filter(|worker| self.room(worker) > 0).collect();
         let donors = movable.iter().enumerate().filter(|(_, (_, owner))| self.excess(owner) > 0);
         let pairs = donors.flat_map(|donor| targets.iter().map(move |target| (donor, *target)));
+        let pairs = pairs.filter(|((_, (shard, _)), target)| !self.is_unable(*shard, target));
         let best = pairs.min_by_key(|((_, (shard, owner)), target)| {
             (Reverse(self.excess(owner)), self.rank(*shard, target), Reverse(self.room(target)), *shard, *target)
         });
         best.map(|((index, _), target)| (index, target))
+    }
+
+    fn is_unable(&self, shard: u32, worker: &str) -> bool {
+        self.stage.seats.get(&shard).is_some_and(|seat| seat.is_unable(worker))
     }
 
     /// Place of a worker among a shard's successors.

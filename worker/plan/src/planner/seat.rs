@@ -1,7 +1,7 @@
 //! Owners: what the previous plan says of each shard, less what is no longer true.
 //!
-//! Only here does an owner change, and only for one of four reasons: it is dead, the worker that it was moving to has caught up, it leaves and another
-//! has the shard already (a worker that ends hands off by itself), or the shard is new.
+//! Only here does an owner change, and only for one of five reasons: it is dead, the worker that it was moving to has caught up, it leaves and another
+//! has the shard already (a worker that ends hands off by itself), it is unable to open it and another has it, or the shard is new.
 
 use super::{Input, Limits, Move, Reason, Standing, Step, Worker};
 use crate::plan::{Placement, ShardId};
@@ -59,9 +59,10 @@ impl<'a> Stage<'a> {
 
     fn seat(&self, previous: Option<&'a Placement>, standing: Option<&'a Standing>, limits: &Limits) -> Seat<'a> {
         let mut seat = Seat { owner: None, moving_to: None, held_by: None, previous, standing };
-        seat.owner = previous.and_then(|previous| self.owner(previous, seat.holder()));
+        seat.owner = previous.and_then(|previous| self.owner(previous, &seat));
         let target = previous.and_then(|previous| previous.moving_to.as_deref());
-        seat.moving_to = target.filter(|target| self.takes(target) && seat.owner != Some(target));
+        let may_take = |target: &&str| self.takes(target) && seat.owner != Some(target) && !seat.is_unable(target);
+        seat.moving_to = target.filter(may_take);
         let holder = seat.holder().and_then(|holder| self.member(holder));
         seat.held_by = holder.filter(|holder| seat.owner != Some(holder));
         if let Some(target) = seat.moving_to.filter(|target| seat.held_by.is_none() && seat.may_flip(target, limits)) {
@@ -73,10 +74,10 @@ impl<'a> Stage<'a> {
     }
 
     /// Who owns it: the previous owner if alive, else the first live successor.
-    fn owner(&self, previous: &'a Placement, holder: Option<&'a str>) -> Option<&'a str> {
-        let in_fact = holder.filter(|holder| self.takes(holder));
+    fn owner(&self, previous: &'a Placement, seat: &Seat<'a>) -> Option<&'a str> {
+        let in_fact = seat.holder().filter(|holder| self.takes(holder));
         match self.members.get(previous.owner.as_str()) {
-            Some(owner) if owner.leaving => in_fact.or(Some(&previous.owner)),
+            Some(owner) if owner.leaving || seat.is_unable(&owner.name) => in_fact.or(Some(&previous.owner)),
             Some(_) => Some(&previous.owner),
             None => in_fact.or_else(|| self.heir(previous)),
         }
@@ -116,6 +117,11 @@ impl<'a> Stage<'a> {
 impl<'a> Seat<'a> {
     fn holder(&self) -> Option<&'a str> {
         self.standing.and_then(|standing| standing.holder.as_deref())
+    }
+
+    /// Has tried in vain to open it.
+    pub(super) fn is_unable(&self, worker: &str) -> bool {
+        self.standing.is_some_and(|standing| standing.unable.contains(worker))
     }
 
     /// How far a standby is behind, if it said so.

@@ -271,3 +271,29 @@ fn when_all_leave_they_keep_what_they_have() {
     let outcome = world.look();
     assert_eq!([0, 1, 2].map(|shard| at(&outcome, shard).owner), ["a", "b", "a"]);
 }
+
+#[test]
+fn whoever_cannot_open_a_shard_loses_it_to_the_one_that_has_it_and_does_not_get_it_back_meanwhile() {
+    let placements = [place("a", &["b"], 1, None), place("b", &["a"], 1, None)];
+    let mut world = placed(&["a", "b"], &placements);
+    let standing = world.standings.get_mut(&id(0)).unwrap();
+    standing.unable.insert("a".into());
+    standing.holder = None;
+    assert_eq!(at(&world.look(), 0).owner, "a", "nobody has it yet");
+    world.standings.get_mut(&id(0)).unwrap().holder = Some("b".into());
+    let outcome = world.look();
+    assert_eq!((at(&outcome, 0).owner.as_str(), at(&outcome, 0).moving_to), ("b", None));
+    assert_eq!(steps(&outcome).iter().filter(|(shard, ..)| *shard == 0).count(), 0, "it does not go back");
+}
+
+#[test]
+fn a_move_to_one_that_cannot_open_the_shard_is_given_up() {
+    let placements = [place("a", &["b"], 1, Some("b")), place("a", &["b"], 1, None)];
+    let mut world = placed(&["a", "b"], &placements);
+    let standing = world.standings.get_mut(&id(0)).unwrap();
+    standing.lags.clear();
+    standing.unable.insert("b".into());
+    let outcome = world.look();
+    assert_eq!(at(&outcome, 0).moving_to, None);
+    assert_eq!(at(&outcome, 1).moving_to.as_deref(), Some("b"), "another goes instead");
+}

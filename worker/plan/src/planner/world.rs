@@ -70,7 +70,7 @@ impl World {
             let had_it = before.lags.contains_key(name) || before.holder.as_ref() == Some(name);
             lags.insert(name.clone(), if had_it { 0 } else { BEHIND });
         }
-        Standing { holder, lags }
+        Standing { holder, lags, unable: before.unable.clone() }
     }
 
     /// Steps until nothing changes any more; how many that took, if it was fewer than `most`.

@@ -1,22 +1,23 @@
 //! What a worker is to do with each shard.
 //!
 //! *Holder* of a shard is who reports to own it, at the highest epoch; it may be another than the plan's owner: a successor that took over, or one that the
-//! plan has replaced. *Claimants* are the plan's owner and successors, in order; a claimant is *available* when it lives, does not leave and runs this generation.
+//! plan has replaced. *Claimants* are the plan's owner and successors, in order; a claimant is *available* when it lives, does not leave and runs this generation, and *unable* when it
+//! has tried in vain for longer than a bound, because its disk is broken, or its thread has ended, until it had no trouble for as long. While another is able, those that are not are passed over.
 //!
 //! | the shard | the worker | duty |
 //! |---|---|---|
-//! | held by me | planned owner, or the planned owner is not available | own |
-//! | | replaced by an available owner, or leaving | release, once the heir is prepared |
-//! | held by nobody, or by one that is gone | planned owner | own |
-//! | | successor, and all claimants before it are out | take over |
+//! | held by me | planned owner, or the planned owner is not available, or unable | own |
+//! | | replaced by an available owner that is able, or leaving | release, once the heir is prepared |
+//! | held by nobody, or by one that is gone | planned owner, unless it is passed over | own |
+//! | | successor, and all claimants before it are out: gone, or withdrawn, or passed over | take over |
 //! | held by another that is present | planned owner, prepared for longer than the bound | take over |
-//! | | first available claimant beside the holder | standby, prepare; soon, when the shard moves to it or the holder leaves |
+//! | | first available and able claimant beside the holder | standby, prepare; soon, when the shard moves to it or the holder leaves |
 //! | else | one of the first `warm` successors, or planned owner | standby |
 //!
 //! Whoever does not hear its own reports acquires nothing, whatever the table says: it is cut off, or has just started.
 //!
 //! *One candidate*: who takes over is the first claimant that is not out, so two that see the same cannot both be it; and who prepares is the first
-//! available one, because two that prepare take the idle transactional id from each other (ownership rule 2). It prepares only while somebody holds the shard:
+//! available and able one, because two that prepare take the idle transactional id from each other (ownership rule 2). It prepares only while somebody holds the shard:
 //! before that, the id that is idle may be the one that the next owner is taking.
 
 use super::silence::Presence;
@@ -110,7 +111,7 @@ impl<'a> Case<'a> {
             return Duty::Release { to: self.claimants_beside_holder().find_map(|name| self.heir(name)) };
         }
         let owner = self.placement.owner.as_str();
-        if owner != self.me.worker && self.is_available(owner) {
+        if owner != self.me.worker && self.is_able(owner) {
             return Duty::Release { to: self.heir(owner) };
         }
         Duty::Own
@@ -145,9 +146,9 @@ impl<'a> Case<'a> {
         self.view.newest_incarnation(self.me.worker) == Some(self.me.incarnation)
     }
 
-    /// A process that does not hear itself is cut off, or has just started: it acquires nothing.
+    /// A process that does not hear itself is cut off, or has just started: it acquires nothing. Nor does one that is passed over.
     fn may_acquire(&self) -> bool {
-        self.is_reported_by_me() && self.is_available(self.me.worker)
+        self.is_reported_by_me() && self.is_available(self.me.worker) && !self.is_passed_over(self.me.worker)
     }
 
     fn is_holder(&self, worker: &str) -> bool {
@@ -177,16 +178,26 @@ impl<'a> Case<'a> {
         self.is_live(worker) && !self.has_withdrawn(worker)
     }
 
+    fn is_able(&self, worker: &str) -> bool {
+        self.is_available(worker) && !self.view.is_unable(worker, self.id, self.now_ms)
+    }
+
+    /// Has tried in vain for long, while another has not. (When nobody is able, it is the turn of the planned owner, as ever.)
+    fn is_passed_over(&self, worker: &str) -> bool {
+        let is_unable = self.view.is_unable(worker, self.id, self.now_ms);
+        is_unable && self.placement.claimants().any(|name| self.is_able(name))
+    }
+
     /// Will not take it.
     fn is_out(&self, worker: &str) -> bool {
-        self.is_gone(worker) || self.has_withdrawn(worker)
+        self.is_gone(worker) || self.has_withdrawn(worker) || self.is_passed_over(worker)
     }
 
     fn claimants_beside_holder(&self) -> impl Iterator<Item = &'a str> + '_ {
-        self.placement.claimants().filter(|name| !self.is_holder(name) && self.is_available(name))
+        self.placement.claimants().filter(|name| !self.is_holder(name) && self.is_able(name))
     }
 
-    /// Only the first available claimant prepares, and only when there is a reason to: it is to get the shard, or stands by for it.
+    /// Only the first available and able claimant prepares, and only when there is a reason to: it is to get the shard, or stands by for it.
     fn prepares(&self) -> bool {
         let Some((_, holder)) = self.holder.filter(|(_, holder)| self.is_live(holder)) else { return false };
         let first = self.claimants_beside_holder().next() == Some(self.me.worker);

@@ -48,9 +48,10 @@ fn plan() -> impl Strategy<Value = Plan> {
 
 fn shard_status() -> impl Strategy<Value = ShardStatus> {
     let role = prop::sample::select(vec![Role::Owner, Role::Standby, Role::Opening]);
-    (role, 1_u64..4, prop::option::of(0_u8..3)).prop_map(|(role, epoch, client)| {
+    (role, 1_u64..4, prop::option::of(0_u8..3), prop::bool::ANY).prop_map(|(role, epoch, client, is_wrong)| {
         let prepared = client.map(|client| format!("client {client}"));
-        ShardStatus { role, epoch, prepared, ..ShardStatus::default() }
+        let condition = if is_wrong { "wrong".to_owned() } else { String::new() };
+        ShardStatus { role, epoch, prepared, condition, ..ShardStatus::default() }
     })
 }
 
@@ -77,9 +78,10 @@ fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// Messages with the moments at which they come.
+/// Messages with the moments at which they come: some histories are long enough for one that is unable.
 fn history() -> impl Strategy<Value = Vec<(u64, Message)>> {
-    prop::collection::vec((0_u64..3_000, message()), 1..40).prop_map(|pauses| {
+    let pause = prop_oneof![4 => 0_u64..3_000, 1 => 0_u64..20_000];
+    prop::collection::vec((pause, message()), 1..40).prop_map(|pauses| {
         let mut now_ms = 0;
         let at = |(pause, message)| {
             now_ms += pause;
@@ -102,6 +104,8 @@ fn distinct(messages: Vec<Message>) -> Vec<Message> {
 fn heard(messages: &[Message]) -> View {
     let mut view = View::new(1, Bounds::default());
     messages.iter().for_each(|message| view.hear(message.clone(), 0));
+    // Each view's own: it depends on when what was heard.
+    view.workers.values_mut().for_each(|heard| heard.failing.clear());
     view
 }
 

@@ -101,6 +101,71 @@ fn without_standbys_one_is_made_for_an_owner_that_leaves() {
     assert_eq!(scene.duty("b"), EXPECT);
 }
 
+fn wrong(condition: &str) -> ShardStatus {
+    ShardStatus { condition: condition.to_owned(), ..ShardStatus::default() }
+}
+
+#[test]
+fn an_owner_that_cannot_open_its_shard_is_passed_over() {
+    let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["b", "c"], 1));
+    scene.says("a", wrong("the disk is broken")).pass(REPORT_MS).pass(30_000);
+    assert_eq!(
+        scene.duties(["a", "b", "c"]),
+        [Duty::Own, STANDBY, Duty::Nothing],
+        "what comes and goes may be over yet"
+    );
+    scene.pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b", "c"]), [STANDBY, Duty::TakeOver, Duty::Nothing]);
+    scene.says("b", owner(2)).pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b", "c"]), [STANDBY, Duty::Own, PREPARE], "whoever is unable does not prepare");
+    scene.says("a", standby(2, None)).pass(30_000);
+    assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::Own], "it may look well for a moment");
+    scene.pass(2 * REPORT_MS);
+    assert_eq!(scene.duties(["a", "b"]), [EXPECT, Duty::Release { to: None }], "it can again");
+}
+
+#[test]
+fn an_owner_that_fails_again_and_again_is_passed_over_though_it_owns_for_a_moment_each_time() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    for epoch in 1..8 {
+        scene.says("a", wrong("the disk is broken")).pass(5_000).says("a", owner(epoch)).pass(REPORT_MS);
+    }
+    scene.says("a", wrong("the disk is broken")).pass(REPORT_MS);
+    assert_eq!(scene.duty("b"), Duty::TakeOver);
+}
+
+#[test]
+fn when_nobody_can_open_a_shard_it_is_the_planned_owners_turn() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("a", wrong("gap")).pass(31_000);
+    assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::TakeOver]);
+    scene.says("b", wrong("gap")).pass(31_000);
+    assert_eq!(scene.duties(["a", "b"]), [Duty::Own, STANDBY]);
+    scene.says("b", standby(1, None)).pass(31_000);
+    assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::TakeOver], "one that follows is able");
+}
+
+#[test]
+fn a_restarted_process_is_not_unable_because_the_one_before_was() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("a", wrong("its thread has ended")).pass(31_000);
+    assert_eq!(scene.duty("b"), Duty::TakeOver);
+    let again = Incarnation::new(2, 2);
+    let report = WorkerStatus { incarnation: again.clone(), ..scene.reports["a"].clone() };
+    scene.view.status(report, scene.now_ms);
+    let me = Me { worker: "a", incarnation: &again, leaving: false };
+    assert_eq!(scene.view.duties(&me, scene.now_ms)[&shard()], Duty::Own);
+    assert_eq!(scene.duty("b"), STANDBY);
+}
+
+#[test]
+fn the_planner_is_told_who_is_unable() {
+    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
+    scene.says("a", wrong("gap")).says("b", owner(2)).pass(31_000);
+    let standing = scene.view.standings(scene.now_ms)[&shard()].clone();
+    assert_eq!((standing.holder.as_deref(), standing.unable), (Some("b"), ["a".to_owned()].into()));
+}
+
 #[test]
 fn when_most_fall_silent_at_once_nobody_takes_over_until_ten_bounds() {
     let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["c"], 1));
@@ -242,7 +307,7 @@ fn nobody_makes_a_plan_before_all_that_are_named_were_heard_or_are_gone() {
 fn the_planner_is_told_who_lives_and_what_stands_where() {
     let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["b", "c"], 1));
     scene.says("a", owner(1)).says("b", standby(1, None)).says("c", ShardStatus::default()).leaves("b").pass(REPORT_MS);
-    let expected = Standing { holder: Some("a".into()), lags: [("b".to_owned(), 3)].into() };
+    let expected = Standing { holder: Some("a".into()), lags: [("b".to_owned(), 3)].into(), ..Standing::default() };
     assert_eq!(scene.view.standings(scene.now_ms), [(shard(), expected)].into());
     scene.mute(&["a"]).pass(3_001);
     assert_eq!(scene.view.standings(scene.now_ms)[&shard()].holder, None);

@@ -3,9 +3,12 @@
 use millstream_shard::log::LogError;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// A client to read with; several readers may share one, each with partitions of its own.
+pub(super) type Reading = Arc<BaseConsumer<Quiet>>;
 
 /// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls, but for one thing:
 /// why there is no connection (a refused password, a certificate that is not trusted) is a log line or an error event of the client, whichever it has room for,

@@ -29,6 +29,12 @@ const FIXED: [&str; 17] = [
     "transaction.timeout.ms",
 ];
 
+/// What `security` may say, by how it begins.
+const OF_SECURITY: [&str; 6] = ["security.", "sasl.", "ssl.", "enable.sasl.", "enable.ssl.", "https."];
+
+/// Settings of topics that are fixed as well: with others an acknowledged transaction can vanish with a broker, or time go back (I4, I7).
+const FIXED_OF_TOPICS: [&str; 3] = ["message.timestamp.type", "unclean.leader.election.enable", "cleanup.policy"];
+
 /// Frames and parts of changelogs keep to 1 MB, but each holds at least one record or entity; this leaves room for one of 1 MB and what surrounds it.
 const LEAST_MESSAGE: u32 = 2 << 20;
 /// How long the broker lets a reader wait for what is to come, and with how much it does not wait when messages are to come together.
@@ -153,6 +159,23 @@ impl KafkaConfig {
         }
         if let Some(name) = FIXED.iter().find(|name| self.properties.contains_key(**name)) {
             return refuse(format!("properties: `{name}` is fixed, because the log's contract rests on it; remove it"));
+        }
+        if let Some(name) = self.security.keys().find(|name| !OF_SECURITY.iter().any(|begin| name.starts_with(begin))) {
+            return refuse(format!(
+                "security: `{name}` is no setting of security (`security.*`, `sasl.*`, `ssl.*`); if it is to be set, it belongs into properties"
+            ));
+        }
+        if let Some(name) = FIXED_OF_TOPICS.iter().find(|name| self.topic_properties.contains_key(**name)) {
+            return refuse(format!(
+                "topic_properties: `{name}` is fixed, because what was acknowledged must not vanish with a broker; remove it"
+            ));
+        }
+        let in_sync = self.topic_properties.get("min.insync.replicas");
+        if in_sync.is_some_and(|value| value.parse::<u16>().map_or(true, |copies| copies < 2)) {
+            return refuse(
+                "topic_properties: `min.insync.replicas` must be at least 2, or what was acknowledged can vanish with a broker"
+                    .to_owned(),
+            );
         }
         if self.replication_factor == 0 {
             return refuse("replication_factor must be at least 1".to_owned());
@@ -313,6 +336,23 @@ mod tests {
         config.properties.insert("isolation.level".into(), "read_uncommitted".into());
         let error = config.check().unwrap_err().to_string();
         assert!(error.contains("isolation.level"), "{error}");
+        let wrong = [
+            ("security", "isolation.level"),
+            ("topic_properties", "min.insync.replicas"),
+            ("topic_properties", "unclean.leader.election.enable"),
+        ];
+        for (field, name) in wrong {
+            let mut config = KafkaConfig::new("127.0.0.1:9092");
+            let fields = if field == "security" { &mut config.security } else { &mut config.topic_properties };
+            fields.insert(name.into(), "1".into());
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains(name), "{error}");
+        }
+        let mut config = KafkaConfig::new("127.0.0.1:9092");
+        for name in ["security.protocol", "sasl.mechanism", "ssl.ca.location", "enable.sasl.oauthbearer.unsecure.jwt"] {
+            config.security.insert(name.into(), "x".into());
+        }
+        config.check().unwrap();
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! Upholds I6: `auto.offset.reset` is `error`, so an offset outside the log surfaces as [`LogError::OutOfRange`]. The end of a partition
 //! comes as an event with the last stable offset that the reader reached; it moves positions past control records and aborted data.
 
-use super::client::{Quiet, about, is_configuration, is_missing};
+use super::bulk::Share;
+use super::client::{Reading, about, is_configuration, is_missing};
 use super::raw::{self, Reader, Source};
 use super::shared::Shared;
 use millstream_shard::log::{Consumer, EachRead, LogError, Message, Start, TopicPartition, View, Whole};
-use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use std::ops::Range;
@@ -57,6 +57,8 @@ pub(super) fn item<'a>(reader: &Reader, message: &'a sys::rd_kafka_message_t) ->
 pub(super) struct KafkaConsumer {
     shared: Arc<Shared>,
     reader: Reader,
+    /// Where others read with the same client; dropped after the reader.
+    share: Option<Share>,
     partitions: Vec<TopicPartition>,
     positions: Vec<u64>,
     fault: Option<(usize, RDKafkaErrorCode)>,
@@ -73,7 +75,7 @@ const SERVE_EVERY: Duration = Duration::from_secs(1);
 impl KafkaConsumer {
     pub(super) fn new(
         shared: Arc<Shared>,
-        client: BaseConsumer<Quiet>,
+        (client, share): (Reading, Option<Share>),
         assignments: &[(TopicPartition, Start)],
     ) -> Result<KafkaConsumer, LogError> {
         let mut positions = Vec::with_capacity(assignments.len());
@@ -85,7 +87,7 @@ impl KafkaConsumer {
             start(&shared, &mut reader, at, position)?;
         }
         let partitions = assignments.iter().map(|(at, _)| at.clone()).collect();
-        Ok(KafkaConsumer { shared, reader, partitions, positions, fault: None, served: Instant::now() })
+        Ok(KafkaConsumer { shared, reader, share, partitions, positions, fault: None, served: Instant::now() })
     }
 
     /// Reads once, moving positions; returns how many events there were, messages among them.
@@ -111,6 +113,7 @@ impl KafkaConsumer {
 
     fn check(&self) -> Result<(), LogError> {
         let Some((assignment, code)) = self.fault else { return Ok(()) };
+        self.share.iter().for_each(Share::retire);
         let (Some(at), Some(&offset)) = (self.partitions.get(assignment), self.positions.get(assignment)) else {
             return Ok(());
         };

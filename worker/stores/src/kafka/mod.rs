@@ -3,6 +3,7 @@
 //! Upholds the contract of [`millstream_shard::log`], and with it I4 (fencing by transactional ids), I6 (no silent jumps) and I7 (append
 //! time). Where librdkafka's defaults or rdkafka's wrappers would break it, the reason is beside the setting or the call.
 
+mod bulk;
 mod client;
 mod config;
 mod consumer;
@@ -82,11 +83,11 @@ impl Log for KafkaLog {
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         let client = self.shared.reader(View::Committed)?;
-        Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), client, assignments)?))
+        Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), (client, None), assignments)?))
     }
 
     fn bulk_consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
-        let client = self.shared.bulk_reader()?;
+        let client = self.shared.bulk_reader(assignments.iter().map(|(at, _)| at.clone()).collect())?;
         Ok(Box::new(KafkaConsumer::new(Arc::clone(&self.shared), client, assignments)?))
     }
 

@@ -8,11 +8,11 @@
 
 #![allow(unsafe_code)]
 
-use super::client::Quiet;
+use super::client::Reading;
 use super::consumer::{Item, item};
 use millstream_shard::log::Outgoing;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use std::ffi::{CStr, CString};
@@ -187,7 +187,7 @@ pub(super) struct Reader {
     pub(super) sources: Vec<Source>,
     batch: Vec<*mut sys::rd_kafka_message_t>,
     pub(super) with_headers: bool,
-    consumer: BaseConsumer<Quiet>,
+    consumer: Reading,
 }
 
 // SAFETY: librdkafka's handles may be used from any thread; the reader is used by one at a time, as it is not Sync.
@@ -195,8 +195,8 @@ unsafe impl Send for Reader {}
 
 impl Reader {
     /// A reader of nothing yet.
-    pub(super) fn new(consumer: BaseConsumer<Quiet>, with_headers: bool) -> Reader {
-        // SAFETY: the client is owned by the reader, which destroys the queue before it.
+    pub(super) fn new(consumer: Reading, with_headers: bool) -> Reader {
+        // SAFETY: the client lives as long as the reader, which destroys the queue before it lets go of it.
         let queue = unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) };
         Reader { queue, sources: Vec::new(), batch: Vec::new(), with_headers, consumer }
     }

@@ -1,16 +1,17 @@
 //! What the clients of one log share: configuration, the client that asks about offsets, the admin client, known topics.
 
-use super::client::{Quiet, about, code, creation, is_missing};
+use super::bulk::{Bulk, Share};
+use super::client::{Quiet, Reading, about, code, creation, is_missing};
 use super::config::KafkaConfig;
 use super::raw;
 use millstream_shard::log::{Ends, LogError, Retention, TopicPartition, TopicSpec, View};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Room for the batch header around a message of the largest size.
@@ -36,7 +37,12 @@ pub(super) struct Shared {
     /// Asks for ends that readers do not see.
     uncommitted: BaseConsumer<Quiet>,
     admin: AdminClient<Quiet>,
+    bulk: Arc<Bulk>,
     topics: Mutex<HashMap<String, u32>>,
+}
+
+fn reading(config: &ClientConfig) -> Result<Reading, LogError> {
+    BaseConsumer::from_config_and_context(config, Quiet::default()).map(Arc::new).map_err(|error| creation(&error))
 }
 
 impl Shared {
@@ -49,21 +55,22 @@ impl Shared {
         reader.set("isolation.level", "read_uncommitted");
         let uncommitted = BaseConsumer::from_config_and_context(&reader, quiet.clone()).map_err(|e| creation(&e))?;
         let admin = AdminClient::from_config_and_context(&config.client(), quiet.clone()).map_err(|e| creation(&e))?;
-        Ok(Shared { config, quiet, queries, uncommitted, admin, topics: Mutex::new(HashMap::new()) })
+        let (bulk, topics) = (Arc::default(), Mutex::default());
+        Ok(Shared { config, quiet, queries, uncommitted, admin, bulk, topics })
     }
 
     /// A client to read with.
-    pub(super) fn reader(&self, view: View) -> Result<BaseConsumer<Quiet>, LogError> {
+    pub(super) fn reader(&self, view: View) -> Result<Reading, LogError> {
         let mut config = self.config.reader();
         if view == View::Everything {
             config.set("isolation.level", "read_uncommitted");
         }
-        BaseConsumer::from_config_and_context(&config, Quiet::default()).map_err(|e| creation(&e))
+        reading(&config)
     }
 
-    /// A client to read much with.
-    pub(super) fn bulk_reader(&self) -> Result<BaseConsumer<Quiet>, LogError> {
-        BaseConsumer::from_config_and_context(&self.config.bulk_reader(), Quiet::default()).map_err(|e| creation(&e))
+    /// A client to read much of these partitions with, which others may read other partitions with.
+    pub(super) fn bulk_reader(&self, of: Vec<TopicPartition>) -> Result<(Reading, Option<Share>), LogError> {
+        self.bulk.join(of, || reading(&self.config.bulk_reader()))
     }
 
     /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like

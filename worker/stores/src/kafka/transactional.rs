@@ -14,7 +14,7 @@
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
 //!   nobody polls.
 
-use super::client::{about, creation, report};
+use super::client::{about, code, creation, report};
 use super::producer::fate;
 use super::raw;
 use super::shared::Shared;
@@ -22,7 +22,7 @@ use millstream_shard::log::{LogError, Outgoing, Transactional};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,6 +33,8 @@ struct Watch {
     trouble: Mutex<Option<String>>,
     /// The first connection that was there and is lost.
     lost: Mutex<Option<String>>,
+    /// The first message that the brokers refused for its size: its topic, and how large it was.
+    refused: Mutex<Option<(String, usize)>>,
 }
 
 impl Watch {
@@ -46,6 +48,11 @@ impl Watch {
 
     fn take_lost(&self) -> Option<String> {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn take_refused(&self) -> Option<LogError> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+        refused.map(|(topic, size)| LogError::TooLarge { topic, size })
     }
 
     fn trouble(&self) -> Option<String> {
@@ -76,7 +83,11 @@ impl ProducerContext for Watch {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
+        if let Err((error, message)) = result {
+            if let LogError::TooLarge { topic, size } = fate(code(error), message.topic(), message.payload_len()) {
+                let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                refused.get_or_insert((topic, size));
+            }
             self.note(format!("message not delivered: {error}"));
         }
     }
@@ -258,7 +269,11 @@ impl Transactional for KafkaTransactional {
 
     fn commit(&mut self) -> Result<(), LogError> {
         self.alive()?;
-        self.try_commit().map_err(|why| self.die("commit", why))?;
+        if let Err(why) = self.try_commit() {
+            let unknown = self.die("commit", why);
+            // It was not asked to commit then.
+            return Err(self.client.context().take_refused().unwrap_or(unknown));
+        }
         self.has_ended = true;
         Ok(())
     }

@@ -31,20 +31,20 @@ pub(super) fn may_insert(mutation: &Mutation) -> bool {
 }
 
 /// Matches the document that the mutation fits: its guard is lower than the mutation's, and not lower than what that builds on.
+///
+/// The guard stands in an `$and` of its own, beside the key: some servers that speak MongoDB's protocol look only such a one up by its key, and read the whole collection otherwise. To MongoDB it is the same.
 pub(super) fn filter(mutation: &Mutation) -> BsonDocument {
     let number = |revision: u64| i64::try_from(revision).unwrap_or(i64::MAX);
     let (generation, revision) = (i64::from(mutation.generation), number(mutation.revision));
     let id = key(&mutation.tenant, &mutation.id);
-    if let Some(base) = needed_base(mutation) {
-        return doc! { ID: id, GENERATION: generation, REVISION: { "$gte": number(base), "$lt": revision } };
-    }
-    doc! {
-        ID: id,
-        "$or": [
-            { GENERATION: { "$lt": generation } },
-            { GENERATION: generation, REVISION: { "$lt": revision } },
+    let lower = match needed_base(mutation) {
+        Some(base) => vec![doc! { GENERATION: generation, REVISION: { "$gte": number(base), "$lt": revision } }],
+        None => vec![
+            doc! { GENERATION: { "$lt": generation } },
+            doc! { GENERATION: generation, REVISION: { "$lt": revision } },
         ],
-    }
+    };
+    doc! { ID: id, "$and": [{ "$or": lower }] }
 }
 
 /// Decides how to write a mutation.
@@ -274,10 +274,11 @@ mod tests {
     #[test]
     fn what_builds_on_a_revision_matches_it_and_creates_nothing() {
         let set = Mutation { base: 3, ..mutation(vec![("a", Op::Set(Value::null()))]) };
-        let expected = doc! { ID: "t/1", GENERATION: 2_i64, REVISION: { "$gte": 3_i64, "$lt": 5_i64 } };
-        assert_eq!((filter(&set), may_insert(&set)), (expected, false));
+        let expected = |guards: Vec<BsonDocument>| doc! { ID: "t/1", "$and": [{ "$or": guards }] };
+        let from_base = vec![doc! { GENERATION: 2_i64, REVISION: { "$gte": 3_i64, "$lt": 5_i64 } }];
+        assert_eq!((filter(&set), may_insert(&set)), (expected(from_base), false));
         let lower = [doc! { GENERATION: { "$lt": 2_i64 } }, doc! { GENERATION: 2_i64, REVISION: { "$lt": 5_i64 } }];
-        let expected = doc! { ID: "t/1", "$or": lower.to_vec() };
+        let expected = expected(lower.to_vec());
         let whole = Mutation { base: 3, ..mutation(vec![("", Op::Tombstone(true))]) };
         for mutation in [Mutation { base: 0, ..set }, whole] {
             assert_eq!((filter(&mutation), may_insert(&mutation)), (expected.clone(), true));

@@ -8,7 +8,8 @@
 use super::error::{removed, store_error};
 use millstream_shard::state::StoreError;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Env, Options, SstFileWriter, WriteBufferManager, properties,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, Env, Options, SstFileWriter,
+    WriteBufferManager, properties,
     statistics::{StatsLevel, Ticker},
 };
 use std::collections::BTreeMap;
@@ -26,6 +27,10 @@ const LEVEL0_STOP: i32 = 64;
 const LEVEL1_BYTES: u64 = 64 << 20;
 /// Bits per key: one in a hundred look-ups of a missing key reads a block for nothing.
 const FILTER_BITS: f64 = 10.0;
+/// A part of an index or of a filter.
+const METADATA_BLOCK_BYTES: usize = 4 << 10;
+/// So many entries of an index share one whole key.
+const INDEX_RESTART: i32 = 8;
 
 /// Bounds of what the stores of one process share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,6 +239,14 @@ fn table(cache: &Cache) -> BlockBasedOptions {
     // In the cache, so that they are part of the budget however large the state is; those of the newest files are needed by every look-up.
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // In parts of 4 kB, of which the cache keeps those in use: when the state is much larger than the cache, a whole index (200 kB for a file of 16 MB) would be
+    // read and decompressed again for one entry. What leads to the parts is small, and stays.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(METADATA_BLOCK_BYTES);
+    table.set_pin_top_level_index_and_filter(true);
+    // Neighbours share most of their keys: without the repetition an index is a third as large.
+    table.set_index_block_restart_interval(INDEX_RESTART);
     table
 }
 
