@@ -3,12 +3,13 @@
 //! A client has three threads and more, and asks each broker on its own; each answer wakes several of them, here and in the broker. At a low rate that is most of the work of a reader. Readers
 //! of one client come with one question per broker, and keep queues of their own, so that none waits for another's.
 //!
-//! A client reads a partition once: who comes second for one gets a client of its own. After a partition could not be read, whoever comes next gets a new client, as after any error.
+//! A client reads a partition once: who comes second for one gets a client of its own. After a partition could not be read, whoever comes next gets a new client, as after any error; and so
+//! when a topic was deleted and made again: a client that knew the former one may wait for it for ever.
 
 use super::client::{Quiet, Reading};
 use millstream_shard::log::{LogError, TopicPartition};
 use rdkafka::consumer::BaseConsumer;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The client that is shared, while there is a reader.
@@ -20,6 +21,8 @@ struct Inner {
     client: Weak<BaseConsumer<Quiet>>,
     /// What is read with it.
     taken: BTreeSet<TopicPartition>,
+    /// The topics that it knows, and the id of each.
+    topics: BTreeMap<String, String>,
 }
 
 /// A reader's part in the client; to be dropped after the reader.
@@ -34,17 +37,19 @@ impl Bulk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A client to read these with.
+    /// A client to read these with; `topics` are theirs, each with the id that it has now.
     pub(super) fn join(
         self: &Arc<Bulk>,
         partitions: Vec<TopicPartition>,
+        topics: BTreeMap<String, String>,
         make: impl FnOnce() -> Result<Reading, LogError>,
     ) -> Result<(Reading, Option<Share>), LogError> {
         let mut inner = self.lock();
-        let client = inner.client.upgrade();
+        let was_made_again = topics.iter().any(|(topic, id)| inner.topics.get(topic).is_some_and(|known| known != id));
+        let client = inner.client.upgrade().filter(|_| !was_made_again);
         if client.is_none() {
-            // Of the last one, which is gone, or about to be.
-            inner.taken.clear();
+            // Of the one before, which is gone, or for those only that have it.
+            *inner = Inner::default();
         }
         if partitions.iter().any(|at| inner.taken.contains(at)) {
             return Ok((make()?, None));
@@ -52,6 +57,7 @@ impl Bulk {
         let client = client.map_or_else(make, Ok)?;
         inner.client = Arc::downgrade(&client);
         inner.taken.extend(partitions.iter().cloned());
+        inner.topics.extend(topics);
         let share = Share { of: Arc::clone(self), client: Arc::downgrade(&client), partitions };
         Ok((client, Some(share)))
     }
@@ -88,39 +94,50 @@ mod tests {
         Ok(Arc::new(BaseConsumer::from_config_and_context(&ClientConfig::new(), Quiet::default()).unwrap()))
     }
 
-    fn at(partition: u32) -> Vec<TopicPartition> {
-        vec![TopicPartition::new("topic", partition)]
+    fn join(bulk: &Arc<Bulk>, partition: u32, id: &str) -> (Reading, Option<Share>) {
+        let topics = BTreeMap::from([("topic".to_owned(), id.to_owned())]);
+        bulk.join(vec![TopicPartition::new("topic", partition)], topics, client).unwrap()
     }
 
     #[test]
     fn readers_of_different_partitions_share_a_client_and_a_second_of_one_does_not() {
         let bulk = Arc::new(Bulk::default());
-        let (first, share) = bulk.join(at(0), client).unwrap();
-        let (second, _second_share) = bulk.join(at(1), client).unwrap();
+        let (first, share) = join(&bulk, 0, "id");
+        let (second, _second_share) = join(&bulk, 1, "id");
         assert!(Arc::ptr_eq(&first, &second));
-        let (rival, none) = bulk.join(at(0), client).unwrap();
+        let (rival, none) = join(&bulk, 0, "id");
         assert!(!Arc::ptr_eq(&first, &rival) && none.is_none());
         drop(share);
-        let (again, _share) = bulk.join(at(0), client).unwrap();
+        let (again, _share) = join(&bulk, 0, "id");
         assert!(Arc::ptr_eq(&second, &again), "it is free again");
     }
 
     #[test]
     fn after_trouble_the_next_reader_has_another_client() {
         let bulk = Arc::new(Bulk::default());
-        let (first, share) = bulk.join(at(0), client).unwrap();
+        let (first, share) = join(&bulk, 0, "id");
         let share = share.unwrap();
         share.retire();
-        let (second, second_share) = bulk.join(at(0), client).unwrap();
+        let (second, second_share) = join(&bulk, 0, "id");
         assert!(!Arc::ptr_eq(&first, &second));
         share.retire();
         drop(share);
-        let (third, none) = bulk.join(at(0), client).unwrap();
+        let (third, none) = join(&bulk, 0, "id");
         assert!(
             none.is_none() && !Arc::ptr_eq(&second, &third),
             "the former reader's end frees nothing of the next one's"
         );
         drop((second, second_share));
-        assert!(bulk.join(at(0), client).unwrap().1.is_some());
+        assert!(join(&bulk, 0, "id").1.is_some());
+    }
+
+    #[test]
+    fn a_topic_that_was_made_again_is_read_with_another_client() {
+        let bulk = Arc::new(Bulk::default());
+        let (first, _first_share) = join(&bulk, 0, "id");
+        let (second, _second_share) = join(&bulk, 1, "another id");
+        assert!(!Arc::ptr_eq(&first, &second));
+        let (third, share) = join(&bulk, 0, "another id");
+        assert!(Arc::ptr_eq(&second, &third) && share.is_some());
     }
 }

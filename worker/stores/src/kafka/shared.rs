@@ -70,7 +70,10 @@ impl Shared {
 
     /// A client to read much of these partitions with, which others may read other partitions with.
     pub(super) fn bulk_reader(&self, of: Vec<TopicPartition>) -> Result<(Reading, Option<Share>), LogError> {
-        self.bulk.join(of, || reading(&self.config.bulk_reader()))
+        let names: BTreeSet<&str> = of.iter().map(|at| &*at.topic).collect();
+        let topics = names.into_iter().map(|topic| Ok((topic.to_owned(), self.topic_id(topic)?)));
+        let topics = topics.collect::<Result<_, LogError>>()?;
+        self.bulk.join(of, topics, || reading(&self.config.bulk_reader()))
     }
 
     /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like
