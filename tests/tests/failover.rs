@@ -236,6 +236,7 @@ fn a_watch_goes_on_when_the_log_was_away_and_looking_does_not_end_it() {
     let names: Vec<_> = std::iter::once(("gateway", "gateway")).chain(names).collect();
     let mut pipeline = Pipeline::launched(&settings, &names).unwrap();
     let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("watch")).unwrap();
     let config = pipeline.gateway().unwrap().config().display().to_string();
     let program = binary().unwrap().display().to_string();
     let command = [program, "plan".into(), "auto".into(), "--watch".into(), "--config".into(), config];

@@ -14,7 +14,7 @@
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
 //!   nobody polls.
 
-use super::client::{about, code, creation, report};
+use super::client::{about, creation, report};
 use super::producer::fate;
 use super::raw;
 use super::shared::Shared;
@@ -22,7 +22,7 @@ use millstream_shard::log::{LogError, Outgoing, Transactional};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,8 +33,6 @@ struct Watch {
     trouble: Mutex<Option<String>>,
     /// The first connection that was there and is lost.
     lost: Mutex<Option<String>>,
-    /// The first message that the brokers refused for its size: its topic, and how large it was.
-    refused: Mutex<Option<(String, usize)>>,
 }
 
 impl Watch {
@@ -50,11 +48,6 @@ impl Watch {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn take_refused(&self) -> Option<LogError> {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
-        refused.map(|(topic, size)| LogError::TooLarge { topic, size })
-    }
-
     fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -67,6 +60,13 @@ impl ClientContext for Watch {
         let lost = facility == "FAIL" && !message.contains("max idle time exceeded");
         if lost || facility == "REQTMOUT" {
             self.note(message.to_owned());
+        }
+        // A message that was refused: the rest of the transaction is not sent any more, and would be waited for in vain.
+        if facility == "TXNERR" {
+            let what = message.split_once("]: ").map_or(message, |(_, message)| message);
+            let hint =
+                if message.contains("MSG_SIZE_TOO_LARGE") { "; raise `max.message.bytes` of that topic" } else { "" };
+            self.note(format!("{what}{hint}"));
         }
         // What was never there cannot be lost.
         if lost && ["in state UP", "in state REAUTH"].iter().any(|state| message.contains(state)) {
@@ -83,11 +83,7 @@ impl ProducerContext for Watch {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, message)) = result {
-            if let LogError::TooLarge { topic, size } = fate(code(error), message.topic(), message.payload_len()) {
-                let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-                refused.get_or_insert((topic, size));
-            }
+        if let Err((error, _)) = result {
             self.note(format!("message not delivered: {error}"));
         }
     }
@@ -269,11 +265,7 @@ impl Transactional for KafkaTransactional {
 
     fn commit(&mut self) -> Result<(), LogError> {
         self.alive()?;
-        if let Err(why) = self.try_commit() {
-            let unknown = self.die("commit", why);
-            // It was not asked to commit then.
-            return Err(self.client.context().take_refused().unwrap_or(unknown));
-        }
+        self.try_commit().map_err(|why| self.die("commit", why))?;
         self.has_ended = true;
         Ok(())
     }
