@@ -78,7 +78,7 @@ bench-engine: setup-test ## the engine's figures, about 20 minutes: bench/result
 	@$(if $(QUICK),true,tools/generate)
 
 .PHONY: bench-failover
-bench-failover: setup-test ## longest gaps when a worker is killed, and when its shards are handed off: bench/results/failover.json
+bench-failover: setup-test ## longest gaps when a worker is killed, and when its shards are handed off, into bench/results/engine.json
 	@cargo build --locked --workspace --bins
 	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-failover"
 	@tools/generate

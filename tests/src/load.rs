@@ -9,7 +9,7 @@ use millstream::cli::{Admin, snapshot, usage};
 use millstream::generate::{Load, Options, generate};
 use millstream_model::frame::{self, Content};
 use millstream_model::proto::Envelope;
-use millstream_shard::log::{Log as _, Start, TopicPartition};
+use millstream_shard::log::{Log as _, TopicPartition, View};
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -235,17 +235,12 @@ fn in_ingress(settings: &Settings) -> Result<BTreeMap<String, u64>> {
     let topic = format!("{}.ingress", settings.pipeline);
     let at: Vec<TopicPartition> =
         (0..settings.shards).map(|shard| TopicPartition::new(topic.as_str(), shard)).collect();
-    let ends = at.iter().map(|at| Ok(log.bounds(at)?.1)).collect::<Result<Vec<u64>>>()?;
-    let starts: Vec<_> = at.into_iter().map(|at| (at, Start::Earliest)).collect();
-    let mut consumer = log.consumer(&starts)?;
+    let all: Vec<_> = at.into_iter().map(|at| (at, 0..u64::MAX)).collect();
     let (mut counts, mut wrong) = (BTreeMap::new(), None);
-    until("the end of ingress", || {
-        consumer.poll(1_000, Duration::from_millis(100), &mut |message| {
-            if let Err(error) = count_frame(message.payload, &mut counts) {
-                wrong = Some(error);
-            }
-        })?;
-        Ok(consumer.positions().iter().zip(&ends).all(|(position, end)| position >= end).then_some(()))
+    log.read(&all, View::Committed, &mut |_, message| {
+        if let Err(error) = count_frame(&message.payload, &mut counts) {
+            wrong = Some(error);
+        }
     })?;
     wrong.map_or(Ok(counts), Err)
 }

@@ -731,3 +731,15 @@ fn an_owner_whose_clock_was_set_back_goes_on_storing() {
     let stored = stored(&fixture.after_a_crash("state"));
     assert!(stored >= 2, "{stored}");
 }
+
+#[test]
+fn what_changed_last_is_stored_although_nothing_follows() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    assert_eq!(stored(&fixture.after_a_crash("state")), 0, "it was stored by something else");
+    fixture.pass(10_000);
+    assert!(shard.run_batch().unwrap().is_none());
+    assert_eq!(stored(&fixture.after_a_crash("state")), 1);
+}

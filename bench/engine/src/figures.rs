@@ -6,9 +6,6 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Figures of failover and handoff come from another program, in the same form.
-const ELSEWHERE: &str = "failover.json";
-
 /// One figure.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Figure {
@@ -25,7 +22,7 @@ pub(crate) struct Figure {
     /// The aim is a lower bound.
     #[serde(default)]
     at_least: bool,
-    /// How it was measured.
+    /// How it was measured; figures of failover and handoff, which another program (`bench/failover`) puts behind ours, have none.
     #[serde(default)]
     run: Option<serde_json::Value>,
 }
@@ -84,16 +81,15 @@ impl Figures {
         Ok(())
     }
 
-    /// Writes them, and behind them what another program has measured.
+    /// Writes them in place of those that the file had, and keeps those of the other program.
     pub(crate) fn write(mut self, path: &Path) -> Result<()> {
         let folder = path.parent().context("the file needs a folder")?;
         std::fs::create_dir_all(folder)?;
-        let elsewhere = folder.join(ELSEWHERE);
-        if elsewhere.exists() {
-            let text = std::fs::read_to_string(&elsewhere)?;
-            let more: Vec<Figure> = serde_json::from_str(&text)
-                .with_context(|| format!("{} is not a list of figures", elsewhere.display()))?;
-            self.0.extend(more);
+        if path.exists() {
+            let text = std::fs::read_to_string(path)?;
+            let before: Vec<Figure> =
+                serde_json::from_str(&text).with_context(|| format!("{} is not a list of figures", path.display()))?;
+            self.0.extend(before.into_iter().filter(|figure| figure.run.is_none()));
         }
         let text = serde_json::to_string_pretty(&self.0)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -156,16 +152,16 @@ mod tests {
     }
 
     #[test]
-    fn what_another_program_measured_comes_behind() {
+    fn what_another_program_measured_stays_behind_what_is_written_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("engine.json");
-        let other = r#"[{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true}]"#;
-        std::fs::write(folder.path().join(ELSEWHERE), other).unwrap();
+        let other = r#"[{"figure":"memory","value":300.0,"unit":"MB","run":{"load":1.0}},{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true,"run":null}]"#;
+        std::fs::write(&path, other).unwrap();
         let mut figures = Figures::default();
-        figures.add("memory", 200.0, "MB", None, serde_json::Value::Null);
+        figures.add("memory", 200.0, "MB", None, serde_json::json!({"load": 2.0}));
         figures.write(&path).unwrap();
         let read: Vec<Figure> = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        let names: Vec<&str> = read.iter().map(|figure| figure.figure.as_str()).collect();
-        assert_eq!(names, ["memory", "failover"]);
+        let values: Vec<(&str, f64)> = read.iter().map(|figure| (figure.figure.as_str(), figure.value)).collect();
+        assert_eq!(values, [("memory", 200.0), ("failover", 1.5)]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Two workers of unify and of action (8 shards a stage by default), a gateway, Kafka of its own. Each round, one worker that owns half of the shards of a stage
 //! is killed, or a plan gives its shards to the other. The figure of a round is the longest gap of *any* shard, by a reader of `events` ([`probe`]); from it the interval
-//! between batches at rest is taken (the gap that a moment drawn at random lies in, its median), and for a kill, the bound of silence after which successors may act. Results go to `bench/results/failover.json`.
+//! between batches at rest is taken (the gap that a moment drawn at random lies in, its median), and for a kill, the bound of silence after which successors may act. Results go to `bench/results/engine.json`, behind those of the engine.
 
 mod probe;
 
@@ -39,14 +39,14 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     brokers: usize,
     /// Where the results go
-    #[arg(long, default_value = "bench/results/failover.json")]
+    #[arg(long, default_value = "bench/results/engine.json")]
     out: PathBuf,
 }
 
-/// One figure, as in `engine.json`.
+/// One figure, as the engine's.
 #[derive(Serialize)]
 struct Figure {
-    figure: String,
+    figure: &'static str,
     value: f64,
     unit: &'static str,
     peer: Option<&'static str>,
@@ -54,6 +54,9 @@ struct Figure {
     ratio: Option<f64>,
     aim: f64,
     met: bool,
+    at_least: bool,
+    /// None says that it is of this program.
+    run: Option<()>,
 }
 
 fn main() -> Result<()> {
@@ -251,22 +254,17 @@ fn percentile(values: &[Duration], share: f64) -> Duration {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// The list of all figures has these, too, behind those of its own program, which say how they were measured: in place of what it had of them.
-fn replace_in(all: &Path, figures: &[Figure]) -> Result<()> {
-    if !all.exists() {
-        return Ok(());
+/// Writes these behind the figures of the engine, which say how they were measured, in place of those that were there.
+fn replace_in(file: &Path, figures: &[Figure]) -> Result<()> {
+    let mut list: Vec<serde_json::Value> = Vec::new();
+    if file.exists() {
+        list = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+        list.retain(|figure| figure.get("run").is_some_and(|run| !run.is_null()));
     }
-    let mut list: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(all)?)?;
-    list.retain(|figure| figure.get("run").is_some_and(|run| !run.is_null()));
     for figure in figures {
-        let mut figure = serde_json::to_value(figure)?;
-        if let Some(members) = figure.as_object_mut() {
-            members.insert("at_least".to_owned(), false.into());
-            members.insert("run".to_owned(), serde_json::Value::Null);
-        }
-        list.push(figure);
+        list.push(serde_json::to_value(figure)?);
     }
-    Ok(std::fs::write(all, serde_json::to_string_pretty(&list)? + "\n")?)
+    Ok(std::fs::write(file, serde_json::to_string_pretty(&list)? + "\n")?)
 }
 
 /// Half of all time lies in gaps that are shorter or as long.
@@ -286,8 +284,8 @@ fn write(args: &Args, [rest, longest]: [Duration; 2], handoffs: &[Duration], kil
     let beyond = |gap: &Duration| gap.saturating_sub(rest);
     let handoffs: Vec<Duration> = handoffs.iter().map(beyond).collect();
     let after: Vec<Duration> = kills.iter().map(|gap| gap.saturating_sub(SILENCE)).collect();
-    let figure = |name: &str, value: f64, aim: f64| Figure {
-        figure: name.to_owned(),
+    let figure = |name: &'static str, value: f64, aim: f64| Figure {
+        figure: name,
         value,
         unit: "ms",
         peer: None,
@@ -295,6 +293,8 @@ fn write(args: &Args, [rest, longest]: [Duration; 2], handoffs: &[Duration], kil
         ratio: None,
         aim,
         met: value <= aim,
+        at_least: false,
+        run: None,
     };
     let figures = [
         figure(
@@ -318,8 +318,7 @@ fn write(args: &Args, [rest, longest]: [Duration; 2], handoffs: &[Duration], kil
     if let Some(folder) = args.out.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(&args.out, serde_json::to_string_pretty(&figures)? + "\n")?;
-    replace_in(&args.out.with_file_name("engine.json"), &figures)?;
+    replace_in(&args.out, &figures)?;
     println!(
         "at rest: interval between batches {rest:?}, longest {longest:?}; {} handoffs, {} kills; written to {}",
         handoffs.len(),

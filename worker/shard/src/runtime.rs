@@ -249,18 +249,9 @@ impl<S: Stage> Shard<S> {
         self.settle_doubt()?;
         let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes;
         self.collect_flush(behind)?;
-        let now_ms = self.environment.clock.now_ms();
-        let has_changed = self.position.batch_number > self.flushed_batch;
-        let is_over = has_changed && has_passed(REPLAY_MS, self.flushed_ms, now_ms);
-        let is_due = self.flushes.is_idle() && (is_over || self.cache.dirty_bytes() >= self.limits.dirty_bytes);
-        let safe_offset = if is_due || has_passed(NOTE_EVERY_MS, self.noted_ms, now_ms) {
-            self.noted_ms = now_ms;
-            Some(self.changelog_end()?)
-        } else {
-            None
-        };
+        let is_due = self.is_flush_due();
         let before = mutant::is(Mutant::FlushNewerThanPosition).then(|| self.position.clone());
-        let result = self.transact();
+        let result = self.transact(is_due);
         if result.is_err() && mutant::is(Mutant::ClientKept) {
             self.cache.discard();
             return self.go_on_in_place().map(|()| None);
@@ -268,10 +259,7 @@ impl<S: Stage> Shard<S> {
         if !matches!(result, Ok(Some(_))) && !mutant::is(Mutant::OverlayLeaks) {
             self.cache.discard();
         }
-        let Some(mut report) = result? else { return Ok(None) };
-        if let Some(safe_offset) = safe_offset {
-            self.position.changelog_offset = safe_offset;
-        }
+        let report = result?;
         if is_due && !mutant::is(Mutant::ApplyBeforeCommit) {
             let newest = before.map(|before| std::mem::replace(&mut self.position, before));
             self.flush();
@@ -279,6 +267,7 @@ impl<S: Stage> Shard<S> {
                 self.position = newest;
             }
         }
+        let Some(mut report) = report else { return Ok(None) };
         report.committed_ms = self.environment.clock.now_ms();
         report.spans = std::mem::take(&mut self.out.spans);
         report.reasons = std::mem::take(&mut self.out.reasons);
@@ -286,6 +275,13 @@ impl<S: Stage> Shard<S> {
             (self.cache.bytes() + self.output.waiting.bytes(), self.cache.dirty_bytes());
         report.trouble = self.flushes.trouble().map(str::to_owned);
         Ok(Some(report))
+    }
+
+    /// Is there enough that changed, or has it changed for long, and nothing is being stored?
+    fn is_flush_due(&self) -> bool {
+        let has_changed = self.position.batch_number > self.flushed_batch;
+        let is_over = has_changed && has_passed(REPLAY_MS, self.flushed_ms, self.environment.clock.now_ms());
+        self.flushes.is_idle() && (is_over || self.cache.dirty_bytes() >= self.limits.dirty_bytes)
     }
 
     fn settle_doubt(&mut self) -> Result<(), ShardError> {
@@ -299,14 +295,14 @@ impl<S: Stage> Shard<S> {
         self.cache.set_capacity(self.limits.cache_bytes.saturating_sub(self.output.waiting.bytes()));
     }
 
-    fn transact(&mut self) -> Result<Option<Report>, ShardError> {
+    fn transact(&mut self, notes_end: bool) -> Result<Option<Report>, ShardError> {
         let read = self.read();
         if read.is_err() && mutant::is(Mutant::OverlayLeaks) {
             return self.go_on_in_place().map(|()| None);
         }
-        let Some(read) = read? else { return self.idle() };
+        let Some(read) = read? else { return self.idle(notes_end) };
         self.output.finish(&mut *self.producer)?;
-        self.commit(&read).map(Some)
+        self.commit(&read, notes_end).map(Some)
     }
 
     /// What nobody may do: go on with the same client, as if the batch had not been. Only mutants come here.
@@ -319,7 +315,7 @@ impl<S: Stage> Shard<S> {
     }
 
     /// A batch without a record: sends what waits, or, after a while, commits positions that moved.
-    fn idle(&mut self) -> Result<Option<Report>, ShardError> {
+    fn idle(&mut self, notes_end: bool) -> Result<Option<Report>, ShardError> {
         let now_ms = self.environment.clock.now_ms();
         let is_over = has_passed(IDLE_COMMIT_MS, self.committed_ms, now_ms);
         if !self.output.is_due() && (!is_over || self.inputs.next() == self.position.inputs) {
@@ -330,7 +326,8 @@ impl<S: Stage> Shard<S> {
         self.producer.begin()?;
         let origin = self.origin();
         self.output.begin(origin, &mut *self.producer)?;
-        self.commit(&Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 }).map(Some)
+        let read = Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 };
+        self.commit(&read, notes_end).map(Some)
     }
 
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
@@ -384,8 +381,9 @@ impl<S: Stage> Shard<S> {
         Origin { epoch: self.position.epoch, batch: self.position.batch_number + 1 }
     }
 
-    /// Writes the changelog record and commits.
-    fn commit(&mut self, read: &Read) -> Result<Report, ShardError> {
+    /// Writes the changelog record and commits. With `notes_end`, or now and then, it notes where the changelog ended before.
+    fn commit(&mut self, read: &Read, notes_end: bool) -> Result<Report, ShardError> {
+        let changelog_offset = self.safe_offset(notes_end)?;
         let mut batch = self.cache.changes(read.forget_before)?;
         let usage = self.sums.add(std::mem::take(&mut self.out.usage), &mut batch.changes, &mut batch.totals);
         self.output.waiting.change(&mut batch.changes, &mut batch.totals);
@@ -418,6 +416,7 @@ impl<S: Stage> Shard<S> {
             state_digest: header.state_digest,
             periods: self.cache.totals().periods(),
             own_batch: true,
+            changelog_offset,
             owed: Vec::new(),
             ..std::mem::take(&mut self.position)
         };
@@ -452,7 +451,13 @@ impl<S: Stage> Shard<S> {
         sums.chain(self.output.waiting.take_unflushed()).collect()
     }
 
-    fn changelog_end(&self) -> Result<u64, ShardError> {
+    /// From where a follower has to read once the batch is committed that is about to be.
+    fn safe_offset(&mut self, now: bool) -> Result<u64, ShardError> {
+        let now_ms = self.environment.clock.now_ms();
+        if !now && !has_passed(NOTE_EVERY_MS, self.noted_ms, now_ms) {
+            return Ok(self.position.changelog_offset);
+        }
+        self.noted_ms = now_ms;
         Ok(self.environment.log.bounds(&self.changelog)?.1)
     }
 
@@ -490,7 +495,7 @@ impl<S: Stage> Shard<S> {
     pub(crate) fn give(&mut self, to: (&str, u32)) -> Result<(), ShardError> {
         // Its heir looks for nothing.
         if self.output.is_owed() {
-            self.idle()?;
+            self.idle(false)?;
         }
         self.settle_doubt()?;
         let (topics, stage) = (&self.environment.topics, self.stage.name());

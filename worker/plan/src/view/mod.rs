@@ -285,13 +285,13 @@ impl Heard {
                 it.well_ms.get_or_insert(now_ms);
             }
         }
+        failing.retain(|_, it| !it.is_over(bounds.unable_ms, now_ms));
         let tried_in_vain = |shard: &ShardStatus| shard.role == Role::Opening && !shard.condition.is_empty();
         for (id, _) in status.shards.iter().filter(|(_, shard)| tried_in_vain(shard)) {
-            let first = Failing { since_ms: now_ms, last_ms: now_ms, well_ms: None };
-            let since_ms = failing.get(id).filter(|it| !it.is_over(bounds.unable_ms, now_ms)).map(|it| it.since_ms);
-            failing.insert(id.clone(), Failing { since_ms: since_ms.unwrap_or(now_ms), ..first });
+            let now = Failing { since_ms: now_ms, last_ms: now_ms, well_ms: None };
+            let it = failing.entry(id.clone()).or_insert(now);
+            *it = Failing { since_ms: it.since_ms, ..now };
         }
-        failing.retain(|_, it| !it.is_over(bounds.unable_ms, now_ms));
         failing
     }
 }
