@@ -8,6 +8,13 @@ use std::process::Command;
 const KAFKA_VERSION: &str = "4.4.0";
 const MONGO_VERSION: &str = "0.5.3-beta.196";
 const MONGO_BINARY: &str = "secantusd-rs";
+const KUBERNETES_VERSION: &str = "1.34.4";
+/// What makes Kubernetes' programs, kubectl and etcd one program: it is linked once, not seven times.
+const HYPERKUBE: [(&str, &str); 3] = [
+    ("go.mod", include_str!("../../cluster/hyperkube/go.mod")),
+    ("go.sum", include_str!("../../cluster/hyperkube/go.sum")),
+    ("main.go", include_str!("../../cluster/hyperkube/main.go")),
+];
 const POM: &str = include_str!("../../servers/kafka/pom.xml");
 
 /// The folder with Kafka's jars; fetches them when they are not there yet (about 45 MB, by Maven).
@@ -49,6 +56,54 @@ pub fn install_mongo() -> Result<PathBuf> {
         },
     )?;
     Ok(binary)
+}
+
+/// The program that is etcd, every program of Kubernetes, and kubectl, by its first argument; builds it when it is not there yet (about 6 minutes on 2 cores).
+///
+/// # Errors
+/// When Go is missing or the build fails.
+pub fn install_kubernetes() -> Result<PathBuf> {
+    let pinned = format!("k8s.io/kubernetes v{KUBERNETES_VERSION}");
+    ensure!(HYPERKUBE.iter().any(|(_, text)| text.contains(&pinned)), "go.mod does not pin {pinned}");
+    let name = format!("kubernetes-{KUBERNETES_VERSION}");
+    let binary = root()?.join(&name).join("hyperkube");
+    once(
+        &name,
+        || binary.is_file(),
+        |folder| {
+            needs("go", "version", "install Go 1.24 or newer from https://go.dev/dl, for Debian 12 has an older one")?;
+            let sources = folder.join("sources");
+            std::fs::create_dir(&sources)?;
+            for (file, text) in HYPERKUBE {
+                std::fs::write(sources.join(file), text)?;
+            }
+            let flags = version_flags(KUBERNETES_VERSION)?;
+            let build = ["build", "-trimpath", "-ldflags", &flags, "-o", "../hyperkube", "."];
+            run(Command::new("go").args(build).current_dir(&sources).env("CGO_ENABLED", "0"))?;
+            std::fs::remove_dir_all(sources).context("cannot remove the sources")
+        },
+    )?;
+    Ok(binary)
+}
+
+/// What Kubernetes' own build says of its version; without it, clients take it for version 0.
+fn version_flags(version: &str) -> Result<String> {
+    let minor = version.split('.').nth(1).context("a version without a minor one")?;
+    let mut flags = "-s -w".to_owned();
+    for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
+        let said = [
+            ("gitVersion", format!("v{version}")),
+            ("gitMajor", "1".to_owned()),
+            ("gitMinor", minor.to_owned()),
+            ("gitTreeState", "clean".to_owned()),
+            ("gitCommit", "0".repeat(40)),
+            ("buildDate", "1970-01-01T00:00:00Z".to_owned()),
+        ];
+        for (name, value) in said {
+            flags.push_str(&format!(" -X {package}.{name}={value}"));
+        }
+    }
+    Ok(flags)
 }
 
 /// Where everything is.

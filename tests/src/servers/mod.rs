@@ -1,4 +1,4 @@
-//! Real servers for tests: Apache Kafka (KRaft, from its jars) and a MongoDB-compatible server, on loopback with free ports.
+//! Real servers for tests: Apache Kafka (KRaft, from its jars), a MongoDB-compatible server and the API server of Kubernetes, on loopback with free ports.
 //!
 //! - **Installed once** into a cache outside the checkout (`$MILLSTREAM_CACHE`, else `~/.cache/millstream`), at pinned versions, under a lock
 //!   file, so that test processes that run at once do not disturb each other. An installation that was cut short is done again.
@@ -9,11 +9,13 @@
 mod cache;
 pub mod certificates;
 mod kafka;
+mod kubernetes;
 mod mongo;
 mod process;
 
-pub use cache::{install_kafka, install_mongo};
+pub use cache::{install_kafka, install_kubernetes, install_mongo};
 pub use kafka::{Kafka, USER};
+pub use kubernetes::ApiServer;
 pub use mongo::Mongo;
 pub use process::free_ports;
 pub use process::{Server, Stop};

@@ -1,7 +1,8 @@
 //! Reading a configuration: file, then flags and environment, then what the schema cannot say.
 
 use super::{
-    Action, ApiKey, Config, Documents, Kafka, Limits, Log, LogFormat, Mongodb, Owned, Ownership, Ratio, Shards, Size,
+    Action, ApiKey, Config, Documents, Kafka, Limits, Log, LogFormat, Mongodb, Owned, Ownership, Place, Ratio, Secret,
+    Shards, Size,
 };
 use millstream_stages::source::LEAST_ID_CHARS;
 use millstream_stores::embedded::log::LogOptions;
@@ -27,6 +28,12 @@ pub struct ConfigArgs {
     /// Overrides `worker`.
     #[arg(long, env = "MILLSTREAM_WORKER", value_name = "NAME")]
     pub worker: Option<super::Name>,
+    /// Overrides `ownership.plan.zone`, unless it is empty: Kubernetes may not know the zone.
+    #[arg(long, env = "MILLSTREAM_ZONE", value_name = "NAME")]
+    pub zone: Option<String>,
+    /// Overrides `ownership.plan.node`, unless it is empty.
+    #[arg(long, env = "MILLSTREAM_NODE", value_name = "NAME")]
+    pub node: Option<String>,
     /// Overrides `listen`.
     #[arg(long, env = "MILLSTREAM_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
@@ -127,14 +134,14 @@ fn syntax(error: &serde_yaml::Error, path: &Path) -> ConfigError {
 }
 
 fn finish(mut config: Config, args: &ConfigArgs, path: &Path) -> Result<Config, ConfigError> {
-    apply(args, &mut config);
-    match check(&config) {
+    let prepared = apply(args, &mut config).and_then(|()| read_secrets(&mut config));
+    match prepared.and_then(|()| check(&config)) {
         Ok(()) => Ok(config),
         Err((field, message)) => Err(ConfigError::Invalid { path: path.display().to_string(), field, message }),
     }
 }
 
-fn apply(args: &ConfigArgs, config: &mut Config) {
+fn apply(args: &ConfigArgs, config: &mut Config) -> Result<(), Complaint> {
     let args = args.clone();
     set(&mut config.shards, args.shards.map(Shards));
     set(&mut config.owned, args.owned);
@@ -152,6 +159,7 @@ fn apply(args: &ConfigArgs, config: &mut Config) {
     if let Some(uri) = args.mongodb_uri {
         apply_uri(uri, &mut config.documents);
     }
+    apply_place(args.zone, args.node, &mut config.ownership)
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {
@@ -169,9 +177,56 @@ fn apply_brokers(brokers: Vec<String>, log: &mut Log) {
 
 fn apply_uri(uri: String, documents: &mut Documents) {
     match documents {
-        Documents::Mongodb(mongodb) => mongodb.uri = uri,
+        Documents::Mongodb(mongodb) => (mongodb.uri, mongodb.uri_file) = (uri, None),
         Documents::Embedded => *documents = Documents::Mongodb(Mongodb::new(uri)),
     }
+}
+
+fn apply_place(zone: Option<String>, node: Option<String>, ownership: &mut Ownership) -> Result<(), Complaint> {
+    let place = |field: &str, text: Option<String>| match text.filter(|text| !text.is_empty()) {
+        Some(text) => text.parse::<Place>().map(Some).map_err(|why| (format!("ownership.plan.{field}"), why)),
+        None => Ok(None),
+    };
+    let (zone, node) = (place("zone", zone)?, place("node", node)?);
+    match ownership {
+        Ownership::Plan(plan) => {
+            set(&mut plan.zone, zone.map(Some));
+            set(&mut plan.node, node.map(Some));
+            Ok(())
+        }
+        Ownership::Static if zone.is_some() || node.is_some() => complaint(
+            "ownership",
+            "zone and node are for workers that follow a plan: set `ownership: {plan: {}}`, or leave them out",
+        ),
+        Ownership::Static => Ok(()),
+    }
+}
+
+/// Puts what is in files of its own where it belongs.
+fn read_secrets(config: &mut Config) -> Result<(), Complaint> {
+    if let Log::Kafka(kafka) = &mut config.log {
+        for (property, path) in &kafka.security_files {
+            let field = format!("log.kafka.security_files.{property}");
+            if kafka.security.contains_key(property) {
+                return complaint(field, format!("log.kafka.security has `{property}`, too: write it in one of them"));
+            }
+            let secret = read_secret(&field, path)?;
+            kafka.security.insert(property.clone(), secret);
+        }
+    }
+    let Documents::Mongodb(mongodb) = &mut config.documents else { return Ok(()) };
+    let Some(path) = &mongodb.uri_file else { return Ok(()) };
+    if !mongodb.uri.is_empty() {
+        return complaint("documents.mongodb.uri_file", "there is a `uri`, too: write one of them");
+    }
+    mongodb.uri = read_secret("documents.mongodb.uri_file", path)?.reveal().to_owned();
+    Ok(())
+}
+
+fn read_secret(field: &str, path: &Path) -> Result<Secret, Complaint> {
+    let complain = |why: String| (field.to_owned(), format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| complain(format!("cannot be read: {error}")))?;
+    text.trim_end_matches(['\r', '\n']).parse().map_err(complain)
 }
 
 type Complaint = (String, String);
@@ -241,7 +296,10 @@ fn check_stores(config: &Config) -> Result<(), Complaint> {
     }
     let Documents::Mongodb(mongodb) = &config.documents else { return Ok(()) };
     if !["mongodb://", "mongodb+srv://"].iter().any(|scheme| mongodb.uri.starts_with(scheme)) {
-        return complaint("documents.mongodb.uri", "must start with mongodb:// or mongodb+srv://");
+        return complaint(
+            "documents.mongodb.uri",
+            "must start with mongodb:// or mongodb+srv:// (or leave it out, and give `uri_file`)",
+        );
     }
     mongodb.store().check().map_err(|error| ("documents.mongodb".to_owned(), error.to_string()))
 }

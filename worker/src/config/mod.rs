@@ -19,7 +19,7 @@ mod units;
 pub use action::Action;
 pub use embedded::EmbeddedLog;
 pub use load::{ConfigArgs, ConfigError, load, parse};
-pub use ownership::{Ownership, Plan};
+pub use ownership::{Ownership, Place, Plan};
 pub use secret::{KeyHash, Secret, without_credentials};
 pub use state::State;
 pub use unify::{RecordLimits, TenantRules, Unify};
@@ -118,9 +118,11 @@ impl Config {
     pub fn to_yaml(&self) -> String {
         let mut shown = self.clone();
         if let Documents::Mongodb(mongodb) = &mut shown.documents {
-            mongodb.uri = without_credentials(&mongodb.uri);
+            let is_in_file = mongodb.uri_file.is_some();
+            mongodb.uri = if is_in_file { String::new() } else { without_credentials(&mongodb.uri) };
         }
         if let Log::Kafka(kafka) = &mut shown.log {
+            kafka.security.retain(|name, _| !kafka.security_files.contains_key(name));
             let secret =
                 |name: &str| ["password", "secret", "jaas", "key.pem", "token"].iter().any(|part| name.contains(part));
             let properties = kafka.properties.iter_mut().filter(|(name, _)| secret(name));
@@ -279,6 +281,9 @@ pub struct Kafka {
     /// Properties of the client for security, by librdkafka's names: `security.protocol`, `sasl.*`, `ssl.*`. Never printed.
     #[serde(default)]
     pub security: BTreeMap<String, Secret>,
+    /// Of the same properties, those whose values are in files of their own, by name; the line end of a file does not count. Read once, at the start.
+    #[serde(default)]
+    pub security_files: BTreeMap<String, PathBuf>,
     /// Further properties of the client, by librdkafka's names, over Millstream's defaults (`fetch.wait.max.ms`, say: how long a reader lets what comes gather, 50 ms). What Millstream's guarantees rest on is refused.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
@@ -304,6 +309,7 @@ impl Kafka {
             brokers,
             replication: default_replication(),
             security: BTreeMap::new(),
+            security_files: BTreeMap::new(),
             properties: BTreeMap::new(),
             topic_properties: BTreeMap::new(),
             transaction_timeout: default_transaction_timeout(),
@@ -359,8 +365,12 @@ pub enum Documents {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mongodb {
-    /// Connection string, `mongodb://...`.
+    /// Connection string, `mongodb://...`. This or `uri_file`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uri: String,
+    /// File with the connection string; its line end does not count. Read once, at the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri_file: Option<PathBuf>,
     /// Database that holds the collections (default `millstream`).
     #[serde(default = "default_database")]
     pub database: String,
@@ -376,7 +386,7 @@ impl Mongodb {
     /// The defaults, with this server.
     pub fn new(uri: impl Into<String>) -> Mongodb {
         let (database, write_timeout) = (default_database(), default_write_timeout());
-        Mongodb { uri: uri.into(), database, write_timeout, options: BTreeMap::new() }
+        Mongodb { uri: uri.into(), uri_file: None, database, write_timeout, options: BTreeMap::new() }
     }
 
     /// As the store takes it.

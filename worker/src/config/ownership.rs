@@ -1,6 +1,7 @@
 //! Who owns which shard.
 
-use super::{Millis, Name};
+use super::Millis;
+use super::text::{from_text, to_text};
 use millstream_plan::view::Bounds;
 use serde::{Deserialize, Serialize};
 
@@ -15,14 +16,49 @@ pub enum Ownership {
     Plan(Plan),
 }
 
+/// Name of a zone or a machine, as clouds and Kubernetes name them: 1 to 253 letters, digits, `-`, `_` and `.`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(String);
+
+impl Place {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Place, String> {
+        let is_allowed = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+        if (1..=253).contains(&text.len()) && text.chars().all(is_allowed) {
+            return Ok(Place(text.to_owned()));
+        }
+        Err(format!(
+            "`{}` is not the name of a zone or machine: use 1 to 253 letters, digits, `-`, `_` and `.`",
+            text.escape_debug()
+        ))
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+from_text!(Place, "a name of 1 to 253 letters, digits, `-`, `_` and `.`");
+to_text!(Place);
+
 /// A worker that follows the plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plan {
     /// Failure domain, such as a zone: successors of a shard are elsewhere, if they can be (default: not known).
-    pub zone: Option<Name>,
+    pub zone: Option<Place>,
     /// Machine; as `zone` (default: not known).
-    pub node: Option<Name>,
+    pub node: Option<Place>,
     /// Relative to other workers: one of 2 gets twice the shards of one of 1 (default 1).
     pub capacity: u32,
     /// A worker that was not heard for so long is silent, and its successors take over (default 3s). The same in every process.

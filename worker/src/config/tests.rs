@@ -245,3 +245,90 @@ fn flags_and_environment_are_one_table() {
 fn the_defaults_of_unify_are_the_stage_s() {
     assert_eq!(Unify::default().rules(), millstream_stages::unify::UnifyConfig::default());
 }
+
+#[test]
+fn secrets_are_read_from_files_and_printed_as_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (password, uri) = (file("password", "hunter2\n"), file("uri", "mongodb://app:hunter2@db/\r\n"));
+    let text = format!(
+        "log: {{kafka: {{brokers: [a], security: {{sasl.mechanism: PLAIN}}, security_files: {{sasl.password: {password}}}}}}}
+documents: {{mongodb: {{uri_file: {uri}}}}}"
+    );
+    let config = read(&text).unwrap();
+    let Log::Kafka(kafka) = &config.log else { panic!("{:?}", config.log) };
+    assert_eq!(kafka.store().security["sasl.password"], "hunter2");
+    let Documents::Mongodb(mongodb) = &config.documents else { panic!("{:?}", config.documents) };
+    assert_eq!(mongodb.store().uri, "mongodb://app:hunter2@db/");
+    let printed = config.to_yaml();
+    assert!(!printed.contains("hunter2"), "{printed}");
+    let again = read(&printed.replace("(redacted)", "PLAIN")).unwrap();
+    assert_eq!(again, config, "what is printed reads the same files");
+
+    let (missing, empty) = (folder.path().join("missing").display().to_string(), file("empty", "\n"));
+    let kafka = |more: &str| format!("log: {{kafka: {{brokers: [a], {more}}}}}");
+    let mongodb = |more: &str| format!("documents: {{mongodb: {{{more}}}}}");
+    let cases = [
+        (
+            kafka(&format!("security_files: {{sasl.password: {missing}}}")),
+            "security_files.sasl.password: ",
+            "cannot be read",
+        ),
+        (
+            kafka(&format!("security_files: {{sasl.password: {empty}}}")),
+            "security_files.sasl.password: ",
+            "must not be empty",
+        ),
+        (
+            kafka(&format!("security: {{sasl.password: x}}, security_files: {{sasl.password: {password}}}")),
+            "security_files.sasl.password: ",
+            "write it in one of them",
+        ),
+        (kafka(&format!("security_files: {{acks: {password}}}")), "log.kafka: ", "acks"),
+        (mongodb(&format!("uri: 'mongodb://x', uri_file: {uri}")), "documents.mongodb.uri_file: ", "write one of them"),
+        (mongodb(&format!("uri_file: {missing}")), "documents.mongodb.uri_file: ", "cannot be read"),
+        (mongodb("database: d"), "documents.mongodb.uri: ", "or leave it out, and give `uri_file`"),
+    ];
+    for (text, field, message) in cases {
+        let error = read(&text).unwrap_err();
+        assert!(error.contains(field) && error.contains(message) && !error.contains("hunter2"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn zone_and_node_come_from_flags_for_workers_that_follow_a_plan() {
+    let with = |zone: &str, node: &str, text: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("m.yaml");
+        std::fs::write(&file, text).unwrap();
+        let args = ConfigArgs {
+            config: Some(file),
+            zone: Some(zone.to_owned()),
+            node: Some(node.to_owned()),
+            ..ConfigArgs::default()
+        };
+        load(&args).map_err(|error| error.to_string())
+    };
+    let planned = "ownership: {plan: {zone: written}}";
+    let place = |config: &Config| match &config.ownership {
+        Ownership::Plan(plan) => [&plan.zone, &plan.node].map(|place| place.as_ref().map(ToString::to_string)),
+        Ownership::Static => panic!("{config:?}"),
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        place(&with("eu_1", "ip-10-0-0-1.compute.internal", planned).unwrap()),
+        [some("eu_1"), some("ip-10-0-0-1.compute.internal")]
+    );
+    assert_eq!(place(&with("", "", planned).unwrap()), [some("written"), None]);
+    assert!(with("a zone", "", planned).unwrap_err().contains("ownership.plan.zone: `a zone` is not the name"));
+    assert!(
+        with("eu", "", "shards: 2")
+            .unwrap_err()
+            .contains("ownership: zone and node are for workers that follow a plan")
+    );
+    assert!(with("", "", "shards: 2").is_ok());
+}

@@ -359,7 +359,7 @@ impl Process {
     }
 
     fn profile(&self, plan: &config::Plan, roles: &[Role]) -> Profile {
-        let text = |name: &Option<config::Name>| name.as_ref().map(ToString::to_string).unwrap_or_default();
+        let text = |name: &Option<config::Place>| name.as_ref().map(ToString::to_string).unwrap_or_default();
         Profile {
             worker: self.config.worker.to_string(),
             zone: text(&plan.zone),

@@ -1,0 +1,148 @@
+//! The log that a pipeline stands on.
+
+use crate::common::{HumanDuration, LocalObject, SecretKey};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Apache Kafka: how to reach it, and who makes the topics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.sasl) || has(self.tls) || self.sasl.mechanism.startsWith('SCRAM')").message(
+    "SASL/PLAIN without TLS sends the password in the clear: add `kafka.tls`, or use SCRAM-SHA-512"
+))]
+#[x_kube(validation = Rule::new("(has(self.prefix) ? self.prefix : '') == (has(oldSelf.prefix) ? oldSelf.prefix : '')").message(
+    "kafka.prefix is fixed once the pipeline exists, because it is in the names of its topics: create another pipeline"
+))]
+pub struct Kafka {
+    /// `host:port` of some brokers: enough that one of them is always there.
+    #[schemars(
+        length(min = 1, max = 32),
+        inner(length(min = 3, max = 261), regex(pattern = r"^[^:,\s]+:[0-9]{1,5}$"))
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub bootstrap_servers: Vec<String>,
+
+    /// Encrypts connections; without it they are in the clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+
+    /// Who we are to the brokers; nobody without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sasl: Option<Sasl>,
+
+    /// Beginning of the names of all topics, transactional ids and consumer groups: what ACLs of kind `PREFIXED` are given for (default: the pipeline's name). Fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    pub prefix: Option<String>,
+
+    /// Copies of each partition of topics that are created (default 3). Below 3, a broken machine can lose acknowledged records: for development.
+    #[serde(default = "three")]
+    #[schemars(range(min = 1, max = 7))]
+    pub replication: i32,
+
+    /// Who makes the topics (default `Managed`).
+    #[serde(default)]
+    pub topics: TopicManagement,
+
+    /// How long topics for others keep what is in them.
+    #[serde(default)]
+    pub retention: Retention,
+
+    /// Further properties of the client, by librdkafka's names, over Millstream's defaults. What its guarantees rest on is refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
+    pub properties: BTreeMap<String, String>,
+}
+
+fn three() -> i32 {
+    3
+}
+
+/// Encryption of connections to brokers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// Certificate authorities that brokers' certificates are checked against, PEM (default: those of the image).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<SecretKey>,
+
+    /// A Secret of type `kubernetes.io/tls` with our certificate, `tls.crt` and `tls.key`, for brokers that ask for one (default: none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<LocalObject>,
+}
+
+/// Authentication with a password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sasl {
+    /// How the password is proved (default `SCRAM-SHA-512`).
+    #[serde(default)]
+    pub mechanism: SaslMechanism,
+
+    /// The user's name.
+    #[schemars(length(min = 1, max = 256))]
+    pub username: String,
+
+    /// The password. When it changes, workers are restarted one by one, after their shards have moved.
+    pub password: SecretKey,
+}
+
+/// How a password is proved to the brokers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SaslMechanism {
+    /// The password itself, for TLS only.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// By challenge, with SHA-256.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// By challenge, with SHA-512.
+    #[default]
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+/// Who makes a pipeline's topics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TopicManagement {
+    /// The operator creates them, and checks their settings.
+    #[default]
+    Managed,
+    /// Somebody else has created them: the operator only checks them, and names what is missing.
+    Existing,
+    /// The operator writes `KafkaTopic` resources for Strimzi's topic operator, and waits for it.
+    Strimzi,
+}
+
+/// How long topics keep what is in them. Internal topics are trimmed by what was processed and checkpointed, not by time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retention {
+    /// Accepted records, processed or not (default 7d). A pipeline that is behind by more loses records; the condition `RetentionAtRisk` warns long before.
+    #[serde(default = "week")]
+    pub ingress: HumanDuration,
+
+    /// Enriched events (default 7d).
+    #[serde(default = "week")]
+    pub events: HumanDuration,
+
+    /// Rejects (default 14d).
+    #[serde(default = "fortnight")]
+    pub rejects: HumanDuration,
+}
+
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention { ingress: week(), events: week(), rejects: fortnight() }
+    }
+}
+
+fn week() -> HumanDuration {
+    "7d".into()
+}
+
+fn fortnight() -> HumanDuration {
+    "14d".into()
+}

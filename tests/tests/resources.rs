@@ -1,0 +1,239 @@
+//! The resources on a real API server: they are installed as users install them, and each rule refuses what it must, with its message, before anything is stored.
+
+use millstream_tests::servers::ApiServer;
+use serde_json::{Value, json};
+use std::sync::OnceLock;
+
+/// The API server with the resources installed by plain `kubectl apply`.
+fn server() -> &'static ApiServer {
+    static INSTALLED: OnceLock<&'static ApiServer> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        let server = ApiServer::shared().unwrap();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/yaml");
+        let said = server.try_kubectl(&["apply", "-f", folder], "").unwrap();
+        assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
+        server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").unwrap();
+        server
+    })
+}
+
+fn pipeline(name: &str) -> Value {
+    json!({
+        "apiVersion": "ingestion.millstream.dev/v1alpha1",
+        "kind": "IngestionPipeline",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "image": "registry.example.com/millstream:0.1.0",
+            "kafka": {"bootstrapServers": ["kafka:9092"]},
+            "documentStore": {"mongodb": {"uri": {"name": "mongodb", "key": "uri"}}},
+        },
+    })
+}
+
+/// The same with something else at a path such as `/spec/shards`; `null` takes it away.
+fn with(mut object: Value, path: &str, value: Value) -> Value {
+    let (parent, member) = path.rsplit_once('/').unwrap();
+    let parent = parent
+        .split('/')
+        .skip(1)
+        .fold(&mut object, |at, name| at.as_object_mut().unwrap().entry(name).or_insert_with(|| json!({})));
+    let members = parent.as_object_mut().unwrap();
+    if value.is_null() {
+        members.remove(member).map(drop).unwrap()
+    } else {
+        members.insert(member.to_owned(), value).map_or((), drop)
+    }
+    object
+}
+
+/// What the API server says of it, without storing it; `None` when it has nothing against it.
+fn refused(object: &Value) -> Option<String> {
+    let said = server()
+        .try_kubectl(
+            &["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"],
+            &object.to_string(),
+        )
+        .unwrap();
+    (!said.status.success()).then(|| String::from_utf8_lossy(&said.stderr).into_owned())
+}
+
+fn apply(object: &Value) {
+    server().kubectl(&["apply", "--server-side", "-f", "-"], &object.to_string()).unwrap();
+}
+
+fn stored(kind: &str, name: &str) -> Value {
+    serde_json::from_str(&server().kubectl(&["get", kind, name, "-o", "json"], "").unwrap()).unwrap()
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_what_to_do() {
+    let plain =
+        |sasl: &str| json!({"mechanism": sasl, "username": "u", "password": {"name": "kafka", "key": "password"}});
+    let cases = [
+        ("/metadata/name", json!("a-name-that-is-longer-than-forty-characters"), "40 characters"),
+        ("/spec/image", Value::Null, "spec.image: Required value"),
+        ("/spec/image", json!("two words"), "spec.image"),
+        ("/spec/shards", json!(0), "spec.shards"),
+        ("/spec/shards", json!(4097), "spec.shards"),
+        ("/spec/standbys", json!(3), "spec.standbys"),
+        ("/spec/kafka/bootstrapServers", json!([]), "spec.kafka.bootstrapServers"),
+        ("/spec/kafka/bootstrapServers", json!(["kafka"]), "spec.kafka.bootstrapServers[0]"),
+        ("/spec/kafka/bootstrapServers", json!(["a:1", "a:1"]), "duplicate"),
+        ("/spec/kafka/sasl", plain("PLAIN"), "sends the password in the clear"),
+        ("/spec/kafka/topics", json!("Mine"), "Managed"),
+        ("/spec/kafka/retention/ingress", json!("a week"), "spec.kafka.retention.ingress"),
+        ("/spec/documentStore", json!({}), "exactly one document store"),
+        ("/spec/objectStore", json!({}), "exactly one object store"),
+        (
+            "/spec/objectStore/s3",
+            json!({"bucket": "checkpoints", "accessKeyId": {"name": "s3", "key": "id"}}),
+            "or neither",
+        ),
+        ("/spec/stages/action/replicas", json!(0), "spec.stages.action.replicas"),
+        (
+            "/spec/stages/unify/storage",
+            json!({"emptyDir": {}, "persistentVolumeClaim": {"size": "1Gi"}}),
+            "at most one of",
+        ),
+        ("/spec/shard", json!(8), "field not declared in schema"),
+    ];
+    assert_eq!(refused(&pipeline("right")), None);
+    for (path, value, expected) in cases {
+        let said = refused(&with(pipeline("wrong"), path, value.clone())).unwrap_or_default();
+        assert!(said.contains(expected), "{path} = {value}: {said:?} instead of {expected:?}");
+    }
+    for (path, value) in
+        [("/spec/kafka/sasl", plain("SCRAM-SHA-512")), ("/spec/shards", json!(4096)), ("/spec/kafka/tls", json!({}))]
+    {
+        assert_eq!(refused(&with(pipeline("right"), path, value)), None, "{path}");
+    }
+}
+
+#[test]
+fn what_is_fixed_cannot_be_changed() {
+    let claim = |class: &str| json!({"persistentVolumeClaim": {"size": "1Gi", "storageClassName": class}});
+    let first = with(
+        with(pipeline("fixed"), "/spec/stages/action/storage", claim("fast")),
+        "/spec/kafka/prefix",
+        json!("mine"),
+    );
+    apply(&first);
+    let cases = [
+        ("/spec/shards", json!(16), "shards is fixed"),
+        ("/spec/kafka/prefix", json!("other"), "prefix is fixed"),
+        ("/spec/kafka/prefix", Value::Null, "prefix is fixed"),
+        ("/spec/stages/action/storage", json!({"emptyDir": {}}), "kind of storage is fixed"),
+        ("/spec/stages/action/storage", claim("slow"), "storageClassName is fixed"),
+        ("/spec/stages/unify/storage", claim("fast"), "kind of storage is fixed"),
+    ];
+    for (path, value, expected) in cases {
+        let said = refused(&with(first.clone(), path, value.clone())).unwrap_or_default();
+        assert!(said.contains(expected), "{path} = {value}: {said:?} instead of {expected:?}");
+    }
+    for (path, value) in
+        [("/spec/image", json!("other:1")), ("/spec/standbys", json!(2)), ("/spec/suspend", json!(true))]
+    {
+        assert_eq!(refused(&with(first.clone(), path, value)), None, "{path}");
+    }
+}
+
+#[test]
+fn defaults_are_shown() {
+    apply(&pipeline("defaults"));
+    let spec = &stored("mip", "defaults")["spec"];
+    let shown = [
+        ("/shards", json!(8)),
+        ("/standbys", json!(1)),
+        ("/suspend", json!(false)),
+        ("/topicDeletionPolicy", json!("Retain")),
+        ("/imagePullPolicy", json!("IfNotPresent")),
+        ("/kafka/replication", json!(3)),
+        ("/kafka/topics", json!("Managed")),
+        ("/kafka/retention/rejects", json!("14d")),
+        ("/documentStore/mongodb/database", json!("millstream")),
+        ("/stages/reaction/replicas", json!(2)),
+        ("/observability/logFormat", json!("json")),
+    ];
+    for (path, expected) in shown {
+        assert_eq!(spec.pointer(path), Some(&expected), "{path} in {spec}");
+    }
+}
+
+#[test]
+fn a_free_form_field_keeps_everything() {
+    let template = json!({"spec": {"priorityClassName": "high", "containers": [{"name": "millstream", "env": [{"name": "A", "value": "b"}]}]}});
+    apply(&with(pipeline("free-form"), "/spec/stages/gateway/podTemplate", template.clone()));
+    assert_eq!(stored("mip", "free-form").pointer("/spec/stages/gateway/podTemplate"), Some(&template));
+}
+
+#[test]
+fn people_see_the_columns_that_matter() {
+    apply(&pipeline("columns"));
+    let status = json!({"status": {
+        "shards": "16/16", "freshness": "0.4s", "version": "0.1.0",
+        "conditions": [{"type": "Ready", "status": "True", "reason": "AllShardsOwned", "message": "", "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+    }});
+    server()
+        .kubectl(&["patch", "mip", "columns", "--subresource=status", "--type=merge", "-p", &status.to_string()], "")
+        .unwrap();
+    let table = server().kubectl(&["get", "millstream"], "").unwrap();
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(
+        lines.iter().any(|line| line.starts_with(&[
+            "NAME",
+            "READY",
+            "UPGRADE",
+            "SHARDS",
+            "FRESHNESS",
+            "VERSION",
+            "AGE"
+        ])),
+        "{table}"
+    );
+    // What has no value is left empty.
+    assert!(
+        lines.iter().any(|line| line.ends_with(&["columns", "True", "16/16", "0.4s", "0.1.0"])
+            || line.windows(5).any(|part| part[1..] == ["True", "16/16", "0.4s", "0.1.0"])),
+        "{table}"
+    );
+    let spec = json!({"spec": {"suspend": true}, "status": {"shards": "0/16"}});
+    server().kubectl(&["patch", "mip", "columns", "--type=merge", "-p", &spec.to_string()], "").unwrap();
+    assert_eq!(
+        stored("mip", "columns").pointer("/status/shards"),
+        Some(&json!("16/16")),
+        "status is written by its own subresource only"
+    );
+}
+
+#[test]
+fn a_stage_is_scaled_as_a_deployment_is() {
+    let scale = json!({
+        "apiVersion": "ingestion.millstream.dev/v1alpha1",
+        "kind": "StageScale",
+        "metadata": {"name": "orders-action", "namespace": "default"},
+        "spec": {"pipelineRef": {"name": "orders"}, "stage": "action", "replicas": 2},
+    });
+    apply(&scale);
+    let status =
+        json!({"status": {"replicas": 2, "readyReplicas": 2, "selector": "app.kubernetes.io/component=action"}});
+    server()
+        .kubectl(
+            &["patch", "mss", "orders-action", "--subresource=status", "--type=merge", "-p", &status.to_string()],
+            "",
+        )
+        .unwrap();
+    server().kubectl(&["scale", "stagescale/orders-action", "--replicas=4"], "").unwrap();
+    let read = server().kubectl(&["get", "mss", "orders-action", "--subresource=scale", "-o", "json"], "").unwrap();
+    let read: Value = serde_json::from_str(&read).unwrap();
+    assert_eq!((&read["spec"]["replicas"], &read["status"]["replicas"]), (&json!(4), &json!(2)));
+    assert_eq!(read["status"]["selector"], json!("app.kubernetes.io/component=action"));
+    for (path, value, expected) in [
+        ("/spec/stage", json!("unify"), "pipelineRef and stage are fixed"),
+        ("/spec/pipelineRef/name", json!("other"), "pipelineRef and stage are fixed"),
+        ("/spec/replicas", json!(0), "spec.replicas"),
+        ("/spec/stage", json!("sink"), "gateway"),
+    ] {
+        let said = refused(&with(scale.clone(), path, value)).unwrap_or_default();
+        assert!(said.contains(expected), "{path}: {said:?} instead of {expected:?}");
+    }
+}
