@@ -32,7 +32,7 @@ pub struct Kafka {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sasl: Option<Sasl>,
 
-    /// Beginning of the names of all topics, transactional ids and consumer groups: what ACLs of kind `PREFIXED` are given for (default: the pipeline's name). Fixed.
+    /// Beginning of the names of all topics, transactional ids and consumer groups: what ACLs of kind `PREFIXED` are given for (default: `<namespace>.<name>` of the pipeline; at most 63 characters). Fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub prefix: Option<String>,

@@ -13,6 +13,8 @@
 
 // `KubeSchema` writes each struct once more, in a function.
 #![allow(unreachable_pub)]
+// Columns of one type each name it.
+#![allow(clippy::duplicated_attributes)]
 
 mod common;
 mod kafka;

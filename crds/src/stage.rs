@@ -1,5 +1,6 @@
 //! The workers of each stage.
 
+use crate::scale::StageName;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -26,6 +27,18 @@ pub struct Stages {
     /// Writes documents.
     #[serde(default)]
     pub reaction: Stage,
+}
+
+impl Stages {
+    /// One of them.
+    pub fn of(&self, stage: StageName) -> &Stage {
+        match stage {
+            StageName::Gateway => &self.gateway,
+            StageName::Unify => &self.unify,
+            StageName::Action => &self.action,
+            StageName::Reaction => &self.reaction,
+        }
+    }
 }
 
 /// The workers of one stage.

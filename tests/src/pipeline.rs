@@ -16,13 +16,19 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 /// # Errors
 /// When it was not built.
 pub fn binary() -> Result<PathBuf> {
+    program("millstream")
+}
+
+/// A program of this workspace.
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe()?;
     // Tests are in target/<profile>/deps, programs beside it.
-    let mut candidates = this.ancestors().skip(1).take(2).map(|folder| folder.join("millstream"));
+    let mut candidates = this.ancestors().skip(1).take(2).map(|folder| folder.join(name));
     let found = candidates.find(|binary| binary.is_file());
-    found.with_context(|| {
-        format!("there is no millstream beside {}: run `cargo build --workspace` first", this.display())
-    })
+    found.with_context(|| format!("there is no {name} beside {}: run `cargo build --workspace` first", this.display()))
 }
 
 /// Waits until `check` gives something; fails with what it said last.

@@ -61,6 +61,8 @@ struct Figure {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    // Before anything is measured that could then not be written.
+    let others = of_others(&args.out)?;
     let kafka = Kafka::start_cluster(args.brokers)?;
     let replication = u16::try_from(args.brokers.min(3))?;
     let settings = Settings {
@@ -94,7 +96,7 @@ fn main() -> Result<()> {
     let handoffs = (0..args.handoffs).map(|round| bench.handoff(round, &probe.arrivals)).collect::<Result<Vec<_>>>()?;
     let kills = (0..args.kills).map(|round| bench.kill(round, &probe.arrivals)).collect::<Result<Vec<_>>>()?;
     drop(probe);
-    write(&args, rest, &handoffs, &kills)
+    write(&args, others, rest, &handoffs, &kills)
 }
 
 struct Bench {
@@ -254,17 +256,15 @@ fn percentile(values: &[Duration], share: f64) -> Duration {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// Writes these behind the figures of the engine, which say how they were measured, in place of those that were there.
-fn replace_in(file: &Path, figures: &[Figure]) -> Result<()> {
-    let mut list: Vec<serde_json::Value> = Vec::new();
-    if file.exists() {
-        list = serde_json::from_str(&std::fs::read_to_string(file)?)?;
-        list.retain(|figure| figure.get("run").is_some_and(|run| !run.is_null()));
+/// The figures in a file that another program has measured: those say how.
+fn of_others(file: &Path) -> Result<Vec<serde_json::Value>> {
+    if !file.exists() {
+        return Ok(Vec::new());
     }
-    for figure in figures {
-        list.push(serde_json::to_value(figure)?);
-    }
-    Ok(std::fs::write(file, serde_json::to_string_pretty(&list)? + "\n")?)
+    let mut list: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(file)?)
+        .with_context(|| format!("{} is not a list of figures", file.display()))?;
+    list.retain(|figure| figure.get("run").is_some_and(|run| !run.is_null()));
+    Ok(list)
 }
 
 /// Half of all time lies in gaps that are shorter or as long.
@@ -280,7 +280,13 @@ fn median_by_time(gaps: &[Duration]) -> Duration {
     sorted.into_iter().find(|gap| is_half(gap)).unwrap_or_default()
 }
 
-fn write(args: &Args, [rest, longest]: [Duration; 2], handoffs: &[Duration], kills: &[Duration]) -> Result<()> {
+fn write(
+    args: &Args,
+    mut list: Vec<serde_json::Value>,
+    [rest, longest]: [Duration; 2],
+    handoffs: &[Duration],
+    kills: &[Duration],
+) -> Result<()> {
     let beyond = |gap: &Duration| gap.saturating_sub(rest);
     let handoffs: Vec<Duration> = handoffs.iter().map(beyond).collect();
     let after: Vec<Duration> = kills.iter().map(|gap| gap.saturating_sub(SILENCE)).collect();
@@ -318,7 +324,11 @@ fn write(args: &Args, [rest, longest]: [Duration; 2], handoffs: &[Duration], kil
     if let Some(folder) = args.out.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    replace_in(&args.out, &figures)?;
+    for figure in &figures {
+        println!("{}: {} {}", figure.figure, figure.value, figure.unit);
+        list.push(serde_json::to_value(figure)?);
+    }
+    std::fs::write(&args.out, serde_json::to_string_pretty(&list)? + "\n")?;
     println!(
         "at rest: interval between batches {rest:?}, longest {longest:?}; {} handoffs, {} kills; written to {}",
         handoffs.len(),

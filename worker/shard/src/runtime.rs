@@ -280,8 +280,8 @@ impl<S: Stage> Shard<S> {
     /// Is there enough that changed, or has it changed for long, and nothing is being stored?
     fn is_flush_due(&self) -> bool {
         let has_changed = self.position.batch_number > self.flushed_batch;
-        let is_over = has_changed && has_passed(REPLAY_MS, self.flushed_ms, self.environment.clock.now_ms());
-        self.flushes.is_idle() && (is_over || self.cache.dirty_bytes() >= self.limits.dirty_bytes)
+        let is_over = || has_passed(REPLAY_MS, self.flushed_ms, self.environment.clock.now_ms());
+        has_changed && self.flushes.is_idle() && (self.cache.dirty_bytes() >= self.limits.dirty_bytes || is_over())
     }
 
     fn settle_doubt(&mut self) -> Result<(), ShardError> {

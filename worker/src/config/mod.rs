@@ -282,7 +282,7 @@ pub struct Kafka {
     #[serde(default)]
     pub security: BTreeMap<String, Secret>,
     /// Of the same properties, those whose values are in files of their own, by name; the line end of a file does not count. Read once, at the start.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub security_files: BTreeMap<String, PathBuf>,
     /// Further properties of the client, by librdkafka's names, over Millstream's defaults (`fetch.wait.max.ms`, say: how long a reader lets what comes gather, 50 ms). What Millstream's guarantees rest on is refused.
     #[serde(default)]

@@ -86,10 +86,11 @@ from_text!(KeyHash, "the SHA-256 of a key, 64 hexadecimal digits");
 /// A URI without its user, password and parameters, which may hold secrets: for print-outs and logs.
 pub fn without_credentials(uri: &str) -> String {
     let (scheme, rest) = uri.split_once("://").unwrap_or(("", uri));
-    let rest = rest.split('?').next().unwrap_or_default();
+    let without_parameters = |text: &str| text.split('?').next().unwrap_or_default().to_owned();
+    // First the credentials: a `?` in a password that should have been escaped ends nothing.
     let host = match rest.rsplit_once('@') {
-        Some((_, host)) => format!("(redacted)@{host}"),
-        None => rest.to_owned(),
+        Some((_, host)) => format!("(redacted)@{}", without_parameters(host)),
+        None => without_parameters(rest),
     };
     if scheme.is_empty() { host } else { format!("{scheme}://{host}") }
 }
@@ -102,6 +103,7 @@ mod tests {
     fn a_uri_loses_its_credentials_only() {
         assert_eq!(without_credentials("mongodb://u:p%40x@h1,h2/db?authSource=a"), "mongodb://(redacted)@h1,h2/db");
         assert_eq!(without_credentials("mongodb://localhost:27017"), "mongodb://localhost:27017");
+        assert_eq!(without_credentials("mongodb://u:hun?ter@h/db?x=y"), "mongodb://(redacted)@h/db");
     }
 
     #[test]

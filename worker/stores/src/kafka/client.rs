@@ -109,14 +109,32 @@ pub(super) fn code(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)
 }
 
-/// A client that could not be made.
+/// A client that could not be made. What was set may be a password, so that it is not repeated.
 pub(super) fn creation(error: &KafkaError) -> LogError {
-    LogError::Configuration(format!("the Kafka client refuses its settings: {error}"))
+    let why = match error {
+        KafkaError::ClientConfig(_, why, name, value) if !value.is_empty() => {
+            format!("`{name}`: {}", why.replace(value.as_str(), "(what was set)"))
+        }
+        error => error.to_string(),
+    };
+    LogError::Configuration(format!("the Kafka client refuses its settings: {why}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_setting_that_is_refused_is_named_and_its_value_is_not() {
+        for (name, value) in
+            [("sasl.pasword", "hunter2"), ("sasl.jaas.config", "hunter2"), ("security.protocol", "hunter2")]
+        {
+            let created =
+                rdkafka::config::ClientConfig::new().set(name, value).create::<rdkafka::consumer::BaseConsumer>();
+            let said = creation(&created.err().unwrap()).to_string();
+            assert!(said.contains(name) && !said.contains("hunter2"), "{said}");
+        }
+    }
 
     #[test]
     fn an_error_says_why_there_is_no_connection_until_there_is_one() {

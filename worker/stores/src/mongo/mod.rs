@@ -102,9 +102,19 @@ fn wait<T: Send + 'static>(
     receiver.recv().unwrap_or_else(|_| Err(DocumentError::Unavailable("the client is closed".to_owned())))
 }
 
+/// What the driver says of a connection string may repeat parts of it.
+fn without_credentials(uri: &str, said: &str) -> String {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let Some((credentials, _)) = rest.rsplit_once('@') else { return said.to_owned() };
+    let parts = credentials.split([':', '/', '?', '@', ',']).filter(|part| part.len() > 1);
+    parts.fold(said.to_owned(), |said, part| said.replace(part, "(redacted)"))
+}
+
 async fn open(config: MongoConfig) -> Result<Server, DocumentError> {
-    let wrong = |error: Error| DocumentError::Configuration(format!("uri: {error}"));
-    let mut options = ClientOptions::parse(config.connection_string()).await.map_err(wrong)?;
+    let uri = config.connection_string();
+    let wrong =
+        |error: Error| DocumentError::Configuration(format!("uri: {}", without_credentials(&uri, &error.to_string())));
+    let mut options = ClientOptions::parse(&uri).await.map_err(wrong)?;
     // What is not told otherwise: reads of the primary, and errors in the time that a write has.
     options.selection_criteria = Some(SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary));
     options.read_concern = Some(ReadConcern::local());

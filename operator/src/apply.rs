@@ -1,0 +1,181 @@
+//! Brings the objects about.
+//!
+//! Server-side apply under a field manager of our own: what others set (an annotation of a service mesh, a label of a policy engine) stays theirs, and what we set and somebody changed is set
+//! back. Two things are not applied again and again: a `StageScale`, whose replicas belong to users from the moment on when it is there, and a ConfigMap, which is immutable.
+//!
+//! What is not built any more goes, if it is ours by label and by owner's uid, and if nobody needs it: a ConfigMap stays for as long as a revision of a StatefulSet names it, because a Pod of that
+//! revision may start again.
+
+use crate::build::{Objects, names};
+use crate::trouble::Trouble;
+use crate::{FIELD_MANAGER, Prepared};
+use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+/// What was applied: StatefulSets as the API server has them now.
+pub(crate) struct Applied {
+    pub(crate) stateful_sets: Vec<StatefulSet>,
+}
+
+struct Applier<'a> {
+    client: &'a Client,
+    prepared: &'a Prepared,
+}
+
+/// Applies the objects, and removes those of before.
+///
+/// # Errors
+/// [`Trouble`]: of the first that could not be; the rest follows when it is tried again.
+pub(crate) async fn apply(client: &Client, prepared: &Prepared, objects: &Objects) -> Result<Applied, Trouble> {
+    let applier = Applier { client, prepared };
+    applier.all(&objects.accounts).await?;
+    applier.missing(&objects.config_maps).await?;
+    applier.all(&objects.services).await?;
+    applier.all(&objects.policies).await?;
+    applier.all(&objects.budgets).await?;
+    applier.missing(&objects.scales).await?;
+    let stateful_sets = applier.all(&objects.stateful_sets).await?;
+    applier.remove_others(&objects.services).await?;
+    applier.remove_others(&objects.policies).await?;
+    applier.remove_others::<PodDisruptionBudget>(&objects.budgets).await?;
+    applier.remove_configurations(&objects.config_maps).await?;
+    Ok(Applied { stateful_sets })
+}
+
+/// What every kind is that we apply.
+trait Kind:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+impl<K> Kind for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+
+fn called<K: Kind>(object: &K) -> String {
+    format!("{} {}", K::kind(&()), object.name_any())
+}
+
+impl Applier<'_> {
+    fn api<K: Kind>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), self.prepared.namespace())
+    }
+
+    async fn all<K: Kind>(&self, objects: &[K]) -> Result<Vec<K>, Trouble> {
+        let (api, params) = (self.api::<K>(), PatchParams::apply(FIELD_MANAGER).force());
+        let mut applied = Vec::with_capacity(objects.len());
+        for object in objects {
+            self.check_owner(&api, object).await?;
+            let result = api.patch(&object.name_any(), &params, &Patch::Apply(object)).await;
+            applied.push(result.map_err(|error| Trouble::of(called(object), error))?);
+        }
+        Ok(applied)
+    }
+
+    /// Somebody else's object of the same name is not taken over: whose it is, breaks.
+    async fn check_owner<K: Kind>(&self, api: &Api<K>, object: &K) -> Result<(), Trouble> {
+        let found =
+            api.get_metadata_opt(&object.name_any()).await.map_err(|error| Trouble::of(called(object), error))?;
+        let is_others = |found: &ObjectMeta| !self.is_ours(found.owner_references.as_deref().unwrap_or_default());
+        match found {
+            Some(found) if is_others(&found.metadata) => Err(Trouble::Refused {
+                what: called(object),
+                message: "there is one of this name that does not belong to the pipeline: rename the pipeline, or delete the other".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_ours(&self, owners: &[OwnerReference]) -> bool {
+        let uid = self.prepared.pipeline.metadata.uid.as_deref();
+        owners.iter().any(|owner| owner.controller == Some(true) && Some(owner.uid.as_str()) == uid)
+    }
+
+    /// Creates those that are not there.
+    async fn missing<K: Kind>(&self, objects: &[K]) -> Result<(), Trouble> {
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let api = self.api::<K>();
+        for object in objects {
+            let found =
+                api.get_metadata_opt(&object.name_any()).await.map_err(|error| Trouble::of(called(object), error))?;
+            if found.is_some() {
+                self.check_owner(&api, object).await?;
+                continue;
+            }
+            api.create(&params, object).await.map_err(|error| Trouble::of(called(object), error))?;
+        }
+        Ok(())
+    }
+
+    /// Ours of this kind that are not among these.
+    async fn others<K: Kind>(&self, objects: &[K]) -> Result<Vec<K>, Trouble> {
+        let listed = self.api::<K>().list(&self.ours()).await;
+        let listed = listed.map_err(|error| Trouble::of(format!("list {}", K::kind(&())), error))?;
+        let wanted: BTreeSet<String> = objects.iter().map(ResourceExt::name_any).collect();
+        let is_other = |object: &K| !wanted.contains(&object.name_any()) && self.is_ours(object.owner_references());
+        Ok(listed.items.into_iter().filter(is_other).collect())
+    }
+
+    fn ours(&self) -> ListParams {
+        ListParams::default().labels(&format!(
+            "{}={},{}={FIELD_MANAGER}",
+            names::INSTANCE,
+            self.prepared.name(),
+            names::MANAGED_BY
+        ))
+    }
+
+    async fn remove_others<K: Kind>(&self, objects: &[K]) -> Result<(), Trouble> {
+        for object in self.others(objects).await? {
+            self.remove(&object).await?;
+        }
+        Ok(())
+    }
+
+    /// The very object that was looked at, and no other that has its name by now.
+    async fn remove<K: Kind>(&self, object: &K) -> Result<(), Trouble> {
+        let preconditions = Preconditions { uid: object.uid(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match self.api::<K>().delete(&object.name_any(), &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(Trouble::of(called(object), error)),
+        }
+    }
+
+    async fn remove_configurations(&self, wanted: &[ConfigMap]) -> Result<(), Trouble> {
+        let others = self.others(wanted).await?;
+        if others.is_empty() {
+            return Ok(());
+        }
+        let label = ListParams::default().labels(&format!("{}={}", names::INSTANCE, self.prepared.name()));
+        let revisions: Api<ControllerRevision> = self.api();
+        let revisions = revisions.list(&label).await.map_err(|error| Trouble::of("list ControllerRevisions", error))?;
+        let used: BTreeSet<String> = revisions
+            .items
+            .iter()
+            .flat_map(|revision| configurations_of(revision.data.as_ref().map(|data| &data.0)))
+            .collect();
+        for object in others.iter().filter(|object| !used.contains(&object.name_any())) {
+            self.remove(object).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The ConfigMaps that a revision's template names.
+fn configurations_of(data: Option<&serde_json::Value>) -> Vec<String> {
+    let volumes =
+        data.and_then(|data| data.pointer("/spec/template/spec/volumes")).and_then(|volumes| volumes.as_array());
+    let name = |volume: &serde_json::Value| volume.pointer("/configMap/name")?.as_str().map(str::to_owned);
+    volumes.into_iter().flatten().filter_map(name).collect()
+}

@@ -1,0 +1,245 @@
+//! Watches, and reconciles one pipeline at a time.
+//!
+//! A reconciliation looks at the pipeline as it is and never at why it was called. A resource that cannot be read (written past the schema, by an older or newer one) is passed over with a log line, and
+//! stops nobody else. After a failure a pipeline waits by the kind of failure, longer each time ([`Trouble::pause`]); others do not wait for it.
+
+use crate::apply::apply;
+use crate::build::secrets::needed;
+use crate::build::{build, names};
+use crate::dereference::dereference;
+use crate::status::{Outcome, status};
+use crate::trouble::Trouble;
+use crate::validate::validate;
+use crate::{FIELD_MANAGER, Prepared};
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Patch, PatchParams};
+use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource, ResourceExt};
+use millstream_crds::{
+    GROUP, IngestionPipeline, IngestionPipelineSpec, StageName, StageScale, StageScaleStatus, VERSION,
+};
+use serde_json::json;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+type Guarded = DeserializeGuard<IngestionPipeline>;
+
+/// What was missed, if anything was, is seen after so long.
+const ANYWAY: Duration = Duration::from_secs(300);
+/// What comes in so short a time is one change: a StatefulSet reports each Pod.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// So many pipelines at once.
+const AT_ONCE: u16 = 16;
+
+struct Context {
+    client: Client,
+    /// The operator's own.
+    namespace: String,
+    /// Failures in turn, by uid of the pipeline.
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+/// Reconciles the pipelines of a namespace, or of all, until `stop`.
+pub async fn run(
+    client: Client,
+    watched: Option<&str>,
+    operator_namespace: &str,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let context = Arc::new(Context {
+        client: client.clone(),
+        namespace: operator_namespace.to_owned(),
+        failures: Mutex::default(),
+    });
+    let everything = watcher::Config::default;
+    let ours = || everything().labels(&format!("{}={FIELD_MANAGER}", names::MANAGED_BY));
+    let controller = Controller::new(api::<Guarded>(&client, watched), everything());
+    let store = controller.store();
+    let controller = controller
+        .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
+        .owns(api::<StatefulSet>(&client, watched), ours())
+        .owns(api::<StageScale>(&client, watched), ours())
+        .owns(api::<Service>(&client, watched), ours())
+        .owns(api::<NetworkPolicy>(&client, watched), ours())
+        .owns(api::<PodDisruptionBudget>(&client, watched), ours())
+        .watches(api::<SecretHead>(&client, watched), everything(), move |secret| referring(&store, &secret))
+        .graceful_shutdown_on(stop);
+    let patience = |guarded: Arc<Guarded>, trouble: &Trouble, context: Arc<Context>| {
+        Action::requeue(trouble.pause(context.failures_of(&guarded)))
+    };
+    let reconciled = controller.run(reconcile, patience, context);
+    reconciled
+        .for_each(|result| async move {
+            match result {
+                Ok((of, _)) => tracing::debug!(pipeline = %of, "reconciled"),
+                Err(kube::runtime::controller::Error::ReconcilerFailed(error, of)) => {
+                    tracing::warn!(pipeline = %of, %error, "not reconciled");
+                }
+                Err(error) => tracing::warn!(%error, "watching"),
+            }
+        })
+        .await;
+}
+
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Heads only: what is in the Secrets of a cluster is not the operator's business.
+type SecretHead = PartialObjectMeta<Secret>;
+
+/// The pipelines that refer to a Secret.
+fn referring(store: &Store<Guarded>, secret: &SecretHead) -> Vec<ObjectRef<Guarded>> {
+    let refers = |spec: &IngestionPipelineSpec| {
+        let name = secret.name_any();
+        StageName::ALL.iter().any(|stage| needed(spec, *stage).iter().any(|(key, _)| key.name == name))
+    };
+    let is_it = |guarded: &Arc<Guarded>| {
+        let DeserializeGuard(Ok(pipeline)) = &**guarded else { return false };
+        pipeline.namespace() == secret.namespace() && refers(&pipeline.spec)
+    };
+    store.state().iter().filter(|guarded| is_it(guarded)).map(|guarded| ObjectRef::from_obj(&**guarded)).collect()
+}
+
+async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
+    let pipeline = match &guarded.0 {
+        Ok(pipeline) => pipeline,
+        Err(invalid) => {
+            let name = invalid.metadata.name.as_deref().unwrap_or_default();
+            tracing::error!(name, error = %invalid.error, "a pipeline cannot be read; it is passed over until it changes");
+            return Ok(Action::await_change());
+        }
+    };
+    // What belongs to it goes by itself, with its owner.
+    if pipeline.metadata.deletion_timestamp.is_some() {
+        context.forget(pipeline);
+        return Ok(Action::await_change());
+    }
+    let result = steps(&context, pipeline).await;
+    let outcome = match &result {
+        Ok(outcome) => outcome,
+        Err(trouble) => &Outcome::failed(trouble),
+    };
+    let told = tell(&context.client, pipeline, outcome).await;
+    result?;
+    told?;
+    context.forget(pipeline);
+    Ok(Action::requeue(ANYWAY))
+}
+
+async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcome, Trouble> {
+    let client = &context.client;
+    let (prepared, mut problems) = dereference(client, pipeline.clone(), &context.namespace).await?;
+    problems.extend(validate(&prepared));
+    if !problems.is_empty() {
+        return Ok(Outcome { problems, ..Outcome::default() });
+    }
+    let objects = build(&prepared)?;
+    let stateful_sets = match pipeline.spec.paused {
+        true => existing(client, &prepared).await?,
+        false => apply(client, &prepared, &objects).await?.stateful_sets,
+    };
+    tell_scales(client, &prepared, &stateful_sets).await?;
+    Ok(Outcome { stateful_sets, ..Outcome::default() })
+}
+
+/// The StatefulSets of a pipeline that is paused.
+async fn existing(client: &Client, prepared: &Prepared) -> Result<Vec<StatefulSet>, Trouble> {
+    let api: Api<StatefulSet> = Api::namespaced(client.clone(), prepared.namespace());
+    let mut found = Vec::new();
+    for stage in StageName::ALL {
+        let name = format!("{}-{}", prepared.name(), stage.as_str());
+        let set = api.get_opt(&name).await.map_err(|error| Trouble::of(format!("get StatefulSet {name}"), error))?;
+        found.extend(set);
+    }
+    Ok(found)
+}
+
+/// Says what came of it, unless that is what was said before.
+async fn tell(client: &Client, pipeline: &IngestionPipeline, outcome: &Outcome) -> Result<(), Trouble> {
+    let said = status(pipeline, outcome, &Time(k8s_openapi::jiff::Timestamp::now()));
+    if pipeline.status.as_ref() == Some(&said) {
+        return Ok(());
+    }
+    let api: Api<IngestionPipeline> = Api::namespaced(client.clone(), &pipeline.namespace().unwrap_or_default());
+    let name = pipeline.name_any();
+    let object = json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "IngestionPipeline",
+        // Of this very object: not of another that has its name by now.
+        "metadata": {"name": name, "uid": pipeline.uid()},
+        "status": said,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    match api.patch_status(&name, &params, &Patch::Apply(&object)).await {
+        Ok(_) => Ok(()),
+        // It went meanwhile.
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(error) => Err(Trouble::of(format!("write the status of {name}"), error)),
+    }
+}
+
+/// Says in each stage's scale how many workers there are, as autoscalers ask.
+async fn tell_scales(client: &Client, prepared: &Prepared, sets: &[StatefulSet]) -> Result<(), Trouble> {
+    let api: Api<StageScale> = Api::namespaced(client.clone(), prepared.namespace());
+    for set in sets {
+        let name = set.name_any();
+        let Some(scale) =
+            api.get_opt(&name).await.map_err(|error| Trouble::of(format!("get StageScale {name}"), error))?
+        else {
+            continue;
+        };
+        let labels = set.spec.iter().flat_map(|spec| spec.selector.match_labels.iter().flatten());
+        let selector: Vec<String> = labels.map(|(label, value)| format!("{label}={value}")).collect();
+        let counts = set.status.as_ref();
+        let said = StageScaleStatus {
+            observed_generation: scale.metadata.generation,
+            replicas: counts.map_or(0, |status| status.replicas),
+            ready_replicas: counts.and_then(|status| status.ready_replicas).unwrap_or(0),
+            selector: Some(selector.join(",")),
+        };
+        if scale.status.as_ref() == Some(&said) {
+            continue;
+        }
+        let object = json!({"apiVersion": format!("{GROUP}/{VERSION}"), "kind": "StageScale", "metadata": {"name": name}, "status": said});
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let written = api.patch_status(&name, &params, &Patch::Apply(&object)).await;
+        written.map_err(|error| Trouble::of(format!("write the status of StageScale {name}"), error))?;
+    }
+    Ok(())
+}
+
+impl Context {
+    fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Failures in turn before this one.
+    fn failures_of(&self, guarded: &Guarded) -> u32 {
+        let mut failures = self.locked();
+        let count = failures.entry(guarded.meta().uid.clone().unwrap_or_default()).or_default();
+        let before = *count;
+        *count = count.saturating_add(1);
+        before
+    }
+
+    fn forget(&self, pipeline: &IngestionPipeline) {
+        self.locked().remove(pipeline.metadata.uid.as_deref().unwrap_or_default());
+    }
+}

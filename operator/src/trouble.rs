@@ -1,0 +1,107 @@
+//! What keeps a pipeline from being reconciled, by what has to happen before it is tried again.
+
+use std::time::Duration;
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// The API server cannot be reached, or is busy: it is tried again soon, by itself.
+    #[error("the API server does not answer {what}: {error}")]
+    Unavailable {
+        /// What was asked.
+        what: String,
+        /// What came back.
+        error: kube::Error,
+    },
+    /// Somebody changed the same thing at the same time: it is looked at again at once.
+    #[error("{what} was changed by somebody else meanwhile: {error}")]
+    Conflict {
+        /// What.
+        what: String,
+        /// What came back.
+        error: kube::Error,
+    },
+    /// The API server refuses an object: only another specification helps.
+    #[error("{what} is refused: {message}")]
+    Refused {
+        /// Which object.
+        what: String,
+        /// The API server's own words.
+        message: String,
+    },
+    /// The operator may not do it: its Role lacks something.
+    #[error("the operator may not {what}: {message}")]
+    Forbidden {
+        /// What was tried.
+        what: String,
+        /// The API server's own words, which name the verb and the resource.
+        message: String,
+    },
+    /// The objects cannot be built.
+    #[error(transparent)]
+    Build(#[from] crate::build::BuildError),
+}
+
+/// How long to wait before the first repetition, by category; each further one waits twice as long, up to the second value.
+const SOON: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+const AT_ONCE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+const LATER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(300));
+
+impl Trouble {
+    /// The category of an answer of the API server.
+    pub(crate) fn of(what: impl Into<String>, error: kube::Error) -> Trouble {
+        let what = what.into();
+        match &error {
+            kube::Error::Api(status) => match status.code {
+                409 => Trouble::Conflict { what, error },
+                401 | 403 => Trouble::Forbidden { what, message: status.message.clone() },
+                400 | 404 | 405 | 413 | 422 => Trouble::Refused { what, message: status.message.clone() },
+                _ => Trouble::Unavailable { what, error },
+            },
+            _ => Trouble::Unavailable { what, error },
+        }
+    }
+
+    /// When to try again after so many failures in turn (the first is 0).
+    pub fn pause(&self, failures: u32) -> Duration {
+        let (first, longest) = match self {
+            Trouble::Unavailable { .. } => SOON,
+            Trouble::Conflict { .. } => AT_ONCE,
+            // A change of the specification, or of the Role, is noticed by itself, or after a while.
+            Trouble::Refused { .. } | Trouble::Forbidden { .. } | Trouble::Build(_) => LATER,
+        };
+        first.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(longest)
+    }
+
+    /// The reason of the condition that says it.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Trouble::Unavailable { .. } => "ApiServerUnavailable",
+            Trouble::Conflict { .. } => "Conflict",
+            Trouble::Refused { .. } => "ObjectRefused",
+            Trouble::Forbidden { .. } => "Forbidden",
+            Trouble::Build(_) => "InvalidSpec",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    fn api(code: u16) -> Trouble {
+        let status = Status { code, message: "said".to_owned(), ..Status::default() };
+        Trouble::of("apply", kube::Error::Api(Box::new(status)))
+    }
+
+    #[test]
+    fn each_answer_has_its_category_and_its_patience() {
+        let reasons = [409, 403, 422, 500, 503].map(|code| api(code).reason());
+        assert_eq!(reasons, ["Conflict", "Forbidden", "ObjectRefused", "ApiServerUnavailable", "ApiServerUnavailable"]);
+        assert_eq!([0, 1, 2].map(|failures| api(503).pause(failures).as_secs()), [1, 2, 4]);
+        assert_eq!([0, 30].map(|failures| api(409).pause(failures).as_millis()), [200, 10_000]);
+        assert_eq!([0, u32::MAX].map(|failures| api(422).pause(failures).as_secs()), [30, 300]);
+        assert_eq!(api(422).to_string(), "apply is refused: said");
+    }
+}

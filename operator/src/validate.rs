@@ -1,0 +1,78 @@
+//! What a schema cannot say of a pipeline.
+
+use crate::Prepared;
+use crate::build::quantity;
+use millstream_crds::{FreeForm, Stage, StageName};
+
+/// The longest prefix that workers take.
+const LONGEST_PREFIX: usize = 63;
+/// What a stage's `config` may set; the rest follows from other fields.
+const SECTIONS: [&str; 7] = ["limits", "gateway", "unify", "action", "batch", "state", "reaction"];
+/// Labels that Services, budgets and policies select by.
+const SELECTED_BY: &str = "app.kubernetes.io/";
+
+/// Something that is wrong with a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The field, as a path such as `spec.kafka.prefix`.
+    pub field: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Everything that is wrong; nothing is changed while there is anything.
+pub fn validate(prepared: &Prepared) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let prefix = prepared.prefix();
+    if prefix.len() > LONGEST_PREFIX {
+        let message = format!(
+            "`{prefix}`, which names of topics begin with, has {} characters, and may have {LONGEST_PREFIX}: give a shorter one here",
+            prefix.len()
+        );
+        problems.push(Problem { field: "spec.kafka.prefix".to_owned(), message });
+    }
+    for stage in StageName::ALL {
+        let field = format!("spec.stages.{}", stage.as_str());
+        check_stage(&field, prepared.pipeline.spec.stages.of(stage), &mut problems);
+    }
+    problems
+}
+
+fn check_stage(field: &str, stage: &Stage, problems: &mut Vec<Problem>) {
+    for section in stage.config.0.keys().filter(|section| !SECTIONS.contains(&section.as_str())) {
+        let message = format!(
+            "follows from the rest of the resource, or is unknown; what can be set here is {}",
+            SECTIONS.join(", ")
+        );
+        problems.push(Problem { field: format!("{field}.config.{section}"), message });
+    }
+    check_template(&format!("{field}.podTemplate"), &stage.pod_template, problems);
+    for (kind, quantities) in [("requests", &stage.resources.requests), ("limits", &stage.resources.limits)] {
+        for (name, value) in quantities {
+            if let Err(why) = quantity::check(value) {
+                problems.push(Problem { field: format!("{field}.resources.{kind}.{name}"), message: why });
+            }
+        }
+    }
+}
+
+/// The rest of it is for the API server to judge, which knows all fields of its version.
+fn check_template(field: &str, template: &FreeForm, problems: &mut Vec<Problem>) {
+    for part in template.0.keys().filter(|part| !["metadata", "spec"].contains(&part.as_str())) {
+        let message = "a Pod's template has `metadata` and `spec`".to_owned();
+        problems.push(Problem { field: format!("{field}.{part}"), message });
+    }
+    let labels = template.0.get("metadata").and_then(|metadata| metadata.get("labels"));
+    for label in labels.and_then(|labels| labels.as_object()).into_iter().flat_map(|labels| labels.keys()) {
+        if label.starts_with(SELECTED_BY) {
+            let message = "Services and budgets select by this label: use another one".to_owned();
+            problems.push(Problem { field: format!("{field}.metadata.labels[{label}]"), message });
+        }
+    }
+}
