@@ -1,4 +1,5 @@
 //! The resources on a real API server: they are installed as users install them, and each rule refuses what it must, with its message, before anything is stored.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream_tests::servers::ApiServer;
 use serde_json::{Value, json};
