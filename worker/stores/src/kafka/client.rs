@@ -129,8 +129,7 @@ mod tests {
         for (name, value) in
             [("sasl.pasword", "hunter2"), ("sasl.jaas.config", "hunter2"), ("security.protocol", "hunter2")]
         {
-            let created =
-                rdkafka::config::ClientConfig::new().set(name, value).create::<rdkafka::consumer::BaseConsumer>();
+            let created = rdkafka::config::ClientConfig::new().set(name, value).create::<BaseConsumer>();
             let said = creation(&created.err().unwrap()).to_string();
             assert!(said.contains(name) && !said.contains("hunter2"), "{said}");
         }
