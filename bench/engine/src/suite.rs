@@ -52,7 +52,7 @@ const SATURATED: [Saturated; 5] = [
         users: USERS,
         memory: None,
         aim: Some(Aim::AtMost(5.2)),
-        per_second: 250_000,
+        per_second: 300_000,
     },
     Saturated {
         name: "unframed",
@@ -62,7 +62,7 @@ const SATURATED: [Saturated; 5] = [
         users: USERS,
         memory: None,
         aim: None,
-        per_second: 150_000,
+        per_second: 280_000,
     },
     Saturated {
         name: "uncached",
@@ -72,7 +72,7 @@ const SATURATED: [Saturated; 5] = [
         users: USERS,
         memory: Some(NONE),
         aim: None,
-        per_second: 200_000,
+        per_second: 260_000,
     },
     Saturated {
         name: "four",
@@ -82,7 +82,7 @@ const SATURATED: [Saturated; 5] = [
         users: USERS,
         memory: None,
         aim: Some(Aim::AtMost(6.2)),
-        per_second: 250_000,
+        per_second: 340_000,
     },
     Saturated {
         name: "large",

@@ -5,7 +5,7 @@
 use millstream_sim::mutants::{all, find};
 
 /// Enough for each of them.
-const SEEDS: u64 = 3_000;
+const SEEDS: u64 = 6_000;
 
 #[test]
 fn every_deliberate_bug_is_found() {
