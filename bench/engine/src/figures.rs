@@ -81,17 +81,24 @@ impl Figures {
         Ok(())
     }
 
-    /// Writes them in place of those that the file had, and keeps those of the other program.
-    pub(crate) fn write(mut self, path: &Path) -> Result<()> {
+    /// Writes them, each in place of the one of its name, and keeps what was not measured this time: by this program, or by the other one.
+    pub(crate) fn write(self, path: &Path) -> Result<()> {
         let folder = path.parent().context("the file needs a folder")?;
         std::fs::create_dir_all(folder)?;
+        let mut all: Vec<Figure> = Vec::new();
         if path.exists() {
             let text = std::fs::read_to_string(path)?;
-            let before: Vec<Figure> =
+            all =
                 serde_json::from_str(&text).with_context(|| format!("{} is not a list of figures", path.display()))?;
-            self.0.extend(before.into_iter().filter(|figure| figure.run.is_none()));
         }
-        let text = serde_json::to_string_pretty(&self.0)? + "\n";
+        for figure in self.0 {
+            let others = all.iter().position(|it| it.run.is_none()).unwrap_or(all.len());
+            match all.iter_mut().find(|it| it.figure == figure.figure) {
+                Some(it) => *it = figure,
+                None => all.insert(others, figure),
+            }
+        }
+        let text = serde_json::to_string_pretty(&all)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 }
@@ -152,16 +159,17 @@ mod tests {
     }
 
     #[test]
-    fn what_another_program_measured_stays_behind_what_is_written_anew() {
+    fn what_was_not_measured_this_time_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("engine.json");
-        let other = r#"[{"figure":"memory","value":300.0,"unit":"MB","run":{"load":1.0}},{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true,"run":null}]"#;
+        let other = r#"[{"figure":"memory","value":300.0,"unit":"MB","run":{"load":1.0}},{"figure":"large","value":7.0,"unit":"s","run":{"load":1.0}},{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true,"run":null}]"#;
         std::fs::write(&path, other).unwrap();
         let mut figures = Figures::default();
         figures.add("memory", 200.0, "MB", None, serde_json::json!({"load": 2.0}));
+        figures.add("new", 1.0, "MB", None, serde_json::json!({"load": 2.0}));
         figures.write(&path).unwrap();
         let read: Vec<Figure> = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         let values: Vec<(&str, f64)> = read.iter().map(|figure| (figure.figure.as_str(), figure.value)).collect();
-        assert_eq!(values, [("memory", 200.0), ("failover", 1.5)]);
+        assert_eq!(values, [("memory", 200.0), ("large", 7.0), ("new", 1.0), ("failover", 1.5)]);
     }
 }
