@@ -47,12 +47,6 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 unit: setup-build ## only the tests that need no server: model, stages, plan, shard, ownership, simulation
 	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard -p millstream-ownership-model -p millstream-sim
 
-.PHONY: test-operator
-test-operator: setup-test ## the operator's controller against a real API server; not part of `make test` yet (docs/src/design/operator.md)
-	@cargo test --locked -p millstream-operator --features controller
-	@cargo build --locked -p millstream-operator --features controller --bin millstream-operator
-	@cargo test --locked -p millstream-tests --test operator -- --include-ignored
-
 .PHONY: mutants
 mutants: setup-build ## the simulation with its deliberate bugs: each must be found
 	@cargo test --locked -p millstream-sim --features mutants --test mutants

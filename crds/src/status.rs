@@ -18,7 +18,7 @@ pub struct IngestionPipelineStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 
-    /// Shards that have an owner, of all, such as `16/16` (both stages that have state).
+    /// Shards that have an owner, of all, such as `24/24` (unify, action and reaction).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub shards: Option<String>,

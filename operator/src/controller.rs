@@ -6,7 +6,10 @@
 use crate::apply::apply;
 use crate::build::secrets::needed;
 use crate::build::{build, names};
-use crate::dereference::dereference;
+use crate::dereference::{Dereferenced, dereference};
+use crate::observe::observe;
+use crate::plan::{self, Intent};
+use crate::plans::Plans;
 use crate::status::{Outcome, status};
 use crate::trouble::Trouble;
 use crate::validate::validate;
@@ -26,8 +29,10 @@ use kube::{Api, Client, Resource, ResourceExt};
 use millstream_crds::{
     GROUP, IngestionPipeline, IngestionPipelineSpec, StageName, StageScale, StageScaleStatus, VERSION,
 };
+use millstream_plan::planner::Limits;
+use millstream_shard::planning::Wishes;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,6 +41,10 @@ type Guarded = DeserializeGuard<IngestionPipeline>;
 
 /// What was missed, if anything was, is seen after so long.
 const ANYWAY: Duration = Duration::from_secs(300);
+/// The same, while something is under way.
+const WHILE_DOING: Duration = Duration::from_secs(5);
+/// How often pipelines that are gone are forgotten.
+const SWEEP: Duration = Duration::from_secs(10);
 /// What comes in so short a time is one change: a StatefulSet reports each Pod.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// So many pipelines at once.
@@ -47,6 +56,7 @@ struct Context {
     namespace: String,
     /// Failures in turn, by uid of the pipeline.
     failures: Mutex<HashMap<String, u32>>,
+    plans: Plans,
 }
 
 /// Reconciles the pipelines of a namespace, or of all, until `stop`.
@@ -56,15 +66,21 @@ pub async fn run(
     operator_namespace: &str,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
+    let (asks, asked) = futures::channel::mpsc::unbounded();
+    let ask = move |pipeline: &IngestionPipeline| {
+        // Nobody listens when the operator ends.
+        drop(asks.unbounded_send(ObjectRef::from_obj(pipeline).into_kind_unchecked::<Guarded>(())));
+    };
     let context = Arc::new(Context {
         client: client.clone(),
         namespace: operator_namespace.to_owned(),
         failures: Mutex::default(),
+        plans: Plans::new(Arc::new(ask)),
     });
     let everything = watcher::Config::default;
     let ours = || everything().labels(&format!("{}={FIELD_MANAGER}", names::MANAGED_BY));
     let controller = Controller::new(api::<Guarded>(&client, watched), everything());
-    let store = controller.store();
+    let (store, pipelines) = (controller.store(), controller.store());
     let controller = controller
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
         .owns(api::<StatefulSet>(&client, watched), ours())
@@ -73,22 +89,38 @@ pub async fn run(
         .owns(api::<NetworkPolicy>(&client, watched), ours())
         .owns(api::<PodDisruptionBudget>(&client, watched), ours())
         .watches(api::<SecretHead>(&client, watched), everything(), move |secret| referring(&store, &secret))
+        .reconcile_on(asked)
         .graceful_shutdown_on(stop);
     let patience = |guarded: Arc<Guarded>, trouble: &Trouble, context: Arc<Context>| {
         Action::requeue(trouble.pause(context.failures_of(&guarded)))
     };
-    let reconciled = controller.run(reconcile, patience, context);
-    reconciled
-        .for_each(|result| async move {
-            match result {
-                Ok((of, _)) => tracing::debug!(pipeline = %of, "reconciled"),
-                Err(kube::runtime::controller::Error::ReconcilerFailed(error, of)) => {
-                    tracing::warn!(pipeline = %of, %error, "not reconciled");
-                }
-                Err(error) => tracing::warn!(%error, "watching"),
+    let reconciled = controller.run(reconcile, patience, Arc::clone(&context));
+    let reconciled = reconciled.for_each(|result| async move {
+        match result {
+            Ok((of, _)) => tracing::debug!(pipeline = %of, "reconciled"),
+            Err(kube::runtime::controller::Error::ReconcilerFailed(error, of)) => {
+                tracing::warn!(pipeline = %of, %error, "not reconciled");
             }
-        })
-        .await;
+            Err(error) => tracing::warn!(%error, "watching"),
+        }
+    });
+    let sweeping = async {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            sweep(&context, &pipelines);
+        }
+    };
+    tokio::select! {
+        () = reconciled => {}
+        () = sweeping => {}
+    }
+}
+
+/// Forgets the pipelines that are gone.
+fn sweep(context: &Context, pipelines: &Store<Guarded>) {
+    let there: BTreeSet<String> = pipelines.state().iter().filter_map(|guarded| guarded.meta().uid.clone()).collect();
+    context.plans.retain(|uid| there.contains(uid));
+    context.locked().retain(|uid, _| there.contains(uid));
 }
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
@@ -137,38 +169,45 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         Err(trouble) => &Outcome::failed(trouble),
     };
     let told = tell(&context.client, pipeline, outcome).await;
+    let again = if outcome.doing.is_empty() { ANYWAY } else { WHILE_DOING };
     result?;
     told?;
     context.forget(pipeline);
-    Ok(Action::requeue(ANYWAY))
+    Ok(Action::requeue(again))
 }
 
 async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcome, Trouble> {
     let client = &context.client;
-    let (prepared, mut problems) = dereference(client, pipeline.clone(), &context.namespace).await?;
+    let Dereferenced { prepared, mut problems, access } =
+        dereference(client, pipeline.clone(), &context.namespace).await?;
     problems.extend(validate(&prepared));
     if !problems.is_empty() {
         return Ok(Outcome { problems, ..Outcome::default() });
     }
-    let objects = build(&prepared)?;
-    let stateful_sets = match pipeline.spec.paused {
-        true => existing(client, &prepared).await?,
-        false => apply(client, &prepared, &objects).await?.stateful_sets,
+    let mut objects = build(&prepared)?;
+    let observed = observe(client, &prepared).await?;
+    let heard = context.plans.heard(pipeline, access).map_err(Trouble::Threads)?;
+    let seen = plan::seen(&observed.stateful_sets, &observed.pods);
+    let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
+    let is_paused = pipeline.spec.paused;
+    context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent)));
+    let stateful_sets = if is_paused {
+        observed.stateful_sets
+    } else {
+        intent.settle(&mut objects);
+        apply(client, &prepared, &objects).await?.stateful_sets
     };
     tell_scales(client, &prepared, &stateful_sets).await?;
-    Ok(Outcome { stateful_sets, ..Outcome::default() })
+    let doing = if is_paused { Vec::new() } else { intent.doing };
+    Ok(Outcome { stateful_sets, fleet: heard.fleet, unheard: heard.problem, doing, ..Outcome::default() })
 }
 
-/// The StatefulSets of a pipeline that is paused.
-async fn existing(client: &Client, prepared: &Prepared) -> Result<Vec<StatefulSet>, Trouble> {
-    let api: Api<StatefulSet> = Api::namespaced(client.clone(), prepared.namespace());
-    let mut found = Vec::new();
-    for stage in StageName::ALL {
-        let name = format!("{}-{}", prepared.name(), stage.as_str());
-        let set = api.get_opt(&name).await.map_err(|error| Trouble::of(format!("get StatefulSet {name}"), error))?;
-        found.extend(set);
-    }
-    Ok(found)
+/// What is wanted of the pipeline's plan.
+fn wishes(prepared: &Prepared, intent: &Intent) -> Wishes {
+    let warm = u32::try_from(prepared.pipeline.spec.standbys).unwrap_or(0);
+    let limits = Limits::default();
+    let successors = limits.successors.max(usize::try_from(warm).unwrap_or(0));
+    Wishes { leaving: intent.leaving.clone(), limits: Limits { warm, successors, ..limits } }
 }
 
 /// Says what came of it, unless that is what was said before.

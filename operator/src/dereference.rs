@@ -1,20 +1,34 @@
 //! What a pipeline refers to: Secrets, and the scales of its stages.
 //!
-//! Of a Secret nothing leaves this step but whether its content is the same as before, and which port a connection string names. What is not there is a problem of the pipeline, like any other
+//! Of a Secret nothing reaches the pure steps but whether its content is the same as before, and which port a connection string names; Kafka's go to the clients of this process. What is not there is a problem of the pipeline, like any other
 //! that the user can mend, and no failure of the operator's.
 
-use crate::build::secrets::needed;
+use crate::build::config::security;
+use crate::build::secrets::{self, needed};
+use crate::plans::Access;
 use crate::trouble::Trouble;
 use crate::validate::Problem;
 use crate::{Prepared, SecretHashes};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use millstream_crds::{IngestionPipeline, SecretKey, StageName, StageScale};
+use millstream_shard::topics::Topics;
+use millstream_stores::kafka::KafkaConfig;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Of servers whose connection string names no port.
 const MONGODB_PORT: u16 = 27_017;
+
+/// What a pipeline refers to.
+pub(crate) struct Dereferenced {
+    /// For the pure steps.
+    pub(crate) prepared: Prepared,
+    /// What is missing.
+    pub(crate) problems: Vec<Problem>,
+    /// How its log is reached.
+    pub(crate) access: Access,
+}
 
 /// A pipeline with what it refers to, and what of that is missing.
 ///
@@ -24,7 +38,7 @@ pub(crate) async fn dereference(
     client: &Client,
     pipeline: IngestionPipeline,
     operator_namespace: &str,
-) -> Result<(Prepared, Vec<Problem>), Trouble> {
+) -> Result<Dereferenced, Trouble> {
     let namespace = pipeline.metadata.namespace.clone().unwrap_or_default();
     let mut problems = Vec::new();
     let contents = contents(client, &namespace, &pipeline, &mut problems).await?;
@@ -39,9 +53,33 @@ pub(crate) async fn dereference(
         let uri = contents.get(&(mongodb.uri.name.clone(), mongodb.uri.key.clone()));
         prepared.document_ports = uri.map(|uri| ports(&String::from_utf8_lossy(uri))).unwrap_or_default();
     }
-    let hash = |bytes: Vec<u8>| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let access = access(&prepared, &contents);
+    let hash = |bytes: Vec<u8>| secrets::hex(&Sha256::digest(bytes));
     prepared.secrets = SecretHashes(contents.into_iter().map(|(key, bytes)| (key, hash(bytes))).collect());
-    Ok((prepared, problems))
+    Ok(Dereferenced { prepared, problems, access })
+}
+
+/// With everything in memory: the client takes certificates as text, too.
+fn access(prepared: &Prepared, contents: &Contents) -> Access {
+    let kafka = &prepared.pipeline.spec.kafka;
+    let mut config = KafkaConfig::new(kafka.bootstrap_servers.join(","));
+    config.replication_factor = u16::try_from(kafka.replication).unwrap_or(u16::MAX);
+    config.properties = kafka.properties.clone();
+    config.security.extend(security(kafka).into_iter().map(|(name, value)| (name.to_owned(), value)));
+    let files = needed(&prepared.pipeline.spec, StageName::Gateway);
+    config.security.extend(files.into_iter().filter_map(|(key, file)| {
+        let name = match file {
+            secrets::KAFKA_PASSWORD => "sasl.password",
+            secrets::KAFKA_CA => "ssl.ca.pem",
+            secrets::KAFKA_CERTIFICATE => "ssl.certificate.pem",
+            secrets::KAFKA_KEY => "ssl.key.pem",
+            _ => return None,
+        };
+        let content = contents.get(&(key.name, key.key))?;
+        Some((name.to_owned(), String::from_utf8_lossy(content).trim_end_matches(['\r', '\n']).to_owned()))
+    }));
+    let shards = u32::try_from(prepared.pipeline.spec.shards).unwrap_or(1);
+    Access { kafka: config, topics: Topics::new(&prepared.prefix(), shards, prepared.generation()) }
 }
 
 type Contents = BTreeMap<(String, String), Vec<u8>>;
@@ -59,15 +97,15 @@ async fn contents(
         .map(|(SecretKey { name, key }, _)| (name, key))
         .collect();
     let names: BTreeSet<String> = needed.iter().map(|(name, _)| name.clone()).collect();
-    let mut secrets = BTreeMap::new();
+    let mut found_secrets = BTreeMap::new();
     for name in names {
         let found = api.get_opt(&name).await.map_err(|error| Trouble::of(format!("get Secret {name}"), error))?;
-        secrets.insert(name, found);
+        found_secrets.insert(name, found);
     }
     let mut contents = Contents::new();
     for (name, key) in needed {
         let missing = |message: String| Problem { field: format!("Secret {name}"), message };
-        match secrets.get(&name).and_then(Option::as_ref) {
+        match found_secrets.get(&name).and_then(Option::as_ref) {
             None => problems
                 .push(missing(format!("is not there: create it in namespace {namespace}, with the key `{key}`"))),
             Some(secret) => {

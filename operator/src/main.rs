@@ -2,9 +2,20 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use futures::FutureExt;
 use kube::Client;
+use millstream_operator::admin::{self, Health};
+use millstream_operator::lease::Claim;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Of whom one leads.
+const LEASE: &str = "millstream-operator";
+/// Exit code of one that has lost its lease.
+const LOST: i32 = 3;
 
 /// Reconciles IngestionPipeline resources.
 #[derive(Debug, Parser)]
@@ -16,6 +27,12 @@ struct Args {
     /// The namespace that the operator runs in: its Pods may look at workers.
     #[arg(long, env = "MILLSTREAM_OPERATOR_NAMESPACE", default_value = "millstream-system", value_name = "NAMESPACE")]
     namespace: String,
+    /// Who this process is among the operators: the name of its Pod.
+    #[arg(long, env = "MILLSTREAM_OPERATOR_NAME", default_value = "millstream-operator", value_name = "NAME")]
+    name: String,
+    /// Where Kubernetes asks whether it lives and is ready.
+    #[arg(long, env = "MILLSTREAM_ADMIN_LISTEN", default_value = "0.0.0.0:9090", value_name = "ADDRESS")]
+    admin_listen: SocketAddr,
     /// What is logged, in the syntax of `RUST_LOG`.
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
     log_filter: String,
@@ -23,7 +40,7 @@ struct Args {
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("millstream-operator: {error:#}");
             ExitCode::from(2)
@@ -31,28 +48,59 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<ExitCode> {
     let filter: tracing_subscriber::EnvFilter =
         args.log_filter.parse().with_context(|| format!("`{}` is no filter of log lines", args.log_filter))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).json().init();
     tokio::runtime::Runtime::new()?.block_on(serve(args))
 }
 
-async fn serve(args: &Args) -> Result<()> {
+async fn serve(args: &Args) -> Result<ExitCode> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = async move {
+    let told = async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
         tracing::info!("told to end");
     };
+    let told = told.shared();
+    let health = Arc::new(Health::default());
+    let admin = admin::serve(args.admin_listen, Arc::clone(&health));
+    let serving = tokio::spawn(admin);
     let client = Client::try_default()
         .await
         .context("cannot tell where the API server is: run inside of a cluster, or with KUBECONFIG")?;
-    let version = client.apiserver_version().await.context("the API server does not answer")?;
+    client.apiserver_version().await.context("the API server does not answer")?;
+    health.is_ready.store(true, Ordering::Relaxed);
     let watched = args.watch_namespace.as_deref().filter(|namespace| !namespace.is_empty());
-    tracing::info!(api_server = %version.git_version, namespace = watched.unwrap_or("(all)"), "reconciling");
-    millstream_operator::controller::run(client, watched, &args.namespace, stop).await;
-    Ok(())
+    let lease = match watched {
+        Some(namespace) => format!("{LEASE}-{namespace}"),
+        None => LEASE.to_owned(),
+    };
+    let identity = format!("{}-{:08x}", args.name, rand::random::<u32>());
+    tracing::info!(lease, identity, namespace = watched.unwrap_or("(all)"), "waiting to lead");
+    let claim = Claim::new(client.clone(), &args.namespace, &lease, &identity);
+    let mut leading = tokio::select! {
+        leading = claim.acquire() => leading,
+        () = told.clone() => return Ok(ExitCode::SUCCESS),
+    };
+    tracing::info!(lease, "leading");
+    let lost = tokio::select! {
+        ended = serving => {
+            let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
+            anyhow::bail!("the admin port {} is not served: {why}", args.admin_listen)
+        }
+        why = leading.keep() => Some(why),
+        () = millstream_operator::controller::run(client, watched, &args.namespace, told) => None,
+    };
+    match lost {
+        None => leading.release().await,
+        Some(why) => {
+            // Another one leads from now on: whatever is under way here must not go on.
+            eprintln!("millstream-operator: {why}; this process ends");
+            std::process::exit(LOST);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -23,7 +23,7 @@ pub struct Prepared {
 pub struct SecretHashes(pub BTreeMap<(String, String), String>);
 
 impl SecretHashes {
-    /// The SHA-256 of a key's content, hexadecimal; empty when it is not there.
+    /// The first digits of the SHA-256 of a key's content; empty when it is not there.
     pub fn of(&self, key: &SecretKey) -> &str {
         self.0.get(&(key.name.clone(), key.key.clone())).map_or("", String::as_str)
     }
@@ -46,6 +46,11 @@ impl Prepared {
             Some(prefix) => prefix.clone(),
             None => format!("{}.{}", self.namespace(), self.name()),
         }
+    }
+
+    /// Of its internal topics. (A restore begins another one.)
+    pub fn generation(&self) -> u16 {
+        1
     }
 
     /// The workers that a stage should have while the pipeline is not suspended.

@@ -3,6 +3,7 @@
 //! Every condition is there from the first visit on, each with the generation of the specification that it is about. A condition's transition time changes with its status only, so that what has not
 //! changed is written by nobody.
 
+use crate::fleet::{Fleet, Shard};
 use crate::trouble::Trouble;
 use crate::validate::Problem;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -11,6 +12,9 @@ use millstream_crds::{ConditionType, IngestionPipeline, IngestionPipelineStatus,
 
 /// A message longer than that is cut: it is for people, and a status is written often.
 const LONGEST_MESSAGE: usize = 1024;
+
+/// So many shards are named in a message.
+const NAMED: usize = 5;
 
 /// What came of a reconciliation.
 #[derive(Debug, Default)]
@@ -21,6 +25,12 @@ pub struct Outcome {
     pub trouble: Option<(&'static str, String)>,
     /// The StatefulSets, as they are.
     pub stateful_sets: Vec<StatefulSet>,
+    /// Who has which shard, once that is known.
+    pub fleet: Option<Fleet>,
+    /// Why it is not: a reason, and a message.
+    pub unheard: Option<(&'static str, String)>,
+    /// What is under way.
+    pub doing: Vec<String>,
 }
 
 impl Outcome {
@@ -51,7 +61,24 @@ pub fn status(pipeline: &IngestionPipeline, outcome: &Outcome, now: &Time) -> In
         }
     };
     let conditions = said(pipeline, outcome, &stages).map(condition).into();
-    IngestionPipelineStatus { observed_generation: generation, conditions, stages, ..before }
+    let (shards, plan) = match &outcome.fleet {
+        Some(fleet) => {
+            let owned = fleet.shards.values().filter(|shard| shard.owner.is_some()).count();
+            (Some(format!("{owned}/{}", all_shards(pipeline))), Some(fleet.plan.to_string()))
+        }
+        None => (before.shards.clone(), before.plan.clone()),
+    };
+    IngestionPipelineStatus { observed_generation: generation, conditions, stages, shards, plan, ..before }
+}
+
+/// Of all stages that have shards.
+fn all_shards(pipeline: &IngestionPipeline) -> usize {
+    usize::try_from(pipeline.spec.shards).unwrap_or(0)
+        * StageName::ALL.iter().filter(|stage| has_shards(**stage)).count()
+}
+
+fn has_shards(stage: StageName) -> bool {
+    stage != StageName::Gateway
 }
 
 type Said = (ConditionType, &'static str, &'static str, String);
@@ -70,14 +97,25 @@ fn said(pipeline: &IngestionPipeline, outcome: &Outcome, stages: &[StageStatus])
         None if pipeline.spec.suspend => {
             (ConditionType::Ready, "False", "Suspended", "no workers run while spec.suspend is true".to_owned())
         }
-        None if waiting.is_empty() => (ConditionType::Ready, "True", "WorkersReady", String::new()),
-        None => (ConditionType::Ready, "False", "WorkersNotReady", waiting.join("; ")),
+        None if !waiting.is_empty() => (ConditionType::Ready, "False", "WorkersNotReady", waiting.join("; ")),
+        None if outcome.fleet.is_none() && !was_heard(pipeline) => {
+            (ConditionType::Ready, "Unknown", "NotObserved", "who has which shard is not known yet".to_owned())
+        }
+        None => match without_owner(pipeline, outcome) {
+            Some(message) => (ConditionType::Ready, "False", "ShardsWithoutOwner", message),
+            None => (ConditionType::Ready, "True", "WorkersReady", String::new()),
+        },
     };
-    let progressing = match &wrong {
-        None if !waiting.is_empty() => (ConditionType::Progressing, "True", "WorkersStarting", waiting.join("; ")),
-        _ => (ConditionType::Progressing, "False", "NothingToDo", String::new()),
+    let moving = outcome.fleet.as_ref().map_or(0, |fleet| fleet.moving);
+    let (status, reason, message) = match &wrong {
+        Some(_) => ("False", "NothingToDo", String::new()),
+        None if !outcome.doing.is_empty() => ("True", "WorkersChanging", outcome.doing.join("; ")),
+        None if !waiting.is_empty() => ("True", "WorkersStarting", waiting.join("; ")),
+        None if moving > 0 => ("True", "ShardsMoving", "shards move to where they belong".to_owned()),
+        None => ("False", "NothingToDo", String::new()),
     };
-    let degraded = match wrong {
+    let progressing = (ConditionType::Progressing, status, reason, message);
+    let degraded = match wrong.or_else(|| outcome.unheard.clone()).or_else(|| complaints(outcome)) {
         Some((reason, message)) => (ConditionType::Degraded, "True", reason, message),
         None => (ConditionType::Degraded, "False", "AsExpected", String::new()),
     };
@@ -92,6 +130,40 @@ fn said(pipeline: &IngestionPipeline, outcome: &Outcome, stages: &[StageStatus])
     };
     let retention = (ConditionType::RetentionAtRisk, "Unknown", "NotMeasured", "lag is not observed yet".to_owned());
     [ready, progressing, degraded, paused, retention]
+}
+
+/// Who has which shard was known once.
+fn was_heard(pipeline: &IngestionPipeline) -> bool {
+    pipeline.status.as_ref().is_some_and(|status| status.shards.is_some())
+}
+
+/// Which shards nobody owns, if it is known.
+fn without_owner(pipeline: &IngestionPipeline, outcome: &Outcome) -> Option<String> {
+    let fleet = outcome.fleet.as_ref()?;
+    let owned = fleet.shards.values().filter(|shard| shard.owner.is_some()).count();
+    let missing = all_shards(pipeline).saturating_sub(owned);
+    let named: Vec<String> = fleet
+        .shards
+        .iter()
+        .filter(|(_, shard)| shard.owner.is_none())
+        .take(NAMED)
+        .map(|(id, shard)| match shard.condition.as_str() {
+            "" => format!("{id} is to be {}'s", shard.planned),
+            condition => format!("{id}: {condition}"),
+        })
+        .collect();
+    (missing > 0).then(|| format!("{missing} shards have no owner: {}", named.join("; ")))
+}
+
+/// What owners say is wrong with their shards.
+fn complaints(outcome: &Outcome) -> Option<(&'static str, String)> {
+    let shards = outcome.fleet.iter().flat_map(|fleet| &fleet.shards);
+    let messages: Vec<String> = shards
+        .filter(|(_, shard)| !shard.condition.is_empty())
+        .take(NAMED)
+        .map(|(id, shard)| format!("{id}: {}", shard.condition))
+        .collect();
+    (!messages.is_empty()).then(|| ("ShardsInTrouble", messages.join("; ")))
 }
 
 fn wrong(outcome: &Outcome) -> Option<(&'static str, String)> {
@@ -111,17 +183,32 @@ fn stage_status(pipeline: &IngestionPipeline, stage: StageName, outcome: &Outcom
     let name = format!("{}-{}", pipeline.metadata.name.as_deref().unwrap_or_default(), stage.as_str());
     let set = outcome.stateful_sets.iter().find(|set| set.metadata.name.as_deref() == Some(&name))?;
     let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+    let before = pipeline.status.iter().flat_map(|status| &status.stages).find(|it| it.name == stage.as_str());
+    // As it was said before, while it is not known.
+    let (without_owner, without_standby) = match &outcome.fleet {
+        _ if !has_shards(stage) => (0, 0),
+        None => before.map_or((0, 0), |it| (it.shards_without_owner, it.shards_without_standby)),
+        Some(fleet) => {
+            let without = |is_so: fn(&Shard) -> bool| {
+                let are_so = fleet.of_stage(stage.as_str()).filter(|(_, shard)| is_so(shard)).count();
+                pipeline.spec.shards.saturating_sub(i32::try_from(are_so).unwrap_or(i32::MAX))
+            };
+            (without(|shard| shard.owner.is_some()), without(|shard| !shard.standbys.is_empty()))
+        }
+    };
     Some(StageStatus {
         name: stage.as_str().to_owned(),
         replicas: set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0),
         ready_replicas: ready,
-        ..StageStatus::default()
+        shards_without_owner: without_owner,
+        shards_without_standby: without_standby,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use millstream_plan::plan::{ShardId, Version};
     use serde_json::json;
 
     fn pipeline(spec: &serde_json::Value) -> IngestionPipeline {
@@ -155,6 +242,8 @@ mod tests {
     #[test]
     fn every_condition_is_there_from_the_first_visit_on() {
         let said = status(&pipeline(&json!({})), &sets(2, 2), &at(1));
+        assert_eq!(short(&said)[0], "Ready Unknown NotObserved");
+        let said = status(&pipeline(&json!({})), &known(2, 2), &at(1));
         let expected = [
             "Ready True WorkersReady",
             "Progressing False NothingToDo",
@@ -184,13 +273,77 @@ mod tests {
         assert_eq!(short(&status(&pipeline(&json!({})), &Outcome::default(), &at(1)))[0], "Ready Unknown NotObserved");
     }
 
+    /// Every shard owned by its stage's first worker, and followed by its second.
+    fn fleet() -> Fleet {
+        let stages = StageName::ALL.into_iter().filter(|stage| has_shards(*stage));
+        let shards = stages.flat_map(|stage| (0..8).map(move |shard| (stage.as_str(), shard))).map(|(stage, shard)| {
+            let worker = |ordinal: u32| format!("orders-{stage}-{ordinal}");
+            let placed = Shard {
+                planned: worker(0),
+                owner: Some(worker(0)),
+                standbys: [worker(1)].into(),
+                condition: String::new(),
+            };
+            (ShardId::new(stage, shard), placed)
+        });
+        Fleet { plan: Version { term: 2, number: 7 }, shards: shards.collect(), ..Fleet::default() }
+    }
+
+    fn known(replicas: i32, ready: i32) -> Outcome {
+        Outcome { fleet: Some(fleet()), ..sets(replicas, ready) }
+    }
+
+    #[test]
+    fn who_has_which_shard_is_said_in_short() {
+        let with = |fleet: Fleet| Outcome { fleet: Some(fleet), ..sets(2, 2) };
+        let said = status(&pipeline(&json!({})), &with(fleet()), &at(1));
+        assert_eq!((said.shards.as_deref(), said.plan.as_deref()), (Some("24/24"), Some("2.7")));
+        assert_eq!(short(&said)[..2], ["Ready True WorkersReady", "Progressing False NothingToDo"]);
+        let mut some = fleet();
+        let lost = some.shards.get_mut(&ShardId::new("action", 3)).unwrap();
+        (lost.owner, lost.condition) = (None, "orders-action-1: the disk is full".to_owned());
+        some.shards.get_mut(&ShardId::new("unify", 0)).unwrap().standbys.clear();
+        some.moving = 1;
+        let said = status(&pipeline(&json!({})), &with(some), &at(1));
+        assert_eq!(said.shards.as_deref(), Some("23/24"));
+        let expected =
+            ["Ready False ShardsWithoutOwner", "Progressing True ShardsMoving", "Degraded True ShardsInTrouble"];
+        assert_eq!(short(&said)[..3], expected);
+        assert!(
+            said.conditions[0].message.contains("1 shards have no owner: action[3]: orders-action-1: the disk is full")
+        );
+        let counts = |name: &str| {
+            let stage = said.stages.iter().find(|stage| stage.name == name).unwrap();
+            (stage.shards_without_owner, stage.shards_without_standby)
+        };
+        assert_eq!((counts("action"), counts("unify"), counts("gateway")), ((1, 0), (0, 1), (0, 0)));
+    }
+
+    #[test]
+    fn what_the_log_keeps_from_us_changes_nothing_that_workers_say() {
+        let unheard = Outcome { unheard: Some(("LogUnavailable", "no broker".to_owned())), ..sets(2, 2) };
+        let mut pipeline = pipeline(&json!({}));
+        pipeline.status = Some(status(&pipeline, &Outcome { fleet: Some(fleet()), ..sets(2, 2) }, &at(1)));
+        let said = status(&pipeline, &unheard, &at(2));
+        assert_eq!(short(&said)[0], "Ready True WorkersReady");
+        assert_eq!((short(&said)[2].as_str(), said.shards.as_deref()), ("Degraded True LogUnavailable", Some("24/24")));
+    }
+
+    #[test]
+    fn what_is_under_way_is_said() {
+        let doing = Outcome { doing: vec!["shards leave orders-action-1".to_owned()], ..sets(2, 2) };
+        let said = status(&pipeline(&json!({})), &doing, &at(1));
+        assert_eq!(short(&said)[1], "Progressing True WorkersChanging");
+        assert_eq!(said.conditions[1].message, "shards leave orders-action-1");
+    }
+
     #[test]
     fn a_transition_time_changes_with_the_status_only() {
         let mut pipeline = pipeline(&json!({}));
         pipeline.status = Some(status(&pipeline, &sets(2, 1), &at(1)));
         let again = status(&pipeline, &sets(2, 1), &at(2));
         assert_eq!(Some(&again), pipeline.status.as_ref(), "nothing to write");
-        let ready = status(&pipeline, &sets(2, 2), &at(3));
+        let ready = status(&pipeline, &known(2, 2), &at(3));
         assert_eq!(ready.conditions[0].last_transition_time, at(3));
         assert_eq!(ready.conditions[3].last_transition_time, at(1));
     }

@@ -37,6 +37,9 @@ pub enum Trouble {
         /// The API server's own words, which name the verb and the resource.
         message: String,
     },
+    /// No thread can be started for the pipeline's plans.
+    #[error("cannot start a thread: {0}")]
+    Threads(std::io::Error),
     /// The objects cannot be built.
     #[error(transparent)]
     Build(#[from] crate::build::BuildError),
@@ -65,7 +68,7 @@ impl Trouble {
     /// When to try again after so many failures in turn (the first is 0).
     pub fn pause(&self, failures: u32) -> Duration {
         let (first, longest) = match self {
-            Trouble::Unavailable { .. } => SOON,
+            Trouble::Unavailable { .. } | Trouble::Threads(_) => SOON,
             Trouble::Conflict { .. } => AT_ONCE,
             // A change of the specification, or of the Role, is noticed by itself, or after a while.
             Trouble::Refused { .. } | Trouble::Forbidden { .. } | Trouble::Build(_) => LATER,
@@ -77,6 +80,7 @@ impl Trouble {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Trouble::Unavailable { .. } => "ApiServerUnavailable",
+            Trouble::Threads(_) => "OperatorOverloaded",
             Trouble::Conflict { .. } => "Conflict",
             Trouble::Refused { .. } => "ObjectRefused",
             Trouble::Forbidden { .. } => "Forbidden",

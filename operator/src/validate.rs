@@ -3,11 +3,12 @@
 use crate::Prepared;
 use crate::build::quantity;
 use millstream_crds::{FreeForm, Stage, StageName};
+use serde_json::Value;
 
 /// The longest prefix that workers take.
 const LONGEST_PREFIX: usize = 63;
 /// What a stage's `config` may set; the rest follows from other fields.
-const SECTIONS: [&str; 7] = ["limits", "gateway", "unify", "action", "batch", "state", "reaction"];
+const SECTIONS: [&str; 8] = ["tenants", "limits", "gateway", "unify", "action", "batch", "state", "reaction"];
 /// Labels that Services, budgets and policies select by.
 const SELECTED_BY: &str = "app.kubernetes.io/";
 
@@ -52,12 +53,24 @@ fn check_stage(field: &str, stage: &Stage, problems: &mut Vec<Problem>) {
         );
         problems.push(Problem { field: format!("{field}.config.{section}"), message });
     }
+    check_keys(&format!("{field}.config.tenants"), stage.config.0.get("tenants"), problems);
     check_template(&format!("{field}.podTemplate"), &stage.pod_template, problems);
     for (kind, quantities) in [("requests", &stage.resources.requests), ("limits", &stage.resources.limits)] {
         for (name, value) in quantities {
             if let Err(why) = quantity::check(value) {
                 problems.push(Problem { field: format!("{field}.resources.{kind}.{name}"), message: why });
             }
+        }
+    }
+}
+
+/// Whoever may read a pipeline would read a key that is written out.
+fn check_keys(field: &str, tenants: Option<&Value>, problems: &mut Vec<Problem>) {
+    for (number, tenant) in tenants.and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let keys = tenant.get("api_keys").and_then(Value::as_array).into_iter().flatten();
+        if keys.into_iter().any(|key| key.get("plain").is_some()) {
+            let message = "a key in the clear can be read by everybody who may read this resource: give its hash, `sha256: $(printf %s KEY | sha256sum)`".to_owned();
+            problems.push(Problem { field: format!("{field}[{number}].api_keys"), message });
         }
     }
 }

@@ -10,6 +10,7 @@ use millstream::generate::{Load, Options, generate};
 use millstream_model::frame::{self, Content};
 use millstream_model::proto::Envelope;
 use millstream_shard::log::{Log as _, TopicPartition, View};
+use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -34,12 +35,9 @@ pub fn settings(pipeline: &str, load: &Load) -> Settings {
     Settings {
         pipeline: pipeline.to_owned(),
         shards: 4,
-        kafka: None,
         replication: 1,
-        mongodb: None,
         tenants: tenants.into_iter().collect(),
-        otlp: None,
-        more: String::new(),
+        ..Settings::default()
     }
 }
 
@@ -173,8 +171,15 @@ impl Sending {
 /// # Errors
 /// What is not as it must be, when that has not changed for [`DEADLINE`](crate::pipeline::DEADLINE).
 pub fn check(pipeline: &Pipeline, load: &Load) -> Result<Snapshot> {
-    let admins: Result<Vec<Admin>, _> = pipeline.admins().iter().map(|url| Admin::new(url)).collect();
-    let admins = admins?;
+    check_at(&pipeline.admins(), load)
+}
+
+/// The same, of the workers at these admin URLs.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_at(admins: &[String], load: &Load) -> Result<Snapshot> {
+    let admins = admins.iter().map(|url| Admin::new(url)).collect::<Result<Vec<_>, _>>()?;
     let look = |fewest: &mut usize| -> Result<Option<Snapshot>> {
         let seen = snapshot::fetch(&admins, load.truth.tenants.keys().map(String::as_str))?;
         let mismatches = verify::verify(&load.truth, &seen);
@@ -217,8 +222,18 @@ pub fn check_with_repeats(pipeline: &Pipeline, mut load: Load) -> Result<()> {
 ///
 /// # Errors
 /// What is not as it must be, when the time is up.
-pub fn check_against_ingress(pipeline: &Pipeline, settings: &Settings, mut load: Load) -> Result<()> {
-    let there = in_ingress(settings)?;
+pub fn check_against_ingress(pipeline: &Pipeline, settings: &Settings, load: Load) -> Result<()> {
+    let kafka = KafkaConfig::new(settings.kafka.as_deref().context("not on Kafka")?);
+    let topics = Topics::new(&settings.pipeline, settings.shards, 1);
+    check_against_ingress_at(&pipeline.admins(), kafka, &topics, load)
+}
+
+/// The same, of the workers at these admin URLs, and with this `ingress`.
+///
+/// # Errors
+/// As [`check_against_ingress`].
+pub fn check_against_ingress_at(admins: &[String], kafka: KafkaConfig, topics: &Topics, mut load: Load) -> Result<()> {
+    let there = in_ingress(kafka, topics)?;
     for (tenant, truth) in &mut load.truth.tenants {
         let there = there.get(tenant).copied().unwrap_or(0);
         let again = there.checked_sub(truth.accepted);
@@ -226,16 +241,14 @@ pub fn check_against_ingress(pipeline: &Pipeline, settings: &Settings, mut load:
         truth.accepted += again;
         truth.duplicates += again;
     }
-    check(pipeline, &load).map(drop)
+    check_at(admins, &load).map(drop)
 }
 
 /// Per tenant, how many records are in a pipeline's `ingress`.
-fn in_ingress(settings: &Settings) -> Result<BTreeMap<String, u64>> {
-    let log = KafkaLog::new(KafkaConfig::new(settings.kafka.as_deref().context("not on Kafka")?))?;
-    let topic = format!("{}.ingress", settings.pipeline);
-    let at: Vec<TopicPartition> =
-        (0..settings.shards).map(|shard| TopicPartition::new(topic.as_str(), shard)).collect();
-    let all: Vec<_> = at.into_iter().map(|at| (at, 0..u64::MAX)).collect();
+fn in_ingress(kafka: KafkaConfig, topics: &Topics) -> Result<BTreeMap<String, u64>> {
+    let log = KafkaLog::new(kafka)?;
+    let at = |shard| (TopicPartition::new(topics.ingress.clone(), shard), 0..u64::MAX);
+    let all: Vec<_> = (0..topics.shards).map(at).collect();
     let (mut counts, mut wrong) = (BTreeMap::new(), None);
     log.read(&all, View::Committed, &mut |_, message| {
         if let Err(error) = count_frame(&message.payload, &mut counts) {

@@ -5,6 +5,7 @@
 
 use crate::servers::{Server, Stop, free_ports};
 use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Res
 }
 
 /// What the processes of a pipeline share.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Prefix of the topics.
     pub pipeline: String,
@@ -61,6 +62,8 @@ pub struct Settings {
     pub kafka: Option<String>,
     /// Copies of each partition in Kafka.
     pub replication: u16,
+    /// How Kafka's clients prove who they are, by librdkafka's names; empty: they need not.
+    pub security: BTreeMap<String, String>,
     /// MongoDB's URI; `None`: embedded.
     pub mongodb: Option<String>,
     /// (tenant, key).
@@ -226,6 +229,12 @@ fn yaml(settings: &Settings, name: &str, port: u16, admin: u16, folder: &Path) -
             "log:\n  kafka:\n    brokers: [\"{kafka}\"]\n    replication: {}\n",
             settings.replication
         ));
+        if !settings.security.is_empty() {
+            yaml.push_str("    security:\n");
+        }
+        for (name, value) in &settings.security {
+            yaml.push_str(&format!("      {name}: \"{value}\"\n"));
+        }
     }
     if let Some(uri) = &settings.mongodb {
         let database = settings.pipeline.replace('.', "_");

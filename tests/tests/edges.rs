@@ -8,7 +8,7 @@ use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaLog;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
-use millstream_tests::servers::Kafka;
+use millstream_tests::servers::{Kafka, USER};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -26,10 +26,8 @@ fn settings(kafka: &Kafka, what: &str) -> Settings {
         shards: 2,
         kafka: Some(kafka.bootstrap().to_owned()),
         replication: 1,
-        mongodb: None,
         tenants: vec![("acme".to_owned(), KEY.to_owned())],
-        otlp: None,
-        more: String::new(),
+        ..Settings::default()
     }
 }
 
@@ -104,6 +102,28 @@ fn a_log_that_goes_away_is_waited_for() {
     }
     kafka.node(0).unwrap().start_again().unwrap();
     kafka.is_whole().unwrap();
+    for name in ["gateway", "unify", "action"] {
+        process(&mut pipeline, name).ready().unwrap();
+    }
+    send(&pipeline, "after");
+    wait_for_events(&pipeline, &["before", "after"]);
+}
+
+#[test]
+fn a_password_that_is_not_right_any_more_is_named_and_it_goes_on_when_it_is() {
+    let mut kafka = Kafka::start_secure().unwrap();
+    let settings = Settings { security: kafka.security().clone(), ..settings(&kafka, "refused") };
+    let mut pipeline = Pipeline::named(&settings, &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    kafka.set_password("another").unwrap();
+    // Whoever is connected stays so: after a restart the broker asks everybody again.
+    kafka.node(0).unwrap().kill().unwrap();
+    kafka.node(0).unwrap().start_again().unwrap();
+    for name in ["gateway", "unify", "action"] {
+        wait_for_condition(process(&mut pipeline, name), "invalid credentials");
+    }
+    kafka.set_password(USER.1).unwrap();
     for name in ["gateway", "unify", "action"] {
         process(&mut pipeline, name).ready().unwrap();
     }

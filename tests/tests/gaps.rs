@@ -85,12 +85,10 @@ fn a_database_restored_from_a_backup_is_healed_document_by_document() {
     let settings = Settings {
         pipeline: pipeline.clone(),
         shards: 4,
-        kafka: None,
         replication: 1,
         mongodb: Some(Mongo::shared().unwrap().uri().to_owned()),
         tenants: vec![(tenant, key.clone())],
-        otlp: None,
-        more: String::new(),
+        ..Settings::default()
     };
     let running = Pipeline::local(&settings).unwrap();
     send(&running, &key, "first");

@@ -31,12 +31,9 @@ fn odd_records_reach_their_documents_as_they_are() {
     let settings = Settings {
         pipeline: unique("odd"),
         shards: 4,
-        kafka: None,
         replication: 1,
-        mongodb: None,
         tenants: vec![("acme".to_owned(), "key-of-acme".to_owned())],
-        otlp: None,
-        more: String::new(),
+        ..Settings::default()
     };
     let pipeline = Pipeline::local(&settings).unwrap();
     let record = |(number, (set, _)): (usize, &(&str, Value))| {

@@ -6,11 +6,10 @@ use millstream_crds::IngestionPipeline;
 use millstream_operator::build::{Objects, build};
 use millstream_operator::{Prepared, SecretHashes};
 use millstream_tests::pipeline;
-use millstream_tests::servers::{ApiServer, Server, Stop};
+use millstream_tests::servers::{ApiServer, Kafka, Kubectl, Mongo, Server, Stop, free_ports};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::OnceLock;
 
 fn prepared(spec: &Value) -> Prepared {
     let object = json!({
@@ -112,33 +111,23 @@ fn workers_understand_what_is_written_for_them() {
     assert_eq!((mongodb.database.as_str(), mongodb.options["maxPoolSize"].as_str()), ("customers", "50"));
 }
 
-/// The API server with the resources installed.
-fn installed() -> &'static ApiServer {
-    static INSTALLED: OnceLock<&'static ApiServer> = OnceLock::new();
-    INSTALLED.get_or_init(|| {
-        let server = ApiServer::shared().unwrap();
-        server.kubectl(&["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/yaml")], "").unwrap();
-        server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").unwrap();
-        server
-    })
+fn kubernetes() -> &'static Kubectl {
+    ApiServer::shared().unwrap().kubectl()
 }
 
 /// In a namespace that warns of Pods that do not satisfy the standard `restricted`; anything that is warned of fails.
 #[test]
 fn the_api_server_takes_the_objects_without_a_warning() {
-    let server = installed();
+    let server = kubernetes();
     let labels =
         json!({"pod-security.kubernetes.io/warn": "restricted", "pod-security.kubernetes.io/enforce": "restricted"});
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
-    server.kubectl(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
+    server.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
     for spec in [least(), full()] {
         let items = build(&prepared(&spec)).unwrap().to_json().unwrap();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         let said = server
-            .try_kubectl(
-                &["apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-"],
-                &list.to_string(),
-            )
+            .try_run(&["apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-"], &list.to_string())
             .unwrap();
         assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
         assert_eq!(String::from_utf8_lossy(&said.stdout).lines().count(), items.len());
@@ -147,15 +136,15 @@ fn the_api_server_takes_the_objects_without_a_warning() {
 
 /// The operator, for one namespace of the shared API server. Nothing but the API server is there: whatever a controller of Kubernetes would do, a test does itself.
 struct Scene {
-    server: &'static ApiServer,
+    server: &'static Kubectl,
     namespace: String,
     operator: Server,
 }
 
 impl Scene {
     fn new(namespace: &str) -> Scene {
-        let server = installed();
-        server.kubectl(&["create", "namespace", namespace], "").unwrap();
+        let server = kubernetes();
+        server.run(&["create", "namespace", namespace], "").unwrap();
         Scene { server, namespace: namespace.to_owned(), operator: start(server, namespace) }
     }
 
@@ -168,7 +157,7 @@ impl Scene {
 
     fn kubectl(&self, arguments: &[&str], input: &str) -> String {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["-n", &self.namespace]).collect();
-        self.server.kubectl(&arguments, input).unwrap_or_else(|error| panic!("{error}\n{}", self.operator.log()))
+        self.server.run(&arguments, input).unwrap_or_else(|error| panic!("{error}\n{}", self.operator.log()))
     }
 
     fn apply(&self, object: &Value) {
@@ -183,6 +172,7 @@ impl Scene {
 
     fn pipeline(&self, more: &Value) {
         let mut spec = least();
+        spec["kafka"] = json!({"bootstrapServers": [Kafka::shared().unwrap().bootstrap()], "replication": 1});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         self.apply(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "IngestionPipeline", "metadata": {"name": "orders"}, "spec": spec}));
     }
@@ -249,16 +239,16 @@ impl Scene {
     }
 }
 
-fn start(server: &ApiServer, namespace: &str) -> Server {
+fn start(server: &Kubectl, namespace: &str) -> Server {
     let folder = tempfile::Builder::new().prefix("millstream-operator-").tempdir().unwrap().keep();
     let kubeconfig = format!("KUBECONFIG={}", server.kubeconfig().display());
     let program = pipeline::program("millstream-operator").unwrap().display().to_string();
-    let command = ["env", &kubeconfig, &program, "--watch-namespace", namespace].map(str::to_owned);
+    let places = ["--watch-namespace", namespace, "--namespace", namespace, "--admin-listen", "127.0.0.1:0"];
+    let command: Vec<String> = ["env", &kubeconfig, &program].into_iter().chain(places).map(str::to_owned).collect();
     Server::start(folder, Stop::Terminate, &command).unwrap()
 }
 
 #[test]
-#[ignore = "needs millstream-operator with its feature `controller`: make test-operator"]
 fn a_pipeline_is_brought_about_and_its_state_is_told() {
     let scene = Scene::with_secret("brought-about");
     scene.pipeline(&json!({}));
@@ -269,18 +259,18 @@ fn a_pipeline_is_brought_about_and_its_state_is_told() {
     assert_eq!(scene.names("netpol"), ["orders", "orders-gateway", "orders-reaction"]);
     assert_eq!(scene.get("netpol", "orders-reaction").pointer("/spec/egress/0/ports/0/port"), Some(&json!(27018)));
     scene.all_ready();
-    scene.condition("Ready True WorkersReady");
+    let message = scene.condition("Ready False ShardsWithoutOwner");
+    assert!(message.contains("24 shards have no owner"), "{message}");
     scene.condition("Degraded False AsExpected");
     let scale = scene.get("mss", "orders-unify");
     assert_eq!((&scale["status"]["replicas"], &scale["status"]["readyReplicas"]), (&json!(2), &json!(2)));
     let table = scene.kubectl(&["get", "mip"], "");
-    assert!(table.lines().any(|line| line.split_whitespace().take(2).eq(["orders", "True"])), "{table}");
+    assert!(table.lines().any(|line| line.split_whitespace().take(2).eq(["orders", "False"])), "{table}");
     // Nothing waits for anything when it goes.
     scene.kubectl(&["delete", "mip", "orders", "--timeout=10s"], "");
 }
 
 #[test]
-#[ignore = "needs millstream-operator with its feature `controller`: make test-operator"]
 fn what_the_user_has_to_mend_is_named_and_nothing_is_changed_before() {
     let scene = Scene::new("mended");
     scene.pipeline(&json!({"stages": {"action": {"config": {"listen": "x"}}}}));
@@ -303,7 +293,6 @@ fn what_the_user_has_to_mend_is_named_and_nothing_is_changed_before() {
 }
 
 #[test]
-#[ignore = "needs millstream-operator with its feature `controller`: make test-operator"]
 fn a_stage_follows_its_scale_and_what_somebody_changed_is_set_back() {
     let scene = Scene::with_secret("scaled");
     scene.pipeline(&json!({}));
@@ -334,7 +323,6 @@ fn a_stage_follows_its_scale_and_what_somebody_changed_is_set_back() {
 }
 
 #[test]
-#[ignore = "needs millstream-operator with its feature `controller`: make test-operator"]
 fn a_new_configuration_replaces_the_old_one_and_a_new_secret_the_pods() {
     let scene = Scene::with_secret("replaced");
     scene.pipeline(&json!({}));
@@ -369,7 +357,6 @@ fn a_new_configuration_replaces_the_old_one_and_a_new_secret_the_pods() {
 }
 
 #[test]
-#[ignore = "needs millstream-operator with its feature `controller`: make test-operator"]
 fn a_paused_pipeline_is_observed_and_left_alone() {
     let scene = Scene::with_secret("paused");
     scene.pipeline(&json!({}));
@@ -380,14 +367,13 @@ fn a_paused_pipeline_is_observed_and_left_alone() {
         |scene: &Scene| scene.get("sts", "orders-unify").pointer("/spec/template/spec/containers/0/image").cloned();
     assert_eq!(image(&scene), Some(json!("registry.example.com/millstream:0.1.0")));
     scene.all_ready();
-    scene.condition("Ready True WorkersReady");
+    scene.condition("Ready False ShardsWithoutOwner");
     scene.pipeline(&json!({"image": "registry.example.com/millstream:0.2.0"}));
     scene.condition("Paused False NotPaused");
     assert_eq!(image(&scene), Some(json!("registry.example.com/millstream:0.2.0")));
 }
 
 #[test]
-#[ignore = "needs millstream-operator with its feature `controller`: make test-operator"]
 fn somebody_elses_object_of_the_name_is_not_taken() {
     let scene = Scene::with_secret("taken");
     scene.apply(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "orders-gateway"}, "spec": {"ports": [{"port": 1}]}}));
@@ -401,13 +387,12 @@ fn somebody_elses_object_of_the_name_is_not_taken() {
 }
 
 #[test]
-#[ignore = "needs millstream-operator with its feature `controller`: make test-operator"]
 fn an_operator_that_starts_again_writes_nothing() {
     let mut scene = Scene::with_secret("restarted");
     scene.pipeline(&json!({}));
     scene.condition("Ready False WorkersNotReady");
     scene.all_ready();
-    scene.condition("Ready True WorkersReady");
+    scene.condition("Ready False ShardsWithoutOwner");
     scene.operator.signal("TERM").unwrap();
     assert_eq!(scene.operator.ended(pipeline::DEADLINE).unwrap(), Some(0));
     let before = scene.versions();
@@ -415,9 +400,132 @@ fn an_operator_that_starts_again_writes_nothing() {
     // It has looked at all when it has seen to this, which it was told of last.
     scene.kubectl(&["label", "secret", "mongodb", "seen=yes"], "");
     scene.pipeline(&json!({"standbys": 2}));
-    scene.condition("Ready True WorkersReady");
+    scene.condition("Ready False ShardsWithoutOwner");
     let of_others = |versions: &str| {
         versions.lines().filter(|line| !line.starts_with("IngestionPipeline")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(of_others(&scene.versions()), of_others(&before));
+}
+
+/// Processes that are what Pods would be: with the configuration that the operator wrote.
+struct Pods {
+    folder: tempfile::TempDir,
+    running: BTreeMap<String, Server>,
+}
+
+impl Pods {
+    fn new() -> Pods {
+        Pods { folder: tempfile::tempdir().unwrap(), running: BTreeMap::new() }
+    }
+
+    fn start(&mut self, scene: &Scene, stage: &str, ordinal: usize) {
+        let name = format!("orders-{stage}-{ordinal}");
+        let folder = self.folder.path().join(&name);
+        std::fs::create_dir_all(folder.join("mongodb")).unwrap();
+        std::fs::write(folder.join("mongodb/uri"), Mongo::shared().unwrap().uri()).unwrap();
+        let set = scene.get("sts", &format!("orders-{stage}"));
+        let volumes = set.pointer("/spec/template/spec/volumes").and_then(Value::as_array).unwrap();
+        let map = volumes.iter().find_map(|volume| volume.pointer("/configMap/name")?.as_str()).unwrap();
+        let config = scene.get("cm", map)["data"]["millstream.yaml"].as_str().unwrap().to_owned();
+        let [http, admin] = <[u16; 2]>::try_from(free_ports(2).unwrap()).unwrap();
+        let config = config
+            .replace("0.0.0.0:8080", &format!("127.0.0.1:{http}"))
+            .replace("0.0.0.0:9090", &format!("127.0.0.1:{admin}"))
+            .replace("/var/lib/millstream", &folder.join("data").display().to_string())
+            .replace("/etc/millstream/secrets", &folder.display().to_string());
+        let file = folder.join("millstream.yaml");
+        std::fs::write(&file, config).unwrap();
+        let (variable, program) = (format!("MILLSTREAM_WORKER={name}"), pipeline::binary().unwrap());
+        let (program, file) = (program.display().to_string(), file.display().to_string());
+        let command = ["env", &variable, &program, "worker", "--role", stage, "--config", &file].map(str::to_owned);
+        self.running.insert(name, Server::start(folder, Stop::Kill, &command).unwrap());
+    }
+
+    fn kill(&mut self, name: &str) {
+        drop(self.running.remove(name).unwrap());
+    }
+}
+
+/// The planned owner of each shard of a stage.
+fn planned(pods: &Pods, stage: &str) -> BTreeSet<String> {
+    let config = pods.folder.path().join("orders-action-0/millstream.yaml");
+    let mut show = std::process::Command::new(pipeline::binary().unwrap());
+    let output = show.args(["plan", "show", "--config"]).arg(config).output().unwrap();
+    let plan: Value = serde_yaml::from_slice(&output.stdout).unwrap_or_default();
+    let shards = plan["stages"][stage].as_array().cloned().unwrap_or_default();
+    shards.iter().filter_map(|shard| shard["owner"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
+    let scene = Scene::new("planned");
+    scene.secret(Mongo::shared().unwrap().uri());
+    scene.pipeline(&json!({"shards": 4, "stages": {"gateway": {"replicas": 1}}}));
+    scene.condition("Ready False WorkersNotReady");
+    let mut pods = Pods::new();
+    for stage in ["unify", "action", "reaction"] {
+        pods.start(&scene, stage, 0);
+        pods.start(&scene, stage, 1);
+    }
+    scene.all_ready();
+    scene.condition("Ready True WorkersReady");
+    let status = scene.get("mip", "orders")["status"].clone();
+    assert_eq!(status["shards"], json!("12/12"), "{status}");
+    scene.until("a standby of each shard", || {
+        let status = scene.get("mip", "orders")["status"].clone();
+        let stages = status["stages"].as_array().cloned().unwrap_or_default();
+        let is_followed = |stage: &Value| stage["shardsWithoutStandby"] == 0;
+        (stages.iter().all(is_followed).then_some(()), status.to_string())
+    });
+    scene.condition("Progressing False NothingToDo");
+    // Fewer: the last one's shards leave, and then it goes.
+    scene.kubectl(&["scale", "stagescale/orders-action", "--replicas=1"], "");
+    scene.until("one worker less", || {
+        let replicas = scene.get("sts", "orders-action")["spec"]["replicas"].clone();
+        ((replicas == 1).then_some(()), replicas.to_string())
+    });
+    assert_eq!(planned(&pods, "action"), BTreeSet::from(["orders-action-0".to_owned()]));
+    pods.kill("orders-action-1");
+    scene.all_ready();
+    scene.condition("Ready True WorkersReady");
+    // One that dies is replaced in the plan, and missed until it is back.
+    pods.kill("orders-unify-0");
+    scene.until("a plan without it", || {
+        let owners = planned(&pods, "unify");
+        ((owners == BTreeSet::from(["orders-unify-1".to_owned()])).then_some(()), format!("{owners:?}"))
+    });
+    pods.start(&scene, "unify", 0);
+    scene.until("a plan with it", || {
+        let owners = planned(&pods, "unify");
+        ((owners.len() == 2).then_some(()), format!("{owners:?}"))
+    });
+}
+
+#[test]
+fn one_operator_leads_and_another_takes_over_when_it_is_gone() {
+    let mut scene = Scene::with_secret("led");
+    let holder = |scene: &Scene, not: &str| {
+        scene.until("a leader", || {
+            let leases = scene.kubectl(&["get", "leases", "-o", "jsonpath={.items[*].spec.holderIdentity}"], "");
+            ((!leases.is_empty() && leases != not).then(|| leases.clone()), leases)
+        })
+    };
+    let first = holder(&scene, "");
+    let second_operator = start(scene.server, &scene.namespace);
+    scene.pipeline(&json!({}));
+    scene.condition("Ready False WorkersNotReady");
+    assert!(!second_operator.log().contains("\"leading\""), "{}", second_operator.log());
+    // One that hangs is taken for gone, and ends when it goes on.
+    scene.operator.signal("STOP").unwrap();
+    let second = holder(&scene, &first);
+    scene.pipeline(&json!({"standbys": 2}));
+    scene.condition("Ready False WorkersNotReady");
+    scene.operator.signal("CONT").unwrap();
+    assert_eq!(scene.operator.ended(pipeline::DEADLINE).unwrap(), Some(3), "{}", scene.operator.log());
+    assert_eq!(holder(&scene, &first), second);
+    // One that is told to end gives the lease away.
+    let third_operator = start(scene.server, &scene.namespace);
+    second_operator.signal("TERM").unwrap();
+    holder(&scene, &second);
+    drop(third_operator);
 }

@@ -1,21 +1,12 @@
 //! The resources on a real API server: they are installed as users install them, and each rule refuses what it must, with its message, before anything is stored.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use millstream_tests::servers::ApiServer;
+use millstream_tests::servers::{ApiServer, Kubectl};
 use serde_json::{Value, json};
-use std::sync::OnceLock;
 
 /// The API server with the resources installed by plain `kubectl apply`.
-fn server() -> &'static ApiServer {
-    static INSTALLED: OnceLock<&'static ApiServer> = OnceLock::new();
-    INSTALLED.get_or_init(|| {
-        let server = ApiServer::shared().unwrap();
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/yaml");
-        let said = server.try_kubectl(&["apply", "-f", folder], "").unwrap();
-        assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
-        server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").unwrap();
-        server
-    })
+fn server() -> &'static Kubectl {
+    ApiServer::shared().unwrap().kubectl()
 }
 
 fn pipeline(name: &str) -> Value {
@@ -50,20 +41,17 @@ fn with(mut object: Value, path: &str, value: Value) -> Value {
 /// What the API server says of it, without storing it; `None` when it has nothing against it.
 fn refused(object: &Value) -> Option<String> {
     let said = server()
-        .try_kubectl(
-            &["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"],
-            &object.to_string(),
-        )
+        .try_run(&["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"], &object.to_string())
         .unwrap();
     (!said.status.success()).then(|| String::from_utf8_lossy(&said.stderr).into_owned())
 }
 
 fn apply(object: &Value) {
-    server().kubectl(&["apply", "--server-side", "-f", "-"], &object.to_string()).unwrap();
+    server().run(&["apply", "--server-side", "-f", "-"], &object.to_string()).unwrap();
 }
 
 fn stored(kind: &str, name: &str) -> Value {
-    serde_json::from_str(&server().kubectl(&["get", kind, name, "-o", "json"], "").unwrap()).unwrap()
+    serde_json::from_str(&server().run(&["get", kind, name, "-o", "json"], "").unwrap()).unwrap()
 }
 
 #[test]
@@ -175,9 +163,9 @@ fn people_see_the_columns_that_matter() {
         "conditions": [{"type": "Ready", "status": "True", "reason": "AllShardsOwned", "message": "", "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}],
     }});
     server()
-        .kubectl(&["patch", "mip", "columns", "--subresource=status", "--type=merge", "-p", &status.to_string()], "")
+        .run(&["patch", "mip", "columns", "--subresource=status", "--type=merge", "-p", &status.to_string()], "")
         .unwrap();
-    let table = server().kubectl(&["get", "millstream"], "").unwrap();
+    let table = server().run(&["get", "millstream"], "").unwrap();
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert!(
         lines.iter().any(|line| line.starts_with(&[
@@ -198,7 +186,7 @@ fn people_see_the_columns_that_matter() {
         "{table}"
     );
     let spec = json!({"spec": {"suspend": true}, "status": {"shards": "0/16"}});
-    server().kubectl(&["patch", "mip", "columns", "--type=merge", "-p", &spec.to_string()], "").unwrap();
+    server().run(&["patch", "mip", "columns", "--type=merge", "-p", &spec.to_string()], "").unwrap();
     assert_eq!(
         stored("mip", "columns").pointer("/status/shards"),
         Some(&json!("16/16")),
@@ -218,13 +206,10 @@ fn a_stage_is_scaled_as_a_deployment_is() {
     let status =
         json!({"status": {"replicas": 2, "readyReplicas": 2, "selector": "app.kubernetes.io/component=action"}});
     server()
-        .kubectl(
-            &["patch", "mss", "orders-action", "--subresource=status", "--type=merge", "-p", &status.to_string()],
-            "",
-        )
+        .run(&["patch", "mss", "orders-action", "--subresource=status", "--type=merge", "-p", &status.to_string()], "")
         .unwrap();
-    server().kubectl(&["scale", "stagescale/orders-action", "--replicas=4"], "").unwrap();
-    let read = server().kubectl(&["get", "mss", "orders-action", "--subresource=scale", "-o", "json"], "").unwrap();
+    server().run(&["scale", "stagescale/orders-action", "--replicas=4"], "").unwrap();
+    let read = server().run(&["get", "mss", "orders-action", "--subresource=scale", "-o", "json"], "").unwrap();
     let read: Value = serde_json::from_str(&read).unwrap();
     assert_eq!((&read["spec"]["replicas"], &read["status"]["replicas"]), (&json!(4), &json!(2)));
     assert_eq!(read["status"]["selector"], json!("app.kubernetes.io/component=action"));

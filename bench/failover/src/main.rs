@@ -70,10 +70,9 @@ fn main() -> Result<()> {
         shards: args.shards,
         kafka: Some(kafka.bootstrap().to_owned()),
         replication,
-        mongodb: None,
         tenants: vec![(TENANT.0.to_owned(), TENANT.1.to_owned())],
-        otlp: None,
         more: FOLLOWS.to_owned(),
+        ..Settings::default()
     };
     let names = [
         ("gateway", "gateway"),

@@ -1,6 +1,7 @@
 //! The configuration file of a stage's workers.
 
 use super::names::Names;
+use super::overlay::lay_over;
 use super::{BuildError, grace, quantity, secrets};
 use crate::Prepared;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -46,12 +47,12 @@ fn config(prepared: &Prepared, stage: StageName) -> Value {
         "log_filter": observability.log_filter,
     });
     if let Some(endpoint) = &observability.otlp_endpoint {
-        lay_over(&mut telemetry, json!({ "otlp_endpoint": endpoint }));
+        lay_over(&mut telemetry, &json!({ "otlp_endpoint": endpoint }));
     }
     let mut config = json!({
         "pipeline": prepared.prefix(),
         "shards": spec.shards,
-        "generation": 1,
+        "generation": prepared.generation(),
         "listen": format!("0.0.0.0:{HTTP}"),
         "admin_listen": format!("0.0.0.0:{ADMIN}"),
         "data_dir": DATA,
@@ -60,50 +61,47 @@ fn config(prepared: &Prepared, stage: StageName) -> Value {
     });
     if stage != StageName::Gateway {
         let (release, _) = grace::of(stage, spec.shards);
-        lay_over(&mut config, json!({"ownership": {"plan": {"release": format!("{release}s")}}}));
+        lay_over(&mut config, &json!({"ownership": {"plan": {"release": format!("{release}s")}}}));
     }
     if let (StageName::Reaction, Some(mongodb)) = (stage, &spec.document_store.mongodb) {
         let uri_file = secrets::file(secrets::MONGODB_URI);
         let mongodb = json!({"uri_file": uri_file, "database": mongodb.database, "options": mongodb.options});
-        lay_over(&mut config, json!({"documents": {"mongodb": mongodb}}));
+        lay_over(&mut config, &json!({"documents": {"mongodb": mongodb}}));
     }
     if let Some(bytes) = memory_for_state(prepared, stage) {
-        lay_over(&mut config, json!({"state": {"memory": format!("{}MiB", (bytes / MEBIBYTE) as u64)}}));
+        lay_over(&mut config, &json!({"state": {"memory": format!("{}MiB", (bytes / MEBIBYTE) as u64)}}));
     }
-    lay_over(&mut config, Value::Object(spec.stages.of(stage).config.0.clone()));
+    lay_over(&mut config, &Value::Object(spec.stages.of(stage).config.0.clone()));
     config
 }
 
-/// Puts the second over the first: objects are laid over each other member by member, everything else is replaced.
-fn lay_over(under: &mut Value, over: Value) {
-    match (under, over) {
-        (Value::Object(under), Value::Object(over)) => {
-            for (name, value) in over {
-                lay_over(under.entry(name).or_insert(Value::Null), value);
-            }
-        }
-        (under, over) => *under = over,
-    }
-}
-
-fn kafka(kafka: &Kafka) -> Value {
+/// How Kafka's clients prove who they are, but for what Secrets hold: settings by librdkafka's names.
+pub(crate) fn security(kafka: &Kafka) -> Vec<(&'static str, String)> {
     let protocol = match (&kafka.sasl, &kafka.tls) {
         (None, None) => "PLAINTEXT",
         (None, Some(_)) => "SSL",
         (Some(_), None) => "SASL_PLAINTEXT",
         (Some(_), Some(_)) => "SASL_SSL",
     };
-    let (mut security, mut files) = (Map::new(), Map::new());
-    let mut say = |name: &str, value: &str| security.insert(name.to_owned(), value.into());
-    say("security.protocol", protocol);
+    let mut security = vec![("security.protocol", protocol.to_owned())];
     if let Some(Sasl { mechanism, username, .. }) = &kafka.sasl {
         let mechanism = match mechanism {
             SaslMechanism::Plain => "PLAIN",
             SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
             SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
         };
-        say("sasl.mechanism", mechanism);
-        say("sasl.username", username);
+        security.extend([("sasl.mechanism", mechanism.to_owned()), ("sasl.username", username.clone())]);
+    }
+    security
+}
+
+fn kafka(kafka: &Kafka) -> Value {
+    let (mut security, mut files) = (Map::new(), Map::new());
+    let mut say = |name: &str, value: &str| security.insert(name.to_owned(), value.into());
+    for (name, value) in self::security(kafka) {
+        say(name, &value);
+    }
+    if kafka.sasl.is_some() {
         files.insert("sasl.password".to_owned(), secrets::file(secrets::KAFKA_PASSWORD).into());
     }
     if let Some(tls) = &kafka.tls {

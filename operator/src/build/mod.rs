@@ -5,7 +5,7 @@
 //! Pod that restarts by itself in the middle of a change does not get half of it. *What a Secret holds* is in the template as a hash: a new password is a change like any other.
 //! Pods satisfy the Pod Security Standard `restricted`, and have no token for the API server.
 
-mod config;
+pub(crate) mod config;
 mod grace;
 pub(crate) mod names;
 mod network;
@@ -23,6 +23,9 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use millstream_crds::{StageName, StageScale};
 use serde::Serialize;
 use serde_json::Value;
+
+/// Annotation of a StatefulSet with the hash of its Pods' template: whether it is the one that was applied last.
+pub const TEMPLATE_HASH: &str = "ingestion.millstream.dev/template-hash";
 
 /// The objects of a pipeline, in the order in which they are applied: what others refer to comes first.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +114,7 @@ pub fn build(prepared: &Prepared) -> Result<Objects, BuildError> {
         objects.config_maps.push(config);
         objects.services.push(network::governing_service(&names, stage));
         objects.budgets.push(workloads::budget(&names, stage));
-        objects.stateful_sets.push(workloads::stateful_set(prepared, &names, stage, template));
+        objects.stateful_sets.push(workloads::stateful_set(prepared, &names, stage, template)?);
         objects.scales.push(workloads::scale(prepared, &names, stage));
     }
     Ok(objects)

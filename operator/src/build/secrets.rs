@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 pub(super) const FOLDER: &str = "/etc/millstream/secrets";
 pub(super) const VOLUME: &str = "secrets";
 
-pub(super) const KAFKA_PASSWORD: &str = "kafka/password";
-pub(super) const KAFKA_CA: &str = "kafka/ca.pem";
-pub(super) const KAFKA_CERTIFICATE: &str = "kafka/tls.crt";
-pub(super) const KAFKA_KEY: &str = "kafka/tls.key";
+pub(crate) const KAFKA_PASSWORD: &str = "kafka/password";
+pub(crate) const KAFKA_CA: &str = "kafka/ca.pem";
+pub(crate) const KAFKA_CERTIFICATE: &str = "kafka/tls.crt";
+pub(crate) const KAFKA_KEY: &str = "kafka/tls.key";
 pub(super) const MONGODB_URI: &str = "mongodb/uri";
 
 /// The full name of a file.
@@ -69,6 +69,6 @@ pub(super) fn hash(prepared: &Prepared, stage: StageName) -> String {
 }
 
 /// The first 16 digits: enough to tell contents apart, short enough for names.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,8 +2,9 @@
 
 use super::names::Names;
 use super::pods::DATA_VOLUME;
-use super::quantity;
+use super::{BuildError, TEMPLATE_HASH, quantity, secrets};
 use crate::Prepared;
+use crate::plan::AT_REST;
 use k8s_openapi::api::apps::v1::{
     RollingUpdateStatefulSetStrategy, StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec,
     StatefulSetUpdateStrategy,
@@ -15,10 +16,8 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use millstream_crds::{Claim, DeletionPolicy, LocalObject, StageName, StageScale, StageScaleSpec};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-
-/// Above all ordinals: no Pod gets a changed template by itself.
-const AT_REST: i32 = 4096;
 
 /// Who the Pods are: somebody who may ask the API server nothing. Cloud identities are bound to it.
 pub(super) fn account(names: &Names) -> ServiceAccount {
@@ -48,11 +47,17 @@ pub(super) fn stateful_set(
     names: &Names,
     stage: StageName,
     template: PodTemplateSpec,
-) -> StatefulSet {
+) -> Result<StatefulSet, BuildError> {
     let spec = &prepared.pipeline.spec;
     let claim = spec.stages.of(stage).storage.persistent_volume_claim.as_ref();
-    StatefulSet {
-        metadata: names.metadata(names.of_stage(stage), Some(stage)),
+    let text = serde_json::to_string(&template)
+        .map_err(|error| BuildError::Unwritable { what: "a template", error: error.to_string() })?;
+    let hash = (TEMPLATE_HASH.to_owned(), secrets::hex(&Sha256::digest(text.as_bytes())));
+    Ok(StatefulSet {
+        metadata: ObjectMeta {
+            annotations: Some(BTreeMap::from([hash])),
+            ..names.metadata(names.of_stage(stage), Some(stage))
+        },
         spec: Some(StatefulSetSpec {
             replicas: Some(if spec.suspend { 0 } else { prepared.replicas(stage) }),
             service_name: Some(names.governing(stage)),
@@ -73,7 +78,7 @@ pub(super) fn stateful_set(
             ..StatefulSetSpec::default()
         }),
         status: None,
-    }
+    })
 }
 
 fn claim_template(names: &Names, stage: StageName, claim: &Claim) -> PersistentVolumeClaim {

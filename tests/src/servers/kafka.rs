@@ -2,7 +2,7 @@
 
 use super::cache::install_kafka;
 use super::certificates::Authority;
-use super::process::{Server, Stop, folder, free_ports};
+use super::process::{Server, Stop, folder, free_ports, host};
 use anyhow::{Context, Result, ensure};
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use rdkafka::ClientConfig;
@@ -31,6 +31,8 @@ pub struct Kafka {
     security: BTreeMap<String, String>,
     /// Whom clients trust; its folder has the certificate.
     _authority: Option<Authority>,
+    /// `host:port` where administrators need no password; empty where nobody does.
+    internal: String,
 }
 
 /// The user that a secured broker knows, and its password.
@@ -68,8 +70,8 @@ impl Kafka {
             let starts: Vec<_> = (0..nodes).map(|index| scope.spawn(move || cluster.start(index))).collect();
             starts.into_iter().map(|start| start.join().unwrap_or_else(|_| anyhow::bail!("a start panicked"))).collect()
         })?;
-        let bootstrap = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
-        let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), _authority: None };
+        let bootstrap = ports.iter().map(|port| format!("{}:{port}", host())).collect::<Vec<_>>().join(",");
+        let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), _authority: None, internal: String::new() };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -94,7 +96,13 @@ impl Kafka {
             ("ssl.ca.location", &authority.path().display().to_string()),
         ];
         let security = security.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let kafka = Kafka { bootstrap: format!("127.0.0.1:{port}"), nodes, security, _authority: Some(authority) };
+        let kafka = Kafka {
+            bootstrap: format!("127.0.0.1:{port}"),
+            nodes,
+            security,
+            _authority: Some(authority),
+            internal: format!("127.0.0.1:{internal}"),
+        };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -123,6 +131,28 @@ impl Kafka {
     pub fn config(&self) -> KafkaConfig {
         let replication_factor = u16::try_from(self.nodes.len().min(3)).unwrap_or(3);
         KafkaConfig { replication_factor, security: self.security.clone(), ..KafkaConfig::new(&self.bootstrap) }
+    }
+
+    /// How clients prove who they are, by librdkafka's names.
+    pub fn security(&self) -> &BTreeMap<String, String> {
+        &self.security
+    }
+
+    /// Gives the user of a secured broker another password, or the right one again. Whoever is connected stays so.
+    ///
+    /// # Errors
+    /// When the broker is not a secured one, or refuses.
+    pub fn set_password(&self, password: &str) -> Result<()> {
+        let output = Command::new("java")
+            .args(["-cp", &format!("{}/*", install_kafka()?.display()), "-Xmx256m", "-XX:TieredStopAtLevel=1"])
+            .args(["kafka.admin.ConfigCommand", "--bootstrap-server", &self.internal, "--alter"])
+            .args(["--entity-type", "users", "--entity-name", USER.0])
+            .args(["--add-config", &format!("SCRAM-SHA-512=[password={password}]")])
+            .output()
+            .context("cannot start java")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "cannot set the password: {}{said}", String::from_utf8_lossy(&output.stdout));
+        Ok(())
     }
 
     /// Kills a node (-9) and leaves it dead.
@@ -249,6 +279,7 @@ impl Cluster<'_> {
         Ok(properties
             .replace("{internal_port}", &internal_port)
             .replace("{keystore}", &keystore.display().to_string())
+            .replace("{host}", &host())
             .replace("{id}", &(index + 1).to_string())
             .replace("{voters}", &voters.join(","))
             .replace("{port}", &port.to_string())

@@ -3,12 +3,10 @@
 
 use super::cache::install_kubernetes;
 use super::certificates::Authority;
+use super::kubectl::Kubectl;
 use super::process::{Server, Stop, folder, free_ports};
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use rcgen::KeyPair;
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -18,10 +16,9 @@ const TOKEN: &str = "test-admin";
 /// A running API server.
 #[derive(Debug)]
 pub struct ApiServer {
-    program: PathBuf,
-    kubeconfig: PathBuf,
+    kubectl: Kubectl,
     // In this order they end.
-    server: Server,
+    _server: Server,
     _etcd: Server,
     _authority: Authority,
 }
@@ -70,56 +67,26 @@ impl ApiServer {
             file("service-account-key-file", "account.pub"),
             file("service-account-signing-key-file", "account.key"),
         ];
+        let kubectl = Kubectl::new(program, kubeconfig, path("cache"));
         let server = Server::start(folder, Stop::Terminate, &command)?;
-        let started = ApiServer { program, kubeconfig, server, _etcd: etcd, _authority: authority };
-        started.server.wait_until(READY_WITHIN, || started.kubectl(&["get", "--raw", "/readyz"], ""))?;
-        Ok(started)
+        server.wait_until(READY_WITHIN, || kubectl.run(&["get", "--raw", "/readyz"], ""))?;
+        Ok(ApiServer { kubectl, _server: server, _etcd: etcd, _authority: authority })
     }
 
-    /// One that all tests of a process share; use namespaces of your own.
+    /// One that all tests of a process share, with our resources installed; use namespaces of your own.
     ///
     /// # Errors
     /// When it cannot be started; the same for everybody.
     pub fn shared() -> Result<&'static ApiServer> {
         static SHARED: OnceLock<Result<ApiServer, String>> = OnceLock::new();
-        let shared = SHARED.get_or_init(|| ApiServer::start().map_err(|error| format!("{error:#}")));
+        let installed = || ApiServer::start().and_then(|server| server.kubectl.install_crds().map(|()| server));
+        let shared = SHARED.get_or_init(|| installed().map_err(|error| format!("{error:#}")));
         shared.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
     }
 
-    /// Runs `kubectl` with this standard input; what it printed.
-    ///
-    /// # Errors
-    /// When it fails, with what it said.
-    pub fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let output = self.try_kubectl(arguments, input)?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), said.trim());
-        Ok(String::from_utf8(output.stdout)?)
-    }
-
-    /// Runs `kubectl` with this standard input, whatever comes of it.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn try_kubectl(&self, arguments: &[&str], input: &str) -> Result<Output> {
-        let mut kubectl = Command::new(&self.program)
-            .arg("kubectl")
-            .args(arguments)
-            .env("KUBECONFIG", &self.kubeconfig)
-            // It caches what the server knows below the home folder otherwise, also for other tests' servers.
-            .env("KUBECACHEDIR", self.server.folder().join("cache"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start kubectl")?;
-        kubectl.stdin.take().context("kubectl takes no input")?.write_all(input.as_bytes())?;
-        kubectl.wait_with_output().context("kubectl does not end")
-    }
-
-    /// The file that says how to reach it as its administrator.
-    pub fn kubeconfig(&self) -> &std::path::Path {
-        &self.kubeconfig
+    /// To ask it.
+    pub fn kubectl(&self) -> &Kubectl {
+        &self.kubectl
     }
 }
 

@@ -8,14 +8,18 @@
 
 mod cache;
 pub mod certificates;
+mod cluster;
+mod image;
 mod kafka;
+mod kubectl;
 mod kubernetes;
 mod mongo;
 mod process;
 
-pub use cache::{install_kafka, install_kubernetes, install_mongo};
+pub use cache::{install_helm, install_kafka, install_kubernetes, install_mongo};
+pub use cluster::{Cluster, IMAGE, Inside};
 pub use kafka::{Kafka, USER};
+pub use kubectl::Kubectl;
 pub use kubernetes::ApiServer;
 pub use mongo::Mongo;
-pub use process::free_ports;
-pub use process::{Server, Stop};
+pub use process::{Server, Stop, free_ports, host};

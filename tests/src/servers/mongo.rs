@@ -4,7 +4,7 @@
 //! SIGTERM, and no test may draw conclusions about MongoDB's durability from it.
 
 use super::cache::install_mongo;
-use super::process::{Server, Stop, folder, free_ports};
+use super::process::{Server, Stop, folder, free_ports, host};
 use anyhow::{Context, Result};
 use millstream_stores::mongo::{MongoConfig, MongoDocuments};
 use std::sync::OnceLock;
@@ -33,14 +33,14 @@ impl Mongo {
         std::fs::create_dir_all(&data)?;
         let command = [
             binary.display().to_string(),
-            "--host=127.0.0.1".to_owned(),
+            format!("--host={}", host()),
             format!("--port={port}"),
             format!("--storage-path={}", data.display()),
             "--cache-size=256M".to_owned(),
             "--log-level=WARNING".to_owned(),
         ];
         let server = Server::start(folder, Stop::Terminate, &command)?;
-        let mongo = Mongo { port, uri: format!("mongodb://127.0.0.1:{port}/?directConnection=true"), server };
+        let mongo = Mongo { port, uri: format!("mongodb://{}:{port}/?directConnection=true", host()), server };
         let probe = MongoConfig { write_timeout_ms: 2000, ..mongo.config("probe") };
         mongo.server.wait_until(READY_WITHIN, || MongoDocuments::connect(probe.clone()).map(drop))?;
         Ok(mongo)

@@ -213,6 +213,14 @@ pub(super) fn folder(name: &str) -> Result<PathBuf> {
     Ok(folder.keep())
 }
 
+/// Where the variable is set, servers listen there instead of on loopback.
+pub(super) const HOST: &str = "MILLSTREAM_TEST_HOST";
+
+/// The address that servers listen on: loopback, or, in the network of a cluster, the one that Pods reach.
+pub fn host() -> String {
+    std::env::var(HOST).unwrap_or_else(|_| "127.0.0.1".to_owned())
+}
+
 /// Ports that nobody listens on. Below those that the kernel gives to outgoing connections, so that none of these takes one in between.
 ///
 /// # Errors
@@ -221,11 +229,11 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id().wrapping_mul(97);
-    let mut ports = Vec::with_capacity(count);
+    let (host, mut ports) = (host(), Vec::with_capacity(count));
     for _ in 0..2000 {
         let step = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(20_000 + step % 12_000)?;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if std::net::TcpListener::bind((host.as_str(), port)).is_ok() {
             ports.push(port);
         }
         if ports.len() == count {

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod mutant;
 mod output;
 pub mod ownership;
+pub mod planning;
 pub mod runtime;
 pub mod seat;
 pub mod standby;

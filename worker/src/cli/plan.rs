@@ -11,15 +11,14 @@ use crate::runtime::stores;
 use anyhow::{Context, bail};
 use millstream_plan::file;
 use millstream_plan::plan::{Plan, Version};
-use millstream_plan::planner::{self, Limits, Outcome as Planned};
+use millstream_plan::planner::{self, Outcome as Planned};
 use millstream_plan::validate::{Pipeline, validate};
-use millstream_plan::view::{Bounds, View};
-use millstream_shard::control::{Listener, Publisher};
-use millstream_shard::log::Log;
+use millstream_plan::view::Bounds;
+use millstream_shard::log::LogError;
+use millstream_shard::planning::{Planning, Turn, Wishes};
 use millstream_shard::topics::Topics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one look at reports waits.
@@ -69,13 +68,9 @@ struct Common {
     config: ConfigArgs,
 }
 
-/// The pipeline's log, and what is heard in it.
+/// One who looks at a pipeline's plan, or makes it, and their clock.
 struct Session {
-    log: Arc<dyn Log>,
-    topics: Topics,
-    listener: Listener,
-    stages: BTreeMap<String, u32>,
-    bounds: Bounds,
+    planning: Planning,
     began: Instant,
 }
 
@@ -88,7 +83,8 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
             apply(Session::open(&common.config)?, &text, *force, common.dry_run)
                 .with_context(|| format!("cannot publish {}", file.display()))
         }
-        Action::Auto { common, watch } => auto(Session::open(&common.config)?, *watch, common.dry_run),
+        Action::Auto { common, watch: false } => auto(Session::open(&common.config)?, common.dry_run),
+        Action::Auto { common, watch: true } => watch(Session::open(&common.config)?, common.dry_run),
     }
 }
 
@@ -104,70 +100,55 @@ impl Session {
             config::Ownership::Plan(plan) => plan.bounds(),
             config::Ownership::Static => Bounds::default(),
         };
-        let (log, shards) = (stores::open_log(&config)?.0, config.shards.0);
-        let topics = Topics::new(config.pipeline.as_str(), shards, config.generation);
+        let log = stores::open_log(&config)?.0;
+        let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
         log.create_topics(&topics.specs()).context("preparing the pipeline's topics")?;
-        let listener = Listener::open(&*log, &topics, bounds, 0).context("reading plan and reports")?;
-        let stages = STAGES.iter().map(|stage| ((*stage).to_owned(), shards)).collect();
-        Ok(Session { log, topics, listener, stages, bounds, began: Instant::now() })
+        let planning = Planning::open(log, topics, &STAGES, bounds, 0).context("reading plan and reports")?;
+        Ok(Session { planning, began: Instant::now() })
     }
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn view(&self) -> &View {
-        self.listener.view()
-    }
-
-    fn listen(&mut self, pause: Duration) -> anyhow::Result<()> {
+    fn listen(&mut self, pause: Duration) -> Result<(), LogError> {
         let until = Instant::now() + pause;
         while Instant::now() < until {
             let now_ms = self.now_ms();
-            self.listener.listen(LISTEN, now_ms)?;
+            self.planning.listen(LISTEN, now_ms)?;
         }
         Ok(())
     }
 
-    /// Hears reports until old ones in the topic cannot be taken for living workers.
-    fn get_to_know(&mut self) -> anyhow::Result<()> {
-        self.listen(Duration::from_millis(self.bounds.silence_ms + self.bounds.silence_ms / 4))?;
-        while !self.view().knows_all(self.now_ms()) {
+    /// Hears reports until it is known who is alive; then, unless nothing is to be published, fences whoever published before.
+    fn get_to_know(&mut self, dry_run: bool) -> anyhow::Result<()> {
+        while !self.planning.knows_all(self.now_ms()) {
             self.listen(LISTEN)?;
         }
+        if !dry_run {
+            self.planning.fence(self.now_ms()).context("fencing whoever published plans before")?;
+        }
         Ok(())
     }
 
-    /// Fences whoever published before, and reads what they did. Nobody is fenced for a dry run.
-    fn publisher(&mut self, dry_run: bool) -> anyhow::Result<Option<Publisher>> {
-        let publisher = (!dry_run).then(|| Publisher::open(&*self.log, &self.topics)).transpose();
-        let publisher = publisher.context("fencing whoever published plans before")?;
-        self.catch_up()?;
-        Ok(publisher)
-    }
-
-    fn catch_up(&mut self) -> anyhow::Result<()> {
-        let now_ms = self.now_ms();
-        Ok(self.listener.read_to_end(&*self.log, now_ms)?)
-    }
-
-    /// Nobody has published under a higher term, as far as was heard.
-    fn is_the_newest(&self, term: u64) -> anyhow::Result<()> {
-        let newest = self.current().map_or(0, |version| version.term);
-        anyhow::ensure!(
-            newest <= term,
-            "somebody who was started later publishes plans of this pipeline (term {newest}): this watch ends"
-        );
-        Ok(())
-    }
-
-    fn current(&self) -> Option<Version> {
-        self.view().plan().map(|plan| plan.version)
+    /// Publishes a plan, or, for a dry run, prints it.
+    fn publish(&mut self, plan: Plan, dry_run: bool) -> anyhow::Result<()> {
+        if dry_run {
+            return Ok(super::print(format_args!("{}", file::render(&plan)?))?);
+        }
+        let (version, shards) = (plan.version, plan.placements.len());
+        let published = self.planning.publish(plan);
+        published.context("publishing the plan; look with `millstream plan show` whether it is there")?;
+        say_published(version, shards)
     }
 }
 
+fn say_published(version: Version, shards: usize) -> anyhow::Result<()> {
+    Ok(super::print(format_args!("published plan {version} of {shards} shards\n"))?)
+}
+
 fn show(session: &Session) -> anyhow::Result<Outcome> {
-    match session.view().plan() {
+    match session.planning.view().plan() {
         Some(plan) => {
             super::print(format_args!("{}", file::render(plan)?))?;
             Ok(Outcome::Good)
@@ -180,17 +161,17 @@ fn show(session: &Session) -> anyhow::Result<Outcome> {
 }
 
 fn apply(mut session: Session, text: &str, force: bool, dry_run: bool) -> anyhow::Result<Outcome> {
-    session.get_to_know()?;
-    let mut publisher = session.publisher(dry_run)?;
-    let plan = file::parse(text, session.current())?;
-    let alive = session.view().alive(session.now_ms());
+    session.get_to_know(dry_run)?;
+    let planning = &session.planning;
+    let plan = file::parse(text, planning.current())?;
+    let alive = planning.view().alive(session.now_ms());
     let workers: BTreeMap<String, BTreeSet<String>> =
         alive.into_iter().map(|worker| (worker.name, worker.stages)).collect();
     let pipeline = Pipeline {
-        stages: &session.stages,
+        stages: planning.stages(),
         workers: (!force).then_some(&workers),
-        generation: u32::from(session.topics.generation),
-        current: session.current(),
+        generation: planning.generation(),
+        current: planning.current(),
     };
     if let Err(problems) = validate(&plan, &pipeline) {
         let list: Vec<String> = problems.iter().map(|problem| format!("- {problem}")).collect();
@@ -198,103 +179,57 @@ fn apply(mut session: Session, text: &str, force: bool, dry_run: bool) -> anyhow
         let heard = if heard.is_empty() { "none".to_owned() } else { heard };
         bail!("the plan does not fit the pipeline (workers heard: {heard}):\n{}", list.join("\n"));
     }
-    publish(publisher.as_mut(), plan)
-}
-
-/// Publishes a plan, or, without a publisher, prints it.
-fn publish(publisher: Option<&mut Publisher>, plan: Plan) -> anyhow::Result<Outcome> {
-    let (version, shards) = (plan.version, plan.placements.len());
-    let Some(publisher) = publisher else {
-        super::print(format_args!("{}", file::render(&plan)?))?;
-        return Ok(Outcome::Good);
-    };
-    publisher.publish(plan).context("publishing the plan; look with `millstream plan show` whether it is there")?;
-    super::print(format_args!("published plan {version} of {shards} shards\n"))?;
+    session.publish(plan, dry_run)?;
     Ok(Outcome::Good)
 }
 
-fn auto(mut session: Session, watch: bool, dry_run: bool) -> anyhow::Result<Outcome> {
-    session.get_to_know()?;
-    let mut publisher = session.publisher(dry_run)?;
-    // Of two watches the later one has the higher term, besides having fenced the other.
-    let term = session.current().map_or(0, |version| version.term) + 1;
+fn auto(mut session: Session, dry_run: bool) -> anyhow::Result<Outcome> {
+    session.get_to_know(dry_run)?;
+    let term = session.planning.current().map_or(0, |version| version.term) + 1;
+    let planned = session.planning.make(&Wishes::default(), term, session.now_ms());
+    if planned.plan.placements.is_empty() {
+        say_no_workers()?;
+    } else if session.planning.current() != Some(planned.plan.version) {
+        session.publish(planned.plan.clone(), dry_run)?;
+    }
+    tell(&planned)
+}
+
+fn say_no_workers() -> anyhow::Result<()> {
+    Ok(super::print(format_args!("no worker reports; start some with `ownership: {{plan: {{}}}}`\n"))?)
+}
+
+/// Goes on until somebody who was started later publishes, or for ever; what it meets otherwise, it tells.
+fn watch(mut session: Session, dry_run: bool) -> anyhow::Result<Outcome> {
+    if !dry_run {
+        session.planning.lead();
+    }
     let mut printed = None;
     loop {
-        if watch && !dry_run {
-            session.is_the_newest(term)?;
+        let now_ms = session.now_ms();
+        let turn = session.planning.turn(&Wishes::default(), now_ms);
+        match &turn {
+            Ok(Turn::Hearing) | Err(_) => {}
+            Ok(Turn::NoWorkers) => say_no_workers()?,
+            Ok(Turn::Planned { outcome, is_published: true }) => {
+                say_published(outcome.plan.version, outcome.plan.placements.len())?;
+            }
+            Ok(Turn::Planned { outcome: Planned { plan, .. }, .. }) => {
+                let is_new = session.planning.current() != Some(plan.version) && printed.as_ref() != Some(plan);
+                if dry_run && is_new {
+                    session.publish(plan.clone(), dry_run)?;
+                    printed = Some(plan.clone());
+                }
+            }
+            Ok(Turn::Replaced { term }) => {
+                bail!("somebody who was started later publishes plans of this pipeline (term {term}): this watch ends")
+            }
         }
-        let turn = consider(&session, &mut publisher, (term, watch), &mut printed);
-        if !watch {
-            return tell(&turn?);
-        }
-        let turn = turn.map(drop).and_then(|()| session.listen(CONSIDER));
-        if let Err(error) = turn {
-            publisher = go_on(&mut session, term, dry_run, error)?;
-        }
-    }
-}
-
-/// Makes a plan, and publishes it if it says something new; prints it without a publisher, unless it has. A watch publishes one of its term at its beginning in any case: by that, those that
-/// watched before know that they are not to go on.
-fn consider(
-    session: &Session,
-    publisher: &mut Option<Publisher>,
-    (term, watch): (u64, bool),
-    printed: &mut Option<Plan>,
-) -> anyhow::Result<Planned> {
-    let mut planned = make(session, term);
-    if planned.plan.placements.is_empty() {
-        super::print(format_args!("no worker reports; start some with `ownership: {{plan: {{}}}}`\n"))?;
-        return Ok(planned);
-    }
-    let Version { term: of, number } = planned.plan.version;
-    if watch && publisher.is_some() && of < term {
-        planned.plan.version = Version { term, number: number + 1 };
-    }
-    if session.current() != Some(planned.plan.version) && printed.as_ref() != Some(&planned.plan) {
-        publish(publisher.as_mut(), planned.plan.clone())?;
-        *printed = publisher.is_none().then(|| planned.plan.clone());
-    }
-    Ok(planned)
-}
-
-/// After an error of a watch, which may be the log's, or that of one who was fenced: tells it, and goes on with a publisher of its own when the log is there again and nobody has published
-/// under a higher term.
-fn go_on(
-    session: &mut Session,
-    term: u64,
-    dry_run: bool,
-    mut error: anyhow::Error,
-) -> anyhow::Result<Option<Publisher>> {
-    loop {
-        eprintln!("{error:#}; trying again");
-        std::thread::sleep(CONSIDER);
-        let again = session.listener.open_again(&*session.log).map_err(anyhow::Error::from);
-        if let Err(next) = again.and_then(|()| session.catch_up()) {
-            error = next;
-            continue;
-        }
-        if !dry_run {
-            session.is_the_newest(term)?;
-        }
-        match session.publisher(dry_run) {
-            Ok(publisher) => return Ok(publisher),
-            Err(next) => error = next,
+        if let Err(error) = turn.map(drop).and_then(|()| session.listen(CONSIDER)) {
+            eprintln!("{error}; trying again");
+            std::thread::sleep(CONSIDER);
         }
     }
-}
-
-fn make(session: &Session, term: u64) -> Planned {
-    let (view, now_ms) = (session.view(), session.now_ms());
-    planner::plan(&planner::Input {
-        term,
-        generation: u32::from(session.topics.generation),
-        workers: &view.alive(now_ms),
-        stages: &session.stages,
-        standings: &view.standings(now_ms),
-        previous: view.plan(),
-        limits: Limits::default(),
-    })
 }
 
 /// What is still to be done, for a plan that is not watched.

@@ -1,0 +1,73 @@
+//! What a pipeline's workers report of its shards, as the pure steps see it.
+
+use millstream_plan::plan::{ShardId, Version};
+use millstream_plan::planner::Outcome;
+use millstream_plan::view::View;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A pipeline's shards, and who has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// The plan in force.
+    pub plan: Version,
+    /// Every shard of every stage.
+    pub shards: BTreeMap<ShardId, Shard>,
+    /// Workers that are alive.
+    pub alive: BTreeSet<String>,
+    /// Shards that move, or wait for it.
+    pub moving: usize,
+}
+
+/// One shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shard {
+    /// Who is to own it.
+    pub planned: String,
+    /// Who owns it, and is alive.
+    pub owner: Option<String>,
+    /// Who follows it, and is alive.
+    pub standbys: BTreeSet<String>,
+    /// What its owner, or who opens it, says is wrong; empty: nothing.
+    pub condition: String,
+}
+
+impl Fleet {
+    /// As a view has it after a turn that came to this.
+    pub fn of(view: &View, outcome: &Outcome, now_ms: u64) -> Fleet {
+        let standings = view.standings(now_ms);
+        let mut shards: BTreeMap<ShardId, Shard> = BTreeMap::new();
+        for (id, placement) in &outcome.plan.placements {
+            let standing = standings.get(id);
+            let shard = Shard {
+                planned: placement.owner.clone(),
+                owner: standing.and_then(|standing| standing.holder.clone()),
+                standbys: standing.map(|standing| standing.lags.keys().cloned().collect()).unwrap_or_default(),
+                condition: String::new(),
+            };
+            shards.insert(id.clone(), shard);
+        }
+        let alive: BTreeSet<String> = view.alive(now_ms).into_iter().map(|worker| worker.name).collect();
+        for (report, _) in view.reports().filter(|(report, _)| alive.contains(&report.worker)) {
+            for (id, status) in report.shards.iter().filter(|(_, status)| !status.condition.is_empty()) {
+                let concerned = shards.get_mut(id).filter(|shard| {
+                    shard.owner.as_ref().is_none_or(|owner| *owner == report.worker) && shard.condition.is_empty()
+                });
+                if let Some(shard) = concerned {
+                    shard.condition = format!("{}: {}", report.worker, status.condition);
+                }
+            }
+        }
+        Fleet { plan: outcome.plan.version, shards, alive, moving: outcome.pending.len() }
+    }
+
+    /// It is alive, and owns a shard or is about to.
+    pub fn holds(&self, worker: &str) -> bool {
+        let is_its = |shard: &Shard| shard.owner.as_deref() == Some(worker) || shard.planned == worker;
+        self.alive.contains(worker) && self.shards.values().any(is_its)
+    }
+
+    /// The shards of a stage.
+    pub fn of_stage<'a>(&'a self, stage: &'a str) -> impl Iterator<Item = (&'a ShardId, &'a Shard)> {
+        self.shards.iter().filter(move |(id, _)| id.stage == stage)
+    }
+}

@@ -1,0 +1,255 @@
+//! Pods go one at a time, and their shards first.
+
+use super::*;
+use crate::SecretHashes;
+use crate::build::build;
+use crate::fleet::Shard;
+use millstream_plan::plan::ShardId;
+use serde_json::{Value, json};
+
+const SHARDED: [StageName; 3] = [StageName::Unify, StageName::Action, StageName::Reaction];
+
+fn prepared(more: &Value, replicas: &[(StageName, i32)]) -> Prepared {
+    let mut object = json!({
+        "apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "IngestionPipeline",
+        "metadata": {"name": "orders", "namespace": "shop", "uid": "1"},
+        "spec": {"image": "i", "kafka": {"bootstrapServers": ["k:1"]}, "documentStore": {"mongodb": {"uri": {"name": "m", "key": "uri"}}}},
+    });
+    object["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    Prepared {
+        pipeline: serde_json::from_value(object).unwrap(),
+        replicas: replicas.iter().copied().collect(),
+        secrets: SecretHashes::default(),
+        document_ports: BTreeSet::new(),
+        operator_namespace: "millstream-system".to_owned(),
+    }
+}
+
+fn pods(revisions: &[&str]) -> BTreeMap<i32, PodSeen> {
+    let pod = |revision: &&str| PodSeen { revision: (*revision).to_owned(), is_ready: true };
+    (0..).zip(revisions.iter().map(pod)).collect()
+}
+
+/// Two ready workers of each stage, of the template that is wanted.
+struct Scene {
+    prepared: Prepared,
+    objects: Objects,
+    seen: Seen,
+    fleet: Fleet,
+}
+
+impl Scene {
+    fn new(more: &Value, replicas: &[(StageName, i32)]) -> Scene {
+        let prepared = prepared(more, replicas);
+        let objects = build(&prepared).unwrap();
+        let stage = |set: &StatefulSet| StageSeen {
+            replicas: 2,
+            partition: AT_REST,
+            template_hash: set.annotations()[TEMPLATE_HASH].clone(),
+            is_observed: true,
+            current: "a".to_owned(),
+            newest: "a".to_owned(),
+            pods: pods(&["a", "a"]),
+        };
+        let stages = [StageName::Gateway, StageName::Unify, StageName::Action, StageName::Reaction];
+        let seen = stages.iter().map(|name| {
+            let set = objects.stateful_sets.iter().find(|set| set.name_any().ends_with(name.as_str())).unwrap();
+            (*name, stage(set))
+        });
+        let seen = seen.collect();
+        let mut scene = Scene { prepared, objects, seen, fleet: Fleet::default() };
+        for name in SHARDED {
+            scene.owns(name, 0, 0);
+            scene.owns(name, 1, 1);
+        }
+        scene
+    }
+
+    fn of(&mut self, stage: StageName) -> &mut StageSeen {
+        self.seen.get_mut(&stage).unwrap()
+    }
+
+    fn owns(&mut self, stage: StageName, shard: u32, ordinal: i32) {
+        let worker = format!("orders-{}-{ordinal}", stage.as_str());
+        self.fleet.alive.insert(worker.clone());
+        let shard_of = Shard { planned: worker.clone(), owner: Some(worker), ..Shard::default() };
+        self.fleet.shards.insert(ShardId::new(stage.as_str(), shard), shard_of);
+    }
+
+    fn plan(&self) -> Intent {
+        plan(&self.prepared, &self.objects, &self.seen, Some(&self.fleet))
+    }
+
+    /// The template of a stage has changed.
+    fn changed(&mut self, stage: StageName) {
+        self.of(stage).newest = "b".to_owned();
+    }
+}
+
+fn leaving(intent: &Intent) -> Vec<&str> {
+    intent.leaving.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn at_rest_nothing_happens() {
+    let intent = Scene::new(&json!({}), &[]).plan();
+    assert_eq!((intent.leaving.len(), intent.doing.len()), (0, 0));
+    assert!(intent.sizes.values().all(|size| *size == (2, AT_REST)), "{intent:?}");
+}
+
+#[test]
+fn a_changed_template_reaches_one_pod_after_the_other_and_its_shards_leave_first() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Action;
+    scene.changed(stage);
+    // Its shards leave.
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec!["orders-action-1"], (2, AT_REST)));
+    scene.owns(stage, 1, 0);
+    // It is its turn.
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (2, 1)));
+    scene.of(stage).partition = 1;
+    // It goes, comes and gets ready: nothing else happens meanwhile, and what it is given again does not keep it.
+    scene.of(stage).pods.remove(&1);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 1)));
+    scene.of(stage).pods.insert(1, PodSeen { revision: "b".to_owned(), is_ready: false });
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 1)));
+    scene.of(stage).pods = pods(&["a", "b"]);
+    // The next.
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec!["orders-action-0"], (2, 1)));
+    scene.owns(stage, 0, 1);
+    scene.owns(stage, 1, 1);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 0)));
+    scene.of(stage).partition = 0;
+    scene.of(stage).pods = pods(&["b", "b"]);
+    // Until Kubernetes counts the new revision as the current one, a Pod that is made again must get it.
+    assert_eq!(scene.plan().sizes[&stage], (2, 0));
+    scene.of(stage).current = "b".to_owned();
+    assert_eq!(scene.plan().sizes[&stage], (2, AT_REST));
+}
+
+#[test]
+fn readers_come_before_writers() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    for stage in StageName::ALL {
+        scene.changed(stage);
+    }
+    for stage in ORDER {
+        let worker = format!("orders-{}-1", stage.as_str());
+        let intent = scene.plan();
+        match stage {
+            StageName::Gateway => assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (2, 1))),
+            _ => assert_eq!(leaving(&intent), [worker.as_str()]),
+        }
+        let others = intent.sizes.iter().filter(|(other, _)| **other != stage);
+        assert!(others.into_iter().all(|(_, size)| *size == (2, AT_REST)), "{intent:?}");
+        let seen = scene.of(stage);
+        (seen.current, seen.pods) = ("b".to_owned(), pods(&["b", "b"]));
+    }
+}
+
+#[test]
+fn another_change_in_the_middle_of_one_reaches_nobody_by_itself() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Unify;
+    scene.changed(stage);
+    scene.of(stage).partition = 1;
+    scene.of(stage).pods = pods(&["a", "b"]);
+    // The template that is wanted is not the one that was applied last: it is applied with the partition above all.
+    scene.of(stage).template_hash = "other".to_owned();
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (2, AT_REST)));
+    // Nor before the status is about it.
+    let mut scene = Scene::new(&json!({}), &[]);
+    scene.changed(stage);
+    scene.of(stage).is_observed = false;
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, AT_REST)));
+}
+
+#[test]
+fn who_does_not_work_is_replaced_at_once_and_who_is_alone_too() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Action;
+    scene.changed(stage);
+    scene.fleet.alive.remove("orders-action-1");
+    assert_eq!(scene.plan().sizes[&stage], (2, 1));
+    let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
+    scene.changed(stage);
+    scene.of(stage).replicas = 1;
+    scene.of(stage).pods = pods(&["a"]);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (1, 0)));
+    // Nobody knows who holds what: nobody goes.
+    let mut scene = Scene::new(&json!({}), &[]);
+    scene.changed(stage);
+    let intent = plan(&scene.prepared, &scene.objects, &scene.seen, None);
+    assert_eq!(intent.sizes[&stage], (2, AT_REST));
+}
+
+#[test]
+fn fewer_workers_are_left_when_their_shards_have_left() {
+    let stage = StageName::Action;
+    let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
+    scene.of(stage).replicas = 4;
+    scene.of(stage).pods = pods(&["a"; 4]);
+    scene.owns(stage, 2, 2);
+    let intent = scene.plan();
+    assert_eq!(leaving(&intent), ["orders-action-1", "orders-action-2", "orders-action-3"]);
+    assert_eq!(intent.sizes[&stage].0, 3, "the last one holds nothing");
+    for shard in 0..3 {
+        scene.owns(stage, shard, 0);
+    }
+    scene.of(stage).replicas = 3;
+    assert_eq!(scene.plan().sizes[&stage].0, 1);
+    // Nobody is left to take them, or nobody is to.
+    let mut none = Scene::new(&json!({}), &[(stage, 0)]);
+    assert_eq!((leaving(&none.plan()), none.plan().sizes[&stage].0), (vec![], 0));
+    none.prepared.replicas.insert(StageName::Gateway, 1);
+    assert_eq!(none.plan().sizes[&StageName::Gateway].0, 1);
+    let suspended = Scene::new(&json!({"suspend": true}), &[]).plan();
+    assert!(suspended.sizes.values().all(|size| size.0 == 0) && suspended.leaving.is_empty());
+}
+
+#[test]
+fn more_workers_come_at_once() {
+    let stage = StageName::Action;
+    let scene = Scene::new(&json!({}), &[(stage, 5)]);
+    assert_eq!(scene.plan().sizes[&stage], (5, AT_REST));
+}
+
+#[test]
+fn what_was_decided_is_in_the_objects() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    scene.changed(StageName::Gateway);
+    let intent = scene.plan();
+    let mut objects = scene.objects;
+    intent.settle(&mut objects);
+    let set = objects.stateful_sets.iter().find(|set| set.name_any() == "orders-gateway").unwrap();
+    let again = StageSeen::of(set);
+    assert_eq!((again.replicas, again.partition), (2, 1));
+}
+
+#[test]
+fn what_is_there_is_read_off_the_objects() {
+    let scene = Scene::new(&json!({}), &[]);
+    let mut set = scene.objects.stateful_sets[1].clone();
+    set.metadata.generation = Some(3);
+    set.status = serde_json::from_value(
+        json!({"replicas": 2, "observedGeneration": 3, "currentRevision": "x-1", "updateRevision": "x-2"}),
+    )
+    .unwrap();
+    let pod = |ordinal: i32, ready: &str| -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": format!("orders-unify-{ordinal}"), "labels": {"app.kubernetes.io/component": "unify", "controller-revision-hash": "x-1"}},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        }))
+        .unwrap()
+    };
+    let mut going = pod(2, "True");
+    going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    let seen = seen(&[set], &[pod(0, "True"), pod(1, "False"), going]);
+    let unify = &seen[&StageName::Unify];
+    assert_eq!((unify.replicas, unify.is_observed, unify.newest.as_str()), (2, true, "x-2"));
+    assert_eq!(unify.pods.values().map(|pod| pod.is_ready).collect::<Vec<_>>(), [true, false, false]);
+    assert!(unify.pods.values().all(|pod| pod.revision == "x-1"));
+}

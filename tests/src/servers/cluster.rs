@@ -1,0 +1,114 @@
+//! A real Kubernetes cluster of one to three nodes, in namespaces of its own: `tests/cluster`.
+//!
+//! What is in the cluster's network cannot be reached from outside, so a test that needs it runs itself once more inside ([`Cluster::run_inside`]): there, the API server, Pods, Services, and the
+//! Kafka and MongoDB-compatible server that the test starts (at [`host`](super::process::host), where Pods reach them) are in one network.
+
+use super::cache::install_kubernetes;
+use super::image;
+use super::kubectl::Kubectl;
+use super::process::{HOST, Server, Stop, folder};
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const READY_WITHIN: Duration = Duration::from_secs(240);
+/// The folder of the cluster that a process is in.
+const STATE: &str = "MILLSTREAM_TEST_CLUSTER";
+/// The address of the first node, which is also the control plane's.
+const ADDRESS: &str = "10.88.0.1";
+const PAUSE: &str = include_str!("../../cluster/pause.c");
+/// Its own programs, as an image.
+pub const IMAGE: &str = "localhost/millstream:test";
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    state: PathBuf,
+    _server: Server,
+}
+
+/// The cluster that this process is in.
+#[derive(Clone, Debug)]
+pub struct Inside {
+    state: PathBuf,
+    /// To ask its API server.
+    pub kubectl: Kubectl,
+}
+
+impl Cluster {
+    /// Starts one whose nodes have the image [`IMAGE`] with these programs.
+    ///
+    /// # Errors
+    /// When this process is not root's, something is missing, or it does not start; with the end of its logs.
+    pub fn start(nodes: usize, programs: &[&Path]) -> Result<Cluster> {
+        let id = Command::new("id").arg("-u").output().context("cannot start id")?;
+        ensure!(id.stdout == b"0\n", "a cluster needs namespaces, mounts and cgroups: run this as root");
+        let hyperkube = install_kubernetes()?;
+        let state = folder("cluster")?;
+        std::fs::create_dir_all(state.join("images"))?;
+        image::write(&state.join("images/millstream.tar"), IMAGE, programs, "65532")?;
+        let pause = state.join("pause");
+        std::fs::write(state.join("pause.c"), PAUSE)?;
+        let compiled =
+            Command::new("cc").args(["-Os", "-static", "-o"]).arg(&pause).arg(state.join("pause.c")).output();
+        let compiled = compiled.context("cannot start cc")?;
+        ensure!(compiled.status.success(), "pause.c: {}", String::from_utf8_lossy(&compiled.stderr));
+        image::write(&state.join("images/pause.tar"), "localhost/pause:1", &[&pause], "65535")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/run.sh").to_owned();
+        let paths = [&state, &hyperkube].map(|path| path.display().to_string());
+        let [folder, program] = paths;
+        let command = ["bash".to_owned(), script, folder, program, nodes.to_string()];
+        let server = Server::start(state.clone(), Stop::Terminate, &command)?;
+        let ready = state.join("ready");
+        server.wait_until(READY_WITHIN, || ready.exists().then_some(()).ok_or("its nodes are not ready"))?;
+        Ok(Cluster { state, _server: server })
+    }
+
+    /// Runs a test of this program in the cluster's network; what it prints is printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn run_inside(&self, test: &str) -> Result<()> {
+        let pid = std::fs::read_to_string(self.state.join("pid")).context("the cluster has ended")?;
+        let status = Command::new("nsenter")
+            .args(["--target", pid.trim(), "--net", "--"])
+            .arg(std::env::current_exe()?)
+            .args([test, "--exact", "--nocapture", "--include-ignored"])
+            .env(STATE, &self.state)
+            .env(HOST, ADDRESS)
+            .status()
+            .context("cannot start nsenter")?;
+        ensure!(status.success(), "{test} failed in the cluster");
+        Ok(())
+    }
+
+    /// The cluster that this process is in, if it is in one.
+    ///
+    /// # Errors
+    /// When Kubernetes is not installed.
+    pub fn around() -> Result<Option<Inside>> {
+        let Some(state) = std::env::var_os(STATE).map(PathBuf::from) else { return Ok(None) };
+        let (kubeconfig, cache) = (state.join("conf/admin.kubeconfig"), state.join("kubectl-cache"));
+        Ok(Some(Inside { kubectl: Kubectl::new(install_kubernetes()?, kubeconfig, cache), state }))
+    }
+}
+
+impl Inside {
+    /// `start`, `kill`, `pause` or `resume` a node, by number from 1.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn node(&self, verb: &str, number: usize) -> Result<()> {
+        let pid = std::fs::read_to_string(self.state.join("pid"))?;
+        let output = Command::new("nsenter")
+            .args(["--target", pid.trim(), "--net", "--mount", "--pid", "--"])
+            .args(["bash", concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/node.sh"), verb, &number.to_string()])
+            .env("STATE", &self.state)
+            .env("HYPERKUBE", install_kubernetes()?)
+            .output()
+            .context("cannot start nsenter")?;
+        ensure!(output.status.success(), "node.sh {verb} {number}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}

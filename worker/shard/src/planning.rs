@@ -1,0 +1,242 @@
+//! Who publishes plans: hears what workers report, makes a plan of it, and publishes it when it says something new.
+//!
+//! An operator does that for each pipeline, and `millstream plan auto` without one. Invariants:
+//!
+//! - **Nobody is taken for dead who was only not heard yet.** No plan is made before old reports in the topic cannot be taken for living workers any more, and every worker that the plan in
+//!   force names was heard, or its silence is believed.
+//! - **The one who was started last publishes.** Leading fences whoever published before (the transactional id of the pipeline's `control`), reads what they did, and publishes under a higher
+//!   term. One who finds a higher term than its own has been replaced, and says so for ever after: it would otherwise fence its successor after any error.
+//! - **An error decides nothing.** After one, a new reader reads both topics to their ends, and a new publisher is opened, before anything is published again.
+//!
+//! Protocol: call [`Planning::listen`] and [`Planning::turn`] in turn, with milliseconds of a clock that never goes back.
+
+use crate::control::{Listener, Publisher};
+use crate::log::{Log, LogError};
+use crate::topics::Topics;
+use millstream_plan::plan::{Plan, Version};
+use millstream_plan::planner::{self, Limits, Outcome};
+use millstream_plan::view::{Bounds, View};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What whoever plans wants beside what workers report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Workers whose shards go elsewhere, as if they had said that they leave.
+    pub leaving: BTreeSet<String>,
+    /// Bounds of a plan.
+    pub limits: Limits,
+}
+
+/// What a turn came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It does not know yet who is alive.
+    Hearing,
+    /// No worker reports: there is nothing to plan with.
+    NoWorkers,
+    /// This is the plan.
+    Planned {
+        /// The plan, and what it leads to.
+        outcome: Outcome,
+        /// It was published in this turn.
+        is_published: bool,
+    },
+    /// Somebody who was started later publishes, under this term: this one has nothing to do any more.
+    Replaced {
+        /// The higher one.
+        term: u64,
+    },
+}
+
+/// Whether it publishes.
+enum Role {
+    /// It looks, and fences nobody.
+    Looks,
+    /// It is to lead: it has no publisher yet, or none any more.
+    ToLead,
+    /// It leads.
+    Leads(Publisher),
+}
+
+/// One who makes plans of a pipeline.
+pub struct Planning {
+    log: Arc<dyn Log>,
+    topics: Topics,
+    stages: BTreeMap<String, u32>,
+    bounds: Bounds,
+    listener: Listener,
+    role: Role,
+    began_ms: u64,
+    /// Of what it publishes, once it has led.
+    term: Option<u64>,
+    /// Its reader has failed.
+    is_deaf: bool,
+}
+
+impl Planning {
+    /// Reads `control` and `status` to their ends. Every stage has as many shards as its topics have partitions.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn open(
+        log: Arc<dyn Log>,
+        topics: Topics,
+        stages: &[&str],
+        bounds: Bounds,
+        now_ms: u64,
+    ) -> Result<Planning, LogError> {
+        let listener = Listener::open(&*log, &topics, bounds, now_ms)?;
+        let stages = stages.iter().map(|stage| ((*stage).to_owned(), topics.shards)).collect();
+        let role = Role::Looks;
+        Ok(Planning { log, topics, stages, bounds, listener, role, began_ms: now_ms, term: None, is_deaf: false })
+    }
+
+    /// From the next turn on it publishes, under a term of its own; also when it was replaced before.
+    pub fn lead(&mut self) {
+        self.role = Role::ToLead;
+        self.term = None;
+    }
+
+    /// It publishes no more.
+    pub fn look(&mut self) {
+        self.role = Role::Looks;
+        self.term = None;
+    }
+
+    /// Fences whoever published before, and reads what they did.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn fence(&mut self, now_ms: u64) -> Result<(), LogError> {
+        self.role = Role::Leads(Publisher::open(&*self.log, &self.topics)?);
+        self.listener.read_to_end(&*self.log, now_ms)
+    }
+
+    /// What was heard.
+    pub fn view(&self) -> &View {
+        self.listener.view()
+    }
+
+    /// Shards of each stage.
+    pub fn stages(&self) -> &BTreeMap<String, u32> {
+        &self.stages
+    }
+
+    /// Of the pipeline.
+    pub fn generation(&self) -> u32 {
+        u32::from(self.topics.generation)
+    }
+
+    /// The plan that counts now.
+    pub fn current(&self) -> Option<Version> {
+        self.view().plan().map(|plan| plan.version)
+    }
+
+    /// Hears what comes within `wait`; how many messages.
+    ///
+    /// # Errors
+    /// [`LogError`]: the next turn begins with another reader.
+    pub fn listen(&mut self, wait: Duration, now_ms: u64) -> Result<usize, LogError> {
+        let heard = self.listener.listen(wait, now_ms);
+        self.is_deaf |= heard.is_err();
+        heard
+    }
+
+    /// Old reports in the topic cannot be taken for living workers any more.
+    pub fn knows_all(&self, now_ms: u64) -> bool {
+        let silence_ms = self.bounds.silence_ms;
+        now_ms.saturating_sub(self.began_ms) >= silence_ms + silence_ms / 4 && self.view().knows_all(now_ms)
+    }
+
+    /// Makes a plan, and publishes it if it leads and the plan says something new. The first plan of one who leads is published in any case: by that, those who published before know that they
+    /// are not to go on.
+    ///
+    /// # Errors
+    /// [`LogError`]: whatever it is, the next turn begins anew.
+    pub fn turn(&mut self, wishes: &Wishes, now_ms: u64) -> Result<Turn, LogError> {
+        let turn = self.try_turn(wishes, now_ms);
+        if turn.is_err() {
+            self.is_deaf = true;
+            if matches!(self.role, Role::Leads(_)) {
+                self.role = Role::ToLead;
+            }
+        }
+        turn
+    }
+
+    fn try_turn(&mut self, wishes: &Wishes, now_ms: u64) -> Result<Turn, LogError> {
+        if self.is_deaf {
+            self.listener.open_again(&*self.log)?;
+            self.listener.read_to_end(&*self.log, now_ms)?;
+            self.is_deaf = false;
+        }
+        if let Some(term) = self.replaced_by() {
+            return Ok(Turn::Replaced { term });
+        }
+        if !self.knows_all(now_ms) {
+            return Ok(Turn::Hearing);
+        }
+        if matches!(self.role, Role::ToLead) {
+            self.fence(now_ms)?;
+            if let Some(term) = self.replaced_by() {
+                return Ok(Turn::Replaced { term });
+            }
+            self.term.get_or_insert(self.listener.view().plan().map_or(0, |plan| plan.version.term) + 1);
+        }
+        let mut outcome = self.make(wishes, self.term.unwrap_or_default(), now_ms);
+        if outcome.plan.placements.is_empty() {
+            return Ok(Turn::NoWorkers);
+        }
+        let is_published = self.publish_new(&mut outcome.plan)?;
+        Ok(Turn::Planned { outcome, is_published })
+    }
+
+    /// The term of one who was started later, if there is one.
+    fn replaced_by(&self) -> Option<u64> {
+        let (own, newest) = (self.term?, self.current()?.term);
+        (newest > own).then_some(newest)
+    }
+
+    /// The plan that follows from what was heard; of the term in force when this one is lower.
+    pub fn make(&self, wishes: &Wishes, term: u64, now_ms: u64) -> Outcome {
+        let view = self.view();
+        let mut workers = view.alive(now_ms);
+        for worker in &mut workers {
+            worker.leaving |= wishes.leaving.contains(&worker.name);
+        }
+        planner::plan(&planner::Input {
+            term,
+            generation: self.generation(),
+            workers: &workers,
+            stages: &self.stages,
+            standings: &view.standings(now_ms),
+            previous: view.plan(),
+            limits: wishes.limits,
+        })
+    }
+
+    fn publish_new(&mut self, plan: &mut Plan) -> Result<bool, LogError> {
+        let (Role::Leads(_), Some(term)) = (&self.role, self.term) else { return Ok(false) };
+        if plan.version.term < term {
+            plan.version = Version { term, number: plan.version.number.saturating_add(1) };
+        }
+        let is_new = self.current() != Some(plan.version);
+        if is_new {
+            self.publish(plan.clone())?;
+        }
+        Ok(is_new)
+    }
+
+    /// Publishes a plan, after [`Planning::fence`]; without that nothing is published.
+    ///
+    /// # Errors
+    /// [`LogError`]: whether it is there is to be seen.
+    pub fn publish(&mut self, plan: Plan) -> Result<(), LogError> {
+        match &mut self.role {
+            Role::Leads(publisher) => publisher.publish(plan),
+            Role::Looks | Role::ToLead => Err(LogError::Configuration("whoever publishes a plan must lead".to_owned())),
+        }
+    }
+}
