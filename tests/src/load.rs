@@ -92,6 +92,11 @@ impl Sending {
         Sending::begin(to, load, time, usize::MAX)
     }
 
+    /// Both: evenly over `time`, and the last sixth of each stream waits for [`Sending::finish`].
+    pub fn paced_and_held(to: &str, load: &Load, time: Duration) -> Sending {
+        Sending::begin(to, load, time, 6)
+    }
+
     /// One in so many of the lines is held back, the last ones.
     fn begin(to: &str, load: &Load, time: Duration, held_of: usize) -> Sending {
         let gate = Arc::new(Gate::default());

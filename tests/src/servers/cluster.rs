@@ -37,13 +37,18 @@ pub struct Inside {
 }
 
 impl Cluster {
+    /// It needs Linux, and root, for namespaces, mounts and cgroups.
+    pub fn is_possible() -> bool {
+        let id = Command::new("id").arg("-u").output();
+        cfg!(target_os = "linux") && id.is_ok_and(|id| id.stdout == b"0\n")
+    }
+
     /// Starts one whose nodes have the image [`IMAGE`] with these programs.
     ///
     /// # Errors
     /// When this process is not root's, something is missing, or it does not start; with the end of its logs.
     pub fn start(nodes: usize, programs: &[&Path]) -> Result<Cluster> {
-        let id = Command::new("id").arg("-u").output().context("cannot start id")?;
-        ensure!(id.stdout == b"0\n", "a cluster needs namespaces, mounts and cgroups: run this as root");
+        ensure!(Cluster::is_possible(), "a cluster needs Linux, and root for its namespaces, mounts and cgroups");
         let hyperkube = install_kubernetes()?;
         let state = folder("cluster")?;
         std::fs::create_dir_all(state.join("images"))?;

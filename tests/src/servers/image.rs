@@ -59,23 +59,23 @@ fn pack(work: &Path, archive: &Path, name: &str, programs: &[&Path], user: &str)
         },
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     });
-    let config = blob(&oci, "config.v1+json", config.to_string().as_bytes())?;
-    let layer = blob(&oci, "layer.v1.tar", &layer)?;
+    let config = blob(&oci, "config.v1+json", config.to_string().as_bytes(), &json!({}))?;
+    let layer = blob(&oci, "layer.v1.tar", &layer, &json!({}))?;
     let manifest = json!({
         "schemaVersion": 2, "mediaType": media("manifest.v1+json"), "config": config, "layers": [layer],
     });
-    let mut manifest = blob(&oci, "manifest.v1+json", manifest.to_string().as_bytes())?;
-    manifest["annotations"] = json!({"io.containerd.image.name": name});
+    let named = json!({"io.containerd.image.name": name});
+    let manifest = blob(&oci, "manifest.v1+json", manifest.to_string().as_bytes(), &named)?;
     std::fs::write(oci.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string())?;
     std::fs::write(oci.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())?;
     tar(archive, &oci)
 }
 
 /// Writes a blob; its descriptor.
-fn blob(oci: &Path, kind: &str, bytes: &[u8]) -> Result<Value> {
+fn blob(oci: &Path, kind: &str, bytes: &[u8], annotations: &Value) -> Result<Value> {
     let digest = digest(bytes);
     std::fs::write(oci.join("blobs").join(digest.replace(':', "/")), bytes)?;
-    Ok(json!({"mediaType": media(kind), "digest": digest, "size": bytes.len()}))
+    Ok(json!({"mediaType": media(kind), "digest": digest, "size": bytes.len(), "annotations": annotations}))
 }
 
 fn media(kind: &str) -> String {

@@ -31,8 +31,6 @@ pub struct Kafka {
     security: BTreeMap<String, String>,
     /// Whom clients trust; its folder has the certificate.
     _authority: Option<Authority>,
-    /// `host:port` where administrators need no password; empty where nobody does.
-    internal: String,
 }
 
 /// The user that a secured broker knows, and its password.
@@ -71,7 +69,7 @@ impl Kafka {
             starts.into_iter().map(|start| start.join().unwrap_or_else(|_| anyhow::bail!("a start panicked"))).collect()
         })?;
         let bootstrap = ports.iter().map(|port| format!("{}:{port}", host())).collect::<Vec<_>>().join(",");
-        let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), _authority: None, internal: String::new() };
+        let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), _authority: None };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -96,13 +94,7 @@ impl Kafka {
             ("ssl.ca.location", &authority.path().display().to_string()),
         ];
         let security = security.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let kafka = Kafka {
-            bootstrap: format!("127.0.0.1:{port}"),
-            nodes,
-            security,
-            _authority: Some(authority),
-            internal: format!("127.0.0.1:{internal}"),
-        };
+        let kafka = Kafka { bootstrap: format!("127.0.0.1:{port}"), nodes, security, _authority: Some(authority) };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -138,21 +130,23 @@ impl Kafka {
         &self.security
     }
 
-    /// Gives the user of a secured broker another password, or the right one again. Whoever is connected stays so.
+    /// Restarts a secured broker with another password of its user for SASL/PLAIN.
     ///
     /// # Errors
-    /// When the broker is not a secured one, or refuses.
-    pub fn set_password(&self, password: &str) -> Result<()> {
-        let output = Command::new("java")
-            .args(["-cp", &format!("{}/*", install_kafka()?.display()), "-Xmx256m", "-XX:TieredStopAtLevel=1"])
-            .args(["kafka.admin.ConfigCommand", "--bootstrap-server", &self.internal, "--alter"])
-            .args(["--entity-type", "users", "--entity-name", USER.0])
-            .args(["--add-config", &format!("SCRAM-SHA-512=[password={password}]")])
-            .output()
-            .context("cannot start java")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "cannot set the password: {}{said}", String::from_utf8_lossy(&output.stdout));
-        Ok(())
+    /// When there is no such broker.
+    pub fn restart_with_password(&mut self, password: &str) -> Result<()> {
+        let node = self.node(0)?;
+        let file = node.folder().join("server.properties");
+        let user = format!("user_{}=", USER.0);
+        let lines = std::fs::read_to_string(&file)?;
+        let lines = lines.lines().map(|line| match line.split_once(&user) {
+            Some((before, _)) => format!("{before}{user}\"{password}\";\n"),
+            None => format!("{line}\n"),
+        });
+        let changed: String = lines.collect();
+        node.kill()?;
+        std::fs::write(file, changed)?;
+        node.start_again()
     }
 
     /// Kills a node (-9) and leaves it dead.

@@ -76,20 +76,21 @@ pub(super) fn is_missing(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Does this code say that the configuration is wrong (credentials, permissions, unsupported settings)?
+/// Does this code say that the configuration is wrong (unsupported settings)?
 pub(super) fn is_configuration(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as C;
+    matches!(code, C::UnsupportedSASLMechanism | C::InvalidTransactionTimeout | C::UnsupportedFeature)
+}
+
+/// Does this code say that we may not do this? That can change without us: a password is set back, a permission is given.
+pub(super) fn is_forbidden(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as C;
     matches!(
         code,
-        C::Authentication
-            | C::TopicAuthorizationFailed
+        C::TopicAuthorizationFailed
             | C::GroupAuthorizationFailed
             | C::ClusterAuthorizationFailed
             | C::TransactionalIdAuthorizationFailed
-            | C::SaslAuthenticationFailed
-            | C::UnsupportedSASLMechanism
-            | C::InvalidTransactionTimeout
-            | C::UnsupportedFeature
     )
 }
 

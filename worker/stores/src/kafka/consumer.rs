@@ -4,7 +4,7 @@
 //! comes as an event with the last stable offset that the reader reached; it moves positions past control records and aborted data.
 
 use super::bulk::Share;
-use super::client::{Reading, about, is_configuration, is_missing};
+use super::client::{Reading, about, is_configuration, is_forbidden, is_missing};
 use super::raw::{self, Reader, Source};
 use super::shared::Shared;
 use millstream_shard::log::{Consumer, EachRead, LogError, Message, Start, TopicPartition, View, Whole};
@@ -123,7 +123,7 @@ impl KafkaConsumer {
 
 /// Why a partition cannot be read any further.
 fn ended(shared: &Shared, at: &TopicPartition, offset: u64, code: RDKafkaErrorCode) -> LogError {
-    if is_missing(code) || is_configuration(code) {
+    if is_missing(code) || is_configuration(code) || is_forbidden(code) {
         return about(&at.topic, code, "cannot read");
     }
     match shared.bounds(at) {
@@ -216,6 +216,7 @@ fn is_final(code: RDKafkaErrorCode) -> bool {
     matches!(code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
         || is_missing(code)
         || is_configuration(code)
+        || is_forbidden(code)
 }
 
 impl Consumer for KafkaConsumer {

@@ -1,6 +1,6 @@
 //! Sending without transactions: idempotent, acknowledged by all in-sync replicas, each message's fate reported once.
 
-use super::client::{Quiet, creation, is_configuration, is_missing, report};
+use super::client::{Quiet, creation, is_configuration, is_forbidden, is_missing, report};
 use super::shared::Shared;
 use millstream_shard::log::{Acknowledge, LogError, Outgoing, Producer};
 use rdkafka::client::ClientContext;
@@ -61,7 +61,9 @@ pub(super) fn fate(code: RDKafkaErrorCode, topic: &str, size: usize) -> LogError
         C::QueueFull => LogError::Unavailable("the local queue is full: the brokers take less than is sent".to_owned()),
         C::PurgeQueue => LogError::Unavailable("the producer was closed before it sent the message".to_owned()),
         C::Fatal => LogError::Unavailable("the producer had to be renewed".to_owned()),
-        code if is_missing(code) || is_configuration(code) => super::client::about(topic, code, "cannot send to"),
+        code if is_missing(code) || is_configuration(code) || is_forbidden(code) => {
+            super::client::about(topic, code, "cannot send to")
+        }
         other => LogError::Unknown(format!("send to {topic}: {other}")),
     }
 }
