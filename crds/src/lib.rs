@@ -3,6 +3,7 @@
 //! | kind | who writes its spec | what it is |
 //! |---|---|---|
 //! | [`IngestionPipeline`] | users | one pipeline: its log, stores and stages |
+//! | [`Tenant`] | users | who may send to a pipeline, with which API keys |
 //! | [`StageScale`] | the operator makes one per stage; users, HPA and KEDA scale it | the number of workers of a stage |
 //!
 //! What a schema can say, it says here, so that the API server refuses it with the reason before anything happens: bounds, exactly one of several, and what is
@@ -24,6 +25,7 @@ mod scale;
 mod stage;
 mod status;
 mod stores;
+mod tenant;
 
 pub use common::{HumanDuration, LocalObject, SecretKey};
 pub use kafka::{Kafka, Retention, Sasl, SaslMechanism, Tls, TopicManagement};
@@ -33,6 +35,7 @@ pub use scale::{StageName, StageScale, StageScaleSpec, StageScaleStatus};
 pub use stage::{Claim, EmptyDir, FreeForm, LostNode, Resources, Stage, Stages, Storage};
 pub use status::{ConditionType, IngestionPipelineStatus, StageStatus};
 pub use stores::{DocumentStore, Mongodb, ObjectStore, S3};
+pub use tenant::{API_KEYS_LABEL, Tenant, TenantSpec, TenantStatus};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -44,7 +47,7 @@ pub const VERSION: &str = "v1alpha1";
 
 /// The definition of every kind, in the order in which they are installed.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![IngestionPipeline::crd(), StageScale::crd()]
+    vec![IngestionPipeline::crd(), StageScale::crd(), Tenant::crd()]
 }
 
 #[cfg(test)]

@@ -21,22 +21,26 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-/// What was applied: StatefulSets as the API server has them now.
+/// What was applied.
 pub(crate) struct Applied {
+    /// As the API server has them now.
     pub(crate) stateful_sets: Vec<StatefulSet>,
+    /// The first that was refused: the others were applied all the same.
+    pub(crate) refused: Option<Trouble>,
 }
 
 struct Applier<'a> {
     client: &'a Client,
     prepared: &'a Prepared,
+    refused: Option<Trouble>,
 }
 
 /// Applies the objects, and removes those of before.
 ///
 /// # Errors
-/// [`Trouble`]: of the first that could not be; the rest follows when it is tried again.
+/// [`Trouble`]: the rest follows when it is tried again. An object that is refused holds up no other.
 pub(crate) async fn apply(client: &Client, prepared: &Prepared, objects: &Objects) -> Result<Applied, Trouble> {
-    let applier = Applier { client, prepared };
+    let mut applier = Applier { client, prepared, refused: None };
     applier.all(&objects.accounts).await?;
     applier.missing(&objects.config_maps).await?;
     applier.all(&objects.services).await?;
@@ -48,7 +52,7 @@ pub(crate) async fn apply(client: &Client, prepared: &Prepared, objects: &Object
     applier.remove_others(&objects.policies).await?;
     applier.remove_others::<PodDisruptionBudget>(&objects.budgets).await?;
     applier.remove_configurations(&objects.config_maps).await?;
-    Ok(Applied { stateful_sets })
+    Ok(Applied { stateful_sets, refused: applier.refused })
 }
 
 /// What every kind is that we apply.
@@ -70,19 +74,36 @@ impl Applier<'_> {
         Api::namespaced(self.client.clone(), self.prepared.namespace())
     }
 
-    async fn all<K: Kind>(&self, objects: &[K]) -> Result<Vec<K>, Trouble> {
-        let (api, params) = (self.api::<K>(), PatchParams::apply(FIELD_MANAGER).force());
+    async fn all<K: Kind>(&mut self, objects: &[K]) -> Result<Vec<K>, Trouble> {
         let mut applied = Vec::with_capacity(objects.len());
         for object in objects {
-            self.check_owner(&api, object).await?;
-            let result = api.patch(&object.name_any(), &params, &Patch::Apply(object)).await;
-            applied.push(result.map_err(|error| Trouble::of(called(object), error))?);
+            let result = self.one(object).await;
+            applied.extend(self.unless_refused(result)?);
         }
         Ok(applied)
     }
 
-    /// Somebody else's object of the same name is not taken over: whose it is, breaks.
-    async fn check_owner<K: Kind>(&self, api: &Api<K>, object: &K) -> Result<(), Trouble> {
+    async fn one<K: Kind>(&self, object: &K) -> Result<K, Trouble> {
+        let (api, params) = (self.api::<K>(), PatchParams::apply(FIELD_MANAGER).force());
+        self.check_owner(&api, object).await?;
+        let result = api.patch(&object.name_any(), &params, &Patch::Apply(object)).await;
+        result.map_err(|error| Trouble::of(called(object), error))
+    }
+
+    /// Nothing when it was refused, which is noted.
+    fn unless_refused<T>(&mut self, result: Result<T, Trouble>) -> Result<Option<T>, Trouble> {
+        match result {
+            Ok(done) => Ok(Some(done)),
+            Err(refused @ Trouble::Refused { .. }) => {
+                self.refused.get_or_insert(refused);
+                Ok(None)
+            }
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// Is it there? Somebody else's object of the same name is not taken over: whose it is, breaks.
+    async fn check_owner<K: Kind>(&self, api: &Api<K>, object: &K) -> Result<bool, Trouble> {
         let found =
             api.get_metadata_opt(&object.name_any()).await.map_err(|error| Trouble::of(called(object), error))?;
         let is_others = |found: &ObjectMeta| !self.is_ours(found.owner_references.as_deref().unwrap_or_default());
@@ -91,7 +112,7 @@ impl Applier<'_> {
                 what: called(object),
                 message: "there is one of this name that does not belong to the pipeline: rename the pipeline, or delete the other".to_owned(),
             }),
-            _ => Ok(()),
+            found => Ok(found.is_some()),
         }
     }
 
@@ -101,19 +122,22 @@ impl Applier<'_> {
     }
 
     /// Creates those that are not there.
-    async fn missing<K: Kind>(&self, objects: &[K]) -> Result<(), Trouble> {
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let api = self.api::<K>();
+    async fn missing<K: Kind>(&mut self, objects: &[K]) -> Result<(), Trouble> {
         for object in objects {
-            let found =
-                api.get_metadata_opt(&object.name_any()).await.map_err(|error| Trouble::of(called(object), error))?;
-            if found.is_some() {
-                self.check_owner(&api, object).await?;
-                continue;
-            }
-            api.create(&params, object).await.map_err(|error| Trouble::of(called(object), error))?;
+            let result = self.one_missing(object).await;
+            self.unless_refused(result)?;
         }
         Ok(())
+    }
+
+    async fn one_missing<K: Kind>(&self, object: &K) -> Result<(), Trouble> {
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let api = self.api::<K>();
+        if self.check_owner(&api, object).await? {
+            return Ok(());
+        }
+        let created = api.create(&params, object).await;
+        created.map(drop).map_err(|error| Trouble::of(called(object), error))
     }
 
     /// Ours of this kind that are not among these.

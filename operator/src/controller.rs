@@ -9,12 +9,14 @@ use crate::build::{build, names};
 use crate::dereference::{Dereferenced, dereference};
 use crate::observe::observe;
 use crate::plan::{self, Intent};
-use crate::plans::Plans;
+use crate::plans::{Asks, Plans};
 use crate::status::{Outcome, status};
+use crate::tenants::{self, Registry, Standing};
 use crate::trouble::Trouble;
 use crate::validate::validate;
 use crate::{FIELD_MANAGER, Prepared};
 use futures::StreamExt;
+use futures::channel::mpsc::unbounded;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -27,12 +29,15 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use millstream_crds::{
-    GROUP, IngestionPipeline, IngestionPipelineSpec, StageName, StageScale, StageScaleStatus, VERSION,
+    GROUP, IngestionPipeline, IngestionPipelineSpec, StageName, StageScale, StageScaleStatus, Tenant, VERSION,
 };
 use millstream_plan::planner::Limits;
 use millstream_shard::planning::Wishes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -50,37 +55,52 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 /// So many pipelines at once.
 const AT_ONCE: u16 = 16;
 
-struct Context {
+/// What reconciliations share.
+pub(crate) struct Context {
     client: Client,
     /// The operator's own.
     namespace: String,
     /// Failures in turn, by uid of the pipeline.
     failures: Mutex<HashMap<String, u32>>,
     plans: Plans,
+    tenants: Arc<Registry>,
+    pipelines: Store<Guarded>,
 }
 
-/// Reconciles the pipelines of a namespace, or of all, until `stop`.
+/// Reconciles the pipelines and tenants of a namespace, or of all, until `stop`.
+///
+/// # Errors
+/// When the Secrets of tenants cannot be watched.
 pub async fn run(
     client: Client,
     watched: Option<&str>,
     operator_namespace: &str,
-    stop: impl Future<Output = ()> + Send + Sync + 'static,
-) {
-    let (asks, asked) = futures::channel::mpsc::unbounded();
-    let ask = move |pipeline: &IngestionPipeline| {
-        // Nobody listens when the operator ends.
-        drop(asks.unbounded_send(ObjectRef::from_obj(pipeline).into_kind_unchecked::<Guarded>(())));
+    stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
+) -> anyhow::Result<()> {
+    // Nobody listens any more when the operator ends.
+    let (asks, asked) = unbounded();
+    let (tenant_asks, tenants_asked) = unbounded();
+    let asks = Asks {
+        pipeline: Box::new(move |pipeline| {
+            drop(asks.unbounded_send(ObjectRef::from_obj(pipeline).into_kind_unchecked::<Guarded>(())));
+        }),
+        tenant: Box::new(move |namespace, name| {
+            drop(tenant_asks.unbounded_send(ObjectRef::<tenants::Guarded>::new(name).within(namespace)));
+        }),
     };
+    let (registry, tenant_stream) = tenants::watch(&client, watched).await?;
+    let everything = watcher::Config::default;
+    let ours = || everything().labels(&format!("{}={FIELD_MANAGER}", names::MANAGED_BY));
+    let controller = Controller::new(api::<Guarded>(&client, watched), everything());
+    let store = controller.store();
     let context = Arc::new(Context {
         client: client.clone(),
         namespace: operator_namespace.to_owned(),
         failures: Mutex::default(),
-        plans: Plans::new(Arc::new(ask)),
+        plans: Plans::new(Arc::clone(&registry), asks),
+        tenants: registry,
+        pipelines: controller.store(),
     });
-    let everything = watcher::Config::default;
-    let ours = || everything().labels(&format!("{}={FIELD_MANAGER}", names::MANAGED_BY));
-    let controller = Controller::new(api::<Guarded>(&client, watched), everything());
-    let (store, pipelines) = (controller.store(), controller.store());
     let controller = controller
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
         .owns(api::<StatefulSet>(&client, watched), ours())
@@ -90,7 +110,7 @@ pub async fn run(
         .owns(api::<PodDisruptionBudget>(&client, watched), ours())
         .watches(api::<SecretHead>(&client, watched), everything(), move |secret| referring(&store, &secret))
         .reconcile_on(asked)
-        .graceful_shutdown_on(stop);
+        .graceful_shutdown_on(stop.clone());
     let patience = |guarded: Arc<Guarded>, trouble: &Trouble, context: Arc<Context>| {
         Action::requeue(trouble.pause(context.failures_of(&guarded)))
     };
@@ -107,23 +127,18 @@ pub async fn run(
     let sweeping = async {
         loop {
             tokio::time::sleep(SWEEP).await;
-            sweep(&context, &pipelines);
+            context.sweep();
         }
     };
+    let of_tenants = tenants::run(Arc::clone(&context), tenant_stream, tenants_asked, stop);
     tokio::select! {
-        () = reconciled => {}
+        _ = futures::future::join(reconciled, of_tenants) => {}
         () = sweeping => {}
     }
+    Ok(())
 }
 
-/// Forgets the pipelines that are gone.
-fn sweep(context: &Context, pipelines: &Store<Guarded>) {
-    let there: BTreeSet<String> = pipelines.state().iter().filter_map(|guarded| guarded.meta().uid.clone()).collect();
-    context.plans.retain(|uid| there.contains(uid));
-    context.locked().retain(|uid, _| there.contains(uid));
-}
-
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+pub(crate) fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
@@ -161,6 +176,7 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
     // What belongs to it goes by itself, with its owner.
     if pipeline.metadata.deletion_timestamp.is_some() {
         context.forget(pipeline);
+        context.plans.retain(|uid| Some(uid) != pipeline.metadata.uid.as_deref());
         return Ok(Action::await_change());
     }
     let result = steps(&context, pipeline).await;
@@ -187,19 +203,22 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let mut objects = build(&prepared)?;
     let observed = observe(client, &prepared).await?;
     let heard = context.plans.heard(pipeline, access).map_err(Trouble::Threads)?;
-    let seen = plan::seen(&observed.stateful_sets, &observed.pods);
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let seen = plan::seen(prepared.name(), &observed.stateful_sets, &observed.pods, now);
     let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
     let is_paused = pipeline.spec.paused;
     context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent)));
-    let stateful_sets = if is_paused {
-        observed.stateful_sets
+    let (stateful_sets, refused) = if is_paused {
+        (observed.stateful_sets, None)
     } else {
-        intent.settle(&mut objects);
-        apply(client, &prepared, &objects).await?.stateful_sets
+        intent.settle(&mut objects, &observed.stateful_sets);
+        let applied = apply(client, &prepared, &objects).await?;
+        (applied.stateful_sets, applied.refused)
     };
     tell_scales(client, &prepared, &stateful_sets).await?;
     let doing = if is_paused { Vec::new() } else { intent.doing };
-    Ok(Outcome { stateful_sets, fleet: heard.fleet, unheard: heard.problem, doing, ..Outcome::default() })
+    let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
+    Ok(Outcome { stateful_sets, trouble, fleet: heard.fleet, unheard: heard.problem, doing, ..Outcome::default() })
 }
 
 /// What is wanted of the pipeline's plan.
@@ -216,21 +235,31 @@ async fn tell(client: &Client, pipeline: &IngestionPipeline, outcome: &Outcome) 
     if pipeline.status.as_ref() == Some(&said) {
         return Ok(());
     }
-    let api: Api<IngestionPipeline> = Api::namespaced(client.clone(), &pipeline.namespace().unwrap_or_default());
-    let name = pipeline.name_any();
-    let object = json!({
+    tell_status(client, pipeline, &said).await
+}
+
+/// Writes a status.
+///
+/// # Errors
+/// [`Trouble`]: not when the object went meanwhile.
+pub(crate) async fn tell_status<K>(client: &Client, object: &K, said: &impl Serialize) -> Result<(), Trouble>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    let (kind, name) = (K::kind(&()), object.name_any());
+    let patch = json!({
         "apiVersion": format!("{GROUP}/{VERSION}"),
-        "kind": "IngestionPipeline",
+        "kind": kind,
         // Of this very object: not of another that has its name by now.
-        "metadata": {"name": name, "uid": pipeline.uid()},
+        "metadata": {"name": name, "uid": object.uid()},
         "status": said,
     });
+    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    match api.patch_status(&name, &params, &Patch::Apply(&object)).await {
+    match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
         Ok(_) => Ok(()),
-        // It went meanwhile.
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
-        Err(error) => Err(Trouble::of(format!("write the status of {name}"), error)),
+        Err(error) => Err(Trouble::of(format!("write the status of {kind} {name}"), error)),
     }
 }
 
@@ -256,15 +285,38 @@ async fn tell_scales(client: &Client, prepared: &Prepared, sets: &[StatefulSet])
         if scale.status.as_ref() == Some(&said) {
             continue;
         }
-        let object = json!({"apiVersion": format!("{GROUP}/{VERSION}"), "kind": "StageScale", "metadata": {"name": name}, "status": said});
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let written = api.patch_status(&name, &params, &Patch::Apply(&object)).await;
-        written.map_err(|error| Trouble::of(format!("write the status of StageScale {name}"), error))?;
+        tell_status(client, &scale, &said).await?;
     }
     Ok(())
 }
 
 impl Context {
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn tenants(&self) -> &Registry {
+        &self.tenants
+    }
+
+    /// What is known of a tenant.
+    pub(crate) fn standing_of(&self, tenant: &Tenant) -> Option<Standing> {
+        let (namespace, name) = (tenant.namespace().unwrap_or_default(), &tenant.spec.pipeline_ref.name);
+        let Some(pipeline) = self.pipelines.get(&ObjectRef::new(name).within(&namespace)) else {
+            let message = format!("there is no IngestionPipeline {name} in namespace {namespace}");
+            return Some(Standing::Problem("PipelineMissing", message));
+        };
+        self.plans.standing(pipeline.meta().uid.as_deref().unwrap_or_default(), &tenant.name_any())
+    }
+
+    /// Forgets the pipelines that are gone.
+    fn sweep(&self) {
+        let there: BTreeSet<String> =
+            self.pipelines.state().iter().filter_map(|guarded| guarded.meta().uid.clone()).collect();
+        self.plans.retain(|uid| there.contains(uid));
+        self.locked().retain(|uid, _| there.contains(uid));
+    }
+
     fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }

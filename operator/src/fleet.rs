@@ -32,11 +32,12 @@ pub struct Shard {
 }
 
 impl Fleet {
-    /// As a view has it after a turn that came to this.
-    pub fn of(view: &View, outcome: &Outcome, now_ms: u64) -> Fleet {
+    /// As a view has it after a turn that came to this; of one who does not lead, what it came to is only what would be.
+    pub fn of(view: &View, outcome: &Outcome, is_leading: bool, now_ms: u64) -> Fleet {
         let standings = view.standings(now_ms);
         let mut shards: BTreeMap<ShardId, Shard> = BTreeMap::new();
-        for (id, placement) in &outcome.plan.placements {
+        let plan = if is_leading { Some(&outcome.plan) } else { view.plan() };
+        for (id, placement) in plan.into_iter().flat_map(|plan| &plan.placements) {
             let standing = standings.get(id);
             let shard = Shard {
                 planned: placement.owner.clone(),
@@ -57,7 +58,9 @@ impl Fleet {
                 }
             }
         }
-        Fleet { plan: outcome.plan.version, shards, alive, moving: outcome.pending.len() }
+        let in_force = view.plan().map(|plan| plan.version).unwrap_or_default();
+        let (plan, moving) = if is_leading { (outcome.plan.version, outcome.pending.len()) } else { (in_force, 0) };
+        Fleet { plan, shards, alive, moving }
     }
 
     /// It is alive, and owns a shard or is about to.

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const DURATION: Duration = Duration::from_secs(4);
 /// How often it is renewed, and looked at by others.
 const RENEW: Duration = Duration::from_millis(750);
+/// How long one renewal may take.
+const TRY: Duration = Duration::from_secs(1);
 /// After so long without a renewal a leader ends: well before others believe that it is gone.
 const DEADLINE: Duration = Duration::from_millis(2_800);
 
@@ -108,7 +110,8 @@ impl Leading {
     pub async fn keep(&mut self) -> String {
         loop {
             tokio::time::sleep(RENEW).await;
-            let left = DEADLINE.saturating_sub(self.renewed.elapsed());
+            // One connection that swallows what it is sent must not use up all the time there is.
+            let left = DEADLINE.saturating_sub(self.renewed.elapsed()).min(TRY);
             let why = match tokio::time::timeout(left, self.renew()).await {
                 Ok(Ok(true)) => continue,
                 Ok(Ok(false)) => return "somebody else holds the lease".to_owned(),
@@ -140,6 +143,8 @@ impl Leading {
                 self.lease = found;
                 Ok(is_ours)
             }
+            // Somebody has deleted it, and anybody may make it anew.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
             Err(error) => Err(error),
         }
     }

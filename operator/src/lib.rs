@@ -29,6 +29,7 @@ pub mod plan;
 mod plans;
 mod prepared;
 pub mod status;
+pub mod tenants;
 mod trouble;
 pub mod validate;
 

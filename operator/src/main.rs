@@ -10,10 +10,13 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Of whom one leads.
 const LEASE: &str = "millstream-operator";
+/// How long reconciliations that are under way may take at the end.
+const LAST_WORK: Duration = Duration::from_secs(5);
 /// Exit code of one that has lost its lease.
 const LOST: i32 = 3;
 
@@ -92,7 +95,12 @@ async fn serve(args: &Args) -> Result<ExitCode> {
             anyhow::bail!("the admin port {} is not served: {why}", args.admin_listen)
         }
         why = leading.keep() => Some(why),
-        () = millstream_operator::controller::run(client, watched, &args.namespace, told) => None,
+        // A controller that is told to end before it has heard what there is waits for that, in vain.
+        () = async { told.clone().await; tokio::time::sleep(LAST_WORK).await } => None,
+        ended = millstream_operator::controller::run(client, watched, &args.namespace, told.clone()) => {
+            ended?;
+            None
+        }
     };
     match lost {
         None => leading.release().await,

@@ -3,23 +3,30 @@
 //! Nothing of a change is remembered: where it stands is read off the cluster each time, so that any operator can go on where another stopped, and a change of mind in the middle is a change like any
 //! other. Invariants:
 //!
-//! - **Shards leave first.** A Pod that goes, because its stage gets fewer or because it gets another template, has no shard any more, unless nobody is there to take them.
+//! - **Shards leave first.** A Pod that goes, because its stage gets fewer or because it gets another template, has no shard any more, unless nobody is there to take them. Until it is gone, none
+//!   comes back to it.
 //! - **One at a time.** Of all Pods of a pipeline at most one is replaced at a time, readers before writers (reaction, action, unify, gateway), from the highest ordinal down; the next one
-//!   only when the one before is ready.
-//! - **A template reaches nobody by itself.** In the moment in which it changes, `partition` goes above all ordinals; a Pod whose turn it is lowers it to its ordinal.
-//! - **Who does not work holds up nobody.** A worker that is not alive holds nothing, by the plan's own judgement, and is replaced at once when its turn has come.
+//!   only when the one before is ready. A stage that gets fewer gets a new template afterwards.
+//! - **A template reaches nobody by itself.** In the moment in which it changes, `partition` goes above all ordinals; a Pod whose turn it is lowers it to its ordinal. It is reckoned each time, and
+//!   never taken over from what there is.
+//! - **Who does not work holds up nobody.** A worker that is not alive holds nothing, by the plan's own judgement, and is replaced at once when its turn has come. A Pod that does not end (its
+//!   node is lost) holds up its own stage, because Kubernetes waits for it, and no other.
 
 use crate::Prepared;
 use crate::build::{Objects, TEMPLATE_HASH, names};
 use crate::fleet::Fleet;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use millstream_crds::StageName;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// `partition` above all ordinals: no Pod gets a changed template by itself.
 pub const AT_REST: i32 = 4096;
+
+/// A Pod that has not ended so long after it should have: nobody waits for it any more but Kubernetes.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(30);
 
 /// Readers before writers: whoever reads understands what those who write will write.
 const ORDER: [StageName; 4] = [StageName::Reaction, StageName::Action, StageName::Unify, StageName::Gateway];
@@ -53,6 +60,8 @@ pub struct PodSeen {
     pub revision: String,
     /// It is ready, and is to stay.
     pub is_ready: bool,
+    /// It should have ended some time ago: its node may be lost.
+    pub is_overdue: bool,
 }
 
 /// What is to be.
@@ -66,21 +75,28 @@ pub struct Intent {
     pub doing: Vec<String>,
 }
 
-/// What a pipeline's StatefulSets and Pods say.
-pub fn seen(sets: &[StatefulSet], pods: &[Pod]) -> Seen {
+/// What the StatefulSets and Pods of the pipeline of this name say.
+pub fn seen(pipeline: &str, sets: &[StatefulSet], pods: &[Pod], now: Timestamp) -> Seen {
     let stage = |labels: &BTreeMap<String, String>| {
         let component = labels.get(names::COMPONENT)?;
         StageName::ALL.into_iter().find(|stage| stage.as_str() == component)
     };
     let mut seen: Seen = sets.iter().filter_map(|set| Some((stage(set.labels())?, StageSeen::of(set)))).collect();
     for pod in pods {
-        let of_stage = stage(pod.labels()).and_then(|stage| seen.get_mut(&stage));
-        let ordinal = pod.name_any().rsplit_once('-').and_then(|(_, ordinal)| ordinal.parse().ok());
-        if let (Some(of_stage), Some(ordinal)) = (of_stage, ordinal) {
-            of_stage.pods.insert(ordinal, PodSeen::of(pod));
+        // By its whole name: labels can be anybody's.
+        let of = stage(pod.labels()).and_then(|stage| Some((stage, ordinal(pipeline, stage, &pod.name_any())?)));
+        if let Some((stage, ordinal)) = of
+            && let Some(seen) = seen.get_mut(&stage)
+        {
+            seen.pods.insert(ordinal, PodSeen::of(pod, now));
         }
     }
     seen
+}
+
+/// Of the Pod of this name, which is its worker's, too.
+fn ordinal(pipeline: &str, stage: StageName, pod: &str) -> Option<i32> {
+    pod.strip_prefix(pipeline)?.strip_prefix('-')?.strip_prefix(stage.as_str())?.strip_prefix('-')?.parse().ok()
 }
 
 impl StageSeen {
@@ -98,18 +114,47 @@ impl StageSeen {
         }
     }
 
+    /// A template is on its way: not everybody has it, or Kubernetes has not noted yet that everybody has.
     fn is_rolling(&self) -> bool {
-        self.current != self.newest || self.pods.values().any(|pod| pod.revision != self.newest)
+        self.current != self.newest || self.pods.range(0..self.replicas).any(|(_, pod)| pod.revision != self.newest)
+    }
+
+    /// The Pod that was given the newest template, and does not work yet.
+    fn in_flight(&self) -> Option<i32> {
+        let is_it = |ordinal: &i32| match self.pods.get(ordinal) {
+            Some(pod) => pod.revision == self.newest && !pod.is_ready && !pod.is_overdue,
+            None => self.partition <= *ordinal,
+        };
+        (0..self.replicas).rev().find(is_it).filter(|_| self.is_rolling())
+    }
+
+    /// From here on Pods have the newest template: those that are made again must get it, too.
+    fn boundary(&self) -> i32 {
+        if self.current == self.newest {
+            return AT_REST;
+        }
+        let has_newest = |ordinal: &i32| match self.pods.get(ordinal) {
+            Some(pod) => pod.revision == self.newest,
+            None => self.partition <= *ordinal,
+        };
+        let newest = (0..self.replicas).rev().take_while(has_newest).count();
+        match i32::try_from(newest) {
+            Ok(newest) if newest > 0 => self.replicas - newest,
+            _ => AT_REST,
+        }
     }
 }
 
 impl PodSeen {
-    fn of(pod: &Pod) -> PodSeen {
+    fn of(pod: &Pod, now: Timestamp) -> PodSeen {
         let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let is_ready = conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True");
+        let ends = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
         PodSeen {
             revision: pod.labels().get("controller-revision-hash").cloned().unwrap_or_default(),
-            is_ready: is_ready && pod.metadata.deletion_timestamp.is_none(),
+            is_ready: is_ready && ends.is_none(),
+            // The moment by which it should have ended is in the mark itself.
+            is_overdue: ends.is_some_and(|ends| now.duration_since(ends) > OVERDUE),
         }
     }
 }
@@ -117,40 +162,73 @@ impl PodSeen {
 /// What is to be, as far as it can be now. Without a fleet nobody knows who holds what, and nothing goes.
 pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&Fleet>) -> Intent {
     let mut intent = Intent::default();
+    let step = |stage| Step { pipeline: prepared.name(), stage, fleet };
     for stage in StageName::ALL {
         let wanted = if prepared.pipeline.spec.suspend { 0 } else { prepared.replicas(stage) };
-        let step = Step { pipeline: prepared.name(), stage, fleet };
         let size = match seen.get(&stage) {
             None => (wanted, AT_REST),
-            Some(seen) => (step.shrink(wanted, seen, &mut intent), step.rest(objects, seen)),
+            Some(seen) => {
+                let is_newest = step(stage).has_newest(objects, seen);
+                (step(stage).shrink(wanted, seen, &mut intent), if is_newest { seen.boundary() } else { AT_REST })
+            }
         };
         intent.sizes.insert(stage, size);
     }
-    let rolls = |stage: &StageName| seen.get(stage).is_some_and(StageSeen::is_rolling);
-    if let Some(stage) = ORDER.into_iter().find(rolls)
-        && let (Some(seen), Some(size)) = (seen.get(&stage), intent.sizes.get(&stage).copied())
-    {
-        let step = Step { pipeline: prepared.name(), stage, fleet };
-        // Otherwise the status may be about the template before.
-        if seen.is_observed && step.has_newest(objects, seen) {
-            let partition = step.roll(seen, &mut intent);
+    let in_flight = |except: StageName| {
+        seen.iter()
+            .filter(|(stage, _)| **stage != except)
+            .find_map(|(stage, seen)| Some(step(*stage).pod(seen.in_flight()?)))
+    };
+    for stage in ORDER {
+        let (Some(seen), Some(size)) = (seen.get(&stage), intent.sizes.get(&stage).copied()) else { continue };
+        let wanted = if prepared.pipeline.spec.suspend { 0 } else { prepared.replicas(stage) };
+        // Otherwise the status may be about the template before. And a stage gets its size first.
+        let is_settled = size.0 == wanted && size.0 == seen.replicas;
+        if !seen.is_rolling() || !seen.is_observed || !step(stage).has_newest(objects, seen) || !is_settled {
+            continue;
+        }
+        let turn = match in_flight(stage).filter(|_| seen.in_flight().is_none()) {
+            Some(other) => {
+                intent.doing.push(format!("{other} starts"));
+                Turn { partition: None, is_over: true }
+            }
+            None => step(stage).roll(seen, &mut intent),
+        };
+        if let Some(partition) = turn.partition {
             intent.sizes.insert(stage, (size.0, partition));
+        }
+        if !turn.is_over {
+            break;
         }
     }
     intent
 }
 
+/// What the stage whose turn it is does.
+struct Turn {
+    /// Another one than [`StageSeen::boundary`].
+    partition: Option<i32>,
+    /// The next stage may begin.
+    is_over: bool,
+}
+
 impl Intent {
-    /// Puts it into the objects.
-    pub fn settle(&self, objects: &mut Objects) {
+    /// Puts it into the objects. A StatefulSet that is to let Pods go is written only if it is what was looked at: a write that comes late must not repeat that.
+    pub fn settle(&self, objects: &mut Objects, observed: &[StatefulSet]) {
         for set in &mut objects.stateful_sets {
             let component = set.labels().get(names::COMPONENT).cloned().unwrap_or_default();
             let size = self.sizes.iter().find(|(stage, _)| stage.as_str() == component);
-            if let (Some((_, (replicas, partition))), Some(spec)) = (size, &mut set.spec) {
-                spec.replicas = Some(*replicas);
-                let strategy = spec.update_strategy.get_or_insert_default();
-                strategy.rolling_update.get_or_insert_default().partition = Some(*partition);
+            let Some((_, (replicas, partition))) = size else { continue };
+            if let Some(before) = observed.iter().find(|before| before.metadata.name == set.metadata.name) {
+                let seen = StageSeen::of(before);
+                let lets_go = *replicas < seen.replicas || *partition < seen.partition;
+                set.metadata.uid = before.metadata.uid.clone();
+                set.metadata.resource_version = before.metadata.resource_version.clone().filter(|_| lets_go);
             }
+            let spec = set.spec.get_or_insert_default();
+            spec.replicas = Some(*replicas);
+            let strategy = spec.update_strategy.get_or_insert_default();
+            strategy.rolling_update.get_or_insert_default().partition = Some(*partition);
         }
     }
 }
@@ -171,14 +249,29 @@ impl Step<'_> {
         self.stage != StageName::Gateway && self.fleet.is_none_or(|fleet| fleet.holds(&self.pod(ordinal)))
     }
 
-    /// How many workers there may be now, on the way to fewer: those that still hold something stay.
+    /// Somebody else could take its shards; nobody knows without a fleet, so that it is waited for.
+    fn can_leave(&self, ordinal: i32, replicas: i32, leaving: &BTreeSet<String>) -> bool {
+        let takes = |fleet: &Fleet, other: i32| {
+            let other = self.pod(other);
+            fleet.alive.contains(&other) && !leaving.contains(&other)
+        };
+        self.fleet.is_none_or(|fleet| (0..replicas).any(|other| other != ordinal && takes(fleet, other)))
+    }
+
+    /// How many workers there may be now, on the way to fewer: those that still hold something stay. Whoever is too many gets nothing, until it is gone.
     fn shrink(&self, wanted: i32, seen: &StageSeen, intent: &mut Intent) -> i32 {
-        let going = wanted..seen.replicas;
-        if wanted == 0 || going.is_empty() || self.stage == StageName::Gateway {
+        if wanted == 0 || self.stage == StageName::Gateway {
             return wanted;
         }
-        intent.leaving.extend(going.clone().map(|ordinal| self.pod(ordinal)));
-        let last = going.rev().find(|ordinal| self.holds(*ordinal));
+        let alive = self.fleet.iter().flat_map(|fleet| &fleet.alive);
+        let is_going =
+            |worker: &&String| ordinal(self.pipeline, self.stage, worker).is_some_and(|ordinal| ordinal >= wanted);
+        let going: Vec<String> = alive.filter(is_going).cloned().collect();
+        let can_leave = self.can_leave(-1, wanted, &intent.leaving);
+        if can_leave {
+            intent.leaving.extend(going);
+        }
+        let last = (wanted..seen.replicas).rev().find(|ordinal| can_leave && self.holds(*ordinal));
         if let Some(last) = last {
             intent.doing.push(format!("shards leave {}, which is to go", self.pod(last)));
         }
@@ -192,34 +285,39 @@ impl Step<'_> {
         wanted.is_none_or(|wanted| wanted == seen.template_hash)
     }
 
-    /// The partition of a stage whose turn it is not: as it is while some Pods have the newest template and others not, because a Pod that is made again gets the template of its side.
-    fn rest(&self, objects: &Objects, seen: &StageSeen) -> i32 {
-        if seen.is_rolling() && self.has_newest(objects, seen) { seen.partition } else { AT_REST }
-    }
-
-    /// The partition of the stage whose turn it is.
-    fn roll(&self, seen: &StageSeen, intent: &mut Intent) -> i32 {
+    /// Finds the Pod whose turn it is.
+    fn roll(&self, seen: &StageSeen, intent: &mut Intent) -> Turn {
         for ordinal in (0..seen.replicas).rev() {
             let pod = self.pod(ordinal);
             match seen.pods.get(&ordinal) {
-                Some(PodSeen { revision, is_ready: true }) if *revision == seen.newest => {}
+                Some(PodSeen { revision, is_ready: true, .. }) if *revision == seen.newest => {}
+                // Kubernetes waits for it, maybe for ever.
+                Some(PodSeen { is_overdue: true, .. }) => {
+                    intent.doing.push(format!("{pod} does not end"));
+                    return Turn { partition: None, is_over: true };
+                }
                 Some(PodSeen { revision, .. }) if *revision != seen.newest => {
-                    // With nobody else, its shards wait for it.
-                    if seen.replicas > 1 && self.holds(ordinal) {
+                    let can_leave = self.can_leave(ordinal, seen.replicas, &intent.leaving);
+                    if can_leave && self.stage != StageName::Gateway {
+                        intent.leaving.insert(pod.clone());
+                    }
+                    // With nobody to take them, its shards wait for it.
+                    if can_leave && self.holds(ordinal) {
                         intent.doing.push(format!("shards leave {pod}, which gets a new template"));
-                        intent.leaving.insert(pod);
-                        return seen.partition;
+                        let above = Some(ordinal + 1).filter(|above| *above < seen.replicas);
+                        return Turn { partition: Some(above.unwrap_or(AT_REST)), is_over: false };
                     }
                     intent.doing.push(format!("{pod} gets a new template"));
-                    return ordinal;
+                    return Turn { partition: Some(ordinal), is_over: false };
                 }
                 _ => {
                     intent.doing.push(format!("{pod} starts"));
-                    return seen.partition;
+                    return Turn { partition: Some(ordinal), is_over: false };
                 }
             }
         }
-        seen.partition
+        // Until Kubernetes has noted it, a Pod that is made again must get the newest one.
+        Turn { partition: None, is_over: true }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Publishes the plans of all pipelines: one thread for each, because a log is waited for.
+//! Publishes the plans and the tenants of all pipelines: one thread for each, because a log is waited for.
 //!
 //! A thread prepares the pipeline's topics, listens to what workers report, and publishes ([`Planning`]); what it knows, it tells as a [`Fleet`], and asks for a reconciliation when that has changed.
 //! What it meets it tells, too, and goes on. It ends with the operator or with its pipeline, or when another one is to take its place because Kafka is to be reached differently.
@@ -7,18 +7,23 @@
 //! a higher term. (Of operators only one leads, by its lease, and one that has lost it ends.)
 
 use crate::fleet::Fleet;
+use crate::tenants::{KeyHash, Registry, Standing, Wanted};
 use millstream_crds::IngestionPipeline;
+use millstream_plan::plan::ShardId;
 use millstream_plan::view::Bounds;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::planning::{Planning, Turn, Wishes};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Stages that have shards.
 const STAGES: [&str; 3] = ["unify", "action", "reaction"];
+/// What gateways say that they do.
+const GATEWAY: &str = "gateway";
 /// How long one look at reports waits.
 const LISTEN: Duration = Duration::from_millis(100);
 /// How often a new plan is considered.
@@ -42,18 +47,26 @@ pub(crate) struct Heard {
     pub(crate) problem: Option<(&'static str, String)>,
 }
 
-/// Asks for the reconciliation of a pipeline.
-pub(crate) type Ask = Arc<dyn Fn(&IngestionPipeline) + Send + Sync>;
+/// Asks for reconciliations.
+pub(crate) struct Asks {
+    /// Of a pipeline.
+    pub(crate) pipeline: Box<dyn Fn(&IngestionPipeline) + Send + Sync>,
+    /// Of a tenant, by namespace and name.
+    pub(crate) tenant: Box<dyn Fn(&str, &str) + Send + Sync>,
+}
 
 /// The plans of all pipelines.
 pub(crate) struct Plans {
     threads: Mutex<HashMap<String, Running>>,
-    ask: Ask,
+    tenants: Arc<Registry>,
+    asks: Arc<Asks>,
 }
 
 struct Running {
     access: Access,
+    namespace: String,
     shared: Arc<Shared>,
+    thread: JoinHandle<()>,
 }
 
 /// What a thread and the reconciler tell each other.
@@ -68,11 +81,12 @@ struct State {
     /// None: it only looks.
     wishes: Option<Wishes>,
     heard: Heard,
+    tenants: BTreeMap<String, Standing>,
 }
 
 impl Plans {
-    pub(crate) fn new(ask: Ask) -> Plans {
-        Plans { threads: Mutex::default(), ask }
+    pub(crate) fn new(tenants: Arc<Registry>, asks: Asks) -> Plans {
+        Plans { threads: Mutex::default(), tenants, asks: Arc::new(asks) }
     }
 
     fn locked(&self) -> MutexGuard<'_, HashMap<String, Running>> {
@@ -86,7 +100,8 @@ impl Plans {
     pub(crate) fn heard(&self, pipeline: &IngestionPipeline, access: Access) -> std::io::Result<Heard> {
         let uid = pipeline.metadata.uid.clone().unwrap_or_default();
         let mut threads = self.locked();
-        if threads.get(&uid).is_some_and(|running| running.access != access) {
+        // One that has panicked is replaced, too.
+        if threads.get(&uid).is_some_and(|running| running.access != access || running.thread.is_finished()) {
             threads.remove(&uid);
         }
         if let Some(running) = threads.get(&uid) {
@@ -96,12 +111,14 @@ impl Plans {
         let worker = Worker {
             access: access.clone(),
             shared: Arc::clone(&shared),
-            ask: Arc::clone(&self.ask),
+            tenants: Arc::clone(&self.tenants),
+            asks: Arc::clone(&self.asks),
             pipeline: pipeline.clone(),
             began: Instant::now(),
         };
-        std::thread::Builder::new().name(format!("plan-{uid}")).spawn(move || worker.run())?;
-        threads.insert(uid, Running { access, shared });
+        let thread = std::thread::Builder::new().name(format!("plan-{uid}")).spawn(move || worker.run())?;
+        let namespace = pipeline.metadata.namespace.clone().unwrap_or_default();
+        threads.insert(uid, Running { access, namespace, shared, thread });
         Ok(Heard::default())
     }
 
@@ -113,9 +130,19 @@ impl Plans {
         }
     }
 
-    /// Ends the threads of pipelines that are not among these uids.
+    /// What is known of a pipeline's tenant.
+    pub(crate) fn standing(&self, uid: &str, tenant: &str) -> Option<Standing> {
+        self.locked().get(uid)?.shared.locked().tenants.get(tenant).cloned()
+    }
+
+    /// Ends the threads of pipelines that are not among these uids. Their tenants have none any more.
     pub(crate) fn retain(&self, is_there: impl Fn(&str) -> bool) {
-        self.locked().retain(|uid, _| is_there(uid));
+        let gone: Vec<Running> =
+            self.locked().extract_if(|uid, _| !is_there(uid)).map(|(_, running)| running).collect();
+        for running in gone {
+            let tenants = std::mem::take(&mut running.shared.locked().tenants);
+            tenants.keys().for_each(|tenant| (self.asks.tenant)(&running.namespace, tenant));
+        }
     }
 }
 
@@ -141,9 +168,49 @@ impl Shared {
 struct Worker {
     access: Access,
     shared: Arc<Shared>,
-    ask: Ask,
+    tenants: Arc<Registry>,
+    asks: Arc<Asks>,
     pipeline: IngestionPipeline,
     began: Instant,
+}
+
+/// What the standing of tenants follows from: the same again, the same standing.
+#[derive(Default, PartialEq)]
+struct Basis {
+    changes: u64,
+    control_offset: u64,
+    /// How far each gateway that is alive has heard `control`.
+    gateways: Vec<u64>,
+    is_leading: bool,
+}
+
+/// Shards without an owner, since when, and who had them: in a handoff there is none for a moment, until the next one reports.
+#[derive(Default)]
+struct Unowned {
+    before: BTreeMap<ShardId, String>,
+    since_ms: BTreeMap<ShardId, u64>,
+}
+
+/// Longer than a handoff takes until it is heard of.
+const HANDOFF_MS: u64 = 2_000;
+
+impl Unowned {
+    /// A shard without an owner is its former owner's for a while.
+    fn bridge(&mut self, fleet: &mut Fleet, now_ms: u64) {
+        for (id, shard) in &mut fleet.shards {
+            match &shard.owner {
+                Some(owner) => {
+                    self.since_ms.remove(id);
+                    self.before.insert(id.clone(), owner.clone());
+                }
+                None => {
+                    let since_ms = *self.since_ms.entry(id.clone()).or_insert(now_ms);
+                    let is_young = now_ms.saturating_sub(since_ms) < HANDOFF_MS;
+                    shard.owner = self.before.get(id).filter(|_| is_young).cloned();
+                }
+            }
+        }
+    }
 }
 
 impl Worker {
@@ -168,7 +235,7 @@ impl Worker {
 
     /// Until it is stopped. Only what cannot be mended by trying again is an error.
     fn go_on(&self, planning: &mut Planning) -> Result<(), LogError> {
-        let mut is_leading = false;
+        let (mut is_leading, mut basis, mut unowned) = (false, Basis::default(), Unowned::default());
         loop {
             let wishes = {
                 let state = self.shared.locked();
@@ -193,8 +260,18 @@ impl Worker {
                     is_leading = false;
                     self.shared.pause(PAUSE);
                 }
-                Ok(turn) => self.tell(planning, &turn),
-                Err(error @ LogError::Unavailable(_) | error @ LogError::Unknown(_)) => self.meets(&error),
+                Ok(turn) => {
+                    if let Err(error) = self.tell(planning, &turn, &mut unowned) {
+                        self.meets(&error);
+                    }
+                    if let Err(error) = self.tenants(planning, &mut basis) {
+                        self.meets(&error);
+                    }
+                }
+                Err(error @ LogError::Unavailable(_) | error @ LogError::Unknown(_)) => {
+                    self.meets(&error);
+                    self.shared.pause(PAUSE);
+                }
                 Err(error) => return Err(error),
             }
             let until = Instant::now() + CONSIDER;
@@ -208,20 +285,85 @@ impl Worker {
         }
     }
 
-    fn tell(&self, planning: &Planning, turn: &Turn) {
-        let heard = match turn {
-            Turn::Hearing | Turn::Replaced { .. } => return,
-            Turn::NoWorkers => Heard { fleet: Some(Fleet::default()), problem: None },
+    /// Publishes who may send, and notes which of them every gateway knows.
+    fn tenants(&self, planning: &mut Planning, basis: &mut Basis) -> Result<(), LogError> {
+        let alive: BTreeSet<String> =
+            planning.view().alive(self.now_ms()).into_iter().map(|worker| worker.name).collect();
+        let gateways = planning.view().reports().map(|(report, _)| report);
+        let gateways = gateways.filter(|report| report.stages.contains(GATEWAY) && alive.contains(&report.worker));
+        let now = Basis {
+            changes: self.tenants.changes(),
+            control_offset: planning.control_offset(),
+            gateways: gateways.map(|report| report.control_offset).collect(),
+            is_leading: planning.is_leading(),
+        };
+        let Some(mut wanted) = Some(()).filter(|()| *basis != now).and_then(|()| self.tenants.wanted(&self.pipeline))
+        else {
+            return Ok(());
+        };
+        // Whoever has a problem keeps the keys that it has.
+        for name in wanted.problems.keys() {
+            let known = planning.view().tenants().get(name).filter(|tenant| !tenant.is_deleted);
+            wanted.keys.extend(known.map(|tenant| (name.clone(), tenant.api_keys.clone())));
+        }
+        let published = planning.publish_tenants(&wanted.keys)?;
+        if published > 0 {
+            tracing::info!(pipeline = self.access.topics.pipeline, published, "published tenants");
+        }
+        self.note_standings(planning, &wanted, &now.gateways);
+        *basis = now;
+        Ok(())
+    }
+
+    fn note_standings(&self, planning: &Planning, wanted: &Wanted, gateways: &[u64]) {
+        let is_said = |name: &str, keys: &BTreeSet<KeyHash>| {
+            planning.view().tenants().get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.api_keys == *keys)
+        };
+        let standing = |name: &String, keys: &BTreeSet<KeyHash>| {
+            let knows = |offset: &&u64| is_said(name, keys) && planning.knows_tenant(**offset, name);
+            let of = gateways.iter().filter(knows).count();
+            match of == gateways.len() && of > 0 {
+                true => Standing::Effective,
+                false => Standing::Waiting { of, gateways: gateways.len() },
+            }
+        };
+        let mut standings: BTreeMap<String, Standing> =
+            wanted.keys.iter().map(|(name, keys)| (name.clone(), standing(name, keys))).collect();
+        let problems = wanted.problems.iter();
+        standings.extend(problems.map(|(name, (reason, why))| (name.clone(), Standing::Problem(reason, why.clone()))));
+        let before = std::mem::replace(&mut self.shared.locked().tenants, standings.clone());
+        let namespace = self.pipeline.metadata.namespace.as_deref().unwrap_or_default();
+        for (name, standing) in &standings {
+            if before.get(name) != Some(standing) {
+                (self.asks.tenant)(namespace, name);
+            }
+        }
+    }
+
+    /// # Errors
+    /// [`LogError`]: nobody was heard, and it is not they who are silent.
+    fn tell(&self, planning: &Planning, turn: &Turn, unowned: &mut Unowned) -> Result<(), LogError> {
+        let (heard, now_ms) = match turn {
+            Turn::Hearing | Turn::Replaced { .. } => return Ok(()),
+            Turn::NoWorkers => (Heard { fleet: Some(Fleet::default()), problem: None }, self.now_ms()),
             Turn::Planned { outcome, is_published } => {
                 if *is_published {
                     let (pipeline, version) = (&self.access.topics.pipeline, outcome.plan.version);
                     tracing::info!(pipeline, %version, moving = outcome.pending.len(), "published a plan");
                 }
-                let fleet = Fleet::of(planning.view(), outcome, self.now_ms());
-                Heard { fleet: Some(fleet), problem: None }
+                let now_ms = self.now_ms();
+                let mut fleet = Fleet::of(planning.view(), outcome, planning.is_leading(), now_ms);
+                unowned.bridge(&mut fleet, now_ms);
+                (Heard { fleet: Some(fleet), problem: None }, now_ms)
             }
         };
+        // A reader that gets nothing does not know why.
+        let newest_ms = planning.view().reports().map(|(_, at_ms)| at_ms).max();
+        if newest_ms.is_some_and(|newest_ms| now_ms.saturating_sub(newest_ms) > Bounds::default().silence_ms) {
+            planning.check_log()?;
+        }
         self.says(heard);
+        Ok(())
     }
 
     /// What was known of the workers is not known any more.
@@ -231,7 +373,10 @@ impl Worker {
             LogError::Topic { .. } | LogError::TooLarge { .. } => "TopicMismatch",
             LogError::Configuration(_) => "InvalidSpec",
         };
-        self.says(Heard { fleet: None, problem: Some((reason, error.to_string())) });
+        // The client counts and times in its own words: they would be another message each time.
+        let message = error.to_string();
+        let message = message.split(" (after ").next().unwrap_or_default().to_owned();
+        self.says(Heard { fleet: None, problem: Some((reason, message)) });
     }
 
     fn says(&self, heard: Heard) {
@@ -239,7 +384,35 @@ impl Worker {
         if state.heard != heard {
             state.heard = heard;
             drop(state);
-            (self.ask)(&self.pipeline);
+            (self.asks.pipeline)(&self.pipeline);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Shard;
+
+    #[test]
+    fn a_shard_in_a_handoff_is_not_without_an_owner() {
+        let id = ShardId::new("action", 1);
+        let fleet = |owner: Option<&str>| {
+            let shard = Shard { owner: owner.map(str::to_owned), ..Shard::default() };
+            Fleet { shards: [(ShardId::new("action", 1), shard)].into(), ..Fleet::default() }
+        };
+        let mut unowned = Unowned::default();
+        let mut seen = |owner, now_ms| {
+            let mut fleet = fleet(owner);
+            unowned.bridge(&mut fleet, now_ms);
+            fleet.shards[&id].owner.clone()
+        };
+        assert_eq!(seen(None, 0), None, "nobody ever had it");
+        assert_eq!(seen(Some("a"), 100).as_deref(), Some("a"));
+        assert_eq!(seen(None, 200).as_deref(), Some("a"));
+        assert_eq!(seen(None, 200 + HANDOFF_MS - 1).as_deref(), Some("a"));
+        assert_eq!(seen(None, 200 + HANDOFF_MS), None);
+        assert_eq!(seen(Some("b"), 5_000).as_deref(), Some("b"));
+        assert_eq!(seen(None, 9_000).as_deref(), Some("b"), "a new one begins");
     }
 }

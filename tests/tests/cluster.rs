@@ -9,7 +9,6 @@ use millstream_tests::load::{Sending, check_against_ingress_at, generated};
 use millstream_tests::pipeline::{program, until};
 use millstream_tests::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, install_helm};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -59,6 +58,7 @@ impl Shop {
         let shop = Shop { kubectl, kafka, mongo, load };
         shop.apply(&json!({}));
         shop.ready();
+        shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
         shop
     }
 
@@ -66,23 +66,25 @@ impl Shop {
         self.kubectl.run(&[arguments, &["--namespace", "shop"]].concat(), "").unwrap()
     }
 
-    /// Applies the pipeline, with this beside the least.
+    /// Applies the example, with this in its pipeline's specification; as many tenants as the load has, each like the example's.
     fn apply(&self, more: &Value) {
-        let hash = |key: &str| Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let keys: BTreeMap<&str, String> =
-            self.load.streams.iter().map(|stream| (stream.tenant.as_str(), hash(&stream.key))).collect();
-        let tenants: Vec<Value> =
-            keys.iter().map(|(name, hash)| json!({"name": name, "api_keys": [{"sha256": hash}]})).collect();
         let example = std::fs::read_to_string(EXAMPLE).unwrap();
         let mut objects: Vec<Value> = serde_yaml::Deserializer::from_str(&example)
             .map(|object| serde::Deserialize::deserialize(object).unwrap())
             .collect();
-        let [secret, pipeline] = &mut objects[..] else { panic!("{example}") };
-        secret["stringData"]["uri"] = self.mongo.uri().into();
-        let spec = &mut pipeline["spec"];
+        let tenant = objects.split_off(2);
+        let keys: BTreeMap<&str, &str> =
+            self.load.streams.iter().map(|stream| (stream.tenant.as_str(), stream.key.as_str())).collect();
+        for (name, key) in keys {
+            let [mut secret, mut tenant] = [tenant[0].clone(), tenant[1].clone()];
+            (secret["metadata"]["name"], tenant["metadata"]["name"]) = (name.into(), name.into());
+            (secret["stringData"]["key"], tenant["spec"]["apiKeys"][0]["name"]) = (key.into(), name.into());
+            objects.extend([secret, tenant]);
+        }
+        objects[0]["stringData"]["uri"] = self.mongo.uri().into();
+        let spec = &mut objects[1]["spec"];
         (spec["image"], spec["imagePullPolicy"]) = (IMAGE.into(), "Never".into());
         spec["kafka"] = json!({"bootstrapServers": [self.kafka.bootstrap()], "replication": 1});
-        spec["stages"]["gateway"]["config"]["tenants"] = tenants.into();
         for (name, value) in more.as_object().unwrap() {
             spec[name] = value.clone();
         }
@@ -128,6 +130,19 @@ impl Shop {
         let text = |pod: &Value, path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
         let of = |pod: &Value| (text(pod, "/metadata/name"), (text(pod, "/metadata/uid"), text(pod, "/status/podIP")));
         list["items"].as_array().unwrap().iter().map(of).collect()
+    }
+
+    /// Those of these Pods that are not there, or not ready.
+    fn unready<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
+        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
+        let ready: BTreeSet<&str> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|pod| is_ready(pod))
+            .filter_map(|pod| pod["metadata"]["name"].as_str())
+            .collect();
+        names.filter(|name| !ready.contains(name.as_str())).collect()
     }
 
     /// Where senders send.
@@ -196,6 +211,8 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         let before = shop.pods();
         shop.apply(&json!({"observability": {"logFilter": "info,millstream=debug"}}));
         until("another Pod everywhere", || {
+            let unready = shop.unready(before.keys());
+            assert!(unready.len() <= 1, "more than one at a time: {unready:?}");
             let now = shop.pods();
             let others = before.iter().filter(|(name, pod)| now.get(*name).is_some_and(|now| now.0 != pod.0)).count();
             anyhow::ensure!(

@@ -89,7 +89,7 @@ fn workers_understand_what_is_written_for_them() {
     assert_eq!(least.keys().collect::<Vec<_>>(), ["action", "gateway", "reaction", "unify"]);
     for (stage, config) in &least {
         assert_eq!((config.pipeline.as_str(), config.shards.0), ("shop.orders", 8), "{stage}");
-        assert_eq!(matches!(config.ownership, Ownership::Plan(_)), stage != "gateway", "{stage}");
+        assert!(matches!(config.ownership, Ownership::Plan(_)), "{stage}");
         assert_eq!(matches!(config.documents, Documents::Mongodb(_)), stage == "reaction", "{stage}");
     }
     let full = configurations(&build(&prepared(&full())).unwrap(), folder.path());
@@ -444,6 +444,19 @@ impl Pods {
     fn kill(&mut self, name: &str) {
         drop(self.running.remove(name).unwrap());
     }
+
+    /// What the gateway answers a sender with this key.
+    fn answer(&self, name: &str, key: &str) -> anyhow::Result<u16> {
+        let config = std::fs::read_to_string(self.folder.path().join(name).join("millstream.yaml"))?;
+        let config: Value = serde_yaml::from_str(&config)?;
+        let event = json!({"batch": [{"type": "event", "message_id": "m", "event": "Opened", "identifiers": {"user_id": "u"}}]});
+        let request = reqwest::blocking::Client::new()
+            .post(format!("http://{}/v1/batch", config["listen"].as_str().unwrap()))
+            .bearer_auth(key)
+            .header("content-type", "application/json")
+            .body(event.to_string());
+        Ok(request.send()?.status().as_u16())
+    }
 }
 
 /// The planned owner of each shard of a stage.
@@ -528,4 +541,79 @@ fn one_operator_leads_and_another_takes_over_when_it_is_gone() {
     second_operator.signal("TERM").unwrap();
     holder(&scene, &second);
     drop(third_operator);
+}
+
+#[test]
+fn tenants_come_change_and_go_without_a_restart() {
+    let scene = Scene::with_secret("tenants");
+    let tenant = |name: &str, keys: &[&str]| {
+        let keys: Vec<Value> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
+        let spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": keys});
+        scene.apply(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": spec}));
+    };
+    let keys = |data: Value| {
+        let metadata = json!({"name": "keys", "labels": {"ingestion.millstream.dev/api-keys": "true"}});
+        scene.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}));
+    };
+    let effective = |name: &str, expected: &str| {
+        scene.until(expected, || {
+            let tenant = scene.get("tenant", name);
+            let it = tenant["status"]["conditions"][0].clone();
+            let said =
+                format!("{} {}", it["status"].as_str().unwrap_or_default(), it["reason"].as_str().unwrap_or_default());
+            let is_current = it["observedGeneration"] == tenant["metadata"]["generation"];
+            ((is_current && said == expected).then(|| it["message"].to_string()), it.to_string())
+        })
+    };
+    keys(json!({"one": "first-key", "two": "second-key"}));
+    tenant("acme", &["one"]);
+    assert!(effective("acme", "False PipelineMissing").contains("there is no IngestionPipeline orders"));
+    scene.pipeline(&json!({}));
+    effective("acme", "False NoGateways");
+    let mut pods = Pods::new();
+    pods.start(&scene, "gateway", 0);
+    pods.start(&scene, "gateway", 1);
+    let answers = |pods: &Pods, key: &str, expected: u16| {
+        for gateway in ["orders-gateway-0", "orders-gateway-1"] {
+            scene.until("an answer", || {
+                let answer = pods.answer(gateway, key);
+                (answer.as_ref().ok().filter(|code| **code == expected).map(drop), format!("{gateway}: {answer:?}"))
+            });
+        }
+    };
+    effective("acme", "True Known");
+    // What is known is in force.
+    for gateway in ["orders-gateway-0", "orders-gateway-1"] {
+        scene.until("an open port", || {
+            let answer = pods.answer(gateway, "first-key");
+            (answer.as_ref().ok().map(|code| assert_eq!(*code, 200)), format!("{answer:?}"))
+        });
+        assert_eq!(pods.answer(gateway, "second-key").unwrap(), 401);
+    }
+    // One key is replaced by another, with both for a while.
+    tenant("acme", &["one", "two"]);
+    effective("acme", "True Known");
+    answers(&pods, "first-key", 200);
+    answers(&pods, "second-key", 200);
+    tenant("acme", &["two"]);
+    answers(&pods, "first-key", 401);
+    answers(&pods, "second-key", 200);
+    // The Secret changes, and goes: whoever had a key keeps it.
+    keys(json!({"two": "third-key"}));
+    answers(&pods, "second-key", 401);
+    answers(&pods, "third-key", 200);
+    tenant("globex", &["two"]);
+    assert!(effective("globex", "False KeyTaken").contains("tenant acme's"));
+    scene.kubectl(&["delete", "secret", "keys"], "");
+    effective("acme", "False SecretMissing");
+    assert_eq!(pods.answer("orders-gateway-0", "third-key").unwrap(), 200);
+    // A gateway that starts knows who may send before it opens its port.
+    pods.kill("orders-gateway-1");
+    pods.start(&scene, "gateway", 1);
+    scene.until("an open port", || {
+        let answer = pods.answer("orders-gateway-1", "third-key");
+        (answer.as_ref().ok().map(|code| assert_eq!(*code, 200)), format!("{answer:?}"))
+    });
+    scene.kubectl(&["delete", "tenant", "acme", "--timeout=10s"], "");
+    answers(&pods, "third-key", 401);
 }

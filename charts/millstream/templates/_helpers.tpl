@@ -20,13 +20,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "millstream.rules" -}}
 - apiGroups: [ingestion.millstream.dev]
-  resources: [ingestionpipelines]
+  resources: [ingestionpipelines, tenants]
   verbs: [get, list, watch]
 - apiGroups: [ingestion.millstream.dev]
   resources: [stagescales]
   verbs: [get, list, watch, create]
 - apiGroups: [ingestion.millstream.dev]
-  resources: [ingestionpipelines/status, stagescales/status]
+  resources: [ingestionpipelines/status, stagescales/status, tenants/status]
   verbs: [get, patch]
 # What a pipeline refers to. Of Secrets that no pipeline refers to, only names are read.
 - apiGroups: [""]

@@ -59,10 +59,9 @@ fn config(prepared: &Prepared, stage: StageName) -> Value {
         "log": {"kafka": kafka(&spec.kafka)},
         "telemetry": telemetry,
     });
-    if stage != StageName::Gateway {
-        let (release, _) = grace::of(stage, spec.shards);
-        lay_over(&mut config, &json!({"ownership": {"plan": {"release": format!("{release}s")}}}));
-    }
+    // Gateways own no shards; by this they hear who may send.
+    let (release, _) = grace::of(stage, spec.shards);
+    lay_over(&mut config, &json!({"ownership": {"plan": {"release": format!("{release}s")}}}));
     if let (StageName::Reaction, Some(mongodb)) = (stage, &spec.document_store.mongodb) {
         let uri_file = secrets::file(secrets::MONGODB_URI);
         let mongodb = json!({"uri_file": uri_file, "database": mongodb.database, "options": mongodb.options});

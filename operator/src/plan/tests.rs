@@ -26,7 +26,7 @@ fn prepared(more: &Value, replicas: &[(StageName, i32)]) -> Prepared {
 }
 
 fn pods(revisions: &[&str]) -> BTreeMap<i32, PodSeen> {
-    let pod = |revision: &&str| PodSeen { revision: (*revision).to_owned(), is_ready: true };
+    let pod = |revision: &&str| PodSeen { revision: (*revision).to_owned(), is_ready: true, is_overdue: false };
     (0..).zip(revisions.iter().map(pod)).collect()
 }
 
@@ -102,31 +102,108 @@ fn a_changed_template_reaches_one_pod_after_the_other_and_its_shards_leave_first
     let mut scene = Scene::new(&json!({}), &[]);
     let stage = StageName::Action;
     scene.changed(stage);
+    let now = |scene: &Scene| {
+        let intent = scene.plan();
+        (leaving(&intent).join(" "), intent.sizes[&stage])
+    };
     // Its shards leave.
-    let intent = scene.plan();
-    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec!["orders-action-1"], (2, AT_REST)));
+    assert_eq!(now(&scene), ("orders-action-1".to_owned(), (2, AT_REST)));
     scene.owns(stage, 1, 0);
-    // It is its turn.
-    let intent = scene.plan();
-    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (2, 1)));
+    // It is its turn; until it is gone, nothing comes back to it.
+    assert_eq!(now(&scene), ("orders-action-1".to_owned(), (2, 1)));
     scene.of(stage).partition = 1;
+    assert_eq!(now(&scene), ("orders-action-1".to_owned(), (2, 1)));
     // It goes, comes and gets ready: nothing else happens meanwhile, and what it is given again does not keep it.
     scene.of(stage).pods.remove(&1);
-    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 1)));
-    scene.of(stage).pods.insert(1, PodSeen { revision: "b".to_owned(), is_ready: false });
-    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 1)));
+    assert_eq!(now(&scene), (String::new(), (2, 1)));
+    scene.of(stage).pods.insert(1, PodSeen { revision: "b".to_owned(), ..PodSeen::default() });
+    assert_eq!(now(&scene), (String::new(), (2, 1)));
     scene.of(stage).pods = pods(&["a", "b"]);
     // The next.
-    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec!["orders-action-0"], (2, 1)));
+    assert_eq!(now(&scene), ("orders-action-0".to_owned(), (2, 1)));
     scene.owns(stage, 0, 1);
     scene.owns(stage, 1, 1);
-    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 0)));
+    assert_eq!(now(&scene), ("orders-action-0".to_owned(), (2, 0)));
     scene.of(stage).partition = 0;
     scene.of(stage).pods = pods(&["b", "b"]);
     // Until Kubernetes counts the new revision as the current one, a Pod that is made again must get it.
-    assert_eq!(scene.plan().sizes[&stage], (2, 0));
+    assert_eq!(now(&scene), (String::new(), (2, 0)));
     scene.of(stage).current = "b".to_owned();
+    assert_eq!(now(&scene), (String::new(), (2, AT_REST)));
+}
+
+#[test]
+fn what_others_do_to_the_partition_is_set_back() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Unify;
+    scene.of(stage).partition = 0;
     assert_eq!(scene.plan().sizes[&stage], (2, AT_REST));
+    scene.changed(stage);
+    assert_eq!(scene.plan().sizes[&stage], (2, AT_REST), "nobody has the newest");
+    scene.of(stage).pods = pods(&["a", "b"]);
+    assert_eq!(scene.plan().sizes[&stage], (2, 1));
+}
+
+#[test]
+fn a_stage_whose_other_workers_are_dead_is_mended_by_a_new_template() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Action;
+    scene.changed(stage);
+    // The one below is in a crash loop: nobody can take the shards of the one above.
+    scene.fleet.alive.remove("orders-action-0");
+    scene.owns(stage, 0, 1);
+    scene.of(stage).pods.get_mut(&0).unwrap().is_ready = false;
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 1)));
+    scene.of(stage).pods = pods(&["a", "b"]);
+    scene.of(stage).pods.get_mut(&0).unwrap().is_ready = false;
+    assert_eq!(scene.plan().sizes[&stage], (2, 0));
+}
+
+#[test]
+fn a_stage_that_gets_smaller_in_the_middle_of_a_change_gets_smaller_first() {
+    let stage = StageName::Action;
+    let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
+    scene.changed(stage);
+    scene.of(stage).partition = 1;
+    scene.of(stage).pods = pods(&["a", "b"]);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec!["orders-action-1"], (2, 1)));
+    scene.owns(stage, 1, 0);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage].0), (vec!["orders-action-1"], 1));
+    scene.of(stage).replicas = 1;
+    scene.of(stage).pods.remove(&1);
+    scene.fleet.alive.remove("orders-action-1");
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (1, 0)), "it is alone by now");
+}
+
+#[test]
+fn a_pod_that_does_not_end_holds_up_no_other_stage() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    for stage in [StageName::Action, StageName::Unify] {
+        scene.changed(stage);
+    }
+    scene.fleet.alive.remove("orders-action-1");
+    let pod = PodSeen { revision: "a".to_owned(), is_ready: false, is_overdue: true };
+    scene.of(StageName::Action).pods.insert(1, pod.clone());
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&StageName::Action]), (vec!["orders-unify-1"], (2, AT_REST)));
+    // One that is too many does not even hold up its own.
+    let mut scene = Scene::new(&json!({}), &[]);
+    scene.of(StageName::Action).pods.insert(2, pod);
+    assert_eq!(scene.plan().doing, Vec::<String>::new());
+}
+
+#[test]
+fn a_change_of_another_stage_waits_for_the_pod_that_starts() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    scene.changed(StageName::Unify);
+    scene.of(StageName::Unify).partition = 1;
+    scene.of(StageName::Unify).pods.remove(&1);
+    scene.changed(StageName::Reaction);
+    let intent = scene.plan();
+    assert_eq!(leaving(&intent), Vec::<&str>::new());
+    assert_eq!((intent.sizes[&StageName::Unify], intent.sizes[&StageName::Reaction]), ((2, 1), (2, AT_REST)));
+    scene.of(StageName::Unify).pods = pods(&["a", "b"]);
+    assert_eq!(leaving(&scene.plan()), ["orders-reaction-1"]);
 }
 
 #[test]
@@ -178,6 +255,7 @@ fn who_does_not_work_is_replaced_at_once_and_who_is_alone_too() {
     scene.changed(stage);
     scene.of(stage).replicas = 1;
     scene.of(stage).pods = pods(&["a"]);
+    scene.fleet.alive.remove("orders-action-1");
     assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (1, 0)));
     // Nobody knows who holds what: nobody goes.
     let mut scene = Scene::new(&json!({}), &[]);
@@ -192,6 +270,7 @@ fn fewer_workers_are_left_when_their_shards_have_left() {
     let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
     scene.of(stage).replicas = 4;
     scene.of(stage).pods = pods(&["a"; 4]);
+    scene.owns(stage, 2, 3);
     scene.owns(stage, 2, 2);
     let intent = scene.plan();
     assert_eq!(leaving(&intent), ["orders-action-1", "orders-action-2", "orders-action-3"]);
@@ -201,6 +280,14 @@ fn fewer_workers_are_left_when_their_shards_have_left() {
     }
     scene.of(stage).replicas = 3;
     assert_eq!(scene.plan().sizes[&stage].0, 1);
+    // Until they are gone, nothing comes back to them.
+    scene.of(stage).replicas = 1;
+    assert_eq!(leaving(&scene.plan()), ["orders-action-1", "orders-action-2", "orders-action-3"]);
+    // The one that is to stay is dead: nobody is there to take them.
+    scene.of(stage).replicas = 4;
+    scene.owns(stage, 2, 2);
+    scene.fleet.alive.remove("orders-action-0");
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage].0), (vec![], 1));
     // Nobody is left to take them, or nobody is to.
     let mut none = Scene::new(&json!({}), &[(stage, 0)]);
     assert_eq!((leaving(&none.plan()), none.plan().sizes[&stage].0), (vec![], 0));
@@ -218,15 +305,22 @@ fn more_workers_come_at_once() {
 }
 
 #[test]
-fn what_was_decided_is_in_the_objects() {
+fn what_was_decided_is_in_the_objects_and_what_lets_a_pod_go_is_conditional() {
     let mut scene = Scene::new(&json!({}), &[]);
     scene.changed(StageName::Gateway);
     let intent = scene.plan();
+    let mut observed = scene.objects.stateful_sets.clone();
+    for set in &mut observed {
+        (set.metadata.uid, set.metadata.resource_version) = (Some("u".to_owned()), Some("7".to_owned()));
+    }
     let mut objects = scene.objects;
-    intent.settle(&mut objects);
-    let set = objects.stateful_sets.iter().find(|set| set.name_any() == "orders-gateway").unwrap();
-    let again = StageSeen::of(set);
-    assert_eq!((again.replicas, again.partition), (2, 1));
+    intent.settle(&mut objects, &observed);
+    for set in &objects.stateful_sets {
+        let is_gateway = set.name_any() == "orders-gateway";
+        let (seen, version) = (StageSeen::of(set), set.metadata.resource_version.as_deref());
+        assert_eq!((seen.replicas, seen.partition), (2, if is_gateway { 1 } else { AT_REST }));
+        assert_eq!((set.metadata.uid.as_deref(), version), (Some("u"), is_gateway.then_some("7")));
+    }
 }
 
 #[test]
@@ -247,7 +341,20 @@ fn what_is_there_is_read_off_the_objects() {
     };
     let mut going = pod(2, "True");
     going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
-    let seen = seen(&[set], &[pod(0, "True"), pod(1, "False"), going]);
+    let mut others = pod(5, "True");
+    others.metadata.name = Some("orders-other-unify-5".to_owned());
+    let at = |time: &str| time.parse().unwrap();
+    let seen_at = |time| {
+        seen(
+            "orders",
+            std::slice::from_ref(&set),
+            &[pod(0, "True"), pod(1, "False"), going.clone(), others.clone()],
+            at(time),
+        )
+    };
+    assert!(seen_at("2026-01-01T00:01:00Z")[&StageName::Unify].pods[&2].is_overdue);
+    let seen = seen_at("2026-01-01T00:00:20Z");
+    assert!(seen[&StageName::Unify].pods.values().all(|pod| !pod.is_overdue));
     let unify = &seen[&StageName::Unify];
     assert_eq!((unify.replicas, unify.is_observed, unify.newest.as_str()), (2, true, "x-2"));
     assert_eq!(unify.pods.values().map(|pod| pod.is_ready).collect::<Vec<_>>(), [true, false, false]);

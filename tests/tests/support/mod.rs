@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use millstream::config::{ApiKey, Config, Millis, Shards, Tenant};
-use millstream::gateway::{GatewayState, MAX_CONNECTIONS, Serving, router, serve};
+use millstream::gateway::{GatewayState, Keyring, MAX_CONNECTIONS, Serving, router, serve};
 use millstream::telemetry::{Metrics, SpanExporter};
 use millstream_model::frame::{Content, read};
 use millstream_model::proto::Envelope;
@@ -146,7 +146,7 @@ impl Gateway {
         let serving = Serving::new(MAX_CONNECTIONS, config.gateway.drain_timeout.duration());
         let config = config.clone();
         let served = runtime.spawn(async move {
-            let state = GatewayState::new(&config, producer, counted, spans);
+            let state = GatewayState::new(&config, Arc::new(Keyring::new(&config.tenants)), producer, counted, spans);
             serve(listener, router(state), stopped, serving).await.unwrap();
         });
         Gateway { address, log, metrics, stop, served, runtime }

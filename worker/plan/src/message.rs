@@ -11,6 +11,8 @@ use crate::wire;
 use millstream_model::frame::{self, Content, FrameError};
 use millstream_model::proto;
 use prost::Message;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 /// The version in which workers write. Within a generation it is only raised; of several the greatest counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +23,19 @@ pub struct FormatLevel {
     pub level: u32,
 }
 
+/// Who may send to the pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenant {
+    /// Its name.
+    pub name: String,
+    /// Grows with each change of any tenant of the pipeline; of several messages about one tenant the highest counts.
+    pub version: u64,
+    /// SHA-256 of each of its API keys. Keys themselves are in no topic.
+    pub api_keys: BTreeSet<[u8; 32]>,
+    /// It is gone: no key is good any more.
+    pub is_deleted: bool,
+}
+
 /// One message of `control`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -28,6 +43,8 @@ pub enum Control {
     Plan(Plan),
     /// In which version workers write.
     FormatLevel(FormatLevel),
+    /// Who may send.
+    Tenant(Tenant),
 }
 
 /// Bytes of `control` or `status` that cannot be read.
@@ -58,10 +75,11 @@ pub(crate) const CONTROL: &str = "control";
 pub(crate) const STATUS: &str = "status";
 
 /// The key of a control message: the compacted topic keeps the newest of each.
-pub fn control_key(control: &Control) -> &'static str {
+pub fn control_key(control: &Control) -> Cow<'static, str> {
     match control {
-        Control::Plan(_) => "plan",
-        Control::FormatLevel(_) => "format-level",
+        Control::Plan(_) => "plan".into(),
+        Control::FormatLevel(_) => "format-level".into(),
+        Control::Tenant(tenant) => format!("tenant/{}", tenant.name).into(),
     }
 }
 
@@ -73,6 +91,7 @@ pub fn encode_control(control: &Control) -> Vec<u8> {
         Control::FormatLevel(FormatLevel { generation, level }) => {
             Kind::FormatLevel(proto::FormatLevel { generation: *generation, level: *level })
         }
+        Control::Tenant(tenant) => Kind::Tenant(wire::tenant_to_proto(tenant)),
     };
     frame::single(Content::Control, &proto::Control { kind: Some(kind) })
 }
@@ -89,6 +108,7 @@ pub fn decode_control(bytes: &[u8]) -> Result<Option<Control>, MessageError> {
         Some(Kind::FormatLevel(proto::FormatLevel { generation, level })) => {
             Ok(Some(Control::FormatLevel(FormatLevel { generation, level })))
         }
+        Some(Kind::Tenant(tenant)) => wire::tenant_from_proto(tenant).map(Control::Tenant).map(Some),
         None => Ok(None),
     }
 }
@@ -142,6 +162,20 @@ mod tests {
         Plan { version: Version { term: 2, number: 7 }, generation: 3, placements: placements.into() }
     }
 
+    fn tenant() -> Tenant {
+        Tenant { name: "acme".into(), version: 7, api_keys: [[1; 32], [2; 32]].into(), is_deleted: false }
+    }
+
+    #[test]
+    fn a_hash_of_another_length_is_refused() {
+        let mut proto = wire::tenant_to_proto(&tenant());
+        proto.api_key_hashes[1].pop();
+        let kind = Some(proto::control::Kind::Tenant(proto));
+        let bytes = frame::single(Content::Control, &proto::Control { kind });
+        let error = decode_control(&bytes).unwrap_err().to_string();
+        assert!(error.contains("tenant acme has a key whose hash has 31 bytes"), "{error}");
+    }
+
     fn status() -> WorkerStatus {
         let shard = ShardStatus {
             role: Role::Standby,
@@ -165,12 +199,14 @@ mod tests {
             leaving: true,
             stages: BTreeSet::from(["action".into()]),
             shards: [(ShardId::new("action", 1), shard), (ShardId::new("action", 2), ShardStatus::default())].into(),
+            control_offset: 99,
         }
     }
 
     #[test]
     fn messages_come_back_as_they_were() {
-        for control in [Control::Plan(plan()), Control::FormatLevel(FormatLevel { generation: 3, level: 2 })] {
+        let level = Control::FormatLevel(FormatLevel { generation: 3, level: 2 });
+        for control in [Control::Plan(plan()), level, Control::Tenant(tenant())] {
             assert_eq!(decode_control(&encode_control(&control)).unwrap(), Some(control));
         }
         assert_eq!(decode_status(&encode_status(&status())).unwrap(), status());
@@ -180,6 +216,7 @@ mod tests {
     fn each_kind_of_control_message_has_a_key_of_its_own() {
         assert_eq!(control_key(&Control::Plan(plan())), "plan");
         assert_eq!(control_key(&Control::FormatLevel(FormatLevel::default())), "format-level");
+        assert_eq!(control_key(&Control::Tenant(tenant())), "tenant/acme");
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct WorkerStatus {
     pub stages: BTreeSet<String>,
     /// Shards that it has open or opens.
     pub shards: BTreeMap<ShardId, ShardStatus>,
+    /// What it has heard of `control`: up to here, exclusive.
+    pub control_offset: u64,
 }
 
 impl WorkerStatus {

@@ -1,7 +1,7 @@
 //! Plan and report in the shapes of the Protobuf contract, where an empty text stands for nothing.
 
 use crate::incarnation::Incarnation;
-use crate::message::{CONTROL, MessageError, STATUS, malformed};
+use crate::message::{CONTROL, MessageError, STATUS, Tenant, malformed};
 use crate::plan::{Placement, Plan, ShardId, Version};
 use crate::status::{Role, ShardStatus, WorkerStatus};
 use millstream_model::proto;
@@ -38,6 +38,25 @@ pub(crate) fn plan_from_proto(plan: proto::Plan) -> Result<Plan, MessageError> {
     Ok(Plan { version, generation: plan.generation, placements })
 }
 
+pub(crate) fn tenant_to_proto(tenant: &Tenant) -> proto::Tenant {
+    proto::Tenant {
+        name: tenant.name.clone(),
+        version: tenant.version,
+        api_key_hashes: tenant.api_keys.iter().map(|hash| hash.to_vec()).collect(),
+        deleted: tenant.is_deleted,
+    }
+}
+
+pub(crate) fn tenant_from_proto(tenant: proto::Tenant) -> Result<Tenant, MessageError> {
+    let hash = |bytes: Vec<u8>| {
+        let length = bytes.len();
+        let wrong = || malformed(CONTROL, format!("tenant {} has a key whose hash has {length} bytes", tenant.name));
+        <[u8; 32]>::try_from(bytes).map_err(|_| wrong())
+    };
+    let api_keys = tenant.api_key_hashes.into_iter().map(hash).collect::<Result<_, _>>()?;
+    Ok(Tenant { name: tenant.name, version: tenant.version, api_keys, is_deleted: tenant.deleted })
+}
+
 pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
     proto::WorkerStatus {
         worker: status.worker.clone(),
@@ -51,6 +70,7 @@ pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
         leaving: status.leaving,
         stages: status.stages.iter().cloned().collect(),
         shards: status.shards.iter().map(shard_to_proto).collect(),
+        control_offset: status.control_offset,
     }
 }
 
@@ -70,6 +90,7 @@ pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerSta
         leaving: status.leaving,
         stages: status.stages.into_iter().collect(),
         shards: status.shards.into_iter().map(shard_from_proto).collect(),
+        control_offset: status.control_offset,
     })
 }
 

@@ -112,6 +112,7 @@ impl Cluster {
             leaving: false,
             stages: self.stages.keys().cloned().collect(),
             shards: BTreeMap::new(),
+            control_offset: 0,
         };
         let view = View::new(GENERATION, Bounds::default());
         self.processes.push(Process { status, view, cut_until: 0, leaves_at: None });

@@ -3,7 +3,7 @@
 //! A [`Listener`] reads both from their beginnings (they are compacted: of each key the newest message is enough) and feeds a [`View`]. A message that cannot be
 //! read is skipped and remembered: the last good plan is better than none.
 //!
-//! A [`Publisher`] writes plans under one transactional id per pipeline, so that of two who publish only the newer one can: opening it fences the former, then
+//! A [`Publisher`] writes plans, and what else is in `control`, under one transactional id per pipeline, so that of two who publish only the newer one can: opening it fences the former, then
 //! reads the topic to its end, so that what it publishes is newer than everything that is there. Workers ignore lower versions, so that nothing depends on that.
 
 use crate::log::{Consumer, Log, LogError, Outgoing, Start, TopicPartition, Transactional};
@@ -11,6 +11,7 @@ use crate::topics::Topics;
 use millstream_plan::message::{self, Control, MessageError};
 use millstream_plan::plan::Plan;
 use millstream_plan::view::{Bounds, View};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Messages per poll.
@@ -26,6 +27,8 @@ pub struct Listener {
     at: [TopicPartition; 2],
     consumer: Box<dyn Consumer>,
     view: View,
+    /// Where the newest message about each tenant is.
+    tenants: HashMap<String, u64>,
     problem: Option<MessageError>,
 }
 
@@ -38,13 +41,14 @@ impl Listener {
         let at = [&topics.control, &topics.status].map(|topic| TopicPartition::new(topic.clone(), 0));
         let starts = at.clone().map(|at| (at, Start::Earliest));
         let view = View::new(u32::from(topics.generation), bounds);
-        let mut listener = Listener { at, consumer: log.consumer(&starts)?, view, problem: None };
+        let mut listener =
+            Listener { at, consumer: log.consumer(&starts)?, view, tenants: HashMap::new(), problem: None };
         listener.read_to_end(log, now_ms)?;
         Ok(listener)
     }
 
-    /// Reads both topics once more, with a new reader: what was heard stays, and what is older says nothing. A reader that has failed otherwise than for want of
-    /// the log does not come back by itself.
+    /// Reads both topics once more, with a new reader: what was heard stays, and what is older says nothing. A reader that has failed may not come back by
+    /// itself.
     ///
     /// # Errors
     /// [`LogError`].
@@ -75,11 +79,18 @@ impl Listener {
     /// # Errors
     /// [`LogError`].
     pub fn listen(&mut self, wait: Duration, now_ms: u64) -> Result<usize, LogError> {
-        let (view, problem) = (&mut self.view, &mut self.problem);
+        let (view, problem, tenants) = (&mut self.view, &mut self.problem, &mut self.tenants);
         self.consumer.poll(MESSAGES, wait, &mut |message| {
             let heard = if message.assignment == CONTROL {
-                message::decode_control(message.payload)
-                    .map(|control| control.into_iter().for_each(|control| view.control(control, now_ms)))
+                message::decode_control(message.payload).map(|control| {
+                    let Some(control) = control else { return };
+                    if let Control::Tenant(tenant) = &control
+                        && view.is_newer(tenant)
+                    {
+                        tenants.insert(tenant.name.clone(), message.offset);
+                    }
+                    view.control(control, now_ms);
+                })
             } else {
                 message::decode_status(message.payload).map(|status| view.status(status, now_ms))
             };
@@ -92,6 +103,16 @@ impl Listener {
     /// What was heard.
     pub fn view(&self) -> &View {
         &self.view
+    }
+
+    /// `control` was heard up to here, exclusive.
+    pub fn control_offset(&self) -> u64 {
+        self.consumer.positions().first().copied().unwrap_or_default()
+    }
+
+    /// Where the newest message about a tenant is: whoever has heard `control` beyond it knows what it says.
+    pub fn tenant_offset(&self, name: &str) -> Option<u64> {
+        self.tenants.get(name).copied()
     }
 
     /// The newest message that could not be read, once.
@@ -121,17 +142,20 @@ impl Publisher {
     /// # Errors
     /// [`LogError`]: open it anew, read `control` to its end, and see whether the plan is there.
     pub fn publish(&mut self, plan: Plan) -> Result<(), LogError> {
-        let control = Control::Plan(plan);
-        let (topic, key) = (self.topics.control.clone(), message::control_key(&control));
-        let payload = message::encode_control(&control);
+        self.publish_all(&[Control::Plan(plan)])
+    }
+
+    /// Publishes all of these, or none.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`].
+    pub fn publish_all(&mut self, controls: &[Control]) -> Result<(), LogError> {
         self.producer.begin()?;
-        self.producer.send(Outgoing {
-            topic: &topic,
-            partition: 0,
-            key: key.as_bytes(),
-            payload: &payload,
-            headers: &[],
-        })?;
+        for control in controls {
+            let (key, payload) = (message::control_key(control), message::encode_control(control));
+            let (topic, key) = (&*self.topics.control, key.as_bytes());
+            self.producer.send(Outgoing { topic, partition: 0, key, payload: &payload, headers: &[] })?;
+        }
         self.producer.commit()
     }
 }

@@ -124,7 +124,7 @@ impl Member {
         self.listener.listen(wait, monotonic_ms).map(drop)
     }
 
-    /// After [`Member::listen`] has failed otherwise than for want of the log: listens with a new reader.
+    /// After [`Member::listen`] has failed: listens with a new reader.
     ///
     /// # Errors
     /// [`LogError`].
@@ -135,6 +135,11 @@ impl Member {
     /// What was heard.
     pub fn view(&self) -> &View {
         self.listener.view()
+    }
+
+    /// `control` was heard up to here, exclusive.
+    pub fn control_offset(&self) -> u64 {
+        self.listener.control_offset()
     }
 
     /// The newest thing that went wrong with hearing or reporting, once.
@@ -221,6 +226,7 @@ impl Member {
             leaving: self.leaving,
             stages,
             shards: shards.clone(),
+            control_offset: self.listener.control_offset(),
         };
         let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;

@@ -11,14 +11,18 @@
 //! Protocol: call [`Planning::listen`] and [`Planning::turn`] in turn, with milliseconds of a clock that never goes back.
 
 use crate::control::{Listener, Publisher};
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, TopicPartition};
 use crate::topics::Topics;
+use millstream_plan::message::{Control, Tenant};
 use millstream_plan::plan::{Plan, Version};
 use millstream_plan::planner::{self, Limits, Outcome};
 use millstream_plan::view::{Bounds, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// So many tenants are published in one transaction.
+const TENANTS_AT_ONCE: usize = 1_000;
 
 /// What whoever plans wants beside what workers report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,6 +107,11 @@ impl Planning {
     pub fn look(&mut self) {
         self.role = Role::Looks;
         self.term = None;
+    }
+
+    /// Does it publish now? Not before it knows who is alive, and not after an error.
+    pub fn is_leading(&self) -> bool {
+        matches!(self.role, Role::Leads(_))
     }
 
     /// Fences whoever published before, and reads what they did.
@@ -229,6 +238,42 @@ impl Planning {
         Ok(is_new)
     }
 
+    /// Publishes who may send, as far as that is not what was published before: tenants that are not among these are gone. How many it was. Nothing is published by one who does not lead.
+    ///
+    /// # Errors
+    /// [`LogError`]: the next turn begins anew.
+    pub fn publish_tenants(&mut self, wanted: &BTreeMap<String, BTreeSet<[u8; 32]>>) -> Result<usize, LogError> {
+        let changes = changes(self.view().tenants(), wanted);
+        let Role::Leads(publisher) = &mut self.role else { return Ok(0) };
+        for some in changes.chunks(TENANTS_AT_ONCE) {
+            if let Err(error) = publisher.publish_all(some) {
+                (self.role, self.is_deaf) = (Role::ToLead, true);
+                return Err(error);
+            }
+        }
+        Ok(changes.len())
+    }
+
+    /// Asks whether the log is there: a reader that gets nothing does not know whether anything was said.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn check_log(&self) -> Result<(), LogError> {
+        [&self.topics.control, &self.topics.status]
+            .into_iter()
+            .try_for_each(|topic| self.log.bounds(&TopicPartition::new(topic.clone(), 0)).map(drop))
+    }
+
+    /// `control` was heard up to here, exclusive.
+    pub fn control_offset(&self) -> u64 {
+        self.listener.control_offset()
+    }
+
+    /// Has a worker that has heard `control` up to here (exclusive) heard the newest about this tenant?
+    pub fn knows_tenant(&self, control_offset: u64, tenant: &str) -> bool {
+        self.listener.tenant_offset(tenant).is_some_and(|offset| offset < control_offset)
+    }
+
     /// Publishes a plan, after [`Planning::fence`]; without that nothing is published.
     ///
     /// # Errors
@@ -238,5 +283,54 @@ impl Planning {
             Role::Leads(publisher) => publisher.publish(plan),
             Role::Looks | Role::ToLead => Err(LogError::Configuration("whoever publishes a plan must lead".to_owned())),
         }
+    }
+}
+
+/// What has to be said so that exactly these tenants are known, with these keys.
+fn changes(known: &BTreeMap<String, Tenant>, wanted: &BTreeMap<String, BTreeSet<[u8; 32]>>) -> Vec<Control> {
+    let version = known.values().map(|tenant| tenant.version).max().unwrap_or_default() + 1;
+    let is_said = |name: &str, keys: &BTreeSet<[u8; 32]>| {
+        known.get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.api_keys == *keys)
+    };
+    let others = wanted.iter().filter(|(name, keys)| !is_said(name, keys));
+    let others =
+        others.map(|(name, keys)| Tenant { name: name.clone(), version, api_keys: keys.clone(), is_deleted: false });
+    let gone = known.values().filter(|tenant| !tenant.is_deleted && !wanted.contains_key(&tenant.name));
+    let gone =
+        gone.map(|tenant| Tenant { name: tenant.name.clone(), version, api_keys: BTreeSet::new(), is_deleted: true });
+    others.chain(gone).map(Control::Tenant).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_has_changed_about_tenants_is_said() {
+        let keys = |of: &[u8]| -> BTreeSet<[u8; 32]> { of.iter().map(|key| [*key; 32]).collect() };
+        let tenant = |name: &str, version, of: &[u8], is_deleted| Tenant {
+            name: name.to_owned(),
+            version,
+            api_keys: keys(of),
+            is_deleted,
+        };
+        let known = [tenant("same", 3, &[1], false), tenant("more", 5, &[1], false), tenant("went", 1, &[2], false)];
+        let known = known.into_iter().chain([tenant("back", 4, &[], true), tenant("gone", 4, &[], true)]);
+        let mut known: BTreeMap<String, Tenant> = known.map(|tenant| (tenant.name.clone(), tenant)).collect();
+        let wanted = [("same", &[1][..]), ("more", &[1, 2]), ("back", &[4]), ("new", &[])];
+        let wanted = wanted.map(|(name, of)| (name.to_owned(), keys(of))).into();
+        let said = changes(&known, &wanted);
+        let expected = [
+            tenant("back", 6, &[4], false),
+            tenant("more", 6, &[1, 2], false),
+            tenant("new", 6, &[], false),
+            tenant("went", 6, &[], true),
+        ];
+        assert_eq!(said, expected.map(Control::Tenant));
+        for control in said {
+            let Control::Tenant(tenant) = control else { panic!("{control:?}") };
+            known.insert(tenant.name.clone(), tenant);
+        }
+        assert_eq!(changes(&known, &wanted), []);
     }
 }

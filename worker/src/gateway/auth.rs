@@ -9,8 +9,9 @@ use crate::config::{KeyHash, Tenant};
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use std::collections::HashMap;
-use std::sync::Arc;
+use millstream_plan::message::Tenant as Published;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
 /// How a key was presented; it decides which API `/v1/batch` is.
@@ -22,22 +23,24 @@ pub(super) enum Scheme {
     Key,
 }
 
-/// The API keys of all tenants.
+/// Who may send now: the tenants of the configuration, and those that were published in `control`.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
-    by_prefix: HashMap<[u8; 8], Vec<(KeyHash, Arc<str>)>>,
+pub struct Keyring {
+    configured: Vec<Tenant>,
+    keys: RwLock<Arc<Keys>>,
 }
 
-impl Keys {
-    pub(super) fn new(tenants: &[Tenant]) -> Keys {
-        let mut keys = Keys::default();
-        for tenant in tenants {
-            let name: Arc<str> = Arc::from(tenant.name.as_str());
-            for hash in tenant.api_keys.iter().filter_map(crate::config::ApiKey::hash) {
-                keys.by_prefix.entry(prefix(&hash)).or_default().push((hash, name.clone()));
-            }
-        }
-        keys
+impl Keyring {
+    /// With the tenants of the configuration.
+    pub fn new(configured: &[Tenant]) -> Keyring {
+        let keys = RwLock::new(Arc::new(Keys::new(configured, &BTreeMap::new())));
+        Keyring { configured: configured.to_vec(), keys }
+    }
+
+    /// From now on these are the published ones: requests that come later are judged by them.
+    pub fn publish(&self, published: &BTreeMap<String, Published>) {
+        let keys = Arc::new(Keys::new(&self.configured, published));
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
     /// The tenant that sends, and how it presented its key.
@@ -45,6 +48,37 @@ impl Keys {
     /// # Errors
     /// 401.
     pub(super) fn authenticate(&self, headers: &HeaderMap) -> Result<(Arc<str>, Scheme), Failure> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        keys.authenticate(headers)
+    }
+}
+
+/// The API keys of all tenants.
+#[derive(Debug, Default)]
+struct Keys {
+    by_prefix: HashMap<[u8; 8], Vec<(KeyHash, Arc<str>)>>,
+}
+
+impl Keys {
+    fn new(configured: &[Tenant], published: &BTreeMap<String, Published>) -> Keys {
+        let mut keys = Keys::default();
+        for tenant in configured {
+            keys.add(tenant.name.as_str(), tenant.api_keys.iter().filter_map(crate::config::ApiKey::hash));
+        }
+        for tenant in published.values().filter(|tenant| !tenant.is_deleted) {
+            keys.add(&tenant.name, tenant.api_keys.iter().copied().map(KeyHash));
+        }
+        keys
+    }
+
+    fn add(&mut self, tenant: &str, hashes: impl Iterator<Item = KeyHash>) {
+        let name: Arc<str> = Arc::from(tenant);
+        for hash in hashes {
+            self.by_prefix.entry(prefix(&hash)).or_default().push((hash, name.clone()));
+        }
+    }
+
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(Arc<str>, Scheme), Failure> {
         let (key, scheme) = presented(headers)?;
         let hash = KeyHash::of(&key);
         let candidates = self.by_prefix.get(&prefix(&hash)).map(Vec::as_slice).unwrap_or_default();
@@ -102,12 +136,12 @@ mod tests {
     use super::*;
     use crate::config::ApiKey;
 
-    fn keys() -> Keys {
+    fn keys() -> Keyring {
         let tenant = |name: &str, keys: &[&str]| Tenant {
             name: name.parse().unwrap(),
             api_keys: keys.iter().map(|key| ApiKey::plain(key)).collect(),
         };
-        Keys::new(&[tenant("acme", &["k1", "k2"]), tenant("globex", &["k3"])])
+        Keyring::new(&[tenant("acme", &["k1", "k2"]), tenant("globex", &["k3"])])
     }
 
     fn authenticate(name: &'static str, value: &str) -> Result<(String, Scheme), &'static str> {
@@ -123,6 +157,25 @@ mod tests {
         assert_eq!(authenticate("x-api-key", "k3"), Ok(("globex".into(), Scheme::Key)));
         let basic = format!("basic {}", STANDARD.encode("k1:"));
         assert_eq!(authenticate("authorization", &basic), Ok(("acme".into(), Scheme::Basic)));
+    }
+
+    #[test]
+    fn published_tenants_come_and_go_beside_the_configured_ones() {
+        let keys = keys();
+        let tenant_of = |key: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-api-key", key.parse().unwrap());
+            keys.authenticate(&headers).map(|(tenant, _)| tenant.to_string()).map_err(|failure| failure.reason)
+        };
+        let published = |name: &str, of: &[&str], is_deleted| {
+            let api_keys = of.iter().map(|key| KeyHash::of(key).0).collect();
+            (name.to_owned(), Published { name: name.to_owned(), version: 1, api_keys, is_deleted })
+        };
+        keys.publish(&[published("initech", &["k4", "k5"], false), published("gone", &["k6"], true)].into());
+        assert_eq!((tenant_of("k4"), tenant_of("k5")), (Ok("initech".into()), Ok("initech".into())));
+        assert_eq!((tenant_of("k1"), tenant_of("k6")), (Ok("acme".into()), Err("unknown_key")));
+        keys.publish(&[published("initech", &["k5"], false)].into());
+        assert_eq!((tenant_of("k4"), tenant_of("k5")), (Err("unknown_key"), Ok("initech".into())));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::telemetry::metrics::{Metrics, Outcome};
 use crate::telemetry::traces::SpanExporter;
 use answer::{Failure, Family, json};
-use auth::Keys;
+pub use auth::Keyring;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -66,7 +66,7 @@ const DESCRIPTION: &str = "/openapi.json";
 pub struct GatewayState(Arc<Gateway>);
 
 struct Gateway {
-    keys: Keys,
+    keys: Arc<Keyring>,
     limits: source::Limits,
     body_limits: BodyLimits,
     budget: Budget,
@@ -79,9 +79,10 @@ struct Gateway {
 }
 
 impl GatewayState {
-    /// A gateway that sends with `producer`. Must be called within a tokio runtime.
+    /// A gateway that sends with `producer`, for those who are in `keys`. Must be called within a tokio runtime.
     pub fn new(
         config: &Config,
+        keys: Arc<Keyring>,
         producer: Box<dyn Producer>,
         metrics: Arc<Metrics>,
         spans: SpanExporter,
@@ -94,7 +95,7 @@ impl GatewayState {
         };
         let budget_bytes = config.gateway.in_flight_bytes.bytes().min(Semaphore::MAX_PERMITS);
         GatewayState(Arc::new(Gateway {
-            keys: Keys::new(&config.tenants),
+            keys,
             limits: config.limits.source(),
             body_limits: BodyLimits {
                 bytes: config.limits.request_bytes.bytes(),

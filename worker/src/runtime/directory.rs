@@ -98,7 +98,7 @@ impl Directory {
             return Err(NoUsage::NoShards);
         }
         if let Some(shared) = &self.membership {
-            membership::PlanCheck(shared.clone()).check().map_err(NoUsage::NotYet)?;
+            membership::PlanCheck { shared: shared.clone(), needs_plan: true }.check().map_err(NoUsage::NotYet)?;
         }
         match self.with_sums().find(|desk| is_awaited(desk)) {
             None => Ok(()),

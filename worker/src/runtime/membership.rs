@@ -13,6 +13,7 @@ use super::desk::Desk;
 use super::stores::Creation;
 use super::system::Stop;
 use crate::admin::Check;
+use crate::gateway::Keyring;
 use millstream_plan::plan::ShardId;
 use millstream_plan::view::{Bounds, Verdict};
 use millstream_shard::log::{Log, LogError};
@@ -66,6 +67,8 @@ pub struct Shared {
     leave: Stop,
     /// Has left, or must end.
     ended: tokio::sync::Notify,
+    /// Has heard all that there is to hear.
+    joined: tokio::sync::watch::Sender<bool>,
 }
 
 /// A worker's newest report, and how long ago it was heard.
@@ -80,6 +83,7 @@ pub struct Heard {
 
 impl Shared {
     fn set(&self, standing: Standing) {
+        self.joined.send_replace(!matches!(standing, Standing::Joining(_)));
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
@@ -101,6 +105,12 @@ impl Shared {
         self.leave.stop();
     }
 
+    /// Returns when it has heard all that there is in `control`.
+    pub async fn joined(&self) {
+        // The sender is here as well, so that it is never gone.
+        drop(self.joined.subscribe().wait_for(|joined| *joined).await);
+    }
+
     /// Returns when it has left, or must end at once; then says why.
     pub async fn ended(&self) -> Option<String> {
         self.ended.notified().await;
@@ -112,7 +122,12 @@ impl Shared {
 }
 
 /// A process that follows the plan is ready when there is one for it.
-pub struct PlanCheck(pub Arc<Shared>);
+pub struct PlanCheck {
+    /// Of the process.
+    pub shared: Arc<Shared>,
+    /// It has shards to be told of.
+    pub needs_plan: bool,
+}
 
 impl Check for PlanCheck {
     fn name(&self) -> String {
@@ -120,8 +135,9 @@ impl Check for PlanCheck {
     }
 
     fn check(&self) -> Result<(), String> {
-        match self.0.standing() {
+        match self.shared.standing() {
             Standing::Member => Ok(()),
+            Standing::Waiting(_) if !self.needs_plan => Ok(()),
             Standing::Joining(why) | Standing::Waiting(why) | Standing::Fenced(why) => Err(why),
         }
     }
@@ -133,6 +149,10 @@ pub struct Membership {
     log: Arc<dyn Log>,
     topics: Topics,
     creation: Arc<Creation>,
+    /// Who may send, as far as it was published.
+    keys: Arc<Keyring>,
+    /// `control` was heard up to here.
+    heard_to: u64,
     /// Of this process, but for the claimant.
     environment: Environment,
     desks: Vec<Arc<Desk>>,
@@ -148,6 +168,7 @@ impl Membership {
         settings: MemberSettings,
         environment: Environment,
         creation: Arc<Creation>,
+        keys: Arc<Keyring>,
         desks: Vec<Arc<Desk>>,
         starters: Vec<Starter>,
         stop: Arc<Stop>,
@@ -157,10 +178,24 @@ impl Membership {
             reports: Mutex::default(),
             leave: Stop::default(),
             ended: tokio::sync::Notify::new(),
+            joined: tokio::sync::watch::Sender::new(false),
         });
         let (log, topics) = (environment.log.clone(), environment.topics.clone());
         let began = Instant::now();
-        Membership { settings, log, topics, creation, environment, desks, starters, shared, stop, began }
+        Membership {
+            settings,
+            log,
+            topics,
+            creation,
+            keys,
+            heard_to: 0,
+            environment,
+            desks,
+            starters,
+            shared,
+            stop,
+            began,
+        }
     }
 
     /// What the rest of the process sees of it.
@@ -231,15 +266,19 @@ impl Membership {
         Member::join(&*self.log, &self.topics, profile, rand::random(), bounds, self.now())
     }
 
-    fn turn(&self, member: &mut Member, leaving_since: &mut Option<Instant>) {
+    fn turn(&mut self, member: &mut Member, leaving_since: &mut Option<Instant>) {
         if let Err(error) = member.listen(LISTEN, self.monotonic_ms()) {
             tracing::warn!(%error, "cannot hear plan and reports");
             self.stop.wait(PAUSE);
-            if !matches!(error, LogError::Unavailable(_))
-                && let Err(error) = member.listen_anew(&*self.log)
-            {
+            // A reader that has failed for whatever reason may go on failing.
+            if let Err(error) = member.listen_anew(&*self.log) {
                 tracing::warn!(%error, "cannot hear plan and reports yet");
             }
+        }
+        // Before it reports that it has heard it.
+        let heard_to = member.control_offset();
+        if std::mem::replace(&mut self.heard_to, heard_to) != heard_to {
+            self.keys.publish(member.view().tenants());
         }
         if let Some(problem) = member.problem() {
             tracing::warn!(problem, "plan and reports");

@@ -27,7 +27,7 @@ mod writers;
 
 use crate::admin::{self, AdminState, Check};
 use crate::config::{self, ApiKey, Config, ConfigArgs, Ownership, Tenant};
-use crate::gateway::{self, GatewayState, MAX_CONNECTIONS, Serving};
+use crate::gateway::{self, GatewayState, Keyring, MAX_CONNECTIONS, Serving};
 use crate::telemetry::{self, Metrics, SpanExporter, StateFigures};
 use anyhow::{Context, Result};
 use checks::{Phase, PhaseCheck, StoreCheck};
@@ -110,6 +110,8 @@ pub struct WorkerArgs {
 
 /// The tenant and key of a `millstream local` whose configuration names none. Not a secret: loopback, for trying out.
 const TRIAL: (&str, &str) = ("demo", "demo-key");
+/// What gateways, which own no shards, say that they do.
+const GATEWAY: &str = "gateway";
 /// Connections of the admin port: some people, probes and scrapers, and as many who follow a topic as may.
 const ADMIN_CONNECTIONS: usize = 100;
 /// How long to wait before the log is asked again.
@@ -185,6 +187,7 @@ struct Process {
     topics: Topics,
     creation: Arc<Creation>,
     directory: Arc<Directory>,
+    keys: Arc<Keyring>,
     /// Of a process that follows the plan.
     membership: Option<Arc<membership::Shared>>,
     pool: Pool,
@@ -268,6 +271,7 @@ impl Process {
         let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
         let mut process = Process {
             directory: Arc::new(Directory::new(config.shards.0, config.worker.as_str())),
+            keys: Arc::new(Keyring::new(&config.tenants)),
             membership: None,
             stop: Arc::new(Stop::default()),
             creation: Arc::new(Creation::new(log.clone(), topics.clone())),
@@ -329,7 +333,7 @@ impl Process {
         let Shards { mut directory, starters, .. } = shards;
         let environment = self.environment();
         match &self.config.ownership {
-            Ownership::Plan(plan) if !starters.is_empty() => {
+            Ownership::Plan(plan) => {
                 let settings = MemberSettings {
                     profile: self.profile(plan, roles),
                     bounds: plan.bounds(),
@@ -337,12 +341,13 @@ impl Process {
                 };
                 let (creation, stop) = (self.creation.clone(), self.stop.clone());
                 let desks = directory.desks().to_vec();
-                let membership = Membership::new(settings, environment, creation, desks, starters, stop);
+                let membership =
+                    Membership::new(settings, environment, creation, self.keys.clone(), desks, starters, stop);
                 directory.set_membership(membership.shared());
                 self.membership = Some(membership.shared());
                 self.threads.push(membership.start()?);
             }
-            _ => {
+            Ownership::Static => {
                 for start in starters {
                     self.threads.push(start(&environment)?);
                 }
@@ -365,7 +370,7 @@ impl Process {
             zone: text(&plan.zone),
             node: text(&plan.node),
             capacity: plan.capacity,
-            stages: roles.iter().filter_map(Role::stage).map(str::to_owned).collect(),
+            stages: roles.iter().map(|role| role.stage().unwrap_or(GATEWAY).to_owned()).collect(),
         }
     }
 
@@ -527,7 +532,7 @@ impl Process {
         }
     }
 
-    /// Opens the public port, once the log is there: a gateway that cannot keep its promise had better not listen.
+    /// Opens the public port, once the log is there, and it is known who may send: a gateway that cannot keep its promise had better not listen.
     async fn public(&self, stop: CancellationToken) -> Result<tokio::task::JoinHandle<std::io::Result<()>>> {
         let (log, creation, told) = (self.log.clone(), self.creation.clone(), self.stop.clone());
         let producer = tokio::task::spawn_blocking(move || {
@@ -541,7 +546,11 @@ impl Process {
             }
         });
         let producer = producer.await?.context("preparing the log")?;
-        let state = GatewayState::new(&self.config, producer, self.metrics.clone(), self.spans.clone());
+        let state =
+            GatewayState::new(&self.config, self.keys.clone(), producer, self.metrics.clone(), self.spans.clone());
+        if let Some(membership) = &self.membership {
+            membership.joined().await;
+        }
         let listener = bind(self.config.listen, "listen").await?;
         let connections = files::connections(self.open_files, MAX_CONNECTIONS);
         let serving = Serving::new(connections, self.config.gateway.drain_timeout.duration());
@@ -558,7 +567,9 @@ impl Process {
         let desks = self.directory.desks().iter();
         checks.extend(desks.map(|desk| Box::new(ShardCheck(desk.clone())) as Box<dyn Check>));
         if let Some(membership) = &self.membership {
-            checks.push(Box::new(membership::PlanCheck(membership.clone())));
+            // Gateways do without a plan.
+            let needs_plan = !self.directory.desks().is_empty();
+            checks.push(Box::new(membership::PlanCheck { shared: membership.clone(), needs_plan }));
         }
         AdminState::new(
             checks,

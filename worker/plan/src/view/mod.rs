@@ -1,7 +1,7 @@
 //! What a worker keeps of `control` and `status`.
 //!
 //! Of plans the one of the highest (term, number) counts, of each worker's reports the one of the highest (incarnation, sequence), of format levels the
-//! highest of the generation: a lower one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
+//! highest of the generation, of messages about one tenant the one of the highest version: a lower one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
 //! order and however often; only *when* they heard it is each one's own, and with it, who has been failing for how long.
 //!
 //! Time is in milliseconds of a monotonic clock of the process that has the view; it is never compared with anybody else's. A worker must hear its own
@@ -20,7 +20,7 @@ mod silence;
 mod tests;
 
 use crate::incarnation::Incarnation;
-use crate::message::{Control, FormatLevel};
+use crate::message::{Control, FormatLevel, Tenant};
 use crate::plan::{Plan, ShardId};
 use crate::planner::{Standing, Worker};
 use crate::status::{Role, ShardStatus, WorkerStatus};
@@ -109,13 +109,22 @@ pub struct View {
     /// The planned owner of each shard, and since when.
     owners: BTreeMap<ShardId, (String, u64)>,
     format: Option<FormatLevel>,
+    tenants: BTreeMap<String, Tenant>,
     workers: BTreeMap<String, Heard>,
 }
 
 impl View {
     /// Of a process that runs this generation of the pipeline.
     pub fn new(generation: u32, bounds: Bounds) -> View {
-        View { generation, bounds, plan: None, owners: BTreeMap::new(), format: None, workers: BTreeMap::new() }
+        View {
+            generation,
+            bounds,
+            plan: None,
+            owners: BTreeMap::new(),
+            format: None,
+            tenants: BTreeMap::new(),
+            workers: BTreeMap::new(),
+        }
     }
 
     /// Takes in a message of `control`.
@@ -123,8 +132,14 @@ impl View {
         match control {
             Control::Plan(plan) if self.plan.as_ref().is_none_or(|current| *current < plan) => self.adopt(plan, now_ms),
             Control::FormatLevel(level) => self.format = self.format.max(Some(level)),
-            Control::Plan(_) => {}
+            Control::Tenant(tenant) if self.is_newer(&tenant) => drop(self.tenants.insert(tenant.name.clone(), tenant)),
+            Control::Plan(_) | Control::Tenant(_) => {}
         }
+    }
+
+    /// Does it say something newer about its tenant than what was heard?
+    pub fn is_newer(&self, tenant: &Tenant) -> bool {
+        self.tenants.get(&tenant.name).is_none_or(|known| known.version < tenant.version)
     }
 
     fn adopt(&mut self, plan: Plan, now_ms: u64) {
@@ -165,6 +180,11 @@ impl View {
     /// The format level in which this generation is written, once one was published.
     pub fn format_level(&self) -> Option<u32> {
         self.format.filter(|format| format.generation == self.generation).map(|format| format.level)
+    }
+
+    /// What was published about each tenant, by name; also of those that are gone.
+    pub fn tenants(&self) -> &BTreeMap<String, Tenant> {
+        &self.tenants
     }
 
     /// The newest report of each worker that was heard, and when it came.

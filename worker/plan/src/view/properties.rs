@@ -69,11 +69,22 @@ fn status() -> impl Strategy<Value = WorkerStatus> {
     )
 }
 
+fn tenant() -> impl Strategy<Value = Tenant> {
+    // One version says one thing.
+    (prop_oneof!["acme", "globex"], 1_u64..5).prop_map(|(name, version)| Tenant {
+        name,
+        version,
+        api_keys: [[version as u8; 32]].into(),
+        is_deleted: version % 2 == 0,
+    })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let level = |(generation, level)| Control::FormatLevel(FormatLevel { generation, level });
     prop_oneof![
         2 => plan().prop_map(Control::Plan).prop_map(Message::Control),
         1 => (0_u32..3, 0_u32..4).prop_map(level).prop_map(Message::Control),
+        2 => tenant().prop_map(Control::Tenant).prop_map(Message::Control),
         9 => status().prop_map(Message::Status),
     ]
 }

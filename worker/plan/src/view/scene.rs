@@ -31,6 +31,7 @@ pub(super) fn report(worker: &str, sequence: u64) -> WorkerStatus {
         leaving: false,
         stages: BTreeSet::from(["action".into()]),
         shards: BTreeMap::new(),
+        control_offset: 0,
     }
 }
 

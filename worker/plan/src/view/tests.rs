@@ -315,3 +315,16 @@ fn the_planner_is_told_who_lives_and_what_stands_where() {
         scene.view.alive(scene.now_ms).into_iter().map(|worker| (worker.name, worker.leaving)).collect();
     assert_eq!(alive, [("b", true), ("c", false), ("d", false)].map(|(name, leaving)| (name.to_owned(), leaving)));
 }
+
+#[test]
+fn of_what_is_said_about_a_tenant_the_newest_counts_whenever_it_comes() {
+    let tenant = |version, is_deleted| Tenant { name: "acme".into(), version, api_keys: [[1; 32]].into(), is_deleted };
+    let mut view = View::new(1, Bounds::default());
+    view.control(Control::Tenant(tenant(2, false)), 0);
+    assert!(view.is_newer(&tenant(3, true)) && !view.is_newer(&tenant(2, false)));
+    view.control(Control::Tenant(tenant(3, true)), 0);
+    view.control(Control::Tenant(tenant(2, false)), 0);
+    assert!(view.tenants()["acme"].is_deleted);
+    view.control(Control::Tenant(tenant(4, false)), 0);
+    assert_eq!(view.tenants()["acme"], tenant(4, false));
+}

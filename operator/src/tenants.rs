@@ -1,0 +1,365 @@
+//! Who may send: the keys of each `Tenant`, from Secrets, as hashes.
+//!
+//! What is wanted is computed for a pipeline as a whole ([`wanted`]), because a key must lead to one tenant; the pipeline's thread publishes what has changed ([`crate::plans`]), and says which
+//! tenants every gateway knows by now. A tenant whose Secret is missing or holds no key keeps the keys that it had: a Secret that was deleted by mistake must not lock anybody out. Deleting the
+//! Tenant does.
+//!
+//! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts.
+
+use crate::controller::{Context, api, tell_status};
+use crate::trouble::Trouble;
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use millstream_crds::{API_KEYS_LABEL, IngestionPipeline, SecretKey, Tenant, TenantStatus};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+pub(crate) type Guarded = DeserializeGuard<Tenant>;
+
+/// So many tenants at once.
+const AT_ONCE: u16 = 16;
+/// What comes in so short a time is one change.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// The SHA-256 of an API key.
+pub type KeyHash = [u8; 32];
+
+/// The tenants of a pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Those whose keys are known.
+    pub keys: BTreeMap<String, BTreeSet<KeyHash>>,
+    /// The others: a reason, and what to do.
+    pub problems: BTreeMap<String, (&'static str, String)>,
+}
+
+/// The tenants of a pipeline, from all that there are.
+pub fn wanted<'a>(
+    namespace: &str,
+    pipeline: &str,
+    tenants: impl Iterator<Item = &'a Tenant>,
+    secret: impl Fn(&str) -> Option<Arc<Secret>>,
+) -> Wanted {
+    let is_its = |tenant: &&Tenant| {
+        tenant.metadata.namespace.as_deref() == Some(namespace)
+            && tenant.spec.pipeline_ref.name == pipeline
+            && tenant.metadata.deletion_timestamp.is_none()
+    };
+    let by_name: BTreeMap<String, &Tenant> = tenants.filter(is_its).map(|tenant| (tenant.name_any(), tenant)).collect();
+    let (mut wanted, mut taken) = (Wanted::default(), HashMap::<KeyHash, String>::new());
+    for (name, tenant) in by_name {
+        let hashes = tenant.spec.api_keys.iter().map(|key| hash(key, &secret)).collect::<Result<BTreeSet<_>, _>>();
+        let other = hashes.iter().flatten().find_map(|hash| taken.get(hash));
+        match (hashes, other) {
+            (Err(problem), _) => drop(wanted.problems.insert(name, problem)),
+            (Ok(_), Some(other)) => {
+                let message = format!("one of its keys is tenant {other}'s, too: give it another one");
+                wanted.problems.insert(name, ("KeyTaken", message));
+            }
+            (Ok(hashes), None) => {
+                taken.extend(hashes.iter().map(|hash| (*hash, name.clone())));
+                wanted.keys.insert(name, hashes);
+            }
+        }
+    }
+    wanted
+}
+
+/// The hash of a key in a Secret.
+fn hash(key: &SecretKey, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result<KeyHash, (&'static str, String)> {
+    let SecretKey { name, key } = key;
+    let Some(secret) = secret(name) else {
+        let message = format!("Secret {name} is not there, or has no label `{API_KEYS_LABEL}: \"true\"`");
+        return Err(("SecretMissing", message));
+    };
+    let bytes = secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice()).unwrap_or_default();
+    // An editor's last line end is none of the key.
+    let text = std::str::from_utf8(bytes).unwrap_or("\u{0}").trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(("SecretMissing", format!("Secret {name} has nothing under `{key}`")));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let message = format!(
+            "what Secret {name} has under `{key}` cannot be sent in a header: use printable ASCII without blanks"
+        );
+        return Err(("InvalidKey", message));
+    }
+    Ok(Sha256::digest(text.as_bytes()).into())
+}
+
+/// All tenants and their Secrets, as the API server has them.
+pub(crate) struct Registry {
+    tenants: Store<Guarded>,
+    secrets: Store<Secret>,
+    /// All of both were heard once.
+    is_ready: AtomicBool,
+    /// Grows with each change of any of them.
+    changes: AtomicU64,
+}
+
+impl Registry {
+    /// Grows with each change; what was computed before may be another thing by now.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// The tenants of a pipeline, once all are known: before that, nobody must be taken for gone.
+    pub(crate) fn wanted(&self, pipeline: &IngestionPipeline) -> Option<Wanted> {
+        if !self.is_ready.load(Ordering::Acquire) {
+            return None;
+        }
+        let (namespace, name) = (pipeline.namespace().unwrap_or_default(), pipeline.name_any());
+        let all = self.tenants.state();
+        let tenants = all.iter().filter_map(|guarded| guarded.0.as_ref().ok());
+        let secret = |name: &str| self.secrets.get(&ObjectRef::new(name).within(&namespace));
+        Some(wanted(&namespace, &name, tenants, secret))
+    }
+
+    fn note(&self, error: Option<&watcher::Error>) {
+        match error {
+            None => drop(self.changes.fetch_add(1, Ordering::AcqRel)),
+            Some(error) => tracing::warn!(%error, "watching tenants"),
+        }
+    }
+}
+
+/// Watches the tenants of a namespace, or of all, and the Secrets that may hold their keys; returns when these are known. Tenants come with the stream.
+///
+/// # Errors
+/// When a watch ends before everything was heard.
+pub(crate) async fn watch(
+    client: &Client,
+    watched: Option<&str>,
+) -> anyhow::Result<(Arc<Registry>, impl Stream<Item = Result<Guarded, watcher::Error>> + Send + use<>)> {
+    let (tenants, tenant_writer) = reflector::store();
+    let (secrets, secret_writer) = reflector::store();
+    let registry = Arc::new(Registry {
+        tenants,
+        secrets: secrets.clone(),
+        is_ready: AtomicBool::new(false),
+        changes: AtomicU64::new(0),
+    });
+    let noted = Arc::clone(&registry);
+    let of_secrets = watcher::Config::default().labels(&format!("{API_KEYS_LABEL}=true"));
+    let heads = watcher(api::<Secret>(client, watched), of_secrets)
+        .default_backoff()
+        .modify(|secret| secret.metadata.managed_fields = None)
+        .reflect(secret_writer)
+        .for_each(move |event| {
+            noted.note(event.as_ref().err());
+            std::future::ready(())
+        });
+    tokio::spawn(heads);
+    let noted = Arc::clone(&registry);
+    let stream = watcher(api::<Guarded>(client, watched), watcher::Config::default())
+        .default_backoff()
+        .reflect(tenant_writer)
+        .inspect(move |event| {
+            if matches!(event, Ok(watcher::Event::InitDone)) {
+                noted.is_ready.store(true, Ordering::Release);
+            }
+            noted.note(event.as_ref().err());
+        })
+        .touched_objects();
+    secrets.wait_until_ready().await?;
+    Ok((registry, stream))
+}
+
+/// What is known of one tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Every gateway that is alive knows its keys.
+    Effective,
+    /// So many of so many gateways do.
+    Waiting {
+        /// Know them.
+        of: usize,
+        /// Are alive.
+        gateways: usize,
+    },
+    /// A reason, and what to do.
+    Problem(&'static str, String),
+}
+
+/// Tells each tenant's status, until `stop`.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    stream: impl Stream<Item = Result<Guarded, watcher::Error>> + Send + 'static,
+    asked: impl Stream<Item = ObjectRef<Guarded>> + Send + 'static,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let store = context.tenants().tenants.clone();
+    let patience = |_: Arc<Guarded>, trouble: &Trouble, _: Arc<Context>| Action::requeue(trouble.pause(0));
+    Controller::for_stream(stream, store)
+        .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
+        .reconcile_on(asked)
+        .graceful_shutdown_on(stop)
+        .run(reconcile, patience, context)
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a tenant is not told of");
+            }
+        })
+        .await;
+}
+
+async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
+    let tenant = match &guarded.0 {
+        Ok(tenant) => tenant,
+        Err(invalid) => {
+            let name = invalid.metadata.name.as_deref().unwrap_or_default();
+            tracing::error!(name, error = %invalid.error, "a tenant cannot be read; it is passed over until it changes");
+            return Ok(Action::await_change());
+        }
+    };
+    if tenant.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let standing = context.standing_of(tenant);
+    let said = status(tenant, standing.as_ref(), &Time(k8s_openapi::jiff::Timestamp::now()));
+    if tenant.status.as_ref() != Some(&said) {
+        tell_status(context.client(), tenant, &said).await?;
+    }
+    Ok(Action::await_change())
+}
+
+/// What is to be said now.
+fn status(tenant: &Tenant, standing: Option<&Standing>, now: &Time) -> TenantStatus {
+    let (status, reason, message) = match standing {
+        None => ("Unknown", "NotObserved", "its pipeline is not followed yet".to_owned()),
+        Some(Standing::Effective) => ("True", "Known", "every gateway knows its keys".to_owned()),
+        Some(Standing::Waiting { gateways: 0, .. }) => {
+            ("False", "NoGateways", "no gateway of the pipeline reports".to_owned())
+        }
+        Some(Standing::Waiting { of, gateways }) => {
+            ("False", "Waiting", format!("{of} of {gateways} gateways know its keys"))
+        }
+        Some(Standing::Problem(reason, message)) => ("False", *reason, message.clone()),
+    };
+    let before = tenant.status.iter().flat_map(|status| &status.conditions);
+    let same = before.into_iter().find(|it| it.type_ == EFFECTIVE && it.status == status);
+    let condition = Condition {
+        type_: EFFECTIVE.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: tenant.metadata.generation,
+        last_transition_time: same.map_or_else(|| now.clone(), |it| it.last_transition_time.clone()),
+    };
+    TenantStatus { observed_generation: tenant.metadata.generation, conditions: vec![condition] }
+}
+
+const EFFECTIVE: &str = "Effective";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::ByteString;
+    use serde_json::json;
+
+    fn tenant(name: &str, pipeline: &str, keys: &[(&str, &str)]) -> Tenant {
+        let keys: Vec<_> = keys.iter().map(|(name, key)| json!({"name": name, "key": key})).collect();
+        serde_json::from_value(json!({
+            "apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant",
+            "metadata": {"name": name, "namespace": "shop", "generation": 2},
+            "spec": {"pipelineRef": {"name": pipeline}, "apiKeys": keys},
+        }))
+        .unwrap()
+    }
+
+    /// Secrets by name, each with these keys.
+    fn secrets(of: &[(&str, &[(&str, &str)])]) -> HashMap<String, Arc<Secret>> {
+        let secret = |data: &[(&str, &str)]| {
+            let data = data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+            Arc::new(Secret { data: Some(data.collect()), ..Secret::default() })
+        };
+        of.iter().map(|(name, data)| ((*name).to_owned(), secret(data))).collect()
+    }
+
+    fn hash_of(key: &str) -> KeyHash {
+        Sha256::digest(key).into()
+    }
+
+    #[test]
+    fn the_tenants_of_a_pipeline_have_the_keys_of_their_secrets() {
+        let secrets = secrets(&[("acme", &[("one", "k1\n"), ("two", "k2")]), ("globex", &[("key", "k3")])]);
+        let mut going = tenant("going", "orders", &[("globex", "key")]);
+        going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        let mut elsewhere = tenant("elsewhere", "orders", &[("globex", "key")]);
+        elsewhere.metadata.namespace = Some("other".to_owned());
+        let all = [
+            tenant("acme", "orders", &[("acme", "one"), ("acme", "two")]),
+            tenant("globex", "orders", &[("globex", "key")]),
+            tenant("initech", "returns", &[("globex", "key")]),
+            going,
+            elsewhere,
+        ];
+        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned());
+        let expected = [("acme", vec!["k1", "k2"]), ("globex", vec!["k3"])];
+        let expected: BTreeMap<String, BTreeSet<KeyHash>> = expected
+            .into_iter()
+            .map(|(name, keys)| (name.to_owned(), keys.into_iter().map(hash_of).collect()))
+            .collect();
+        assert_eq!((wanted.keys, wanted.problems.len()), (expected, 0));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_key_is_said() {
+        let secrets = secrets(&[("s", &[("empty", "\n"), ("blank", "a b"), ("same", "k1"), ("also", "k1")])]);
+        let all = [
+            tenant("a", "orders", &[("s", "same")]),
+            tenant("b", "orders", &[("s", "also")]),
+            tenant("c", "orders", &[("s", "empty")]),
+            tenant("d", "orders", &[("s", "blank")]),
+            tenant("e", "orders", &[("none", "x")]),
+            tenant("f", "orders", &[("s", "nothing")]),
+        ];
+        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned());
+        assert_eq!(wanted.keys.keys().collect::<Vec<_>>(), ["a"]);
+        let expected = [
+            ("b", "KeyTaken", "tenant a's"),
+            ("c", "SecretMissing", "nothing under `empty`"),
+            ("d", "InvalidKey", "printable ASCII"),
+            ("e", "SecretMissing", "Secret none is not there, or has no label"),
+            ("f", "SecretMissing", "nothing under `nothing`"),
+        ];
+        for (name, reason, words) in expected {
+            let (said, why) = &wanted.problems[name];
+            assert!(*said == reason && why.contains(words), "{name}: {said}: {why}");
+        }
+        assert!(!format!("{:?}", wanted.problems).contains("a b"), "a key is told: {:?}", wanted.problems);
+    }
+
+    #[test]
+    fn a_status_that_says_the_same_is_the_same() {
+        let at = |second: i64| Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap());
+        let mut tenant = tenant("a", "orders", &[("s", "x")]);
+        let short = |said: &TenantStatus| {
+            let it = &said.conditions[0];
+            format!("{} {} {} {}", it.type_, it.status, it.reason, it.message)
+        };
+        let waiting = status(&tenant, Some(&Standing::Waiting { of: 1, gateways: 2 }), &at(1));
+        assert_eq!(short(&waiting), "Effective False Waiting 1 of 2 gateways know its keys");
+        let none = status(&tenant, Some(&Standing::Waiting { of: 0, gateways: 0 }), &at(1));
+        assert_eq!(short(&none), "Effective False NoGateways no gateway of the pipeline reports");
+        assert_eq!(status(&tenant, None, &at(1)).conditions[0].status, "Unknown");
+        let said = status(&tenant, Some(&Standing::Effective), &at(2));
+        tenant.status = Some(said.clone());
+        assert_eq!(status(&tenant, Some(&Standing::Effective), &at(3)), said);
+        let problem = status(&tenant, Some(&Standing::Problem("KeyTaken", "why".to_owned())), &at(4));
+        assert_eq!(
+            (short(&problem).as_str(), &problem.conditions[0].last_transition_time),
+            ("Effective False KeyTaken why", &at(4))
+        );
+    }
+}
