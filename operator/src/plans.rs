@@ -47,12 +47,15 @@ pub(crate) struct Heard {
     pub(crate) problem: Option<(&'static str, String)>,
 }
 
+/// Asks for the reconciliation of a pipeline.
+type AskPipeline = dyn Fn(&IngestionPipeline) + Send + Sync;
+/// Asks for the reconciliation of a tenant, by namespace and name.
+type AskTenant = dyn Fn(&str, &str) + Send + Sync;
+
 /// Asks for reconciliations.
 pub(crate) struct Asks {
-    /// Of a pipeline.
-    pub(crate) pipeline: Box<dyn Fn(&IngestionPipeline) + Send + Sync>,
-    /// Of a tenant, by namespace and name.
-    pub(crate) tenant: Box<dyn Fn(&str, &str) + Send + Sync>,
+    pub(crate) pipeline: Box<AskPipeline>,
+    pub(crate) tenant: Box<AskTenant>,
 }
 
 /// The plans of all pipelines.

@@ -11,7 +11,7 @@ use crate::topics::Topics;
 use millstream_plan::message::{self, Control, MessageError};
 use millstream_plan::plan::Plan;
 use millstream_plan::view::{Bounds, View};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Messages per poll.
@@ -28,7 +28,7 @@ pub struct Listener {
     consumer: Box<dyn Consumer>,
     view: View,
     /// Where the newest message about each tenant is.
-    tenants: HashMap<String, u64>,
+    tenants: BTreeMap<String, u64>,
     problem: Option<MessageError>,
 }
 
@@ -42,7 +42,7 @@ impl Listener {
         let starts = at.clone().map(|at| (at, Start::Earliest));
         let view = View::new(u32::from(topics.generation), bounds);
         let mut listener =
-            Listener { at, consumer: log.consumer(&starts)?, view, tenants: HashMap::new(), problem: None };
+            Listener { at, consumer: log.consumer(&starts)?, view, tenants: BTreeMap::new(), problem: None };
         listener.read_to_end(log, now_ms)?;
         Ok(listener)
     }
