@@ -9,6 +9,23 @@ use std::borrow::Cow;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HumanDuration(pub String);
 
+impl HumanDuration {
+    /// Milliseconds; none when it is too long for a number, or not as the schema has it.
+    pub fn millis(&self) -> Option<u64> {
+        let digits = self.0.find(|character: char| !character.is_ascii_digit())?;
+        let (number, unit) = self.0.split_at_checked(digits)?;
+        let unit: u64 = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(unit)
+    }
+}
+
 impl From<&str> for HumanDuration {
     fn from(text: &str) -> HumanDuration {
         HumanDuration(text.to_owned())

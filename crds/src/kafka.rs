@@ -107,16 +107,14 @@ pub enum SaslMechanism {
 /// Who makes a pipeline's topics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TopicManagement {
-    /// The operator creates them, and checks their settings.
+    /// They are created, and checked when they are there already.
     #[default]
     Managed,
-    /// Somebody else has created them: the operator only checks them, and names what is missing.
+    /// Somebody else creates them: they are only checked, and what is missing, or not as it must be, is named.
     Existing,
-    /// The operator writes `KafkaTopic` resources for Strimzi's topic operator, and waits for it.
-    Strimzi,
 }
 
-/// How long topics keep what is in them. Internal topics are trimmed by what was processed and checkpointed, not by time.
+/// How long topics keep what is in them, from when they are created on: a later change is for whoever administers the cluster (`kafka-configs --alter`). Internal topics are trimmed by what was processed and checkpointed, not by time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retention {

@@ -129,3 +129,13 @@ documentStore: {}
     let error = serde_yaml::from_str::<IngestionPipelineSpec>(text).unwrap_err().to_string();
     assert!(error.contains("bootstrapServer") && error.contains("bootstrapServers"), "{error}");
 }
+
+#[test]
+fn a_duration_is_a_number_of_milliseconds() {
+    let cases =
+        [("7d", Some(604_800_000)), ("50ms", Some(50)), ("2m", Some(120_000)), ("d", None), ("7w", None), ("7", None)];
+    for (text, expected) in cases {
+        assert_eq!(HumanDuration::from(text).millis(), expected, "{text}");
+    }
+    assert_eq!(HumanDuration::from("99999999999999999d").millis(), None);
+}

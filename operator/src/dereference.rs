@@ -11,7 +11,7 @@ use crate::validate::Problem;
 use crate::{Prepared, SecretHashes};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use millstream_crds::{IngestionPipeline, SecretKey, StageName, StageScale};
+use millstream_crds::{IngestionPipeline, Retention, SecretKey, StageName, StageScale, TopicManagement};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaConfig;
 use sha2::{Digest, Sha256};
@@ -79,7 +79,12 @@ fn access(prepared: &Prepared, contents: &Contents) -> Access {
         Some((name.to_owned(), String::from_utf8_lossy(content).trim_end_matches(['\r', '\n']).to_owned()))
     }));
     let shards = u32::try_from(prepared.pipeline.spec.shards).unwrap_or(1);
-    Access { kafka: config, topics: Topics::new(&prepared.prefix(), shards, prepared.generation()) }
+    let topics = Topics::new(&prepared.prefix(), shards, prepared.generation());
+    config.create_topics = kafka.topics == TopicManagement::Managed;
+    let Retention { ingress, events, rejects } = &kafka.retention;
+    let kept = [(&topics.ingress, ingress), (&topics.events, events), (&topics.rejects, rejects)];
+    config.retention_ms = kept.iter().filter_map(|(name, kept)| Some((name.to_string(), kept.millis()?))).collect();
+    Access { kafka: config, topics }
 }
 
 type Contents = BTreeMap<(String, String), Vec<u8>>;

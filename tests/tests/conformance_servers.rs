@@ -2,11 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream_shard::documents::DocumentStore;
-use millstream_shard::log::{Log, TopicPartition};
-use millstream_stores::kafka::KafkaLog;
+use millstream_shard::log::{Log, LogError, Retention, TopicPartition};
+use millstream_shard::topics::Topics;
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::mongo::{MongoConfig, MongoDocuments};
-use millstream_tests::conformance::{documents, reader};
+use millstream_tests::conformance::{documents, reader, unique};
 use millstream_tests::servers::{Kafka, Mongo};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use std::sync::Arc;
 
 struct OnKafka(&'static Kafka);
@@ -341,4 +345,57 @@ mod trouble {
         let config = MongoConfig::new("http://127.0.0.1/", "none");
         assert!(matches!(MongoDocuments::connect(config).map(drop), Err(DocumentError::Configuration(_))));
     }
+}
+
+#[test]
+fn topics_that_somebody_else_makes_are_checked_and_everything_that_is_wrong_is_named() {
+    let kafka = Kafka::shared().unwrap();
+    let topics = Topics::new(&unique("existing"), 3, 1);
+    let only_checks = KafkaLog::new(KafkaConfig { create_topics: false, ..kafka.config() }).unwrap();
+    let said = |log: &KafkaLog| match log.create_topics(&topics.specs()) {
+        Err(error @ LogError::Topic { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let all = said(&only_checks);
+    for spec in topics.specs() {
+        let line =
+            all.lines().find(|line| line.starts_with(&format!("{}: ", spec.name))).unwrap_or_else(|| panic!("{all}"));
+        assert!(line.contains("does not exist") && line.contains(&format!("{} partitions", spec.partitions)), "{line}");
+    }
+    // Somebody makes them, two of them not as they must be.
+    let maker = KafkaLog::new(kafka.config()).unwrap();
+    let mut specs = topics.specs();
+    for spec in &mut specs {
+        match &spec.name {
+            name if **name == *topics.changelog("action") => spec.retention = Retention::Cluster,
+            name if **name == *topics.ingress => spec.append_time = false,
+            _ => {}
+        }
+    }
+    maker.create_topics(&specs).unwrap();
+    let two = said(&only_checks);
+    assert!(two.contains("2 of 11 are not as they must be"), "{two}");
+    assert!(two.contains("message.timestamp.type CreateTime, not LogAppendTime"), "{two}");
+    assert!(two.contains("retention.ms 604800000, not -1"), "{two}");
+    // As they must be.
+    let topics = Topics::new(&unique("existing"), 3, 1);
+    maker.create_topics(&topics.specs()).unwrap();
+    only_checks.create_topics(&topics.specs()).unwrap();
+}
+
+#[test]
+fn a_topic_for_others_is_kept_for_as_long_as_is_said() {
+    let kafka = Kafka::shared().unwrap();
+    let topics = Topics::new(&unique("kept"), 1, 1);
+    let retention_ms = [(topics.events.to_string(), 86_400_000), (topics.changelog("unify").to_string(), 1)].into();
+    KafkaLog::new(KafkaConfig { retention_ms, ..kafka.config() }).unwrap().create_topics(&topics.specs()).unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create().unwrap();
+    let kept = |topic: &str| {
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let found = futures::executor::block_on(admin.describe_configs(&asked, &AdminOptions::new())).unwrap();
+        found[0].as_ref().unwrap().get("retention.ms").unwrap().value.clone().unwrap()
+    };
+    assert_eq!((kept(&topics.events).as_str(), kept(&topics.rejects).as_str()), ("86400000", "604800000"));
+    assert_eq!(kept(&topics.changelog("unify")), "-1", "what the pipeline stands on is nobody's to shorten");
 }

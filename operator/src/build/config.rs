@@ -6,7 +6,7 @@ use super::{BuildError, grace, quantity, secrets};
 use crate::Prepared;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use millstream_crds::{Kafka, LogFormat, Sasl, SaslMechanism, StageName};
+use millstream_crds::{Kafka, LogFormat, Retention, Sasl, SaslMechanism, StageName, TopicManagement};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -112,9 +112,12 @@ fn kafka(kafka: &Kafka) -> Value {
             say("ssl.key.location", &secrets::file(secrets::KAFKA_KEY));
         }
     }
+    let Retention { ingress, events, rejects } = &kafka.retention;
     json!({
         "brokers": kafka.bootstrap_servers,
         "replication": kafka.replication,
+        "create_topics": kafka.topics == TopicManagement::Managed,
+        "retention": {"ingress": ingress, "events": events, "rejects": rejects},
         "security": security,
         "security_files": files,
         "properties": kafka.properties,

@@ -287,6 +287,12 @@ pub struct Kafka {
     /// Further properties of the client, by librdkafka's names, over Millstream's defaults (`fetch.wait.max.ms`, say: how long a reader lets what comes gather, 50 ms). What Millstream's guarantees rest on is refused.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
+    /// Topics that are not there are created (default). With `false` somebody else creates them: what is missing, or not as it must be, is named, and waited for.
+    #[serde(default = "default_create_topics", skip_serializing_if = "is_true")]
+    pub create_topics: bool,
+    /// How long topics for others, when they are created, keep what is in them, by `ingress`, `events` and `rejects` (default: as the cluster says).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub retention: BTreeMap<PublicTopic, Millis>,
     /// Properties of topics that are created, over the cluster's defaults. What Millstream's guarantees rest on is refused.
     #[serde(default)]
     pub topic_properties: BTreeMap<String, String>,
@@ -311,6 +317,8 @@ impl Kafka {
             security: BTreeMap::new(),
             security_files: BTreeMap::new(),
             properties: BTreeMap::new(),
+            create_topics: default_create_topics(),
+            retention: BTreeMap::new(),
             topic_properties: BTreeMap::new(),
             transaction_timeout: default_transaction_timeout(),
             compression: default_compression(),
@@ -324,6 +332,7 @@ impl Kafka {
         KafkaConfig {
             security: self.security.iter().map(reveal).collect(),
             properties: self.properties.clone(),
+            create_topics: self.create_topics,
             topic_properties: self.topic_properties.clone(),
             replication_factor: self.replication,
             transaction_timeout_ms: self.transaction_timeout.0,
@@ -333,6 +342,27 @@ impl Kafka {
             ..KafkaConfig::new(self.brokers.join(","))
         }
     }
+}
+
+/// A topic for others than workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublicTopic {
+    /// Accepted records.
+    Ingress,
+    /// Enriched events.
+    Events,
+    /// Rejects.
+    Rejects,
+}
+
+fn default_create_topics() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn default_replication() -> u16 {

@@ -2,7 +2,7 @@
 
 use super::late::LateDocuments;
 use super::system::Stop;
-use crate::config::{Config, Documents, Log as LogConfig};
+use crate::config::{Config, Documents, Log as LogConfig, PublicTopic};
 use anyhow::{Context, Result, bail};
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
@@ -43,7 +43,17 @@ pub fn open_log(config: &Config) -> Result<OpenedLog> {
                     "topics have too few copies for production: the loss of one machine may lose what was acknowledged; set log.kafka.replication to 3"
                 );
             }
-            Ok((Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, ..kafka.store() })?), None))
+            let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
+            let named = kafka.retention.iter().map(|(topic, kept)| {
+                let name = match topic {
+                    PublicTopic::Ingress => &topics.ingress,
+                    PublicTopic::Events => &topics.events,
+                    PublicTopic::Rejects => &topics.rejects,
+                };
+                (name.to_string(), kept.0)
+            });
+            let retention_ms = named.collect();
+            Ok((Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, retention_ms, ..kafka.store() })?), None))
         }
     }
 }

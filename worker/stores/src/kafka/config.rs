@@ -57,6 +57,12 @@ pub struct KafkaConfig {
     /// Further librdkafka properties, passed through to every client. What exactly-once rests on is refused here.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
+    /// Topics that are not there are created; else it is an error that names each, and what it must be like.
+    #[serde(default = "default_create_topics")]
+    pub create_topics: bool,
+    /// Milliseconds for which a topic that is created keeps what is in it, by name, where its retention is not ours.
+    #[serde(default)]
+    pub retention_ms: BTreeMap<String, u64>,
     /// Properties of the topics that are created, over the defaults of the cluster.
     #[serde(default)]
     pub topic_properties: BTreeMap<String, String>,
@@ -90,6 +96,10 @@ pub struct KafkaConfig {
     /// messages, so that a batch bounds them.)
     #[serde(default = "default_queue")]
     pub queue_bytes: u64,
+}
+
+fn default_create_topics() -> bool {
+    true
 }
 
 fn default_replication() -> u16 {
@@ -135,6 +145,8 @@ impl KafkaConfig {
             bootstrap_servers: bootstrap_servers.into(),
             security: BTreeMap::new(),
             properties: BTreeMap::new(),
+            create_topics: default_create_topics(),
+            retention_ms: BTreeMap::new(),
             topic_properties: BTreeMap::new(),
             replication_factor: default_replication(),
             transaction_timeout_ms: default_transaction(),

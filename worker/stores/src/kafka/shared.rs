@@ -5,7 +5,7 @@ use super::client::{Quiet, Reading, about, code, creation, is_missing};
 use super::config::KafkaConfig;
 use super::raw;
 use millstream_shard::log::{Ends, LogError, Retention, TopicPartition, TopicSpec, View};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -229,6 +229,9 @@ impl Shared {
     }
 
     pub(super) fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+        if !self.config.create_topics {
+            return self.check_topics(topics);
+        }
         let properties: Vec<Vec<(&str, String)>> = topics.iter().map(|topic| self.properties(topic)).collect();
         let mut wanted = Vec::with_capacity(topics.len());
         for (topic, properties) in topics.iter().zip(&properties) {
@@ -249,6 +252,71 @@ impl Shared {
             }
         }
         topics.iter().try_for_each(|topic| self.wait_for(topic))
+    }
+
+    /// Topics that somebody else makes: everything that is missing, or not as it must be, in one error.
+    fn check_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+        let mut wrong = Vec::new();
+        for topic in topics {
+            self.forget(&topic.name);
+            let found = self.partitions(&topic.name, self.config.request_timeout());
+            match found.and_then(|_| self.check_topic(topic)).and_then(|()| self.check_retention(topic)) {
+                Ok(()) => {}
+                Err(LogError::Topic { topic: name, message }) if name == topic.name => {
+                    wrong.push((topic, message));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let Some((first, _)) = wrong.first() else { return Ok(()) };
+        let each = wrong.iter().map(|(topic, message)| {
+            let settings: Vec<String> =
+                self.properties(topic).iter().map(|(name, value)| format!("{name}={value}")).collect();
+            format!(
+                "{}: {message}; it must have {} partitions and {}",
+                topic.name,
+                topic.partitions,
+                settings.join(", ")
+            )
+        });
+        let (name, each) = (first.name.clone(), each.collect::<Vec<_>>().join("\n"));
+        let message = format!(
+            "topics are not created here, and {} of {} are not as they must be:\n{each}",
+            wrong.len(),
+            topics.len()
+        );
+        Err(LogError::Topic { topic: name, message })
+    }
+
+    /// A changelog that forgets, or a plan that is not kept, is none.
+    fn check_retention(&self, topic: &TopicSpec) -> Result<(), LogError> {
+        let must: &[(&str, &str)] = match topic.retention {
+            Retention::Cluster => &[],
+            Retention::Keep => retention(Retention::Keep),
+            Retention::Compact => &[("cleanup.policy", "compact")],
+        };
+        let found = self.settings_of(topic)?;
+        let differs = must.iter().find_map(|(name, wanted)| {
+            let value = found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or("unknown");
+            (value != *wanted).then(|| format!("it exists with {name} {value}, not {wanted}"))
+        });
+        match differs {
+            Some(message) => Err(LogError::Topic { topic: topic.name.clone(), message }),
+            None => Ok(()),
+        }
+    }
+
+    fn settings_of(&self, topic: &TopicSpec) -> Result<ConfigResource, LogError> {
+        self.once_known(|| {
+            let asked = [ResourceSpecifier::Topic(&topic.name)];
+            let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
+                .map_err(|error| about(&topic.name, code(&error), "cannot describe topic"))?;
+            match answer.into_iter().next() {
+                Some(Ok(found)) => Ok(found),
+                Some(Err(code)) => Err(about(&topic.name, code, "cannot describe topic")),
+                None => Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name))),
+            }
+        })
     }
 
     pub(super) fn delete_topic(&self, topic: &str) -> Result<(), LogError> {
@@ -295,6 +363,8 @@ impl Shared {
             ("unclean.leader.election.enable", "false".to_owned()),
         ];
         properties.extend(retention(topic.retention).iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let kept_ms = self.config.retention_ms.get(&topic.name).filter(|_| topic.retention == Retention::Cluster);
+        properties.extend(kept_ms.map(|ms| ("retention.ms", ms.to_string())));
         let free = |name: &str| topic.retention == Retention::Cluster || !OF_RETENTION.contains(&name);
         let configured = self.config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone()));
         properties.extend(configured.filter(|(name, _)| free(name)));
@@ -315,16 +385,7 @@ impl Shared {
         if partitions != topic.partitions {
             return Err(differs(format!("it exists with {partitions} partitions, not {}", topic.partitions)));
         }
-        let found = self.once_known(|| {
-            let asked = [ResourceSpecifier::Topic(&topic.name)];
-            let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
-                .map_err(|error| about(&topic.name, code(&error), "cannot describe topic"))?;
-            match answer.into_iter().next() {
-                Some(Ok(found)) => Ok(found),
-                Some(Err(code)) => Err(about(&topic.name, code, "cannot describe topic")),
-                None => Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name))),
-            }
-        })?;
+        let found = self.settings_of(topic)?;
         let must = |name: &str, wanted: &str| match found.get(name).and_then(|entry| entry.value.as_deref()) {
             // Of copies in sync, more than asked for are as good.
             Some(value) if value == wanted || value.parse::<u16>().ok() > wanted.parse().ok() => Ok(()),
