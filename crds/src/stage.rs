@@ -58,7 +58,7 @@ pub struct Stage {
     #[serde(default)]
     pub storage: Storage,
 
-    /// Settings of the stage, as in a worker's configuration file: `tenants` (gateway and unify; hashes of keys only), `limits`, `gateway`, `unify`, `action`, `batch`, `state`, `reaction` (default: a worker's own).
+    /// Settings of the stage, as in a worker's configuration file: `tenants` (gateway only; hashes of keys only), `limits`, `gateway`, `unify`, `action`, `batch`, `state`, `reaction` (default: a worker's own).
     /// What the rest of this resource says cannot be said here.
     #[serde(default, skip_serializing_if = "FreeForm::is_empty")]
     pub config: FreeForm,

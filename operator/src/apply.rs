@@ -38,16 +38,19 @@ struct Applier<'a> {
 /// Applies the objects, and removes those of before.
 ///
 /// # Errors
-/// [`Trouble`]: the rest follows when it is tried again. An object that is refused holds up no other.
+/// [`Trouble`]: the rest follows when it is tried again. An object that is refused holds up only what names it.
 pub(crate) async fn apply(client: &Client, prepared: &Prepared, objects: &Objects) -> Result<Applied, Trouble> {
     let mut applier = Applier { client, prepared, refused: None };
     applier.all(&objects.accounts).await?;
     applier.missing(&objects.config_maps).await?;
+    // A Pod without what it names would never start.
+    let is_whole = applier.refused.is_none();
     applier.all(&objects.services).await?;
     applier.all(&objects.policies).await?;
     applier.all(&objects.budgets).await?;
     applier.missing(&objects.scales).await?;
-    let stateful_sets = applier.all(&objects.stateful_sets).await?;
+    let wanted = if is_whole { objects.stateful_sets.as_slice() } else { &[] };
+    let stateful_sets = applier.all(wanted).await?;
     applier.remove_others(&objects.services).await?;
     applier.remove_others(&objects.policies).await?;
     applier.remove_others::<PodDisruptionBudget>(&objects.budgets).await?;

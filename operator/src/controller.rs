@@ -295,6 +295,10 @@ impl Context {
         &self.client
     }
 
+    pub(crate) fn pipelines(&self) -> &Store<Guarded> {
+        &self.pipelines
+    }
+
     pub(crate) fn tenants(&self) -> &Registry {
         &self.tenants
     }
@@ -306,7 +310,10 @@ impl Context {
             let message = format!("there is no IngestionPipeline {name} in namespace {namespace}");
             return Some(Standing::Problem("PipelineMissing", message));
         };
-        self.plans.standing(pipeline.meta().uid.as_deref().unwrap_or_default(), &tenant.name_any())
+        let (id, standing) =
+            self.plans.standing(pipeline.meta().uid.as_deref().unwrap_or_default(), &tenant.name_any())?;
+        // What is known of a former generation says nothing about this one.
+        Some(if id == tenants::id(tenant) { standing } else { Standing::Waiting })
     }
 
     /// Forgets the pipelines that are gone.

@@ -168,8 +168,13 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
         let size = match seen.get(&stage) {
             None => (wanted, AT_REST),
             Some(seen) => {
-                let is_newest = step(stage).has_newest(objects, seen);
-                (step(stage).shrink(wanted, seen, &mut intent), if is_newest { seen.boundary() } else { AT_REST })
+                let partition = match (step(stage).has_newest(objects, seen), seen.is_observed) {
+                    (true, true) => seen.boundary(),
+                    // What Kubernetes has not looked at yet stays as it was written.
+                    (true, false) => seen.partition,
+                    (false, _) => AT_REST,
+                };
+                (step(stage).shrink(wanted, seen, &mut intent), partition)
             }
         };
         intent.sizes.insert(stage, size);
@@ -182,9 +187,19 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
     for stage in ORDER {
         let (Some(seen), Some(size)) = (seen.get(&stage), intent.sizes.get(&stage).copied()) else { continue };
         let wanted = if prepared.pipeline.spec.suspend { 0 } else { prepared.replicas(stage) };
-        // Otherwise the status may be about the template before. And a stage gets its size first.
-        let is_settled = size.0 == wanted && size.0 == seen.replicas;
-        if !seen.is_rolling() || !seen.is_observed || !step(stage).has_newest(objects, seen) || !is_settled {
+        if !step(stage).has_newest(objects, seen) {
+            continue;
+        }
+        // The status may be about what was before: nobody's turn is over, and nobody's begins.
+        if !seen.is_observed {
+            let is_going = |(_, pod): &(&i32, &PodSeen)| stage != StageName::Gateway && pod.revision != seen.newest;
+            let going = seen.pods.range(seen.partition..).filter(is_going);
+            intent.leaving.extend(going.map(|(ordinal, _)| step(stage).pod(*ordinal)));
+            break;
+        }
+        // A stage gets its size first, unless those that are to stay cannot take what the others have: a template may mend them.
+        let is_blocked = wanted > 0 && !step(stage).can_leave(-1, wanted, &BTreeSet::new());
+        if !seen.is_rolling() || size.0 != seen.replicas || (size.0 != wanted && !is_blocked) {
             continue;
         }
         let turn = match in_flight(stage).filter(|_| seen.in_flight().is_none()) {
@@ -271,9 +286,10 @@ impl Step<'_> {
         if can_leave {
             intent.leaving.extend(going);
         }
-        let last = (wanted..seen.replicas).rev().find(|ordinal| can_leave && self.holds(*ordinal));
+        let last = (wanted..seen.replicas).rev().find(|ordinal| self.holds(*ordinal));
         if let Some(last) = last {
-            intent.doing.push(format!("shards leave {}, which is to go", self.pod(last)));
+            let why = if can_leave { "" } else { "; nobody who is to stay is there to take them" };
+            intent.doing.push(format!("shards leave {}, which is to go{why}", self.pod(last)));
         }
         last.map_or(wanted, |last| last + 1)
     }

@@ -7,7 +7,7 @@
 //! a higher term. (Of operators only one leads, by its lease, and one that has lost it ends.)
 
 use crate::fleet::Fleet;
-use crate::tenants::{KeyHash, Registry, Standing, Wanted};
+use crate::tenants::{Id, KeyHash, Registry, Standing, Wanted};
 use millstream_crds::IngestionPipeline;
 use millstream_plan::plan::ShardId;
 use millstream_plan::view::Bounds;
@@ -84,7 +84,7 @@ struct State {
     /// None: it only looks.
     wishes: Option<Wishes>,
     heard: Heard,
-    tenants: BTreeMap<String, Standing>,
+    tenants: BTreeMap<String, (Id, Standing)>,
 }
 
 impl Plans {
@@ -133,8 +133,8 @@ impl Plans {
         }
     }
 
-    /// What is known of a pipeline's tenant.
-    pub(crate) fn standing(&self, uid: &str, tenant: &str) -> Option<Standing> {
+    /// What is known of a pipeline's tenant, and of which generation of it.
+    pub(crate) fn standing(&self, uid: &str, tenant: &str) -> Option<(Id, Standing)> {
         self.locked().get(uid)?.shared.locked().tenants.get(tenant).cloned()
     }
 
@@ -300,7 +300,9 @@ impl Worker {
             gateways: gateways.map(|report| report.control_offset).collect(),
             is_leading: planning.is_leading(),
         };
-        let Some(mut wanted) = Some(()).filter(|()| *basis != now).and_then(|()| self.tenants.wanted(&self.pipeline))
+        let Some(mut wanted) = Some(())
+            .filter(|()| *basis != now)
+            .and_then(|()| self.tenants.wanted(&self.pipeline, planning.view().tenants()))
         else {
             return Ok(());
         };
@@ -324,16 +326,18 @@ impl Worker {
         };
         let standing = |name: &String, keys: &BTreeSet<KeyHash>| {
             let knows = |offset: &&u64| is_said(name, keys) && planning.knows_tenant(**offset, name);
-            let of = gateways.iter().filter(knows).count();
-            match of == gateways.len() && of > 0 {
+            match gateways.iter().all(|offset| knows(&offset)) {
+                _ if gateways.is_empty() => Standing::NoGateways,
                 true => Standing::Effective,
-                false => Standing::Waiting { of, gateways: gateways.len() },
+                false => Standing::Waiting,
             }
         };
-        let mut standings: BTreeMap<String, Standing> =
-            wanted.keys.iter().map(|(name, keys)| (name.clone(), standing(name, keys))).collect();
-        let problems = wanted.problems.iter();
-        standings.extend(problems.map(|(name, (reason, why))| (name.clone(), Standing::Problem(reason, why.clone()))));
+        let of = |name: &String| match (wanted.problems.get(name), wanted.keys.get(name)) {
+            (Some((reason, why)), _) => Some(Standing::Problem(reason, why.clone())),
+            (None, keys) => keys.map(|keys| standing(name, keys)),
+        };
+        let standings: BTreeMap<String, (Id, Standing)> =
+            wanted.ids.iter().filter_map(|(name, id)| Some((name.clone(), (id.clone(), of(name)?)))).collect();
         let before = std::mem::replace(&mut self.shared.locked().tenants, standings.clone());
         let namespace = self.pipeline.metadata.namespace.as_deref().unwrap_or_default();
         for (name, standing) in &standings {

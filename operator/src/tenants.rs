@@ -17,6 +17,7 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use millstream_crds::{API_KEYS_LABEL, IngestionPipeline, SecretKey, Tenant, TenantStatus};
+use millstream_plan::message::Tenant as Published;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
@@ -41,32 +42,52 @@ pub struct Wanted {
     pub keys: BTreeMap<String, BTreeSet<KeyHash>>,
     /// The others: a reason, and what to do.
     pub problems: BTreeMap<String, (&'static str, String)>,
+    /// Of which object, and which generation of it, that is said.
+    pub ids: BTreeMap<String, Id>,
 }
 
-/// The tenants of a pipeline, from all that there are.
+/// Uid and generation of an object.
+pub type Id = (String, i64);
+
+pub(crate) fn id(tenant: &Tenant) -> Id {
+    (tenant.uid().unwrap_or_default(), tenant.metadata.generation.unwrap_or_default())
+}
+
+/// The tenants of a pipeline, from all that there are. A key that two have stays with the one that was published with it, and is the first one's, by name, otherwise.
 pub fn wanted<'a>(
     namespace: &str,
     pipeline: &str,
     tenants: impl Iterator<Item = &'a Tenant>,
     secret: impl Fn(&str) -> Option<Arc<Secret>>,
+    published: &BTreeMap<String, Published>,
 ) -> Wanted {
     let is_its = |tenant: &&Tenant| {
         tenant.metadata.namespace.as_deref() == Some(namespace)
             && tenant.spec.pipeline_ref.name == pipeline
             && tenant.metadata.deletion_timestamp.is_none()
     };
-    let by_name: BTreeMap<String, &Tenant> = tenants.filter(is_its).map(|tenant| (tenant.name_any(), tenant)).collect();
     let (mut wanted, mut taken) = (Wanted::default(), HashMap::<KeyHash, String>::new());
-    for (name, tenant) in by_name {
+    let mut all = BTreeMap::new();
+    for tenant in tenants.filter(is_its) {
+        let name = tenant.name_any();
         let hashes = tenant.spec.api_keys.iter().map(|key| hash(key, &secret)).collect::<Result<BTreeSet<_>, _>>();
-        let other = hashes.iter().flatten().find_map(|hash| taken.get(hash));
-        match (hashes, other) {
-            (Err(problem), _) => drop(wanted.problems.insert(name, problem)),
-            (Ok(_), Some(other)) => {
+        if let Some(published) = published.get(&name).filter(|published| !published.is_deleted) {
+            // Whoever has a problem keeps what it has.
+            let stays = |key: &&KeyHash| hashes.as_ref().map_or(true, |hashes| hashes.contains(*key));
+            taken.extend(published.api_keys.iter().filter(stays).map(|key| (*key, name.clone())));
+        }
+        wanted.ids.insert(name.clone(), id(tenant));
+        all.insert(name, hashes);
+    }
+    for (name, hashes) in all {
+        let others = |hash: &KeyHash| taken.get(hash).filter(|other| **other != name).cloned();
+        match hashes.map(|hashes| (hashes.iter().find_map(others), hashes)) {
+            Err(problem) => drop(wanted.problems.insert(name, problem)),
+            Ok((Some(other), _)) => {
                 let message = format!("one of its keys is tenant {other}'s, too: give it another one");
                 wanted.problems.insert(name, ("KeyTaken", message));
             }
-            (Ok(hashes), None) => {
+            Ok((None, hashes)) => {
                 taken.extend(hashes.iter().map(|hash| (*hash, name.clone())));
                 wanted.keys.insert(name, hashes);
             }
@@ -114,7 +135,11 @@ impl Registry {
     }
 
     /// The tenants of a pipeline, once all are known: before that, nobody must be taken for gone.
-    pub(crate) fn wanted(&self, pipeline: &IngestionPipeline) -> Option<Wanted> {
+    pub(crate) fn wanted(
+        &self,
+        pipeline: &IngestionPipeline,
+        published: &BTreeMap<String, Published>,
+    ) -> Option<Wanted> {
         if !self.is_ready.load(Ordering::Acquire) {
             return None;
         }
@@ -122,7 +147,15 @@ impl Registry {
         let all = self.tenants.state();
         let tenants = all.iter().filter_map(|guarded| guarded.0.as_ref().ok());
         let secret = |name: &str| self.secrets.get(&ObjectRef::new(name).within(&namespace));
-        Some(wanted(&namespace, &name, tenants, secret))
+        let mut wanted = wanted(&namespace, &name, tenants, secret, published);
+        // One that cannot be read (written by a newer version, say) is not gone: it keeps what it has.
+        for invalid in all.iter().filter_map(|guarded| guarded.0.as_ref().err()) {
+            if invalid.metadata.namespace.as_deref() == Some(&namespace) {
+                let name = invalid.metadata.name.clone().unwrap_or_default();
+                wanted.problems.entry(name).or_insert_with(|| ("Unreadable", invalid.error.clone()));
+            }
+        }
+        Some(wanted)
     }
 
     fn note(&self, error: Option<&watcher::Error>) {
@@ -180,13 +213,10 @@ pub(crate) async fn watch(
 pub(crate) enum Standing {
     /// Every gateway that is alive knows its keys.
     Effective,
-    /// So many of so many gateways do.
-    Waiting {
-        /// Know them.
-        of: usize,
-        /// Are alive.
-        gateways: usize,
-    },
+    /// Not every gateway does, or they are not published yet.
+    Waiting,
+    /// There is none.
+    NoGateways,
     /// A reason, and what to do.
     Problem(&'static str, String),
 }
@@ -198,6 +228,10 @@ pub(crate) async fn run(
     asked: impl Stream<Item = ObjectRef<Guarded>> + Send + 'static,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
+    // Before that, no pipeline is there.
+    if context.pipelines().wait_until_ready().await.is_err() {
+        return;
+    }
     let store = context.tenants().tenants.clone();
     let patience = |_: Arc<Guarded>, trouble: &Trouble, _: Arc<Context>| Action::requeue(trouble.pause(0));
     Controller::for_stream(stream, store)
@@ -226,6 +260,11 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         return Ok(Action::await_change());
     }
     let standing = context.standing_of(tenant);
+    let is_told = |it: &Condition| it.type_ == EFFECTIVE && it.observed_generation == tenant.metadata.generation;
+    // An operator that has just started knows nothing yet: what was said stays said.
+    if standing.is_none() && tenant.status.iter().flat_map(|status| &status.conditions).any(is_told) {
+        return Ok(Action::await_change());
+    }
     let said = status(tenant, standing.as_ref(), &Time(k8s_openapi::jiff::Timestamp::now()));
     if tenant.status.as_ref() != Some(&said) {
         tell_status(context.client(), tenant, &said).await?;
@@ -238,12 +277,8 @@ fn status(tenant: &Tenant, standing: Option<&Standing>, now: &Time) -> TenantSta
     let (status, reason, message) = match standing {
         None => ("Unknown", "NotObserved", "its pipeline is not followed yet".to_owned()),
         Some(Standing::Effective) => ("True", "Known", "every gateway knows its keys".to_owned()),
-        Some(Standing::Waiting { gateways: 0, .. }) => {
-            ("False", "NoGateways", "no gateway of the pipeline reports".to_owned())
-        }
-        Some(Standing::Waiting { of, gateways }) => {
-            ("False", "Waiting", format!("{of} of {gateways} gateways know its keys"))
-        }
+        Some(Standing::NoGateways) => ("False", "NoGateways", "no gateway of the pipeline reports".to_owned()),
+        Some(Standing::Waiting) => ("False", "Waiting", "not every gateway knows its keys yet".to_owned()),
         Some(Standing::Problem(reason, message)) => ("False", *reason, message.clone()),
     };
     let before = tenant.status.iter().flat_map(|status| &status.conditions);
@@ -304,7 +339,7 @@ mod tests {
             going,
             elsewhere,
         ];
-        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned());
+        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new());
         let expected = [("acme", vec!["k1", "k2"]), ("globex", vec!["k3"])];
         let expected: BTreeMap<String, BTreeSet<KeyHash>> = expected
             .into_iter()
@@ -324,7 +359,7 @@ mod tests {
             tenant("e", "orders", &[("none", "x")]),
             tenant("f", "orders", &[("s", "nothing")]),
         ];
-        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned());
+        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new());
         assert_eq!(wanted.keys.keys().collect::<Vec<_>>(), ["a"]);
         let expected = [
             ("b", "KeyTaken", "tenant a's"),
@@ -341,6 +376,28 @@ mod tests {
     }
 
     #[test]
+    fn a_key_stays_with_whom_it_was_published_for() {
+        let secrets = secrets(&[("s", &[("one", "k1"), ("two", "k2")])]);
+        let published = |name: &str, key: &str| {
+            let api_keys = [hash_of(key)].into();
+            (name.to_owned(), Published { name: name.to_owned(), version: 1, api_keys, is_deleted: false })
+        };
+        let secret = |name: &str| secrets.get(name).cloned();
+        // A copy under a name that comes first.
+        let all = [tenant("acme", "orders", &[("s", "one")]), tenant("old", "orders", &[("s", "one")])];
+        let of = wanted("shop", "orders", all.iter(), secret, &[published("old", "k1")].into());
+        assert_eq!(of.keys.keys().collect::<Vec<_>>(), ["old"]);
+        assert_eq!(of.problems["acme"].0, "KeyTaken");
+        // One whose Secret is missing keeps its key; one that has another by now does not.
+        let all = [tenant("a", "orders", &[("none", "x")]), tenant("b", "orders", &[("s", "one")])];
+        let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into());
+        assert_eq!((of.problems["a"].0, of.problems["b"].0), ("SecretMissing", "KeyTaken"));
+        let all = [tenant("a", "orders", &[("s", "two")]), tenant("b", "orders", &[("s", "one")])];
+        let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into());
+        assert_eq!(of.keys.keys().collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
     fn a_status_that_says_the_same_is_the_same() {
         let at = |second: i64| Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap());
         let mut tenant = tenant("a", "orders", &[("s", "x")]);
@@ -348,9 +405,9 @@ mod tests {
             let it = &said.conditions[0];
             format!("{} {} {} {}", it.type_, it.status, it.reason, it.message)
         };
-        let waiting = status(&tenant, Some(&Standing::Waiting { of: 1, gateways: 2 }), &at(1));
-        assert_eq!(short(&waiting), "Effective False Waiting 1 of 2 gateways know its keys");
-        let none = status(&tenant, Some(&Standing::Waiting { of: 0, gateways: 0 }), &at(1));
+        let waiting = status(&tenant, Some(&Standing::Waiting), &at(1));
+        assert_eq!(short(&waiting), "Effective False Waiting not every gateway knows its keys yet");
+        let none = status(&tenant, Some(&Standing::NoGateways), &at(1));
         assert_eq!(short(&none), "Effective False NoGateways no gateway of the pipeline reports");
         assert_eq!(status(&tenant, None, &at(1)).conditions[0].status, "Unknown");
         let said = status(&tenant, Some(&Standing::Effective), &at(2));

@@ -40,7 +40,13 @@ pub fn validate(prepared: &Prepared) -> Vec<Problem> {
     }
     for stage in StageName::ALL {
         let field = format!("spec.stages.{}", stage.as_str());
-        check_stage(&field, prepared.pipeline.spec.stages.of(stage), &mut problems);
+        let of_stage = prepared.pipeline.spec.stages.of(stage);
+        check_stage(&field, of_stage, &mut problems);
+        if stage != StageName::Gateway && of_stage.config.0.contains_key("tenants") {
+            let message =
+                "belongs to the gateway: elsewhere, records of `Tenant` resources would be rejected".to_owned();
+            problems.push(Problem { field: format!("{field}.config.tenants"), message });
+        }
     }
     problems
 }

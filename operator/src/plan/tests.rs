@@ -237,7 +237,18 @@ fn another_change_in_the_middle_of_one_reaches_nobody_by_itself() {
     scene.of(stage).template_hash = "other".to_owned();
     let intent = scene.plan();
     assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (2, AT_REST)));
-    // Nor before the status is about it.
+    // Nor before the status is about it: it may tell of the change before, which some have.
+    let mut scene = Scene::new(&json!({}), &[]);
+    scene.changed(stage);
+    scene.of(stage).is_observed = false;
+    scene.of(stage).pods = pods(&["a", "b"]);
+    assert_eq!(scene.plan().sizes[&stage], (2, AT_REST));
+    scene.of(stage).partition = 1;
+    scene.of(stage).pods = pods(&["a", "a"]);
+    scene.changed(StageName::Gateway);
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec!["orders-unify-1"], (2, 1)), "its turn is not over");
+    assert_eq!(intent.sizes[&StageName::Gateway], (2, AT_REST), "and nobody else's begins");
     let mut scene = Scene::new(&json!({}), &[]);
     scene.changed(stage);
     scene.of(stage).is_observed = false;
@@ -283,11 +294,16 @@ fn fewer_workers_are_left_when_their_shards_have_left() {
     // Until they are gone, nothing comes back to them.
     scene.of(stage).replicas = 1;
     assert_eq!(leaving(&scene.plan()), ["orders-action-1", "orders-action-2", "orders-action-3"]);
-    // The one that is to stay is dead: nobody is there to take them.
+    // The one that is to stay is dead: nobody is there to take them, and they stay, until it is mended.
     scene.of(stage).replicas = 4;
     scene.owns(stage, 2, 2);
     scene.fleet.alive.remove("orders-action-0");
-    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage].0), (vec![], 1));
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (3, AT_REST)));
+    assert!(intent.doing[0].contains("nobody who is to stay"), "{intent:?}");
+    scene.of(stage).replicas = 3;
+    scene.changed(stage);
+    assert_eq!(leaving(&scene.plan()), ["orders-action-2"], "a template may mend it");
     // Nobody is left to take them, or nobody is to.
     let mut none = Scene::new(&json!({}), &[(stage, 0)]);
     assert_eq!((leaving(&none.plan()), none.plan().sizes[&stage].0), (vec![], 0));

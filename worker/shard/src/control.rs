@@ -29,6 +29,8 @@ pub struct Listener {
     view: View,
     /// Where the newest message about each tenant is.
     tenants: BTreeMap<String, u64>,
+    /// `control` was heard up to here, exclusive.
+    heard_to: u64,
     problem: Option<MessageError>,
 }
 
@@ -41,8 +43,14 @@ impl Listener {
         let at = [&topics.control, &topics.status].map(|topic| TopicPartition::new(topic.clone(), 0));
         let starts = at.clone().map(|at| (at, Start::Earliest));
         let view = View::new(u32::from(topics.generation), bounds);
-        let mut listener =
-            Listener { at, consumer: log.consumer(&starts)?, view, tenants: BTreeMap::new(), problem: None };
+        let mut listener = Listener {
+            at,
+            consumer: log.consumer(&starts)?,
+            view,
+            tenants: BTreeMap::new(),
+            heard_to: 0,
+            problem: None,
+        };
         listener.read_to_end(log, now_ms)?;
         Ok(listener)
     }
@@ -80,7 +88,7 @@ impl Listener {
     /// [`LogError`].
     pub fn listen(&mut self, wait: Duration, now_ms: u64) -> Result<usize, LogError> {
         let (view, problem, tenants) = (&mut self.view, &mut self.problem, &mut self.tenants);
-        self.consumer.poll(MESSAGES, wait, &mut |message| {
+        let heard = self.consumer.poll(MESSAGES, wait, &mut |message| {
             let heard = if message.assignment == CONTROL {
                 message::decode_control(message.payload).map(|control| {
                     let Some(control) = control else { return };
@@ -97,7 +105,10 @@ impl Listener {
             if let Err(error) = heard {
                 *problem = Some(error);
             }
-        })
+        });
+        // A new reader begins again, and what was heard before stays heard.
+        self.heard_to = self.heard_to.max(self.consumer.positions().first().copied().unwrap_or_default());
+        heard
     }
 
     /// What was heard.
@@ -107,7 +118,7 @@ impl Listener {
 
     /// `control` was heard up to here, exclusive.
     pub fn control_offset(&self) -> u64 {
-        self.consumer.positions().first().copied().unwrap_or_default()
+        self.heard_to
     }
 
     /// Where the newest message about a tenant is: whoever has heard `control` beyond it knows what it says.
