@@ -176,7 +176,9 @@ fn timed<T>(what: &str, did: impl FnOnce() -> T) -> T {
 fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     let Some(inside) = Cluster::around().unwrap() else {
         if !Cluster::is_possible() {
-            return println!("not run: a cluster needs Linux, and root for its namespaces, mounts and cgroups");
+            return println!(
+                "not run: a cluster needs Linux, root for its namespaces, mounts and cgroups, and what nodes are made of"
+            );
         }
         let programs = ["millstream", "millstream-operator"].map(|name| program(name).unwrap());
         let programs: Vec<&std::path::Path> = programs.iter().map(std::path::PathBuf::as_path).collect();

@@ -37,10 +37,17 @@ pub struct Inside {
 }
 
 impl Cluster {
-    /// It needs Linux, and root, for namespaces, mounts and cgroups.
+    /// It needs Linux, root, for namespaces, mounts and cgroups, and what nodes are made of (`tools/setup test` installs it).
     pub fn is_possible() -> bool {
-        let id = Command::new("id").arg("-u").output();
-        cfg!(target_os = "linux") && id.is_ok_and(|id| id.stdout == b"0\n")
+        let succeeds = |program: &str, arguments: &[&str]| {
+            Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+        };
+        let programs = ["containerd", "runc", "ctr", "nft", "iptables", "conntrack", "ip", "openssl", "sysctl"];
+        let has = |program: &&str| succeeds("sh", &["-c", &format!("command -v {program}")]);
+        cfg!(target_os = "linux")
+            && succeeds("sh", &["-c", "test $(id -u) = 0"])
+            && succeeds("unshare", &["--net", "--mount", "--pid", "--fork", "true"])
+            && programs.iter().all(has)
     }
 
     /// Starts one whose nodes have the image [`IMAGE`] with these programs.
@@ -48,7 +55,10 @@ impl Cluster {
     /// # Errors
     /// When this process is not root's, something is missing, or it does not start; with the end of its logs.
     pub fn start(nodes: usize, programs: &[&Path]) -> Result<Cluster> {
-        ensure!(Cluster::is_possible(), "a cluster needs Linux, and root for its namespaces, mounts and cgroups");
+        ensure!(
+            Cluster::is_possible(),
+            "a cluster needs Linux, root, and what nodes are made of: `tools/setup test` installs it"
+        );
         let hyperkube = install_kubernetes()?;
         let state = folder("cluster")?;
         std::fs::create_dir_all(state.join("images"))?;
