@@ -164,15 +164,17 @@ fn referring(store: &Store<Guarded>, secret: &SecretHead) -> Vec<ObjectRef<Guard
     store.state().iter().filter(|guarded| is_it(guarded)).map(|guarded| ObjectRef::from_obj(&**guarded)).collect()
 }
 
+/// What a resource says; one that cannot be read is told of.
+pub(crate) fn readable<K: Resource<DynamicType = ()>>(guarded: &DeserializeGuard<K>) -> Option<&K> {
+    let told = guarded.0.as_ref().inspect_err(|invalid| {
+        let (kind, name) = (K::kind(&()), invalid.metadata.name.as_deref().unwrap_or_default());
+        tracing::error!(%kind, name, error = %invalid.error, "a resource cannot be read; it is passed over until it changes");
+    });
+    told.ok()
+}
+
 async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
-    let pipeline = match &guarded.0 {
-        Ok(pipeline) => pipeline,
-        Err(invalid) => {
-            let name = invalid.metadata.name.as_deref().unwrap_or_default();
-            tracing::error!(name, error = %invalid.error, "a pipeline cannot be read; it is passed over until it changes");
-            return Ok(Action::await_change());
-        }
-    };
+    let Some(pipeline) = readable(&guarded) else { return Ok(Action::await_change()) };
     // What belongs to it goes by itself, with its owner.
     if pipeline.metadata.deletion_timestamp.is_some() {
         context.forget(pipeline);

@@ -164,7 +164,7 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
     let mut intent = Intent::default();
     let step = |stage| Step { pipeline: prepared.name(), stage, fleet };
     for stage in StageName::ALL {
-        let wanted = if prepared.pipeline.spec.suspend { 0 } else { prepared.replicas(stage) };
+        let wanted = prepared.workers(stage);
         let size = match seen.get(&stage) {
             None => (wanted, AT_REST),
             Some(seen) => {
@@ -186,7 +186,7 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
     };
     for stage in ORDER {
         let (Some(seen), Some(size)) = (seen.get(&stage), intent.sizes.get(&stage).copied()) else { continue };
-        let wanted = if prepared.pipeline.spec.suspend { 0 } else { prepared.replicas(stage) };
+        let wanted = prepared.workers(stage);
         if !step(stage).has_newest(objects, seen) {
             continue;
         }

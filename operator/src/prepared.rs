@@ -53,6 +53,11 @@ impl Prepared {
         1
     }
 
+    /// The workers that a stage should have now: none while the pipeline is suspended.
+    pub fn workers(&self, stage: StageName) -> i32 {
+        if self.pipeline.spec.suspend { 0 } else { self.replicas(stage) }
+    }
+
     /// The workers that a stage should have while the pipeline is not suspended.
     pub fn replicas(&self, stage: StageName) -> i32 {
         self.replicas.get(&stage).copied().unwrap_or_else(|| self.pipeline.spec.stages.of(stage).replicas)

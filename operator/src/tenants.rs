@@ -6,7 +6,7 @@
 //!
 //! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts.
 
-use crate::controller::{Context, api, tell_status};
+use crate::controller::{Context, api, readable, tell_status};
 use crate::trouble::Trouble;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Secret;
@@ -248,14 +248,7 @@ pub(crate) async fn run(
 }
 
 async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
-    let tenant = match &guarded.0 {
-        Ok(tenant) => tenant,
-        Err(invalid) => {
-            let name = invalid.metadata.name.as_deref().unwrap_or_default();
-            tracing::error!(name, error = %invalid.error, "a tenant cannot be read; it is passed over until it changes");
-            return Ok(Action::await_change());
-        }
-    };
+    let Some(tenant) = readable(&guarded) else { return Ok(Action::await_change()) };
     if tenant.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }

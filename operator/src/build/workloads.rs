@@ -59,7 +59,7 @@ pub(super) fn stateful_set(
             ..names.metadata(names.of_stage(stage), Some(stage))
         },
         spec: Some(StatefulSetSpec {
-            replicas: Some(if spec.suspend { 0 } else { prepared.replicas(stage) }),
+            replicas: Some(prepared.workers(stage)),
             service_name: Some(names.governing(stage)),
             selector: names.selector(Some(stage)),
             // Nobody waits for a neighbour: after a power cut all come back at once.

@@ -247,7 +247,7 @@ impl Shared {
         for (result, topic) in self.explain(results)?.into_iter().zip(topics) {
             match result {
                 Ok(_) => {}
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => self.check_topic(topic)?,
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => drop(self.check_topic(topic)?),
                 Err((name, code)) => return Err(creation_error(name, code)),
             }
         }
@@ -260,7 +260,7 @@ impl Shared {
         for topic in topics {
             self.forget(&topic.name);
             let found = self.partitions(&topic.name, self.config.request_timeout());
-            match found.and_then(|_| self.check_topic(topic)).and_then(|()| self.check_retention(topic)) {
+            match found.and_then(|_| self.check_topic(topic)).and_then(|found| check_retention(topic, &found)) {
                 Ok(()) => {}
                 Err(LogError::Topic { topic: name, message }) if name == topic.name => {
                     wrong.push((topic, message));
@@ -286,24 +286,6 @@ impl Shared {
             topics.len()
         );
         Err(LogError::Topic { topic: name, message })
-    }
-
-    /// A changelog that forgets, or a plan that is not kept, is none.
-    fn check_retention(&self, topic: &TopicSpec) -> Result<(), LogError> {
-        let must: &[(&str, &str)] = match topic.retention {
-            Retention::Cluster => &[],
-            Retention::Keep => retention(Retention::Keep),
-            Retention::Compact => &[("cleanup.policy", "compact")],
-        };
-        let found = self.settings_of(topic)?;
-        let differs = must.iter().find_map(|(name, wanted)| {
-            let value = found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or("unknown");
-            (value != *wanted).then(|| format!("it exists with {name} {value}, not {wanted}"))
-        });
-        match differs {
-            Some(message) => Err(LogError::Topic { topic: topic.name.clone(), message }),
-            None => Ok(()),
-        }
     }
 
     fn settings_of(&self, topic: &TopicSpec) -> Result<ConfigResource, LogError> {
@@ -375,8 +357,8 @@ impl Shared {
         AdminOptions::new().request_timeout(Some(self.config.request_timeout()))
     }
 
-    /// A topic that exists already must be like the one that was asked for.
-    fn check_topic(&self, topic: &TopicSpec) -> Result<(), LogError> {
+    /// A topic that exists already must be like the one that was asked for; its settings.
+    fn check_topic(&self, topic: &TopicSpec) -> Result<ConfigResource, LogError> {
         let differs = |message: String| LogError::Topic { topic: topic.name.clone(), message };
         let partitions = self.once_known(|| {
             self.forget(&topic.name);
@@ -397,7 +379,7 @@ impl Shared {
             must("unclean.leader.election.enable", "false")?;
             must("min.insync.replicas", "2")?;
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Asks again while brokers do not know yet the topic that somebody else has just created.
@@ -443,6 +425,23 @@ fn retention(retention: Retention) -> &'static [(&'static str, &'static str)] {
             ("segment.ms", "600000"),
             ("min.cleanable.dirty.ratio", "0.1"),
         ],
+    }
+}
+
+/// A changelog that forgets, or a plan that is not kept, is none.
+fn check_retention(topic: &TopicSpec, found: &ConfigResource) -> Result<(), LogError> {
+    let must: &[(&str, &str)] = match topic.retention {
+        Retention::Cluster => &[],
+        Retention::Keep => retention(Retention::Keep),
+        Retention::Compact => &[("cleanup.policy", "compact")],
+    };
+    let differs = must.iter().find_map(|(name, wanted)| {
+        let value = found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or("unknown");
+        (value != *wanted).then(|| format!("it exists with {name} {value}, not {wanted}"))
+    });
+    match differs {
+        Some(message) => Err(LogError::Topic { topic: topic.name.clone(), message }),
+        None => Ok(()),
     }
 }
 
