@@ -2,18 +2,20 @@
 //! lose something (I6). Real Kafka; one process per role.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use millstream::cli::Admin;
+use millstream::cli::{Admin, snapshot};
 use millstream_shard::log::{Log, TopicPartition};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaLog;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
-use millstream_tests::servers::{Kafka, USER};
+use millstream_tests::proxy::Door;
+use millstream_tests::servers::{Kafka, Mongo, USER};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const KEY: &str = "secret-of-acme";
@@ -31,13 +33,18 @@ fn settings(kafka: &Kafka, what: &str) -> Settings {
     }
 }
 
-/// Sends twenty events of twenty users; a request without a certain answer is sent again, as its answer asks.
+/// Sends twenty events of twenty users.
 fn send(pipeline: &Pipeline, round: &str) {
     let event = |number: usize| {
         let (id, user) = (format!("{round}-{number}"), format!("user-{number}"));
         json!({ "type": "event", "message_id": id, "event": "Opened", "identifiers": { "user_id": user } })
     };
-    let batch = json!({ "batch": (0..20).map(event).collect::<Vec<_>>() }).to_string();
+    send_records(pipeline, (0..20).map(event).collect());
+}
+
+/// Sends records; a request without a certain answer is sent again, as its answer asks.
+fn send_records(pipeline: &Pipeline, records: Vec<Value>) {
+    let batch = json!({ "batch": records }).to_string();
     let url = format!("{}/v1/batch", pipeline.gateway().unwrap().url());
     let client = reqwest::blocking::Client::new();
     until("an answer that all records are taken", || {
@@ -48,13 +55,32 @@ fn send(pipeline: &Pipeline, round: &str) {
     .unwrap();
 }
 
+/// Sends a user of this name.
+fn send_user(pipeline: &Pipeline, name: &str) {
+    send_records(
+        pipeline,
+        vec![json!({ "type": "user", "message_id": name, "identifiers": { "user_id": name }, "set": {} })],
+    );
+}
+
+/// Until there are as many documents of users.
+fn wait_for_users(pipeline: &Pipeline, count: usize) {
+    let admin = Admin::new(&process_of(pipeline, "reaction").admin_url()).unwrap();
+    until("the documents", || {
+        let users = snapshot::documents(&admin, "acme", "users", None)?;
+        anyhow::ensure!(users.len() <= count, "{users:?}");
+        Ok((users.len() == count).then_some(()))
+    })
+    .unwrap();
+}
+
 /// Message ids of everything in `events`, each of which must be there once.
 fn events(pipeline: &Pipeline) -> anyhow::Result<BTreeSet<String>> {
     let admin = Admin::new(&pipeline.gateway()?.admin_url())?;
     let mut ids = BTreeSet::new();
     let query = [("tenant", "acme"), ("follow", "false")];
     admin.lines::<anyhow::Error>("/v1/tail/events", &query, &mut |line| {
-        let event: serde_json::Value = serde_json::from_str(line)?;
+        let event: Value = serde_json::from_str(line)?;
         let id = event["message_id"].as_str().unwrap_or_default().to_owned();
         assert!(ids.insert(id.clone()), "{id} came out twice");
         Ok(true)
@@ -66,6 +92,10 @@ fn wait_for_events(pipeline: &Pipeline, rounds: &[&str]) {
     let expected: BTreeSet<String> =
         rounds.iter().flat_map(|round| (0..20).map(move |number| format!("{round}-{number}"))).collect();
     until("every event, once", || Ok((events(pipeline)? == expected).then_some(()))).unwrap();
+}
+
+fn process_of<'a>(pipeline: &'a Pipeline, name: &str) -> &'a Process {
+    pipeline.processes.iter().find(|process| process.name == name).unwrap()
 }
 
 fn process<'a>(pipeline: &'a mut Pipeline, name: &str) -> &'a mut Process {
@@ -127,6 +157,33 @@ fn a_password_that_is_not_right_any_more_is_named_and_it_goes_on_when_it_is() {
     }
     send(&pipeline, "after");
     wait_for_events(&pipeline, &["before", "after"]);
+}
+
+#[test]
+fn a_password_that_the_document_store_refuses_is_named_and_what_waited_is_written_when_it_is_right() {
+    let kafka = Kafka::shared().unwrap();
+    let door = Door::start(Mongo::shared().unwrap().port(), "first").unwrap();
+    let login = format!("millstream:first@127.0.0.1:{}", door.port);
+    let uri = format!("mongodb://{login}/?directConnection=true&authMechanism=PLAIN");
+    let settings = Settings { mongodb: Some(uri), ..settings(kafka, "door") };
+    let roles = [ROLES.as_slice(), &[("reaction", "reaction")]].concat();
+    let mut pipeline = Pipeline::named(&settings, &roles).unwrap();
+    send_user(&pipeline, "before");
+    wait_for_users(&pipeline, 1);
+    door.change_password("second");
+    send_user(&pipeline, "refused");
+    wait_for_condition(process(&mut pipeline, "reaction"), "Authentication failed");
+    assert!(door.refused.load(Ordering::Relaxed) > 0);
+    // It begins with a password that is refused, too: another Pod, say.
+    process(&mut pipeline, "reaction").terminate().unwrap();
+    process(&mut pipeline, "reaction").launch().unwrap();
+    wait_for_condition(process(&mut pipeline, "reaction"), "Authentication failed");
+    send_user(&pipeline, "later");
+    door.change_password("first");
+    wait_for_users(&pipeline, 3);
+    process(&mut pipeline, "reaction").ready().unwrap();
+    send_user(&pipeline, "after");
+    wait_for_users(&pipeline, 4);
 }
 
 #[test]
