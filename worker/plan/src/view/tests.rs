@@ -204,6 +204,21 @@ fn half_of_them_is_not_most() {
 }
 
 #[test]
+fn the_silence_of_gateways_says_nothing_and_to_hear_one_says_that_we_hear() {
+    let mut scene = Scene::new(&["a", "b", "c", "g1", "g2", "g3"], plan_of(1, "a", &["c"], 1));
+    for name in ["g1", "g2", "g3"] {
+        scene.reports.get_mut(name).unwrap().stages = ["gateway".to_owned()].into();
+    }
+    scene.pass(REPORT_MS).mute(&["a", "g1", "g2", "g3"]).pass(3_001);
+    assert_eq!(scene.duty("c"), Duty::TakeOver, "one of three workers is silent");
+    let mut scene = Scene::new(&["a", "b", "c", "g1", "g2"], plan_of(1, "a", &["c"], 1));
+    scene.reports.get_mut("g1").unwrap().stages = ["gateway".to_owned()].into();
+    scene.reports.get_mut("g2").unwrap().stages = ["gateway".to_owned()].into();
+    scene.pass(REPORT_MS).mute(&["a", "b"]).pass(3_001);
+    assert_eq!(scene.duty("c"), Duty::TakeOver, "two of three are, but gateways are heard");
+}
+
+#[test]
 fn those_that_said_they_leave_are_not_counted_and_are_believed() {
     let mut scene = Scene::new(&["a", "b", "c", "d", "e"], plan_of(1, "a", &["c"], 1));
     scene.says("a", owner(1)).leaves("a").leaves("b").leaves("d").pass(REPORT_MS).mute(&["a", "b", "d"]).pass(3_001);
