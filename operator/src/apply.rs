@@ -10,7 +10,7 @@ use crate::build::{Objects, names};
 use crate::trouble::Trouble;
 use crate::{FIELD_MANAGER, Prepared};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -18,7 +18,7 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 /// What was applied.
@@ -56,6 +56,29 @@ pub(crate) async fn apply(client: &Client, prepared: &Prepared, objects: &Object
     applier.remove_others::<PodDisruptionBudget>(&objects.budgets).await?;
     applier.remove_configurations(&objects.config_maps).await?;
     Ok(Applied { stateful_sets, refused: applier.refused })
+}
+
+/// Deletes these very Pods: their StatefulSets make them again.
+///
+/// # Errors
+/// [`Trouble`]: the rest follows when it is tried again.
+pub(crate) async fn replace(client: &Client, namespace: &str, pods: &BTreeMap<String, String>) -> Result<(), Trouble> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    for (name, uid) in pods {
+        delete(&api, name, Some(uid.clone())).await?;
+    }
+    Ok(())
+}
+
+/// The very object that was looked at, and no other that has its name by now.
+async fn delete<K: Kind>(api: &Api<K>, name: &str, uid: Option<String>) -> Result<(), Trouble> {
+    let preconditions = Preconditions { uid, resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(name, &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(Trouble::of(format!("{} {name}", K::kind(&())), error)),
+    }
 }
 
 /// What every kind is that we apply.
@@ -163,20 +186,9 @@ impl Applier<'_> {
 
     async fn remove_others<K: Kind>(&self, objects: &[K]) -> Result<(), Trouble> {
         for object in self.others(objects).await? {
-            self.remove(&object).await?;
+            delete(&self.api::<K>(), &object.name_any(), object.uid()).await?;
         }
         Ok(())
-    }
-
-    /// The very object that was looked at, and no other that has its name by now.
-    async fn remove<K: Kind>(&self, object: &K) -> Result<(), Trouble> {
-        let preconditions = Preconditions { uid: object.uid(), resource_version: None };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        match self.api::<K>().delete(&object.name_any(), &params).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(Trouble::of(called(object), error)),
-        }
     }
 
     async fn remove_configurations(&self, wanted: &[ConfigMap]) -> Result<(), Trouble> {
@@ -193,7 +205,7 @@ impl Applier<'_> {
             .flat_map(|revision| configurations_of(revision.data.as_ref().map(|data| &data.0)))
             .collect();
         for object in others.iter().filter(|object| !used.contains(&object.name_any())) {
-            self.remove(object).await?;
+            delete(&self.api::<ConfigMap>(), &object.name_any(), object.uid()).await?;
         }
         Ok(())
     }

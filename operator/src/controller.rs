@@ -3,7 +3,7 @@
 //! A reconciliation looks at the pipeline as it is and never at why it was called. A resource that cannot be read (written past the schema, by an older or newer one) is passed over with a log line, and
 //! stops nobody else. After a failure a pipeline waits by the kind of failure, longer each time ([`Trouble::pause`]); others do not wait for it.
 
-use crate::apply::apply;
+use crate::apply::{apply, replace};
 use crate::build::secrets::needed;
 use crate::build::{build, names};
 use crate::dereference::{Dereferenced, dereference};
@@ -215,6 +215,7 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     } else {
         intent.settle(&mut objects, &observed.stateful_sets);
         let applied = apply(client, &prepared, &objects).await?;
+        replace(client, prepared.namespace(), &intent.replaced).await?;
         (applied.stateful_sets, applied.refused)
     };
     tell_scales(client, &prepared, &stateful_sets).await?;

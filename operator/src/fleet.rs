@@ -2,8 +2,12 @@
 
 use millstream_plan::plan::{ShardId, Version};
 use millstream_plan::planner::Outcome;
+use millstream_plan::status::WorkerStatus;
 use millstream_plan::view::View;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Longer than a worker takes to start again on the node that it was on.
+const RETURNS_MS: u64 = 15_000;
 
 /// A pipeline's shards, and who has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +18,8 @@ pub struct Fleet {
     pub shards: BTreeMap<ShardId, Shard>,
     /// Workers that are alive.
     pub alive: BTreeSet<String>,
+    /// Workers that could take shards, now or in a moment: alive, or silent for so short a time that they may only be starting again.
+    pub takers: BTreeSet<String>,
     /// Shards that move, or wait for it.
     pub moving: usize,
 }
@@ -58,9 +64,15 @@ impl Fleet {
                 }
             }
         }
+        let is_taker = |report: &WorkerStatus, at_ms: u64| {
+            let is_young = now_ms.saturating_sub(at_ms) < RETURNS_MS && !report.leaving;
+            is_young || alive.contains(&report.worker)
+        };
+        let takers = view.reports().filter(|(report, at_ms)| is_taker(report, *at_ms));
+        let takers = takers.map(|(report, _)| report.worker.clone()).collect();
         let in_force = view.plan().map(|plan| plan.version).unwrap_or_default();
         let (plan, moving) = if is_leading { (outcome.plan.version, outcome.pending.len()) } else { (in_force, 0) };
-        Fleet { plan, shards, alive, moving }
+        Fleet { plan, shards, alive, takers, moving }
     }
 
     /// It is alive, and owns a shard or is about to.

@@ -62,6 +62,10 @@ pub struct PodSeen {
     pub is_ready: bool,
     /// It should have ended some time ago: its node may be lost.
     pub is_overdue: bool,
+    /// It was told to end.
+    pub is_ending: bool,
+    /// Which Pod of its name it is.
+    pub uid: String,
 }
 
 /// What is to be.
@@ -71,6 +75,8 @@ pub struct Intent {
     pub sizes: BTreeMap<StageName, (i32, i32)>,
     /// Workers whose shards go elsewhere.
     pub leaving: BTreeSet<String>,
+    /// Pods that Kubernetes does not replace by itself, and their uids.
+    pub replaced: BTreeMap<String, String>,
     /// What is under way, for people.
     pub doing: Vec<String>,
 }
@@ -155,6 +161,8 @@ impl PodSeen {
             is_ready: is_ready && ends.is_none(),
             // The moment by which it should have ended is in the mark itself.
             is_overdue: ends.is_some_and(|ends| now.duration_since(ends) > OVERDUE),
+            is_ending: ends.is_some(),
+            uid: pod.uid().unwrap_or_default(),
         }
     }
 }
@@ -268,7 +276,7 @@ impl Step<'_> {
     fn can_leave(&self, ordinal: i32, replicas: i32, leaving: &BTreeSet<String>) -> bool {
         let takes = |fleet: &Fleet, other: i32| {
             let other = self.pod(other);
-            fleet.alive.contains(&other) && !leaving.contains(&other)
+            fleet.takers.contains(&other) && !leaving.contains(&other)
         };
         self.fleet.is_none_or(|fleet| (0..replicas).any(|other| other != ordinal && takes(fleet, other)))
     }
@@ -312,7 +320,7 @@ impl Step<'_> {
                     intent.doing.push(format!("{pod} does not end"));
                     return Turn { partition: None, is_over: true };
                 }
-                Some(PodSeen { revision, .. }) if *revision != seen.newest => {
+                Some(PodSeen { revision, uid, .. }) if *revision != seen.newest => {
                     let can_leave = self.can_leave(ordinal, seen.replicas, &intent.leaving);
                     if can_leave && self.stage != StageName::Gateway {
                         intent.leaving.insert(pod.clone());
@@ -322,6 +330,9 @@ impl Step<'_> {
                         intent.doing.push(format!("shards leave {pod}, which gets a new template"));
                         let above = Some(ordinal + 1).filter(|above| *above < seen.replicas);
                         return Turn { partition: Some(above.unwrap_or(AT_REST)), is_over: false };
+                    }
+                    if is_stuck(ordinal, seen) {
+                        intent.replaced.insert(pod.clone(), uid.clone());
                     }
                     intent.doing.push(format!("{pod} gets a new template"));
                     return Turn { partition: Some(ordinal), is_over: false };
@@ -335,6 +346,12 @@ impl Step<'_> {
         // Until Kubernetes has noted it, a Pod that is made again must get the newest one.
         Turn { partition: None, is_over: true }
     }
+}
+
+/// A Pod that does not work and has an old template stays where Kubernetes counts unready Pods before it replaces one (`MaxUnavailableStatefulSet`): it was told to replace it, and has looked.
+fn is_stuck(ordinal: i32, seen: &StageSeen) -> bool {
+    let is_it = |pod: &PodSeen| !pod.is_ready && !pod.is_ending;
+    seen.partition <= ordinal && seen.pods.get(&ordinal).is_some_and(is_it)
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use crate::fleet::Fleet;
 use crate::tenants::{Id, KeyHash, Registry, Standing, Wanted};
 use millstream_crds::IngestionPipeline;
 use millstream_plan::plan::ShardId;
-use millstream_plan::view::Bounds;
+use millstream_plan::status::WorkerStatus;
+use millstream_plan::view::{Bounds, View};
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::planning::{Planning, Turn, Wishes};
 use millstream_shard::topics::Topics;
@@ -182,9 +183,21 @@ struct Worker {
 struct Basis {
     changes: u64,
     control_offset: u64,
-    /// How far each gateway that is alive has heard `control`.
+    /// How far each gateway that may take requests has heard `control`.
     gateways: Vec<u64>,
     is_leading: bool,
+}
+
+/// A gateway that is cut off takes requests with old keys until it finds out, and Kubernetes does: nobody knows that it does not any more before that.
+const GATEWAY_GONE_MS: u64 = 15_000;
+
+/// How far each gateway that may take requests has heard `control`.
+fn gateways(view: &View, now_ms: u64) -> Vec<u64> {
+    let may_serve = |report: &WorkerStatus, at_ms: u64| {
+        report.stages.contains(GATEWAY) && !report.leaving && now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS
+    };
+    let gateways = view.reports().filter(|(report, at_ms)| may_serve(report, *at_ms));
+    gateways.map(|(report, _)| report.control_offset).collect()
 }
 
 /// Shards without an owner, since when, and who had them: in a handoff there is none for a moment, until the next one reports.
@@ -273,6 +286,7 @@ impl Worker {
                 }
                 Err(error @ LogError::Unavailable(_) | error @ LogError::Unknown(_)) => {
                     self.meets(&error);
+                    self.tell_tenants(planning, &basis);
                     self.shared.pause(PAUSE);
                 }
                 Err(error) => return Err(error),
@@ -290,34 +304,42 @@ impl Worker {
 
     /// Publishes who may send, and notes which of them every gateway knows.
     fn tenants(&self, planning: &mut Planning, basis: &mut Basis) -> Result<(), LogError> {
-        let alive: BTreeSet<String> =
-            planning.view().alive(self.now_ms()).into_iter().map(|worker| worker.name).collect();
-        let gateways = planning.view().reports().map(|(report, _)| report);
-        let gateways = gateways.filter(|report| report.stages.contains(GATEWAY) && alive.contains(&report.worker));
         let now = Basis {
             changes: self.tenants.changes(),
             control_offset: planning.control_offset(),
-            gateways: gateways.map(|report| report.control_offset).collect(),
+            gateways: gateways(planning.view(), self.now_ms()),
             is_leading: planning.is_leading(),
         };
-        let Some(mut wanted) = Some(())
-            .filter(|()| *basis != now)
-            .and_then(|()| self.tenants.wanted(&self.pipeline, planning.view().tenants()))
-        else {
+        if *basis == now {
             return Ok(());
-        };
-        // Whoever has a problem keeps the keys that it has.
-        for name in wanted.problems.keys() {
-            let known = planning.view().tenants().get(name).filter(|tenant| !tenant.is_deleted);
-            wanted.keys.extend(known.map(|tenant| (name.clone(), tenant.api_keys.clone())));
         }
-        let published = planning.publish_tenants(&wanted.keys)?;
+        let Some(wanted) = self.wanted(planning) else { return Ok(()) };
+        let published = planning.publish_tenants(&wanted.keys);
+        self.note_standings(planning, &wanted, &now.gateways);
+        let published = published?;
         if published > 0 {
             tracing::info!(pipeline = self.access.topics.pipeline, published, "published tenants");
         }
-        self.note_standings(planning, &wanted, &now.gateways);
         *basis = now;
         Ok(())
+    }
+
+    /// The log is away: what cannot be published now is not known to any gateway. Of the rest stays said what was.
+    fn tell_tenants(&self, planning: &Planning, basis: &Basis) {
+        if let Some(wanted) = self.wanted(planning).filter(|_| basis.changes != self.tenants.changes()) {
+            self.note_standings(planning, &wanted, &basis.gateways);
+        }
+    }
+
+    /// Who may send: whoever has a problem keeps the keys that it has.
+    fn wanted(&self, planning: &Planning) -> Option<Wanted> {
+        let published = planning.view().tenants();
+        let mut wanted = self.tenants.wanted(&self.pipeline, published)?;
+        for name in wanted.problems.keys() {
+            let known = published.get(name).filter(|tenant| !tenant.is_deleted);
+            wanted.keys.extend(known.map(|tenant| (name.clone(), tenant.api_keys.clone())));
+        }
+        Some(wanted)
     }
 
     fn note_standings(&self, planning: &Planning, wanted: &Wanted, gateways: &[u64]) {

@@ -115,6 +115,12 @@ fn hash(key: &SecretKey, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result
         );
         return Err(("InvalidKey", message));
     }
+    if text.contains(':') {
+        let message = format!(
+            "what Secret {name} has under `{key}` has a colon, which ends the user name of `Authorization: Basic`: take another key"
+        );
+        return Err(("InvalidKey", message));
+    }
     Ok(Sha256::digest(text.as_bytes()).into())
 }
 
@@ -343,7 +349,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_key_is_said() {
-        let secrets = secrets(&[("s", &[("empty", "\n"), ("blank", "a b"), ("same", "k1"), ("also", "k1")])]);
+        let secrets =
+            secrets(&[("s", &[("empty", "\n"), ("blank", "a b"), ("same", "k1"), ("also", "k1"), ("colon", "a:b")])]);
         let all = [
             tenant("a", "orders", &[("s", "same")]),
             tenant("b", "orders", &[("s", "also")]),
@@ -351,6 +358,7 @@ mod tests {
             tenant("d", "orders", &[("s", "blank")]),
             tenant("e", "orders", &[("none", "x")]),
             tenant("f", "orders", &[("s", "nothing")]),
+            tenant("g", "orders", &[("s", "colon")]),
         ];
         let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new());
         assert_eq!(wanted.keys.keys().collect::<Vec<_>>(), ["a"]);
@@ -358,6 +366,7 @@ mod tests {
             ("b", "KeyTaken", "tenant a's"),
             ("c", "SecretMissing", "nothing under `empty`"),
             ("d", "InvalidKey", "printable ASCII"),
+            ("g", "InvalidKey", "colon"),
             ("e", "SecretMissing", "Secret none is not there, or has no label"),
             ("f", "SecretMissing", "nothing under `nothing`"),
         ];

@@ -1,5 +1,8 @@
+{{/* A Service is called so: at most 63 characters, no dots, a letter first. A release's name has at most 53, so that two of them never get one name. */}}
 {{- define "millstream.name" -}}
-{{- if contains "millstream" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-millstream{{ end }}-operator
+{{- if regexMatch "^[0-9]" .Release.Name }}{{ fail (printf "release %s: a name that begins with a digit cannot be a Service's" .Release.Name) }}{{ end -}}
+{{- $release := replace "." "-" .Release.Name -}}
+{{- printf "%s%s-operator" $release (contains "millstream" $release | ternary "" "-millstream") | trunc 63 | trimSuffix "-" -}}
 {{- end }}
 
 {{- define "millstream.selected" -}}
@@ -9,9 +12,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "millstream.labels" -}}
 {{ include "millstream.selected" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | replace "+" "_" | trunc 63 | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end }}
 
 {{- define "millstream.image" -}}
@@ -32,9 +35,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch]
+# A Pod that is stuck on a revision that never starts is deleted.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
+# storage.onLostNode: Recreate.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, delete]
 - apiGroups: [""]
   resources: [serviceaccounts, configmaps, services]
   verbs: [get, list, watch, create, patch, delete]
@@ -50,4 +58,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
 {{- end }}

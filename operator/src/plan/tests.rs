@@ -26,7 +26,7 @@ fn prepared(more: &Value, replicas: &[(StageName, i32)]) -> Prepared {
 }
 
 fn pods(revisions: &[&str]) -> BTreeMap<i32, PodSeen> {
-    let pod = |revision: &&str| PodSeen { revision: (*revision).to_owned(), is_ready: true, is_overdue: false };
+    let pod = |revision: &&str| PodSeen { revision: (*revision).to_owned(), is_ready: true, ..PodSeen::default() };
     (0..).zip(revisions.iter().map(pod)).collect()
 }
 
@@ -72,8 +72,15 @@ impl Scene {
     fn owns(&mut self, stage: StageName, shard: u32, ordinal: i32) {
         let worker = format!("orders-{}-{ordinal}", stage.as_str());
         self.fleet.alive.insert(worker.clone());
+        self.fleet.takers.insert(worker.clone());
         let shard_of = Shard { planned: worker.clone(), owner: Some(worker), ..Shard::default() };
         self.fleet.shards.insert(ShardId::new(stage.as_str(), shard), shard_of);
+    }
+
+    /// It is silent for long.
+    fn dies(&mut self, worker: &str) {
+        self.fleet.alive.remove(worker);
+        self.fleet.takers.remove(worker);
     }
 
     fn plan(&self) -> Intent {
@@ -150,7 +157,7 @@ fn a_stage_whose_other_workers_are_dead_is_mended_by_a_new_template() {
     let stage = StageName::Action;
     scene.changed(stage);
     // The one below is in a crash loop: nobody can take the shards of the one above.
-    scene.fleet.alive.remove("orders-action-0");
+    scene.dies("orders-action-0");
     scene.owns(stage, 0, 1);
     scene.of(stage).pods.get_mut(&0).unwrap().is_ready = false;
     assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, 1)));
@@ -171,7 +178,7 @@ fn a_stage_that_gets_smaller_in_the_middle_of_a_change_gets_smaller_first() {
     assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage].0), (vec!["orders-action-1"], 1));
     scene.of(stage).replicas = 1;
     scene.of(stage).pods.remove(&1);
-    scene.fleet.alive.remove("orders-action-1");
+    scene.dies("orders-action-1");
     assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (1, 0)), "it is alone by now");
 }
 
@@ -181,8 +188,8 @@ fn a_pod_that_does_not_end_holds_up_no_other_stage() {
     for stage in [StageName::Action, StageName::Unify] {
         scene.changed(stage);
     }
-    scene.fleet.alive.remove("orders-action-1");
-    let pod = PodSeen { revision: "a".to_owned(), is_ready: false, is_overdue: true };
+    scene.dies("orders-action-1");
+    let pod = PodSeen { revision: "a".to_owned(), is_overdue: true, ..PodSeen::default() };
     scene.of(StageName::Action).pods.insert(1, pod.clone());
     let intent = scene.plan();
     assert_eq!((leaving(&intent), intent.sizes[&StageName::Action]), (vec!["orders-unify-1"], (2, AT_REST)));
@@ -260,13 +267,13 @@ fn who_does_not_work_is_replaced_at_once_and_who_is_alone_too() {
     let mut scene = Scene::new(&json!({}), &[]);
     let stage = StageName::Action;
     scene.changed(stage);
-    scene.fleet.alive.remove("orders-action-1");
+    scene.dies("orders-action-1");
     assert_eq!(scene.plan().sizes[&stage], (2, 1));
     let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
     scene.changed(stage);
     scene.of(stage).replicas = 1;
     scene.of(stage).pods = pods(&["a"]);
-    scene.fleet.alive.remove("orders-action-1");
+    scene.dies("orders-action-1");
     assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (1, 0)));
     // Nobody knows who holds what: nobody goes.
     let mut scene = Scene::new(&json!({}), &[]);
@@ -297,7 +304,7 @@ fn fewer_workers_are_left_when_their_shards_have_left() {
     // The one that is to stay is dead: nobody is there to take them, and they stay, until it is mended.
     scene.of(stage).replicas = 4;
     scene.owns(stage, 2, 2);
-    scene.fleet.alive.remove("orders-action-0");
+    scene.dies("orders-action-0");
     let intent = scene.plan();
     assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (3, AT_REST)));
     assert!(intent.doing[0].contains("nobody who is to stay"), "{intent:?}");
@@ -375,4 +382,33 @@ fn what_is_there_is_read_off_the_objects() {
     assert_eq!((unify.replicas, unify.is_observed, unify.newest.as_str()), (2, true, "x-2"));
     assert_eq!(unify.pods.values().map(|pod| pod.is_ready).collect::<Vec<_>>(), [true, false, false]);
     assert!(unify.pods.values().all(|pod| pod.revision == "x-1"));
+}
+
+#[test]
+fn a_pod_of_a_bad_template_that_kubernetes_does_not_replace_is_deleted() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Action;
+    scene.changed(stage);
+    scene.dies("orders-action-1");
+    let bad = PodSeen { revision: "bad".to_owned(), uid: "u".to_owned(), ..PodSeen::default() };
+    scene.of(stage).pods.insert(1, bad);
+    assert_eq!((scene.plan().replaced.len(), scene.plan().sizes[&stage]), (0, (2, 1)), "Kubernetes was not told yet");
+    scene.of(stage).partition = 1;
+    assert_eq!(scene.plan().replaced, BTreeMap::from([("orders-action-1".to_owned(), "u".to_owned())]));
+    scene.of(stage).pods.get_mut(&1).unwrap().is_ending = true;
+    assert!(scene.plan().replaced.is_empty(), "it ends");
+    // One that works is Kubernetes' to replace.
+    scene.of(stage).pods.insert(1, PodSeen { is_ready: true, revision: "a".to_owned(), ..PodSeen::default() });
+    assert!(scene.plan().replaced.is_empty());
+}
+
+#[test]
+fn shards_of_a_pod_that_is_to_go_wait_for_a_worker_that_is_only_starting_again() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Action;
+    scene.changed(stage);
+    scene.fleet.alive.remove("orders-action-0");
+    assert_eq!(scene.plan().sizes[&stage], (2, AT_REST), "it may be back in a moment");
+    scene.dies("orders-action-0");
+    assert_eq!(scene.plan().sizes[&stage], (2, 1), "it is not");
 }

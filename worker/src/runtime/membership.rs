@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 const LISTEN: Duration = Duration::from_millis(20);
 /// Pause after the log was not there.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A process without shards that has not heard its own report for so many bounds of silence is not ready: what it knows of who may send may be old.
+const UNHEARD_BOUNDS: u64 = 3;
 /// How long the last report may take to get out.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
@@ -61,6 +63,10 @@ enum Standing {
 
 /// What the rest of the process sees of its membership.
 pub struct Shared {
+    /// Its own name.
+    worker: String,
+    /// Whoever was not heard for so long is silent.
+    silence_ms: u64,
     standing: Mutex<Standing>,
     reports: Mutex<Vec<Heard>>,
     /// Told to leave.
@@ -100,6 +106,11 @@ impl Shared {
         reports
     }
 
+    /// Milliseconds since it heard a report of its own name: it is cut off, or nobody listens any more, when that is long. None: it never did.
+    fn unheard_ms(&self) -> Option<u64> {
+        self.reports().iter().find(|heard| heard.status.worker == self.worker).map(|heard| heard.ago_ms)
+    }
+
     /// Gives all shards away; [`Shared::ended`] tells when.
     pub fn leave(&self) {
         self.leave.stop();
@@ -121,12 +132,28 @@ impl Shared {
     }
 }
 
-/// A process that follows the plan is ready when there is one for it.
+/// A process that follows the plan is ready when there is one for it; one that has no shards, for as long as it hears `control`.
+///
+/// (One that has shards is ready by these: to end what owns a shard because a broker is away would help nobody.)
 pub struct PlanCheck {
     /// Of the process.
     pub shared: Arc<Shared>,
     /// It has shards to be told of.
     pub needs_plan: bool,
+}
+
+impl PlanCheck {
+    /// Revoked keys must not go on counting because nobody told this process.
+    fn check_hearing(&self) -> Result<(), String> {
+        let bound_ms = self.shared.silence_ms.saturating_mul(UNHEARD_BOUNDS);
+        match self.shared.unheard_ms() {
+            Some(unheard_ms) if unheard_ms > bound_ms && !self.needs_plan => Err(format!(
+                "has not heard `control` and `status` for {} s: who may send may have changed meanwhile",
+                unheard_ms / 1_000
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Check for PlanCheck {
@@ -136,8 +163,8 @@ impl Check for PlanCheck {
 
     fn check(&self) -> Result<(), String> {
         match self.shared.standing() {
-            Standing::Member => Ok(()),
-            Standing::Waiting(_) if !self.needs_plan => Ok(()),
+            Standing::Member => self.check_hearing(),
+            Standing::Waiting(_) if !self.needs_plan => self.check_hearing(),
             Standing::Joining(why) | Standing::Waiting(why) | Standing::Fenced(why) => Err(why),
         }
     }
@@ -174,6 +201,8 @@ impl Membership {
         stop: Arc<Stop>,
     ) -> Membership {
         let shared = Arc::new(Shared {
+            worker: settings.profile.worker.clone(),
+            silence_ms: settings.bounds.silence_ms,
             standing: Mutex::new(Standing::Joining("has not heard the plan yet".to_owned())),
             reports: Mutex::default(),
             leave: Stop::default(),
