@@ -89,6 +89,15 @@ pub enum ConditionType {
 }
 
 impl ConditionType {
+    /// Every one.
+    pub const ALL: [ConditionType; 5] = [
+        ConditionType::Ready,
+        ConditionType::Progressing,
+        ConditionType::Degraded,
+        ConditionType::Paused,
+        ConditionType::RetentionAtRisk,
+    ];
+
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {

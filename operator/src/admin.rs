@@ -1,30 +1,142 @@
-//! The operator's admin port: whether it lives and is ready, for Kubernetes.
+//! The operator's admin port: whether it lives and is ready, for Kubernetes; its metrics; and who has which shard, for `kubectl millstream`. It changes nothing.
+//!
+//! Only the operator that leads follows pipelines: others answer 503 and say so. Who leads is in the Lease, whose holder's name begins with that of its Pod.
 
-use axum::Router;
+use crate::metrics::Metrics;
+use crate::plans::Plans;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What the port tells.
-#[derive(Debug, Default)]
-pub struct Health {
+#[derive(Default)]
+pub struct Admin {
     /// The API server has answered: it leads, or waits to.
     pub is_ready: AtomicBool,
+    /// Everything that is counted.
+    pub metrics: Arc<Metrics>,
+    /// Of the one that leads.
+    pub(crate) plans: OnceLock<Arc<Plans>>,
+}
+
+/// One who listens on the port.
+///
+/// # Errors
+/// When nobody can listen there.
+pub async fn listen(at: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(at).await
 }
 
 /// Serves it until the process ends.
 ///
 /// # Errors
-/// When nobody can listen there.
-pub async fn serve(listen: SocketAddr, health: Arc<Health>) -> std::io::Result<()> {
-    let ready = move || async move {
-        match health.is_ready.load(Ordering::Relaxed) {
-            true => (StatusCode::OK, "ready\n"),
-            false => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not answered yet\n"),
+/// When the listener fails.
+pub async fn serve(listener: tokio::net::TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/pipelines", get(pipelines))
+        .route("/v1/pipelines/{namespace}/{name}", get(pipeline))
+        .with_state(admin);
+    axum::serve(listener, router).await
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
+    match admin.is_ready.load(Ordering::Relaxed) {
+        true => (StatusCode::OK, "ready\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not answered yet\n"),
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], admin.metrics.render())
+}
+
+async fn pipelines(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.plans.get() {
+        Some(plans) => Json(plans.followed()).into_response(),
+        None => not_leading(),
+    }
+}
+
+async fn pipeline(State(admin): State<Arc<Admin>>, Path((namespace, name)): Path<(String, String)>) -> Response {
+    match admin.plans.get().map(|plans| plans.look(&namespace, &name)) {
+        Some(Some(found)) => Json(found).into_response(),
+        Some(None) => {
+            let message = format!("no IngestionPipeline {name} in namespace {namespace} is followed by this operator");
+            (StatusCode::NOT_FOUND, Json(Failure { error: message })).into_response()
         }
-    };
-    let router = Router::new().route("/livez", get(|| async { "alive\n" })).route("/readyz", get(ready));
-    axum::serve(tokio::net::TcpListener::bind(listen).await?, router).await
+        None => not_leading(),
+    }
+}
+
+fn not_leading() -> Response {
+    let error = "this operator does not lead; the Lease's holder does".to_owned();
+    (StatusCode::SERVICE_UNAVAILABLE, Json(Failure { error })).into_response()
+}
+
+/// Why there is no answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// For people.
+    pub error: String,
+}
+
+/// A pipeline's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Name {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its own.
+    pub name: String,
+}
+
+/// A pipeline's shards, as its workers report them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PipelineShards {
+    /// The plan that is in force, `term.number`; none before there is one.
+    pub plan: Option<String>,
+    /// Shards that move, or wait for it.
+    pub moving: usize,
+    /// Why nobody is heard, if nobody is.
+    pub problem: Option<String>,
+    /// By stage and number.
+    pub shards: Vec<ShardRow>,
+}
+
+/// One shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardRow {
+    /// `unify`, `action` or `reaction`.
+    pub stage: String,
+    /// Its number.
+    pub shard: u32,
+    /// The worker that is to own it.
+    pub planned: String,
+    /// The worker that owns it.
+    pub owner: Option<String>,
+    /// The owner: messages of its inputs that it has not read.
+    pub lag: Option<u64>,
+    /// Who follows it.
+    pub standbys: Vec<StandbyRow>,
+    /// What is wrong with it; empty: nothing.
+    pub condition: String,
+}
+
+/// Who follows a shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandbyRow {
+    /// Its name.
+    pub worker: String,
+    /// Changelog messages that it is behind.
+    pub lag: u64,
 }

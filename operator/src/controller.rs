@@ -3,14 +3,17 @@
 //! A reconciliation looks at the pipeline as it is and never at why it was called. A resource that cannot be read (written past the schema, by an older or newer one) is passed over with a log line, and
 //! stops nobody else. After a failure a pipeline waits by the kind of failure, longer each time ([`Trouble::pause`]); others do not wait for it.
 
+use crate::admin::Admin;
 use crate::apply::{apply, replace};
 use crate::build::secrets::needed;
 use crate::build::{build, names};
 use crate::dereference::{Dereferenced, dereference};
+use crate::metrics::Metrics;
 use crate::observe::observe;
 use crate::plan::{self, Intent};
 use crate::plans::{Asks, Plans};
-use crate::status::{Outcome, status};
+use crate::status::Outcome;
+use crate::tell::Teller;
 use crate::tenants::{self, Registry, Standing};
 use crate::trouble::Trouble;
 use crate::validate::validate;
@@ -21,12 +24,11 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{PredicateConfig, WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use millstream_crds::{
     GROUP, IngestionPipeline, IngestionPipelineSpec, StageName, StageScale, StageScaleStatus, Tenant, VERSION,
@@ -40,7 +42,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Guarded = DeserializeGuard<IngestionPipeline>;
 
@@ -57,26 +59,40 @@ const AT_ONCE: u16 = 16;
 
 /// What reconciliations share.
 pub(crate) struct Context {
-    client: Client,
+    pub(crate) client: Client,
+    pub(crate) pipelines: Store<Guarded>,
+    pub(crate) tenants: Arc<Registry>,
     /// The operator's own.
     namespace: String,
     /// Failures in turn, by uid of the pipeline.
     failures: Mutex<HashMap<String, u32>>,
-    plans: Plans,
-    tenants: Arc<Registry>,
-    pipelines: Store<Guarded>,
+    plans: Arc<Plans>,
+    teller: Teller,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
-/// Reconciles the pipelines and tenants of a namespace, or of all, until `stop`.
+/// What an operator is told when it starts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Only the pipelines of this namespace; of all, without one.
+    pub watched: Option<String>,
+    /// The operator's own namespace.
+    pub namespace: String,
+    /// The operator's own name, which Events carry.
+    pub name: String,
+}
+
+/// Reconciles pipelines and tenants until `stop`; the admin port tells of them.
 ///
 /// # Errors
 /// When the Secrets of tenants cannot be watched.
 pub async fn run(
     client: Client,
-    watched: Option<&str>,
-    operator_namespace: &str,
+    settings: &Settings,
+    admin: &Admin,
     stop: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
+    let watched = settings.watched.as_deref();
     // Nobody listens any more when the operator ends.
     let (asks, asked) = unbounded();
     let (tenant_asks, tenants_asked) = unbounded();
@@ -89,31 +105,24 @@ pub async fn run(
         }),
     };
     let (registry, tenant_stream) = tenants::watch(&client, watched).await?;
-    let everything = watcher::Config::default;
-    let ours = || everything().labels(&format!("{}={FIELD_MANAGER}", names::MANAGED_BY));
-    let controller = Controller::new(api::<Guarded>(&client, watched), everything());
-    let store = controller.store();
+    let (pipelines, controller) = controller(&client, watched);
+    let plans = Arc::new(Plans::new(Arc::clone(&registry), asks));
+    // Nobody leads twice.
+    drop(admin.plans.set(Arc::clone(&plans)));
     let context = Arc::new(Context {
-        client: client.clone(),
-        namespace: operator_namespace.to_owned(),
+        namespace: settings.namespace.clone(),
         failures: Mutex::default(),
-        plans: Plans::new(Arc::clone(&registry), asks),
+        plans,
         tenants: registry,
-        pipelines: controller.store(),
+        pipelines,
+        teller: Teller::new(client.clone(), &settings.name, Arc::clone(&admin.metrics)),
+        metrics: Arc::clone(&admin.metrics),
+        client,
     });
-    let controller = controller
-        .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
-        .owns(api::<StatefulSet>(&client, watched), ours())
-        .owns(api::<StageScale>(&client, watched), ours())
-        .owns(api::<Service>(&client, watched), ours())
-        .owns(api::<NetworkPolicy>(&client, watched), ours())
-        .owns(api::<PodDisruptionBudget>(&client, watched), ours())
-        .watches(api::<SecretHead>(&client, watched), everything(), move |secret| referring(&store, &secret))
-        .reconcile_on(asked)
-        .graceful_shutdown_on(stop.clone());
     let patience = |guarded: Arc<Guarded>, trouble: &Trouble, context: Arc<Context>| {
         Action::requeue(trouble.pause(context.failures_of(&guarded)))
     };
+    let controller = controller.reconcile_on(asked).graceful_shutdown_on(stop.clone());
     let reconciled = controller.run(reconcile, patience, Arc::clone(&context));
     let reconciled = reconciled.for_each(|result| async move {
         match result {
@@ -136,6 +145,28 @@ pub async fn run(
         () = sweeping => {}
     }
     Ok(())
+}
+
+/// Watches pipelines, what belongs to them, and the Secrets that they refer to. What the operator itself says of a pipeline is no reason to look at it again.
+fn controller(client: &Client, watched: Option<&str>) -> (Store<Guarded>, Controller<Guarded>) {
+    let everything = watcher::Config::default;
+    let ours = || everything().labels(&format!("{}={FIELD_MANAGER}", names::MANAGED_BY));
+    let (store, writer) = reflector::store();
+    let stream = watcher(api::<Guarded>(client, watched), everything())
+        .default_backoff()
+        .reflect(writer)
+        .touched_objects()
+        .predicate_filter(predicates::generation, PredicateConfig::default());
+    let (referring_to, pipelines) = (store.clone(), store.clone());
+    let controller = Controller::for_stream(stream, store)
+        .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
+        .owns(api::<StatefulSet>(client, watched), ours())
+        .owns(api::<StageScale>(client, watched), ours())
+        .owns(api::<Service>(client, watched), ours())
+        .owns(api::<NetworkPolicy>(client, watched), ours())
+        .owns(api::<PodDisruptionBudget>(client, watched), ours())
+        .watches(api::<SecretHead>(client, watched), everything(), move |secret| referring(&referring_to, &secret));
+    (pipelines, controller)
 }
 
 pub(crate) fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
@@ -181,17 +212,20 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         context.plans.retain(|uid| Some(uid) != pipeline.metadata.uid.as_deref());
         return Ok(Action::await_change());
     }
+    let began = Instant::now();
     let result = steps(&context, pipeline).await;
     let outcome = match &result {
         Ok(outcome) => outcome,
         Err(trouble) => &Outcome::failed(trouble),
     };
-    let told = tell(&context.client, pipeline, outcome).await;
+    let told = context.teller.tell(pipeline, outcome).await;
+    let failed = result.as_ref().err().or(told.as_ref().err()).map(Trouble::reason);
+    context.metrics.reconciled("IngestionPipeline", began.elapsed(), failed);
     let again = if outcome.doing.is_empty() { ANYWAY } else { WHILE_DOING };
     result?;
-    told?;
+    let untold = told?;
     context.forget(pipeline);
-    Ok(Action::requeue(again))
+    Ok(Action::requeue(untold.map_or(again, |left| left.min(again))))
 }
 
 async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcome, Trouble> {
@@ -230,15 +264,6 @@ fn wishes(prepared: &Prepared, intent: &Intent) -> Wishes {
     let limits = Limits::default();
     let successors = limits.successors.max(usize::try_from(warm).unwrap_or(0));
     Wishes { leaving: intent.leaving.clone(), limits: Limits { warm, successors, ..limits } }
-}
-
-/// Says what came of it, unless that is what was said before.
-async fn tell(client: &Client, pipeline: &IngestionPipeline, outcome: &Outcome) -> Result<(), Trouble> {
-    let said = status(pipeline, outcome, &Time(k8s_openapi::jiff::Timestamp::now()));
-    if pipeline.status.as_ref() == Some(&said) {
-        return Ok(());
-    }
-    tell_status(client, pipeline, &said).await
 }
 
 /// Writes a status.
@@ -294,18 +319,6 @@ async fn tell_scales(client: &Client, prepared: &Prepared, sets: &[StatefulSet])
 }
 
 impl Context {
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
-    }
-
-    pub(crate) fn pipelines(&self) -> &Store<Guarded> {
-        &self.pipelines
-    }
-
-    pub(crate) fn tenants(&self) -> &Registry {
-        &self.tenants
-    }
-
     /// What is known of a tenant.
     pub(crate) fn standing_of(&self, tenant: &Tenant) -> Option<Standing> {
         let (namespace, name) = (tenant.namespace().unwrap_or_default(), &tenant.spec.pipeline_ref.name);
@@ -324,6 +337,7 @@ impl Context {
         let there: BTreeSet<String> =
             self.pipelines.state().iter().filter_map(|guarded| guarded.meta().uid.clone()).collect();
         self.plans.retain(|uid| there.contains(uid));
+        self.teller.retain(|uid| there.contains(uid));
         self.locked().retain(|uid, _| there.contains(uid));
     }
 

@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use futures::FutureExt;
 use kube::Client;
-use millstream_operator::admin::{self, Health};
+use millstream_operator::admin::{self, Admin};
+use millstream_operator::controller::{self, Settings};
 use millstream_operator::lease::Claim;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -58,6 +59,14 @@ fn run(args: &Args) -> Result<ExitCode> {
     tokio::runtime::Runtime::new()?.block_on(serve(args))
 }
 
+async fn connect() -> Result<Client> {
+    let client = Client::try_default()
+        .await
+        .context("cannot tell where the API server is: run inside of a cluster, or with KUBECONFIG")?;
+    client.apiserver_version().await.context("the API server does not answer")?;
+    Ok(client)
+}
+
 async fn serve(args: &Args) -> Result<ExitCode> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let told = async move {
@@ -68,14 +77,15 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         tracing::info!("told to end");
     };
     let told = told.shared();
-    let health = Arc::new(Health::default());
-    let admin = admin::serve(args.admin_listen, Arc::clone(&health));
-    let serving = tokio::spawn(admin);
-    let client = Client::try_default()
-        .await
-        .context("cannot tell where the API server is: run inside of a cluster, or with KUBECONFIG")?;
-    client.apiserver_version().await.context("the API server does not answer")?;
-    health.is_ready.store(true, Ordering::Relaxed);
+    let admin = Arc::new(Admin::default());
+    let listener = admin::listen(args.admin_listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on the admin port {}", args.admin_listen))?;
+    let serving = tokio::spawn(admin::serve(listener, Arc::clone(&admin)));
+    let client = tokio::select! {
+        client = connect() => client?,
+        () = told.clone() => return Ok(ExitCode::SUCCESS),
+    };
+    admin.is_ready.store(true, Ordering::Relaxed);
     let watched = args.watch_namespace.as_deref().filter(|namespace| !namespace.is_empty());
     let lease = match watched {
         Some(namespace) => format!("{LEASE}-{namespace}"),
@@ -89,6 +99,9 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         () = told.clone() => return Ok(ExitCode::SUCCESS),
     };
     tracing::info!(lease, "leading");
+    admin.metrics.leads(true);
+    let settings =
+        Settings { watched: watched.map(str::to_owned), namespace: args.namespace.clone(), name: args.name.clone() };
     let lost = tokio::select! {
         ended = serving => {
             let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
@@ -97,7 +110,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         why = leading.keep() => Some(why),
         // A controller that is told to end before it has heard what there is waits for that, in vain.
         () = async { told.clone().await; tokio::time::sleep(LAST_WORK).await } => None,
-        ended = millstream_operator::controller::run(client, watched, &args.namespace, told.clone()) => {
+        ended = controller::run(client, &settings, &admin, told.clone()) => {
             ended?;
             None
         }

@@ -6,8 +6,10 @@
 //! An operator that was started later, or a person with `millstream plan auto`, may publish in between. The operator that leads is the one that counts: it takes the pipeline's plan back under
 //! a higher term. (Of operators only one leads, by its lease, and one that has lost it ends.)
 
-use crate::fleet::Fleet;
+use crate::admin::{Name, PipelineShards, ShardRow, StandbyRow};
+use crate::fleet::{Fleet, Shard};
 use crate::tenants::{Id, KeyHash, Registry, Standing, Wanted};
+use kube::ResourceExt;
 use millstream_crds::IngestionPipeline;
 use millstream_plan::plan::ShardId;
 use millstream_plan::status::WorkerStatus;
@@ -21,14 +23,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Stages that have shards.
-const STAGES: [&str; 3] = ["unify", "action", "reaction"];
 /// What gateways say that they do.
 const GATEWAY: &str = "gateway";
 /// How long one look at reports waits.
 const LISTEN: Duration = Duration::from_millis(100);
 /// How often a new plan is considered.
 const CONSIDER: Duration = Duration::from_millis(300);
+/// How often a reconciliation is asked for.
+const ASK: Duration = Duration::from_secs(1);
 /// After the log was not there.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -68,7 +70,7 @@ pub(crate) struct Plans {
 
 struct Running {
     access: Access,
-    namespace: String,
+    of: Name,
     shared: Arc<Shared>,
     thread: JoinHandle<()>,
 }
@@ -85,7 +87,38 @@ struct State {
     /// None: it only looks.
     wishes: Option<Wishes>,
     heard: Heard,
+    /// Nobody was asked to look at that yet.
+    is_new: bool,
+    asked: Option<Instant>,
+    lags: Lags,
     tenants: BTreeMap<String, (Id, Standing)>,
+}
+
+/// How far each worker that has a shard is behind. (Beside what was heard, because it changes with every report.)
+type Lags = BTreeMap<(ShardId, String), u64>;
+
+fn shards(heard: &Heard, lags: &Lags) -> PipelineShards {
+    let fleet = heard.fleet.as_ref();
+    let lag = |id: &ShardId, worker: &String| lags.get(&(id.clone(), worker.clone())).copied();
+    let row = |(id, shard): (&ShardId, &Shard)| ShardRow {
+        stage: id.stage.clone(),
+        shard: id.shard,
+        planned: shard.planned.clone(),
+        lag: shard.owner.as_ref().and_then(|owner| lag(id, owner)),
+        owner: shard.owner.clone(),
+        standbys: shard
+            .standbys
+            .iter()
+            .map(|worker| StandbyRow { worker: worker.clone(), lag: lag(id, worker).unwrap_or_default() })
+            .collect(),
+        condition: shard.condition.clone(),
+    };
+    PipelineShards {
+        plan: fleet.map(|fleet| fleet.plan.to_string()),
+        moving: fleet.map_or(0, |fleet| fleet.moving),
+        problem: heard.problem.as_ref().map(|(reason, message)| format!("{reason}: {message}")),
+        shards: fleet.into_iter().flat_map(|fleet| &fleet.shards).map(row).collect(),
+    }
 }
 
 impl Plans {
@@ -121,8 +154,8 @@ impl Plans {
             began: Instant::now(),
         };
         let thread = std::thread::Builder::new().name(format!("plan-{uid}")).spawn(move || worker.run())?;
-        let namespace = pipeline.metadata.namespace.clone().unwrap_or_default();
-        threads.insert(uid, Running { access, namespace, shared, thread });
+        let of = Name { namespace: pipeline.namespace().unwrap_or_default(), name: pipeline.name_any() };
+        threads.insert(uid, Running { access, of, shared, thread });
         Ok(Heard::default())
     }
 
@@ -132,6 +165,21 @@ impl Plans {
         if let Some(running) = self.locked().get(uid) {
             running.shared.locked().wishes = wishes;
         }
+    }
+
+    /// The pipelines that somebody listens to.
+    pub(crate) fn followed(&self) -> Vec<Name> {
+        let mut names: Vec<Name> = self.locked().values().map(|running| running.of.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// The shards of a pipeline, if somebody listens to it.
+    pub(crate) fn look(&self, namespace: &str, name: &str) -> Option<PipelineShards> {
+        let threads = self.locked();
+        let running = threads.values().find(|running| running.of.namespace == namespace && running.of.name == name)?;
+        let state = running.shared.locked();
+        Some(shards(&state.heard, &state.lags))
     }
 
     /// What is known of a pipeline's tenant, and of which generation of it.
@@ -145,7 +193,7 @@ impl Plans {
             self.locked().extract_if(|uid, _| !is_there(uid)).map(|(_, running)| running).collect();
         for running in gone {
             let tenants = std::mem::take(&mut running.shared.locked().tenants);
-            tenants.keys().for_each(|tenant| (self.asks.tenant)(&running.namespace, tenant));
+            tenants.keys().for_each(|tenant| (self.asks.tenant)(&running.of.namespace, tenant));
         }
     }
 }
@@ -246,7 +294,7 @@ impl Worker {
     fn open(&self) -> Result<Planning, LogError> {
         let log: Arc<dyn Log> = Arc::new(KafkaLog::new(self.access.kafka.clone())?);
         log.create_topics(&self.access.topics.specs())?;
-        Planning::open(log, self.access.topics.clone(), &STAGES, Bounds::default(), self.now_ms())
+        Planning::open(log, self.access.topics.clone(), Bounds::default(), self.now_ms())
     }
 
     /// Until it is stopped. Only what cannot be mended by trying again is an error.
@@ -391,6 +439,11 @@ impl Worker {
         if newest_ms.is_some_and(|newest_ms| now_ms.saturating_sub(newest_ms) > Bounds::default().silence_ms) {
             planning.check_log()?;
         }
+        let reports = planning.view().reports().map(|(report, _)| report);
+        let lags = reports.flat_map(|report| {
+            report.shards.iter().map(|(id, status)| ((id.clone(), report.worker.clone()), status.lag))
+        });
+        self.shared.locked().lags = lags.collect();
         self.says(heard);
         Ok(())
     }
@@ -408,10 +461,13 @@ impl Worker {
         self.says(Heard { fleet: None, problem: Some((reason, message)) });
     }
 
+    /// Asks for a reconciliation when something is new, but not each time while shards move.
     fn says(&self, heard: Heard) {
         let mut state = self.shared.locked();
-        if state.heard != heard {
-            state.heard = heard;
+        state.is_new |= state.heard != heard;
+        state.heard = heard;
+        if state.is_new && state.asked.is_none_or(|asked| asked.elapsed() >= ASK) {
+            (state.is_new, state.asked) = (false, Some(Instant::now()));
             drop(state);
             (self.asks.pipeline)(&self.pipeline);
         }
@@ -421,7 +477,6 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::Shard;
 
     #[test]
     fn a_shard_in_a_handoff_is_not_without_an_owner() {

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) type Guarded = DeserializeGuard<Tenant>;
 
@@ -235,10 +235,10 @@ pub(crate) async fn run(
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     // Before that, no pipeline is there.
-    if context.pipelines().wait_until_ready().await.is_err() {
+    if context.pipelines.wait_until_ready().await.is_err() {
         return;
     }
-    let store = context.tenants().tenants.clone();
+    let store = context.tenants.tenants.clone();
     let patience = |_: Arc<Guarded>, trouble: &Trouble, _: Arc<Context>| Action::requeue(trouble.pause(0));
     Controller::for_stream(stream, store)
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
@@ -266,7 +266,10 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
     }
     let said = status(tenant, standing.as_ref(), &Time(k8s_openapi::jiff::Timestamp::now()));
     if tenant.status.as_ref() != Some(&said) {
-        tell_status(context.client(), tenant, &said).await?;
+        let began = Instant::now();
+        let told = tell_status(&context.client, tenant, &said).await;
+        context.metrics.reconciled("Tenant", began.elapsed(), told.as_ref().err().map(Trouble::reason));
+        told?;
     }
     Ok(Action::await_change())
 }

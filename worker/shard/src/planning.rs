@@ -12,7 +12,7 @@
 
 use crate::control::{Listener, Publisher};
 use crate::log::{Log, LogError, TopicPartition};
-use crate::topics::Topics;
+use crate::topics::{SHARDED, Topics};
 use millstream_plan::message::{Control, Tenant};
 use millstream_plan::plan::{Plan, Version};
 use millstream_plan::planner::{self, Limits, Outcome};
@@ -84,15 +84,9 @@ impl Planning {
     ///
     /// # Errors
     /// [`LogError`].
-    pub fn open(
-        log: Arc<dyn Log>,
-        topics: Topics,
-        stages: &[&str],
-        bounds: Bounds,
-        now_ms: u64,
-    ) -> Result<Planning, LogError> {
+    pub fn open(log: Arc<dyn Log>, topics: Topics, bounds: Bounds, now_ms: u64) -> Result<Planning, LogError> {
         let listener = Listener::open(&*log, &topics, bounds, now_ms)?;
-        let stages = stages.iter().map(|stage| ((*stage).to_owned(), topics.shards)).collect();
+        let stages = SHARDED.iter().map(|stage| ((*stage).to_owned(), topics.shards)).collect();
         let role = Role::Looks;
         Ok(Planning { log, topics, stages, bounds, listener, role, began_ms: now_ms, term: None, is_deaf: false })
     }

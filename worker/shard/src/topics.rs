@@ -6,6 +6,9 @@
 use crate::log::{Retention, TopicSpec};
 use std::sync::Arc;
 
+/// Stages that have shards.
+pub const SHARDED: [&str; 3] = ["unify", "action", "reaction"];
+
 /// The topics of one pipeline in one generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topics {
@@ -65,7 +68,7 @@ impl Topics {
 
     /// How each is to be created.
     pub fn specs(&self) -> Vec<TopicSpec> {
-        let changelogs = ["unify", "action", "reaction"].map(|stage| self.changelog(stage));
+        let changelogs = SHARDED.map(|stage| self.changelog(stage));
         let plain = [&self.actions, &self.exchange, &self.mutations, &self.events, &self.rejects];
         let spec = |name: &Arc<str>| TopicSpec {
             name: name.to_string(),

@@ -25,7 +25,6 @@ use std::time::{Duration, Instant};
 const LISTEN: Duration = Duration::from_millis(100);
 /// How often a watch considers a new plan.
 const CONSIDER: Duration = Duration::from_secs(1);
-const STAGES: [&str; 3] = ["unify", "action", "reaction"];
 
 /// Arguments of `millstream plan`.
 #[derive(Debug, Clone, clap::Args)]
@@ -103,7 +102,7 @@ impl Session {
         let log = stores::open_log(&config)?.0;
         let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
         log.create_topics(&topics.specs()).context("preparing the pipeline's topics")?;
-        let planning = Planning::open(log, topics, &STAGES, bounds, 0).context("reading plan and reports")?;
+        let planning = Planning::open(log, topics, bounds, 0).context("reading plan and reports")?;
         Ok(Session { planning, began: Instant::now() })
     }
 

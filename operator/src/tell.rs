@@ -1,0 +1,136 @@
+//! Tells what came of a reconciliation: as status, as Events, as metrics.
+//!
+//! What a person or a script waits for (a condition's status or reason, the generation that it is about) is written at once. What changes all the time while shards move (counts, messages) is
+//! written every 30 s at most: every write reaches everybody who watches.
+
+use crate::controller::tell_status;
+use crate::events::happenings;
+use crate::metrics::Metrics;
+use crate::status::{Outcome, status};
+use crate::trouble::Trouble;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource};
+use millstream_crds::{IngestionPipeline, IngestionPipelineStatus};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often what is not waited for is written.
+const EVERY: Duration = Duration::from_secs(30);
+/// What Kubernetes takes as an Event's note, in bytes.
+const LONGEST_NOTE: usize = 1_000;
+
+/// Tells of all pipelines.
+pub(crate) struct Teller {
+    client: Client,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    /// When each pipeline's status was written last, by uid.
+    written: Mutex<HashMap<String, Instant>>,
+}
+
+impl Teller {
+    pub(crate) fn new(client: Client, operator: &str, metrics: Arc<Metrics>) -> Teller {
+        let reporter = Reporter { controller: crate::FIELD_MANAGER.to_owned(), instance: Some(operator.to_owned()) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Teller { client, recorder, metrics, written: Mutex::default() }
+    }
+
+    /// Says what came of it; after how long it is to be called again, when something is left to say.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the status could not be written.
+    pub(crate) async fn tell(
+        &self,
+        pipeline: &IngestionPipeline,
+        outcome: &Outcome,
+    ) -> Result<Option<Duration>, Trouble> {
+        let said = status(pipeline, outcome, &Time(k8s_openapi::jiff::Timestamp::now()));
+        self.metrics.pipeline(pipeline, &said, outcome.fleet.as_ref());
+        let before = pipeline.status.as_ref();
+        if before == Some(&said) {
+            return Ok(None);
+        }
+        let uid = pipeline.metadata.uid.clone().unwrap_or_default();
+        let since = self.written().get(&uid).map(Instant::elapsed);
+        if let Some(left) = since.and_then(|since| EVERY.checked_sub(since)).filter(|_| !is_waited_for(before, &said)) {
+            return Ok(Some(left));
+        }
+        tell_status(&self.client, pipeline, &said).await?;
+        self.written().insert(uid, Instant::now());
+        self.tell_events(pipeline, &said).await;
+        Ok(None)
+    }
+
+    async fn tell_events(&self, pipeline: &IngestionPipeline, said: &IngestionPipelineStatus) {
+        let reference = pipeline.object_ref(&());
+        for happening in happenings(pipeline.status.as_ref(), said) {
+            let event = Event {
+                type_: if happening.is_warning { EventType::Warning } else { EventType::Normal },
+                reason: happening.reason,
+                note: Some(cut(happening.note)).filter(|note| !note.is_empty()),
+                action: "Reconcile".to_owned(),
+                secondary: None,
+            };
+            // An Event is a courtesy: what it says is in the status as well.
+            if let Err(error) = self.recorder.publish(&event, &reference).await {
+                tracing::warn!(%error, reason = event.reason, "an Event is not told");
+            }
+        }
+    }
+
+    fn written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Only these pipelines are there, by uid.
+    pub(crate) fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        self.written().retain(|uid, _| is_there(uid));
+        self.metrics.retain(is_there);
+    }
+}
+
+fn cut(mut note: String) -> String {
+    note.truncate(note.floor_char_boundary(LONGEST_NOTE));
+    note
+}
+
+/// Somebody may wait for what has changed.
+fn is_waited_for(before: Option<&IngestionPipelineStatus>, said: &IngestionPipelineStatus) -> bool {
+    let short = |condition: &Condition| {
+        let Condition { type_, status, reason, observed_generation, .. } = condition.clone();
+        (type_, status, reason, observed_generation)
+    };
+    let all = |status: &IngestionPipelineStatus| status.conditions.iter().map(short).collect::<Vec<_>>();
+    before.is_none_or(|before| before.observed_generation != said.observed_generation || all(before) != all(said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn only_what_somebody_waits_for_is_written_at_once() {
+        let status = |more: &Value| -> IngestionPipelineStatus {
+            let mut condition = json!({"type": "Ready", "status": "True", "reason": "r", "message": "m", "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            condition.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(json!({"observedGeneration": 1, "conditions": [condition], "shards": "1/24"}))
+                .unwrap()
+        };
+        let before = status(&json!({}));
+        assert!(is_waited_for(None, &before));
+        for more in [json!({"status": "False"}), json!({"reason": "other"}), json!({"observedGeneration": 2})] {
+            assert!(is_waited_for(Some(&before), &status(&more)), "{more}");
+        }
+        let counted =
+            IngestionPipelineStatus { shards: Some("2/24".to_owned()), ..status(&json!({"message": "other"})) };
+        assert!(!is_waited_for(Some(&before), &counted));
+    }
+
+    #[test]
+    fn a_note_is_cut_between_letters() {
+        assert_eq!(cut("é".repeat(600)).chars().count(), 500);
+    }
+}
