@@ -4,9 +4,12 @@
 use millstream_model::frame::{self, Content};
 use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Envelope, Usage};
+use millstream_plan::view::Duty;
 use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
+use millstream_shard::member::Order;
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Shard};
+use millstream_shard::seat::{Parts, Seat};
 use millstream_shard::standby::{Acquired, Received, Standby};
 use millstream_shard::state::StateStore as _;
 use millstream_shard::topics::Topics;
@@ -147,6 +150,18 @@ impl Fixture {
 
     fn open_at(&self, store: &str) -> Result<Shard<Counting>, ShardError> {
         Shard::open(Counting, 0, self.environment(store), self.limits.clone(), self.store(store))
+    }
+
+    fn seat(&self, name: &str) -> Seat<Counting> {
+        let folder = self.folder.path().join(name);
+        Seat::new(Parts {
+            name: "unify",
+            shard: 0,
+            environment: self.environment(name),
+            limits: self.limits.clone(),
+            make: Box::new(|| Counting),
+            open_store: Box::new(move || Ok(Arc::new(RocksState::open(&folder, &Resources::new(1 << 20))?))),
+        })
     }
 
     fn standby(&self, name: &str) -> Box<Standby> {
@@ -469,7 +484,7 @@ fn a_lost_changelog_and_an_input_below_its_start_stop_the_shard() {
     assert!(message.contains("restore a savepoint"), "{message}");
 }
 
-/// The local state may be all that is left of a shard whose changelog was deleted and created again.
+/// The local state may be all that is left of a shard whose changelog was deleted and created again, whoever has begun the new one meanwhile.
 #[test]
 fn a_changelog_that_was_created_anew_does_not_clear_the_local_state() {
     let before = Fixture::new();
@@ -478,14 +493,63 @@ fn a_changelog_that_was_created_anew_does_not_clear_the_local_state() {
     run(&mut shard, 1);
     shard.close().unwrap();
     drop(shard);
-    let anew = Fixture::without_genesis();
-    std::fs::rename(before.folder.path().join("state"), anew.folder.path().join("state")).unwrap();
-    let opened = anew.open_at("state").map(|_| ());
-    let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
-    assert!(message.contains("the changelog was lost; the local state is kept"), "{message}");
-    std::fs::rename(anew.folder.path().join("state"), before.folder.path().join("state")).unwrap();
+    for (anew, is_begun) in [(Fixture::without_genesis(), false), (Fixture::new(), true)] {
+        let changelog = TopicPartition::new(anew.topics.changelog("unify"), 0);
+        let ends_at = anew.log.bounds(&changelog).unwrap().1;
+        std::fs::rename(before.folder.path().join("state"), anew.folder.path().join("state")).unwrap();
+        for duty in [Duty::Own, Duty::TakeOver, Duty::Standby { prepare: false, soon: false }] {
+            let stepped = anew.seat("state").step(&Order { duty, ..Order::default() });
+            let Err(ShardError::Stopped(message)) = stepped else { panic!("{stepped:?}, begun: {is_begun}") };
+            assert!(message.contains("the changelog was lost; the local state is kept"), "{message}");
+        }
+        assert_eq!(anew.log.bounds(&changelog).unwrap().1, ends_at, "something was written");
+        std::fs::rename(anew.folder.path().join("state"), before.folder.path().join("state")).unwrap();
+    }
     let mut shard = before.open();
     assert_eq!(shard.state().get(&key("a")).unwrap().unwrap().0, 1, "it is still there");
+}
+
+#[test]
+fn a_standby_does_not_take_over_a_changelog_that_was_made_again_under_it() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open_at("a").unwrap();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    let mut seat = fixture.seat("b");
+    let order = |duty| Order { duty, ..Order::default() };
+    seat.step(&order(Duty::Standby { prepare: false, soon: false })).unwrap();
+    seat.step(&order(Duty::Standby { prepare: false, soon: false })).unwrap();
+    drop(shard);
+    fixture.log.delete_topic(&fixture.topics.changelog("unify")).unwrap();
+    fixture.log.create_topics(&fixture.topics.specs()).unwrap();
+    let errors = [seat.step(&order(Duty::TakeOver)), seat.step(&order(Duty::TakeOver))];
+    let [Err(_), Err(ShardError::Stopped(message))] = errors else { panic!("{errors:?}") };
+    assert!(message.contains("the local state is kept"), "{message}");
+}
+
+/// What the owner has stored and the log does not have cannot be read again from a changelog without its beginning: one batch too many is better than nothing.
+#[test]
+fn local_state_that_is_not_proven_is_kept_when_the_changelog_has_no_beginning() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    for _ in 0..3 {
+        fixture.send(&["a"], 0);
+        run(&mut shard, 1);
+    }
+    shard.close().unwrap();
+    drop(shard);
+    let store = fixture.store("state");
+    let mut position = store.position().unwrap().unwrap();
+    position.digest ^= 1;
+    store.write(None, &mut std::iter::empty(), &position).unwrap();
+    drop(store);
+    fixture.send(&["a"], 0);
+    let changelog = TopicPartition::new(fixture.topics.changelog("unify"), 0);
+    fixture.log.delete_records(&changelog, 1).unwrap();
+    let opened = fixture.open_at("state").map(drop);
+    let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
+    assert!(message.contains("which is kept") && message.contains("restore a savepoint"), "{message}");
+    assert_eq!(fixture.store("state").position().unwrap().unwrap().batch_number, 3);
 }
 
 #[test]

@@ -31,6 +31,8 @@ const PATIENCE: u32 = 150;
 /// A reader of one changelog.
 pub struct Follower {
     at: TopicPartition,
+    /// Where the changelog began when it was opened; 0: it is whole.
+    start: u64,
     store: Arc<dyn StateStore>,
     consumer: Box<dyn Consumer>,
     /// Behind the newest message that was read. What lies behind it, and is not visible, is not decided, or was aborted.
@@ -65,22 +67,19 @@ impl Follower {
     ) -> Result<Follower, ShardError> {
         let topic_id = log.topic_id(&at.topic)?;
         let (start, end) = log.bounds(&at)?;
-        let (stored, damage) = match store.position() {
-            Err(StoreError::Damaged(why)) => (None, Some(why)),
-            position => (position?, None),
-        };
-        if end == 0
-            && stored.as_ref().is_some_and(|position| position.batch_number > 0 && position.topic_id != topic_id)
-        {
-            return Err(lost(&at));
-        }
-        let stored = stored.filter(|position| position.topic_id == topic_id);
+        let (stored, damage) = local(log, &at, &*store)?;
+        let is_ahead = stored.as_ref().is_some_and(|position| position.changelog_offset > end);
         let usable = stored.filter(|position| (start..=end).contains(&position.changelog_offset));
         let position = match usable {
             Some(position) => position,
             None if start > 0 => return Err(unreachable(&at, start, damage)),
             None => {
                 store.clear()?;
+                if is_ahead {
+                    let why =
+                        "the local state is ahead of the log, which has lost what was acknowledged; it was discarded";
+                    return Err(ShardError::Reopen(format!("{at} ends at {end}: {why}")));
+                }
                 StatePosition { topic_id, ..StatePosition::default() }
             }
         };
@@ -91,6 +90,7 @@ impl Follower {
         let from_local = position.changelog_offset > 0 || position.batch_number > 0;
         Ok(Follower {
             groups: groups_of(at.partition, shards),
+            start,
             totals: Totals::of(position.state_digest, &position.periods),
             read_to: position.changelog_offset,
             at,
@@ -131,6 +131,17 @@ impl Follower {
     /// [`ShardError`].
     pub fn follow(&mut self, wait: Duration) -> Result<(), ShardError> {
         self.poll(wait)
+    }
+
+    /// Is the changelog still the topic that was opened? One that was deleted and made again is noticed by its id only.
+    ///
+    /// # Errors
+    /// [`ShardError::Reopen`]: whoever opens it again is told what to do.
+    pub(crate) fn check_topic(&self, log: &dyn Log) -> Result<(), ShardError> {
+        if log.topic_id(&self.at.topic)? == self.position.topic_id {
+            return Ok(());
+        }
+        Err(ShardError::Reopen(format!("{} was deleted and made again while it was followed", self.at)))
     }
 
     /// How many messages of the changelog are still to be read.
@@ -276,13 +287,19 @@ impl Follower {
         if !self.from_local {
             return self.stopped(why);
         }
-        self.cleared(&format!("the local state does not fit and was discarded: {why}"))
+        self.cleared(&format!("the local state does not fit: {why}"))
     }
 
-    /// Gives the local state up.
+    /// Gives the local state up, unless the changelog does not hold the whole any more: what is left of the shard is this state, then.
     fn cleared(&self, why: &str) -> ShardError {
+        if self.start > 0 {
+            return self.stopped(&format!(
+                "its beginning was deleted (it starts at {}), and the local state, which is kept, is not to be trusted: {why}; restore a savepoint",
+                self.start
+            ));
+        }
         match self.store.clear() {
-            Ok(()) => ShardError::Reopen(format!("{}: {why}", self.at)),
+            Ok(()) => ShardError::Reopen(format!("{}: the local state was discarded: {why}", self.at)),
             Err(error) => error.into(),
         }
     }
@@ -297,9 +314,7 @@ impl Follower {
             return Ok(());
         }
         let number = self.position.batch_number;
-        Err(self.cleared(&format!(
-            "the local state is that after batch {number}, which the log does not have; it was discarded"
-        )))
+        Err(self.cleared(&format!("the local state is that after batch {number}, which the log does not have")))
     }
 
     fn write_pending(&mut self, offset: u64) -> Result<(), ShardError> {
@@ -323,13 +338,30 @@ impl Follower {
     }
 }
 
-/// Neither the local state nor the changelog alone is enough to begin with (I6).
-/// What is left of the shard may be this very state: it is not for us to clear it.
-fn lost(at: &TopicPartition) -> ShardError {
-    ShardError::Stopped(format!(
-        "{at} is empty, and not the topic that the local state follows: the changelog was lost; the local state is kept; restore a savepoint"
-    ))
+/// Where the local state stands, or why it is damaged; nothing when there is none. To be asked before a shard begins anew.
+///
+/// # Errors
+/// [`ShardError::Stopped`] when it follows another topic of this name: the changelog was lost, and this state may be all that is left of the shard (I6). It is not for us to clear it.
+pub(crate) fn local(
+    log: &dyn Log,
+    at: &TopicPartition,
+    store: &dyn StateStore,
+) -> Result<(Option<StatePosition>, Option<String>), ShardError> {
+    let stored = match store.position() {
+        Err(StoreError::Damaged(why)) => return Ok((None, Some(why))),
+        position => position?,
+    };
+    let topic_id = log.topic_id(&at.topic)?;
+    let is_others = |position: &StatePosition| position.topic_id != topic_id;
+    if stored.as_ref().is_some_and(|position| is_others(position) && position.batch_number > 0) {
+        return Err(ShardError::Stopped(format!(
+            "{at} is not the topic that the local state follows, but another one of its name: the changelog was lost; the local state is kept; restore a savepoint, or remove the local state, if the shard is to begin anew"
+        )));
+    }
+    Ok((stored.filter(|position| !is_others(position)), None))
 }
+
+/// Neither the local state nor the changelog alone is enough to begin with (I6).
 
 fn unreachable(at: &TopicPartition, start: u64, damage: Option<String>) -> ShardError {
     let state = match damage {

@@ -16,6 +16,7 @@
 //! **A release goes first**: whoever is to take a shard over looks whether it was released to its client already; that client must go on, and a takeover would only
 //! cost a second. After any error the seat is closed, its clients are dropped (ownership rule 6), and the next step opens it again.
 
+use crate::follower;
 use crate::log::TopicPartition;
 use crate::member::Order;
 use crate::mutant::{self, Mutant};
@@ -167,27 +168,34 @@ impl<S: Stage> Seat<S> {
         match &order.duty {
             Duty::Nothing => Ok((Place::Closed, Step::Idle)),
             Duty::Own | Duty::TakeOver => {
-                self.begin()?;
-                let standby = self.open()?;
+                let store = (self.parts.open_store)()?;
+                self.begin(&*store)?;
+                let standby = self.open(store)?;
                 self.acquire(standby, order)
             }
-            Duty::Standby { .. } | Duty::Release { .. } => Ok((Place::Standby(self.open()?), Step::Opened)),
+            Duty::Standby { .. } | Duty::Release { .. } => {
+                let standby = self.open((self.parts.open_store)()?)?;
+                Ok((Place::Standby(standby), Step::Opened))
+            }
         }
     }
 
-    /// A changelog that was lost is refused before the local state is given up for it, which may be all that is left.
-    fn begin(&self) -> Result<(), ShardError> {
+    /// A changelog that was lost is refused before anything is written to it: the local state, or what the shard has written elsewhere, may be all that is left.
+    fn begin(&self, store: &dyn StateStore) -> Result<(), ShardError> {
         let Parts { name, shard, environment, .. } = &self.parts;
         let (log, topics) = (&*environment.log, &environment.topics);
-        match log.bounds(&TopicPartition::new(topics.changelog(name), *shard))? {
-            (_, 0) => ownership::begin(log, topics, name, *shard),
+        let at = TopicPartition::new(topics.changelog(name), *shard);
+        match log.bounds(&at)? {
+            (_, 0) => {
+                follower::local(log, &at, store)?;
+                ownership::begin(log, topics, name, *shard)
+            }
             _ => Ok(()),
         }
     }
 
-    fn open(&self) -> Result<Box<Standby>, ShardError> {
+    fn open(&self, store: Arc<dyn StateStore>) -> Result<Box<Standby>, ShardError> {
         let Parts { name, shard, environment, .. } = &self.parts;
-        let store = (self.parts.open_store)()?;
         Standby::open(name, *shard, environment.clone(), store).map(Box::new)
     }
 

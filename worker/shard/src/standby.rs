@@ -162,6 +162,7 @@ impl Standby {
     pub fn begin(&mut self) -> Result<(), ShardError> {
         let Environment { log, topics, .. } = &self.environment;
         self.follower.read_to_end(&**log)?;
+        self.follower.check_topic(&**log)?;
         if self.follower.has_genesis() {
             return Ok(());
         }
