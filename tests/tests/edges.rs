@@ -11,8 +11,9 @@ use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
 use millstream_tests::proxy::Door;
 use millstream_tests::servers::{Kafka, Mongo, USER};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -224,6 +225,41 @@ fn an_input_that_was_deleted_below_the_position_stops_the_shard_and_nothing_is_s
     send(&pipeline, "later");
     wait_for_condition(process(&mut pipeline, "unify"), "is not at offset");
     wait_for_events(&pipeline, &["before"]);
+}
+
+/// As Kafka is by default: it makes whatever topic a client asks for, unless the client says not to.
+#[test]
+fn brokers_that_make_topics_by_themselves_make_none_of_ours() {
+    let kafka = Kafka::start_with(1, "auto.create.topics.enable=true\n").unwrap();
+    let settings = settings(&kafka, "auto");
+    let mut pipeline = Pipeline::named(&settings, &ROLES).unwrap();
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    let (log, topics) = (log(&kafka), Topics::new(&settings.pipeline, settings.shards, 1));
+    log.delete_topic(&topics.events).unwrap();
+    send(&pipeline, "after");
+    wait_for_condition(process(&mut pipeline, "action"), &topics.events);
+    let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create().unwrap();
+    let metadata = client.fetch_metadata(None, Duration::from_secs(10)).unwrap();
+    let names: BTreeSet<&str> = metadata.topics().iter().map(|topic| topic.name()).collect();
+    let strangers: Vec<&&str> =
+        names.iter().filter(|name| !name.starts_with(&settings.pipeline) && !name.starts_with("__")).collect();
+    assert!(strangers.is_empty() && !names.contains("__millstream_probe"), "{names:?}");
+    assert!(!names.contains(&*topics.events), "it came back by itself");
+}
+
+#[test]
+fn a_changelog_that_does_not_keep_everything_is_refused_at_the_start() {
+    let kafka = Kafka::shared().unwrap();
+    let settings = settings(kafka, "forgets");
+    let changelog = Topics::new(&settings.pipeline, settings.shards, 1).changelog("unify");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create().unwrap();
+    let topic = NewTopic::new(&changelog, 2, TopicReplication::Fixed(1)).set("retention.ms", "604800000");
+    let made = futures::executor::block_on(admin.create_topics([&topic], &AdminOptions::new())).unwrap();
+    assert!(made.iter().all(Result::is_ok), "{made:?}");
+    let mut pipeline = Pipeline::launched(&settings, &ROLES).unwrap();
+    wait_for_condition(process(&mut pipeline, "unify"), "retention.ms 604800000, not -1");
 }
 
 #[test]

@@ -188,6 +188,9 @@ impl Bench {
             (Some(moving.unwrap_or(home)), None)
         })?;
         self.moved(stage, to)?;
+        // A shard whose next event has not come out yet has a gap that is still open.
+        let moved = Instant::now();
+        until("an event of every shard", || Ok(arrivals.all_since(moved).then_some(())))?;
         let gap = worst(arrivals, from);
         let name = STAGES.get(stage).copied().unwrap_or_default();
         println!("handoff of {} shards of {name} to worker {to}: worst gap {gap:?}", self.shards / 2);

@@ -62,5 +62,18 @@ pub fn find(bug: &Bug, seeds: u64, jobs: usize) -> Option<Outcome> {
             });
         }
     });
-    found.into_inner().unwrap()
+    let found = found.into_inner().unwrap();
+    // What fails without the bug, too, is another bug.
+    if let Some(found) = &found {
+        mutant::set(None);
+        let without = run_with(found.seed, Slips::default(), false);
+        assert!(
+            without.failures.is_empty(),
+            "seed {} fails without {}, too: {:?}",
+            found.seed,
+            bug.name,
+            without.failures
+        );
+    }
+    found
 }

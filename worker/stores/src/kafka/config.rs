@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Settings that users cannot override: without them transactions, order or I6 would break silently.
-const FIXED: [&str; 17] = [
+const FIXED: [&str; 18] = [
     "acks",
+    "allow.auto.create.topics",
     "auto.offset.reset",
     "bootstrap.servers",
     "client.rack",
@@ -255,6 +256,8 @@ impl KafkaConfig {
         client
             .set("bootstrap.servers", &self.bootstrap_servers)
             .set("client.id", "millstream")
+            // Whoever asks for a topic that was deleted must not make it: it would come back with the brokers' number of partitions and retention (I6).
+            .set("allow.auto.create.topics", "false")
             // For readers too: librdkafka fetches at least that much at once. (The first batch of an answer comes whole, however large it is.)
             .set("message.max.bytes", self.max_message_bytes.to_string())
             .set("socket.nagle.disable", "true")

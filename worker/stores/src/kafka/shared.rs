@@ -247,7 +247,7 @@ impl Shared {
         for (result, topic) in self.explain(results)?.into_iter().zip(topics) {
             match result {
                 Ok(_) => {}
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => drop(self.check_topic(topic)?),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => check_retention(topic, &self.check_topic(topic)?)?,
                 Err((name, code)) => return Err(creation_error(name, code)),
             }
         }
