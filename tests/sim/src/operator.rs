@@ -54,6 +54,7 @@ fn plan(sim: &Sim, process: ProcessId, term: u64) -> Result<(), LogError> {
             stages: &stages,
             standings: &standings,
             previous,
+            pinned: &BTreeMap::new(),
             limits: Limits { moves: 2, successors: 2, warm: 1, lag: 40 },
         };
         let mut next = planner::plan(&input).plan;

@@ -24,11 +24,11 @@ pub enum Role {
 pub struct ShardStatus {
     /// What it does with it.
     pub role: Role,
-    /// Offset in the changelog up to which it has applied, exclusive.
+    /// Offset in the changelog from which it would follow after a restart: what lies before is applied and stored.
     pub changelog_offset: u64,
     /// A standby: changelog messages between there and the end. An owner: messages of its inputs that it has not read.
     pub lag: u64,
-    /// Digest of the state at that position.
+    /// Chained digest of the batches, up to the newest one in it.
     pub digest: u64,
     /// Epoch of the newest ownership record that it has read or written.
     pub epoch: u64,

@@ -165,6 +165,7 @@ impl Cluster {
             stages: &self.stages,
             standings: &standings,
             previous: self.operator.plan(),
+            pinned: &BTreeMap::new(),
             limits: self.limits,
         };
         plan(&input).plan

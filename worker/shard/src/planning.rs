@@ -14,7 +14,7 @@ use crate::control::{Listener, Publisher};
 use crate::log::{Log, LogError, TopicPartition};
 use crate::topics::{SHARDED, Topics};
 use millstream_plan::message::{Control, Tenant};
-use millstream_plan::plan::{Plan, Version};
+use millstream_plan::plan::{Plan, ShardId, Version};
 use millstream_plan::planner::{self, Limits, Outcome};
 use millstream_plan::view::{Bounds, View};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,8 @@ const TENANTS_AT_ONCE: usize = 1_000;
 pub struct Wishes {
     /// Workers whose shards go elsewhere, as if they had said that they leave.
     pub leaving: BTreeSet<String>,
+    /// Who is to own a shard whatever the balance.
+    pub pinned: BTreeMap<ShardId, String>,
     /// Bounds of a plan.
     pub limits: Limits,
 }
@@ -216,6 +218,7 @@ impl Planning {
             stages: &self.stages,
             standings: &view.standings(now_ms),
             previous: view.plan(),
+            pinned: &wishes.pinned,
             limits: wishes.limits,
         })
     }

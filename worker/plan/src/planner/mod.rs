@@ -4,7 +4,7 @@
 //!
 //! 1. *Owners* ([`seat`]): a shard stays with its owner while that lives; the shard of a dead one goes to the first live successor, at once.
 //! 2. *Quotas* ([`quota`]): how many shards of a stage each worker should have: its share by capacity, rounded down or up.
-//! 3. *Moves* ([`moves`]): shards of leaving workers, then of those above their quota, go to those below it. At most k shards are in motion, and a
+//! 3. *Moves* ([`moves`]): shards of leaving workers, those that are pinned elsewhere, then those of workers above their quota, which go to those below it. At most k shards are in motion, and a
 //!    shard moves in steps, so that it leaves a live owner only for a worker that has caught up:
 //!
 //! ```text
@@ -98,6 +98,8 @@ pub struct Input<'a> {
     pub standings: &'a BTreeMap<ShardId, Standing>,
     /// The plan that counts now.
     pub previous: Option<&'a Plan>,
+    /// Who is to own a shard whatever the balance; counts while that worker lives, stays, and is able to.
+    pub pinned: &'a BTreeMap<ShardId, String>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -107,6 +109,8 @@ pub struct Input<'a> {
 pub enum Reason {
     /// Its owner leaves.
     Leaving,
+    /// It is pinned to another worker.
+    Pinned,
     /// Its owner has more than its share.
     Balance,
     /// Another worker has it than the plan says.

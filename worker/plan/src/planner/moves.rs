@@ -48,6 +48,9 @@ impl<'s, 'a> Balance<'s, 'a> {
         // What leaves, leaves first, whatever its stage.
         for reason in [Reason::Leaving, Reason::Balance] {
             for stage in &mut self.stages {
+                if reason == Reason::Balance {
+                    stage.begin_pinned(&mut left, &mut pending);
+                }
                 stage.begin(reason, &mut left, &mut pending);
             }
         }
@@ -104,6 +107,10 @@ impl<'s, 'a> StageBalance<'s, 'a> {
         let ownerless: Vec<u32> =
             self.stage.seats.iter().filter(|(_, seat)| seat.owner.is_none()).map(|(shard, _)| *shard).collect();
         for shard in ownerless {
+            if let Some(seat) = self.stage.seats.get_mut(&shard).filter(|seat| seat.pinned_to.is_some()) {
+                seat.owner = seat.pinned_to;
+                continue;
+            }
             let best = self.stage.members.keys().copied().min_by_key(|worker| {
                 (self.leaves(worker), Reverse(self.room(worker)), count(&self.counts, worker), *worker)
             });
@@ -115,10 +122,14 @@ impl<'s, 'a> StageBalance<'s, 'a> {
         }
     }
 
-    /// Stops moves to workers that have enough now, and from workers that have too little now.
+    /// Stops moves to workers that have enough now, and from workers that have too little now; and of what is pinned elsewhere, or has its owner already.
     fn give_up(&mut self) {
+        for seat in self.stage.seats.values_mut().filter(|seat| seat.pinned_to.is_some()) {
+            seat.moving_to = seat.moving_to.filter(|target| Some(*target) == seat.pinned_to);
+        }
+        let free = self.stage.seats.iter().filter(|(_, seat)| seat.pinned_to.is_none());
         let moving: Vec<(u32, &'a str, &'a str)> =
-            self.stage.seats.iter().filter_map(|(shard, seat)| Some((*shard, seat.owner?, seat.moving_to?))).collect();
+            free.filter_map(|(shard, seat)| Some((*shard, seat.owner?, seat.moving_to?))).collect();
         for (shard, owner, target) in moving {
             let helps = self.excess(target) == 0 && (self.leaves(owner) || self.room(owner) == 0);
             if !helps {
@@ -137,7 +148,11 @@ impl<'s, 'a> StageBalance<'s, 'a> {
     fn under_way(&self) -> impl Iterator<Item = Move> + '_ {
         self.stage.seats.iter().filter_map(|(shard, seat)| {
             let (owner, target) = (seat.owner?, seat.moving_to?);
-            let reason = if self.leaves(owner) { Reason::Leaving } else { Reason::Balance };
+            let reason = match seat.pinned_to {
+                _ if self.leaves(owner) => Reason::Leaving,
+                Some(_) => Reason::Pinned,
+                None => Reason::Balance,
+            };
             Some(self.describe(*shard, owner, target, reason, Step::CatchingUp { lag: seat.lag(target) }))
         })
     }
@@ -147,13 +162,29 @@ impl<'s, 'a> StageBalance<'s, 'a> {
         Move { shard, from: from.to_owned(), to: to.to_owned(), reason, step }
     }
 
+    /// Begins moves to where shards are pinned, while any is `left`; those beyond are told as waiting. They are counted there already.
+    fn begin_pinned(&mut self, left: &mut usize, pending: &mut Vec<Move>) {
+        let is_misplaced = |seat: &Seat<'_>| !seat.in_motion() && seat.owner != seat.pinned_to;
+        let misplaced = self.stage.seats.iter().filter(|(_, seat)| is_misplaced(seat));
+        let misplaced = misplaced.filter_map(|(shard, seat)| Some((*shard, seat.owner?, seat.pinned_to?)));
+        for (shard, owner, target) in misplaced.collect::<Vec<_>>() {
+            let mut step = Step::Waiting;
+            if let Some(seat) = self.stage.seats.get_mut(&shard).filter(|_| *left > 0) {
+                *left -= 1;
+                seat.moving_to = Some(target);
+                step = Step::CatchingUp { lag: seat.lag(target) };
+            }
+            pending.push(self.describe(shard, owner, target, Reason::Pinned, step));
+        }
+    }
+
     /// Begins moves for one reason while any is `left`; those beyond are told as waiting.
     fn begin(&mut self, reason: Reason, left: &mut usize, pending: &mut Vec<Move>) {
         let mut movable: Vec<(u32, &'a str)> = self
             .stage
             .seats
             .iter()
-            .filter(|(_, seat)| !seat.in_motion())
+            .filter(|(_, seat)| !seat.in_motion() && seat.pinned_to.is_none())
             .filter_map(|(shard, seat)| Some((*shard, seat.owner?)))
             .filter(|(_, owner)| self.leaves(owner) == (reason == Reason::Leaving))
             .collect();

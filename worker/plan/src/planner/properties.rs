@@ -114,8 +114,14 @@ fn check_rest(world: &World) {
     if takers.is_empty() {
         return;
     }
+    for (id, pin) in world.pinned.iter().filter(|(id, pin)| is_counted(world, id, pin)) {
+        assert_eq!(world.placements()[id].owner, *pin, "{id} is pinned");
+    }
     for (stage, shards) in &world.stages {
         let owned = world.owned(stage);
+        if world.pinned.iter().any(|(id, pin)| id.stage == *stage && is_counted(world, id, pin)) {
+            continue;
+        }
         let known: u32 = takers.iter().map(|worker| worker.capacity).sum();
         let weight = |worker: &Worker| if known == 0 { 1 } else { worker.capacity as usize };
         let total: usize = takers.iter().map(|worker| weight(worker)).sum();
@@ -126,6 +132,12 @@ fn check_rest(world: &World) {
         }
     }
     world.placements().values().for_each(|placement| check_successors(world, placement));
+}
+
+/// It can be followed: the shard is there, and its worker takes shards.
+fn is_counted(world: &World, id: &ShardId, pin: &str) -> bool {
+    let is_there = world.stages.get(&id.stage).is_some_and(|shards| id.shard < *shards);
+    is_there && takers(world).iter().any(|worker| worker.name == pin)
 }
 
 fn check_successors(world: &World, placement: &Placement) {
@@ -199,6 +211,26 @@ proptest! {
 
     #[test]
     fn from_any_plan_it_comes_to_a_balanced_rest(mut world in worlds()) {
+        settle(&mut world)?;
+    }
+
+    #[test]
+    fn pinned_shards_come_to_rest_where_they_are_pinned(
+        mut world in worlds(),
+        pins in prop::collection::btree_map((prop::bool::ANY, 0_u32..13), 0_u8..7, 1..9),
+        fates in fates(),
+    ) {
+        let pin = |((is_unify, shard), worker): ((bool, u32), u8)| {
+            (ShardId::new(if is_unify { "unify" } else { "action" }, shard), format!("w{worker}"))
+        };
+        world.pinned = pins.into_iter().map(pin).collect();
+        for (at, fate) in fates.iter().enumerate() {
+            happen(&mut world, fate, at);
+            check_step(&world, &world.look());
+            world.step();
+        }
+        settle(&mut world)?;
+        world.pinned.clear();
         settle(&mut world)?;
     }
 

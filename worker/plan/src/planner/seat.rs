@@ -15,6 +15,8 @@ pub(super) struct Seat<'a> {
     pub(super) moving_to: Option<&'a str>,
     /// Who has it in fact, when that is a live worker other than the owner: it is being handed over, and moves nowhere else meanwhile.
     pub(super) held_by: Option<&'a str>,
+    /// Who is to have it, whatever the balance: alive, and able to.
+    pub(super) pinned_to: Option<&'a str>,
     pub(super) previous: Option<&'a Placement>,
     pub(super) standing: Option<&'a Standing>,
 }
@@ -41,7 +43,9 @@ impl<'a> Stage<'a> {
         for shard in 0..shards {
             let id = ShardId::new(name, shard);
             let previous = input.previous.and_then(|plan| plan.placements.get(&id));
-            let seat = stage.seat(previous, input.standings.get(&id), &input.limits);
+            let mut seat = stage.seat(previous, input.standings.get(&id), &input.limits);
+            let pin = input.pinned.get(&id).and_then(|worker| stage.member(worker));
+            seat.pinned_to = pin.filter(|pin| stage.takes(pin) && !seat.is_unable(pin));
             stage.seats.insert(shard, seat);
         }
         stage
@@ -58,7 +62,7 @@ impl<'a> Stage<'a> {
     }
 
     fn seat(&self, previous: Option<&'a Placement>, standing: Option<&'a Standing>, limits: &Limits) -> Seat<'a> {
-        let mut seat = Seat { owner: None, moving_to: None, held_by: None, previous, standing };
+        let mut seat = Seat { owner: None, moving_to: None, held_by: None, pinned_to: None, previous, standing };
         seat.owner = previous.and_then(|previous| self.owner(previous, &seat));
         let target = previous.and_then(|previous| previous.moving_to.as_deref());
         let may_take = |target: &&str| self.takes(target) && seat.owner != Some(target) && !seat.is_unable(target);
@@ -149,6 +153,6 @@ impl<'a> Seat<'a> {
 
     /// Who has it once all moves are done.
     pub(super) fn destination(&self) -> Option<&'a str> {
-        self.moving_to.or(self.owner)
+        self.pinned_to.or(self.moving_to).or(self.owner)
     }
 }

@@ -297,3 +297,27 @@ fn a_move_to_one_that_cannot_open_the_shard_is_given_up() {
     assert_eq!(at(&outcome, 0).moving_to, None);
     assert_eq!(at(&outcome, 1).moving_to.as_deref(), Some("b"), "another goes instead");
 }
+
+#[test]
+fn a_pinned_shard_moves_to_its_worker_and_another_takes_its_place() {
+    let mut world = world(&["a", "b"], 4);
+    world.step();
+    let of_a: Vec<u32> = (0..4).filter(|shard| world.placements()[&id(*shard)].owner == "a").collect();
+    world.pinned = [(id(of_a[0]), "b".to_owned())].into();
+    let outcome = world.step();
+    assert_eq!(outcome.pending[0].reason, Reason::Pinned);
+    world.settle(20).unwrap();
+    assert_eq!((&*world.placements()[&id(of_a[0])].owner, world.owned(STAGE)["b"]), ("b", 2));
+    // All of them: the balance gives way.
+    world.pinned = (0..4).map(|shard| (id(shard), "b".to_owned())).collect();
+    world.settle(40).unwrap();
+    assert_eq!(world.owned(STAGE)["b"], 4);
+    // A pin holds nobody back: its worker leaves, or is not there.
+    world.set_leaving("b", true);
+    world.settle(40).unwrap();
+    assert_eq!(world.owned(STAGE)["a"], 4);
+    world.set_leaving("b", false);
+    world.pinned = [(id(0), "nobody".to_owned())].into();
+    world.settle(40).unwrap();
+    assert_eq!(world.owned(STAGE)["b"], 2);
+}

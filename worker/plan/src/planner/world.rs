@@ -10,6 +10,7 @@ const BEHIND: u64 = 1_000;
 pub(super) struct World {
     pub(super) workers: Vec<Worker>,
     pub(super) stages: BTreeMap<String, u32>,
+    pub(super) pinned: BTreeMap<ShardId, String>,
     pub(super) limits: Limits,
     pub(super) term: u64,
     pub(super) generation: u32,
@@ -19,7 +20,16 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(workers: Vec<Worker>, stages: BTreeMap<String, u32>, limits: Limits) -> World {
-        World { workers, stages, limits, term: 1, generation: 1, plan: None, standings: BTreeMap::new() }
+        World {
+            workers,
+            stages,
+            pinned: BTreeMap::new(),
+            limits,
+            term: 1,
+            generation: 1,
+            plan: None,
+            standings: BTreeMap::new(),
+        }
     }
 
     /// Makes the next plan without following it.
@@ -31,6 +41,7 @@ impl World {
             stages: &self.stages,
             standings: &self.standings,
             previous: self.plan.as_ref(),
+            pinned: &self.pinned,
             limits: self.limits,
         })
     }
