@@ -22,6 +22,12 @@ pub struct Observability {
     #[serde(default)]
     pub log_format: LogFormat,
 
+    /// Namespaces whose Pods may read the workers' metrics, by name, for example that of Prometheus (default: none but the operator's).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub scrape_namespaces: Vec<String>,
+
     /// What is logged, in the syntax of `RUST_LOG`, for example `info,millstream::gateway=debug` (default `info`).
     #[serde(default = "info")]
     #[schemars(length(min = 1, max = 1024))]
@@ -34,6 +40,7 @@ impl Default for Observability {
             otlp_endpoint: None,
             sample_percent: one(),
             log_format: LogFormat::default(),
+            scrape_namespaces: Vec::new(),
             log_filter: info(),
         }
     }

@@ -133,8 +133,11 @@ pub struct EmptyDir {
 #[x_kube(validation = Rule::new(
     "(has(self.storageClassName) ? self.storageClassName : '') == (has(oldSelf.storageClassName) ? oldSelf.storageClassName : '')"
 ).message("storageClassName is fixed, because a StatefulSet cannot change it: create another pipeline, or delete and create this one"))]
+#[x_kube(validation = Rule::new("string(self.size) == string(oldSelf.size)").message(
+    "size is fixed, because a StatefulSet cannot change it: make the PersistentVolumeClaims larger by hand, or create another pipeline"
+))]
 pub struct Claim {
-    /// Its size, for example `20Gi`.
+    /// Its size, for example `20Gi`. Fixed: existing claims can be made larger by hand, if their StorageClass lets them.
     pub size: IntOrString,
 
     /// The StorageClass (default: the cluster's). Fixed.

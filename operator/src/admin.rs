@@ -108,6 +108,8 @@ pub struct PipelineShards {
     pub moving: usize,
     /// Why nobody is heard, if nobody is.
     pub problem: Option<String>,
+    /// Workers that are alive.
+    pub workers: Vec<String>,
     /// By stage and number.
     pub shards: Vec<ShardRow>,
 }

@@ -28,7 +28,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{PredicateConfig, WatchStreamExt, predicates, watcher};
+use kube::runtime::{Predicate, PredicateConfig, WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use millstream_crds::{
     GROUP, IngestionPipeline, IngestionPipelineSpec, StageName, StageScale, StageScaleStatus, Tenant, VERSION,
@@ -156,7 +156,7 @@ fn controller(client: &Client, watched: Option<&str>) -> (Store<Guarded>, Contro
         .default_backoff()
         .reflect(writer)
         .touched_objects()
-        .predicate_filter(predicates::generation, PredicateConfig::default());
+        .predicate_filter(predicates::generation.combine(predicates::annotations), PredicateConfig::default());
     let (referring_to, pipelines) = (store.clone(), store.clone());
     let controller = Controller::for_stream(stream, store)
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(AT_ONCE))
@@ -263,7 +263,9 @@ fn wishes(prepared: &Prepared, intent: &Intent) -> Wishes {
     let warm = u32::try_from(prepared.pipeline.spec.standbys).unwrap_or(0);
     let limits = Limits::default();
     let successors = limits.successors.max(usize::try_from(warm).unwrap_or(0));
-    Wishes { leaving: intent.leaving.clone(), limits: Limits { warm, successors, ..limits } }
+    // One that cannot be read was told of before.
+    let pinned = prepared.pins().unwrap_or_default();
+    Wishes { leaving: intent.leaving.clone(), pinned, limits: Limits { warm, successors, ..limits } }
 }
 
 /// Writes a status.

@@ -27,6 +27,7 @@ pub mod fleet;
 pub mod lease;
 pub mod metrics;
 mod observe;
+pub mod pins;
 pub mod plan;
 mod plans;
 mod prepared;

@@ -117,6 +117,7 @@ fn shards(heard: &Heard, lags: &Lags) -> PipelineShards {
         plan: fleet.map(|fleet| fleet.plan.to_string()),
         moving: fleet.map_or(0, |fleet| fleet.moving),
         problem: heard.problem.as_ref().map(|(reason, message)| format!("{reason}: {message}")),
+        workers: fleet.into_iter().flat_map(|fleet| &fleet.alive).cloned().collect(),
         shards: fleet.into_iter().flat_map(|fleet| &fleet.shards).map(row).collect(),
     }
 }

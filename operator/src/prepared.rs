@@ -1,5 +1,6 @@
 //! What the pure steps see of the world.
 
+use crate::pins::{self, Pins};
 use millstream_crds::{IngestionPipeline, SecretKey, StageName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,6 +52,16 @@ impl Prepared {
     /// Of its internal topics. (A restore begins another one.)
     pub fn generation(&self) -> u16 {
         1
+    }
+
+    /// Shards that a person has moved.
+    ///
+    /// # Errors
+    /// What is wrong with the annotation.
+    pub fn pins(&self) -> Result<Pins, String> {
+        let annotations = self.pipeline.metadata.annotations.as_ref();
+        let text = annotations.and_then(|annotations| annotations.get(pins::ANNOTATION));
+        text.map_or_else(|| Ok(Pins::new()), |text| pins::parse(text, self.pipeline.spec.shards))
     }
 
     /// The workers that a stage should have now: none while the pipeline is suspended.

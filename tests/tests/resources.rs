@@ -113,6 +113,7 @@ fn what_is_fixed_cannot_be_changed() {
         ("/spec/kafka/prefix", Value::Null, "prefix is fixed"),
         ("/spec/stages/action/storage", json!({"emptyDir": {}}), "kind of storage is fixed"),
         ("/spec/stages/action/storage", claim("slow"), "storageClassName is fixed"),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("2Gi"), "size is fixed"),
         ("/spec/stages/unify/storage", claim("fast"), "kind of storage is fixed"),
     ];
     for (path, value, expected) in cases {

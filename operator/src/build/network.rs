@@ -59,13 +59,11 @@ fn service_port(name: &str, port: i32) -> ServicePort {
 /// One for all Pods of the pipeline, one for the gateways' public port, one for the writers of documents.
 pub(super) fn policies(prepared: &Prepared, names: &Names) -> Vec<NetworkPolicy> {
     let spec = &prepared.pipeline.spec;
-    let peers = vec![
-        NetworkPolicyPeer { pod_selector: Some(names.selector(None)), ..NetworkPolicyPeer::default() },
-        NetworkPolicyPeer {
-            namespace_selector: Some(namespace(&prepared.operator_namespace)),
-            ..NetworkPolicyPeer::default()
-        },
-    ];
+    let of_namespace =
+        |name: &String| NetworkPolicyPeer { namespace_selector: Some(namespace(name)), ..NetworkPolicyPeer::default() };
+    let own = NetworkPolicyPeer { pod_selector: Some(names.selector(None)), ..NetworkPolicyPeer::default() };
+    let others = [&prepared.operator_namespace].into_iter().chain(&spec.observability.scrape_namespaces);
+    let peers = [own].into_iter().chain(others.map(of_namespace)).collect();
     let admin = NetworkPolicyIngressRule { from: Some(peers), ports: Some(vec![tcp(ADMIN)]) };
     let name_servers = NetworkPolicyEgressRule {
         ports: Some(vec![NetworkPolicyPort { protocol: Some("UDP".to_owned()), ..tcp(53) }, tcp(53)]),

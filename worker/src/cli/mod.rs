@@ -22,6 +22,9 @@ mod visible;
 
 use crate::runtime::{self, LocalArgs, WorkerArgs};
 use clap::{Parser, Subcommand};
+use millstream_kubectl::KubectlArgs;
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 pub use admin::{Admin, AdminError};
@@ -61,6 +64,8 @@ enum Command {
     Shards(shards::ShardsArgs),
     /// Show, make or publish the plan that says who owns which shard
     Plan(plan::PlanArgs),
+    /// Look at pipelines in a Kubernetes cluster, and change them by hand (as `kubectl millstream`, too)
+    Kubectl(KubectlArgs),
     /// Write realistic records into files, and what must come of them
     Generate(generate::GenerateArgs),
     /// Start a pipeline, send records through it, and check everything that comes out
@@ -69,7 +74,7 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let outcome = match Cli::parse_from(arguments(std::env::args_os())).command {
         Command::Local(args) => runtime::local(&args).map(|()| Outcome::Good),
         Command::Worker(args) => runtime::worker(&args).map(|()| Outcome::Good),
         Command::Send(args) => send::run(&args),
@@ -78,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Usage(args) => usage::run(&args),
         Command::Shards(args) => shards::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Kubectl(args) => kubectl(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
@@ -91,6 +97,26 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// What kubectl calls for `kubectl millstream`, by a link to this program.
+const PLUGIN: &str = "kubectl-millstream";
+
+/// As `millstream kubectl`, when it is called as kubectl's plugin.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.collect();
+    let program = arguments.first().map(Path::new).and_then(Path::file_name);
+    if program.is_some_and(|name| name == PLUGIN) {
+        arguments.insert(1, "kubectl".into());
+    }
+    arguments
+}
+
+fn kubectl(args: &KubectlArgs) -> anyhow::Result<Outcome> {
+    Ok(match millstream_kubectl::run(args)? {
+        millstream_kubectl::Outcome::Good => Outcome::Good,
+        millstream_kubectl::Outcome::Bad => Outcome::Bad,
+    })
 }
 
 /// `millstream tail … | head` ends well: the reader has what it wanted.
@@ -112,6 +138,16 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn as_a_plugin_it_is_called_by_its_link() {
+        let of = |given: &[&str]| arguments(given.iter().map(OsString::from));
+        assert_eq!(
+            of(&["/usr/bin/kubectl-millstream", "status"]),
+            ["/usr/bin/kubectl-millstream", "kubectl", "status"]
+        );
+        assert_eq!(of(&["millstream", "shards"]), ["millstream", "shards"]);
     }
 
     #[test]
