@@ -6,6 +6,7 @@
 mod admin;
 mod answer;
 mod demo;
+mod doctor;
 mod generate;
 mod input;
 mod inspect;
@@ -66,6 +67,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Look at pipelines in a Kubernetes cluster, and change them by hand (as `kubectl millstream`, too)
     Kubectl(KubectlArgs),
+    /// Check a worker's configuration against brokers, topics, document store and this machine; changes nothing
+    Doctor(doctor::DoctorArgs),
     /// Write realistic records into files, and what must come of them
     Generate(generate::GenerateArgs),
     /// Start a pipeline, send records through it, and check everything that comes out
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Shards(args) => shards::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Kubectl(args) => kubectl(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

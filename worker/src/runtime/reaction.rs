@@ -55,6 +55,8 @@ impl Default for ReactionLimits {
     }
 }
 
+/// Collections of documents, one for each kind of entity.
+pub const COLLECTIONS: [&str; 2] = ["users", "devices"];
 /// How long a poll waits when nothing is in flight, and when something is.
 const IDLE: Duration = Duration::from_millis(100);
 const BUSY: Duration = Duration::from_millis(2);
@@ -161,7 +163,7 @@ impl Work {
     fn run_once(&self, backoff: &mut Backoff) -> Result<(), ShardError> {
         let (log, topics) = (&*self.environment.log, &self.environment.topics);
         self.creation.ensure(&self.stop)?;
-        self.documents.prepare(&["users", "devices"])?;
+        self.documents.prepare(&COLLECTIONS)?;
         let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
         let topic_id = log.topic_id(&mutations.topic)?;
         let start = match self.recorded_position()? {

@@ -2,7 +2,7 @@
 
 use super::late::LateDocuments;
 use super::system::Stop;
-use crate::config::{Config, Documents, Log as LogConfig, PublicTopic};
+use crate::config::{Config, Documents, Kafka, Log as LogConfig, PublicTopic};
 use anyhow::{Context, Result, bail};
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
@@ -35,7 +35,6 @@ pub fn open_log(config: &Config) -> Result<OpenedLog> {
             Ok((log.clone(), Some(log)))
         }
         LogConfig::Kafka(kafka) => {
-            let queue_bytes = queue_bytes(config);
             if kafka.replication < SAFE_REPLICATION {
                 let replication = kafka.replication;
                 tracing::warn!(
@@ -43,19 +42,23 @@ pub fn open_log(config: &Config) -> Result<OpenedLog> {
                     "topics have too few copies for production: the loss of one machine may lose what was acknowledged; set log.kafka.replication to 3"
                 );
             }
-            let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
-            let named = kafka.retention.iter().map(|(topic, kept)| {
-                let name = match topic {
-                    PublicTopic::Ingress => &topics.ingress,
-                    PublicTopic::Events => &topics.events,
-                    PublicTopic::Rejects => &topics.rejects,
-                };
-                (name.to_string(), kept.0)
-            });
-            let retention_ms = named.collect();
-            Ok((Arc::new(KafkaLog::new(KafkaConfig { queue_bytes, retention_ms, ..kafka.store() })?), None))
+            Ok((Arc::new(KafkaLog::new(kafka_config(config, kafka))?), None))
         }
     }
+}
+
+/// Kafka's configuration as this process's log takes it.
+pub fn kafka_config(config: &Config, kafka: &Kafka) -> KafkaConfig {
+    let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
+    let named = kafka.retention.iter().map(|(topic, kept)| {
+        let name = match topic {
+            PublicTopic::Ingress => &topics.ingress,
+            PublicTopic::Events => &topics.events,
+            PublicTopic::Rejects => &topics.rejects,
+        };
+        (name.to_string(), kept.0)
+    });
+    KafkaConfig { queue_bytes: queue_bytes(config), retention_ms: named.collect(), ..kafka.store() }
 }
 
 /// A folder keeps the number of shards that it was made with: they are the partitions of its topics, and the folders of its state.

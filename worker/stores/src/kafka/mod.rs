@@ -10,6 +10,8 @@ mod consumer;
 mod producer;
 mod raw;
 mod shared;
+pub mod survey;
+pub mod topics;
 mod transactional;
 
 pub use config::KafkaConfig;

@@ -4,8 +4,9 @@ use super::bulk::{Bulk, Share};
 use super::client::{Quiet, Reading, about, code, creation, is_missing};
 use super::config::KafkaConfig;
 use super::raw;
-use millstream_shard::log::{Ends, LogError, Retention, TopicPartition, TopicSpec, View};
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
+use super::topics::{self, new_topic};
+use millstream_shard::log::{Ends, LogError, TopicPartition, TopicSpec, View};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -14,17 +15,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Room for the batch header around a message of the largest size.
-const BATCH_OVERHEAD: u32 = 65_536;
-
 /// How long to wait before asking again for metadata that is on its way.
 const METADATA_BACKOFF: Duration = Duration::from_millis(20);
 
 /// Events that may have come since the last call: some of each broker that is away.
-const EVENTS: usize = 32;
+pub(super) const EVENTS: usize = 32;
 
 /// A topic that is not there: metadata that is asked about it says which brokers there are, and little else.
-const PROBE: &str = "__millstream_probe";
+pub(super) const PROBE: &str = "__millstream_probe";
 
 /// After this time another leader, or controller, is looked for.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
@@ -232,14 +230,9 @@ impl Shared {
         if !self.config.create_topics {
             return self.check_topics(topics);
         }
-        let properties: Vec<Vec<(&str, String)>> = topics.iter().map(|topic| self.properties(topic)).collect();
-        let mut wanted = Vec::with_capacity(topics.len());
-        for (topic, properties) in topics.iter().zip(&properties) {
-            let replication = TopicReplication::Fixed(i32::from(self.config.replication_factor));
-            let partitions = i32::try_from(topic.partitions).unwrap_or(i32::MAX);
-            let new = NewTopic::new(&topic.name, partitions, replication);
-            wanted.push(properties.iter().fold(new, |new, (name, value)| new.set(name, value)));
-        }
+        let settings: Vec<_> = topics.iter().map(|topic| topics::settings(&self.config, topic)).collect();
+        let wanted = topics.iter().zip(&settings).map(|(topic, settings)| new_topic(&self.config, topic, settings));
+        let wanted: Vec<_> = wanted.collect();
         let options = self.options().operation_timeout(Some(self.config.request_timeout()));
         self.learn_controller(self.config.request_timeout());
         let results = futures::executor::block_on(self.admin.create_topics(&wanted, &options))
@@ -271,7 +264,7 @@ impl Shared {
         let Some((first, _)) = wrong.first() else { return Ok(()) };
         let each = wrong.iter().map(|(topic, message)| {
             let settings: Vec<String> =
-                self.properties(topic).iter().map(|(name, value)| format!("{name}={value}")).collect();
+                topics::settings(&self.config, topic).iter().map(|(name, value)| format!("{name}={value}")).collect();
             format!(
                 "{}: {message}; it must have {} partitions and {}",
                 topic.name,
@@ -336,23 +329,6 @@ impl Shared {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
     }
 
-    fn properties(&self, topic: &TopicSpec) -> Vec<(&str, String)> {
-        let in_sync = if self.config.replication_factor >= 3 { 2 } else { 1 };
-        let mut properties = vec![
-            ("message.timestamp.type", timestamp_type(topic).to_owned()),
-            ("max.message.bytes", self.config.max_message_bytes.saturating_add(BATCH_OVERHEAD).to_string()),
-            ("min.insync.replicas", in_sync.to_string()),
-            ("unclean.leader.election.enable", "false".to_owned()),
-        ];
-        properties.extend(retention(topic.retention).iter().map(|(name, value)| (*name, (*value).to_owned())));
-        let kept_ms = self.config.retention_ms.get(&topic.name).filter(|_| topic.retention == Retention::Cluster);
-        properties.extend(kept_ms.map(|ms| ("retention.ms", ms.to_string())));
-        let free = |name: &str| topic.retention == Retention::Cluster || !OF_RETENTION.contains(&name);
-        let configured = self.config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone()));
-        properties.extend(configured.filter(|(name, _)| free(name)));
-        properties
-    }
-
     fn options(&self) -> AdminOptions {
         AdminOptions::new().request_timeout(Some(self.config.request_timeout()))
     }
@@ -368,18 +344,10 @@ impl Shared {
             return Err(differs(format!("it exists with {partitions} partitions, not {}", topic.partitions)));
         }
         let found = self.settings_of(topic)?;
-        let must = |name: &str, wanted: &str| match found.get(name).and_then(|entry| entry.value.as_deref()) {
-            // Of copies in sync, more than asked for are as good.
-            Some(value) if value == wanted || value.parse::<u16>().ok() > wanted.parse().ok() => Ok(()),
-            other => Err(differs(format!("it exists with {name} {}, not {wanted}", other.unwrap_or("unknown")))),
-        };
-        must("message.timestamp.type", timestamp_type(topic))?;
-        // A changelog whose newest records can vanish with one broker is no lock (I4): an owner would read an end that was passed already.
-        if topic.retention == Retention::Keep && self.config.replication_factor >= 3 {
-            must("unclean.leader.election.enable", "false")?;
-            must("min.insync.replicas", "2")?;
+        match topics::differs(topics::demands(&self.config, topic), |name| value(&found, name)) {
+            Some(message) => Err(differs(message)),
+            None => Ok(found),
         }
-        Ok(found)
     }
 
     /// Asks again while brokers do not know yet the topic that somebody else has just created.
@@ -411,42 +379,15 @@ impl Shared {
     }
 }
 
-/// What `topic_properties` cannot change where a topic's retention is ours.
-const OF_RETENTION: [&str; 5] = ["cleanup.policy", "retention.ms", "retention.bytes", "segment.ms", "segment.bytes"];
-
-/// Segments of compacted topics are small, because the newest one is never compacted, and whoever starts reads the whole topic.
-fn retention(retention: Retention) -> &'static [(&'static str, &'static str)] {
-    match retention {
-        Retention::Cluster => &[("cleanup.policy", "delete")],
-        Retention::Keep => &[("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")],
-        Retention::Compact => &[
-            ("cleanup.policy", "compact"),
-            ("segment.bytes", "4194304"),
-            ("segment.ms", "600000"),
-            ("min.cleanable.dirty.ratio", "0.1"),
-        ],
-    }
+fn value<'a>(found: &'a ConfigResource, name: &str) -> Option<&'a str> {
+    found.get(name).and_then(|entry| entry.value.as_deref())
 }
 
-/// A changelog that forgets, or a plan that is not kept, is none.
 fn check_retention(topic: &TopicSpec, found: &ConfigResource) -> Result<(), LogError> {
-    let must: &[(&str, &str)] = match topic.retention {
-        Retention::Cluster => &[],
-        Retention::Keep => retention(Retention::Keep),
-        Retention::Compact => &[("cleanup.policy", "compact")],
-    };
-    let differs = must.iter().find_map(|(name, wanted)| {
-        let value = found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or("unknown");
-        (value != *wanted).then(|| format!("it exists with {name} {value}, not {wanted}"))
-    });
-    match differs {
+    match topics::differs(topics::demands_of_retention(topic), |name| value(found, name)) {
         Some(message) => Err(LogError::Topic { topic: topic.name.clone(), message }),
         None => Ok(()),
     }
-}
-
-fn timestamp_type(topic: &TopicSpec) -> &'static str {
-    if topic.append_time { "LogAppendTime" } else { "CreateTime" }
 }
 
 /// Fetches what there is to know of a topic. Only that it does not exist is an error here.
@@ -475,7 +416,7 @@ fn offsets_in(found: &TopicPartitionList, of: &[TopicPartition]) -> Result<Vec<u
     of.iter().map(offset).collect()
 }
 
-fn creation_error(topic: String, code: RDKafkaErrorCode) -> LogError {
+pub(super) fn creation_error(topic: String, code: RDKafkaErrorCode) -> LogError {
     use RDKafkaErrorCode as C;
     match code {
         C::InvalidReplicationFactor => LogError::Configuration(format!(

@@ -7,6 +7,7 @@ mod command;
 mod config;
 mod convert;
 mod reply;
+pub mod survey;
 mod update;
 mod verdict;
 mod write;
@@ -148,18 +149,21 @@ impl Server {
             Err(error) if is_command_error(&error, EXISTS) => {}
             Err(error) => return Err(unavailable(error)),
         }
-        let indexes = self.collection(name).list_indexes().await.map_err(unavailable)?;
-        let indexes: Vec<mongodb::IndexModel> = indexes.try_collect().await.map_err(unavailable)?;
+        match self.unique_index(name).await.map_err(unavailable)? {
+            None => Ok(()),
+            Some(keys) => Err(DocumentError::Configuration(format!(
+                "collection {name} has the unique index {keys}: a write that it refuses could never be applied; drop it"
+            ))),
+        }
+    }
+
+    /// The keys of a unique index of a collection, besides the one that each has.
+    async fn unique_index(&self, name: &str) -> Result<Option<String>, Error> {
+        let indexes: Vec<mongodb::IndexModel> = self.collection(name).list_indexes().await?.try_collect().await?;
         let unique = indexes.iter().find(|index| {
             index.keys != doc! { ID: 1 } && index.options.as_ref().and_then(|options| options.unique) == Some(true)
         });
-        match unique {
-            None => Ok(()),
-            Some(index) => Err(DocumentError::Configuration(format!(
-                "collection {name} has the unique index {}: a write that it refuses could never be applied; drop it",
-                index.keys
-            ))),
-        }
+        Ok(unique.map(|index| index.keys.to_string()))
     }
 
     /// The documents of a tenant from some id on, in order.

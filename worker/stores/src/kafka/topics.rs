@@ -1,0 +1,128 @@
+//! What a pipeline's topics must be like: the settings that they are created with, and those without which a topic that exists is refused. Nothing here asks anybody.
+
+use super::config::KafkaConfig;
+use millstream_shard::log::{Retention, TopicSpec};
+use rdkafka::admin::{NewTopic, TopicReplication};
+
+/// Room for the batch header around a message of the largest size.
+const BATCH_OVERHEAD: u32 = 65_536;
+
+/// What `topic_properties` cannot change where a topic's retention is ours.
+const OF_RETENTION: [&str; 5] = ["cleanup.policy", "retention.ms", "retention.bytes", "segment.ms", "segment.bytes"];
+
+/// Settings of which more than asked for is as good.
+const AT_LEAST: [&str; 2] = ["min.insync.replicas", "max.message.bytes"];
+
+/// A setting of a topic: its name, and its value as Kafka writes it.
+pub type Setting<'a> = (&'a str, String);
+
+/// The settings that a topic is created with.
+pub fn settings<'a>(config: &'a KafkaConfig, topic: &TopicSpec) -> Vec<Setting<'a>> {
+    let in_sync = if config.replication_factor >= 3 { 2 } else { 1 };
+    let mut settings = vec![
+        ("message.timestamp.type", timestamp_type(topic).to_owned()),
+        ("max.message.bytes", config.max_message_bytes.saturating_add(BATCH_OVERHEAD).to_string()),
+        ("min.insync.replicas", in_sync.to_string()),
+        ("unclean.leader.election.enable", "false".to_owned()),
+    ];
+    settings.extend(retention(topic.retention).iter().map(|(name, value)| (*name, (*value).to_owned())));
+    let kept_ms = config.retention_ms.get(&topic.name).filter(|_| topic.retention == Retention::Cluster);
+    settings.extend(kept_ms.map(|ms| ("retention.ms", ms.to_string())));
+    let free = |name: &str| topic.retention == Retention::Cluster || !OF_RETENTION.contains(&name);
+    let configured = config.topic_properties.iter().map(|(name, value)| (name.as_str(), value.clone()));
+    settings.extend(configured.filter(|(name, _)| free(name)));
+    settings
+}
+
+/// Those without which a topic that exists is refused, whoever made it.
+pub fn demands(config: &KafkaConfig, topic: &TopicSpec) -> Vec<Setting<'static>> {
+    let mut demands = vec![("message.timestamp.type", timestamp_type(topic).to_owned())];
+    // A changelog whose newest records can vanish with one broker is no lock (I4): an owner would read an end that was passed already.
+    if topic.retention == Retention::Keep && config.replication_factor >= 3 {
+        demands.push(("unclean.leader.election.enable", "false".to_owned()));
+        demands.push(("min.insync.replicas", "2".to_owned()));
+    }
+    demands
+}
+
+/// Those of its retention without which it is refused as well, when somebody else makes topics: a changelog that forgets, or a plan that is not kept, is none.
+pub fn demands_of_retention(topic: &TopicSpec) -> Vec<Setting<'static>> {
+    let demanded: &[(&str, &str)] = match topic.retention {
+        Retention::Cluster => &[],
+        Retention::Keep => retention(Retention::Keep),
+        Retention::Compact => &[("cleanup.policy", "compact")],
+    };
+    demanded.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+}
+
+/// Is what a topic has as good as what was asked for?
+pub fn is_as_good(name: &str, found: &str, wanted: &str) -> bool {
+    let is_more = || match (found.parse::<u64>(), wanted.parse::<u64>()) {
+        (Ok(found), Ok(wanted)) => found >= wanted,
+        _ => false,
+    };
+    found == wanted || (AT_LEAST.contains(&name) && is_more())
+}
+
+/// The first of the demands that these settings do not meet, in words.
+pub(super) fn differs<'a>(
+    demands: Vec<Setting<'static>>,
+    found: impl Fn(&'static str) -> Option<&'a str>,
+) -> Option<String> {
+    demands.into_iter().find_map(|(name, wanted)| {
+        let value = found(name);
+        let is_met = value.is_some_and(|value| is_as_good(name, value, &wanted));
+        (!is_met).then(|| format!("it exists with {name} {}, not {wanted}", value.unwrap_or("unknown")))
+    })
+}
+
+/// A topic as the admin client takes it.
+pub(super) fn new_topic<'a>(config: &KafkaConfig, topic: &'a TopicSpec, settings: &'a [Setting<'a>]) -> NewTopic<'a> {
+    let replication = TopicReplication::Fixed(i32::from(config.replication_factor));
+    let partitions = i32::try_from(topic.partitions).unwrap_or(i32::MAX);
+    let new = NewTopic::new(&topic.name, partitions, replication);
+    settings.iter().fold(new, |new, (name, value)| new.set(name, value))
+}
+
+/// Segments of compacted topics are small, because the newest one is never compacted, and whoever starts reads the whole topic.
+fn retention(retention: Retention) -> &'static [(&'static str, &'static str)] {
+    match retention {
+        Retention::Cluster => &[("cleanup.policy", "delete")],
+        Retention::Keep => &[("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")],
+        Retention::Compact => &[
+            ("cleanup.policy", "compact"),
+            ("segment.bytes", "4194304"),
+            ("segment.ms", "600000"),
+            ("min.cleanable.dirty.ratio", "0.1"),
+        ],
+    }
+}
+
+fn timestamp_type(topic: &TopicSpec) -> &'static str {
+    if topic.append_time { "LogAppendTime" } else { "CreateTime" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_as_good_of_some_settings_only() {
+        assert!(is_as_good("min.insync.replicas", "3", "2") && !is_as_good("min.insync.replicas", "1", "2"));
+        assert!(!is_as_good("retention.ms", "9", "5") && is_as_good("retention.ms", "-1", "-1"));
+        assert!(!is_as_good("max.message.bytes", "unknown", "5"));
+    }
+
+    #[test]
+    fn a_topic_meets_the_demands_when_it_is_created_as_we_create_it() {
+        let config = KafkaConfig::new("b:1");
+        for retention in [Retention::Cluster, Retention::Keep, Retention::Compact] {
+            let topic = TopicSpec { name: "t".into(), partitions: 1, append_time: true, retention };
+            let settings = settings(&config, &topic);
+            let found = |name: &str| settings.iter().find(|(of, _)| *of == name).map(|(_, value)| value.as_str());
+            assert_eq!(differs(demands(&config, &topic), found), None);
+            assert_eq!(differs(demands_of_retention(&topic), found), None);
+            assert!(differs(demands(&config, &topic), |_| None).unwrap().contains("unknown, not LogAppendTime"));
+        }
+    }
+}
