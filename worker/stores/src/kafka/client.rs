@@ -56,8 +56,14 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
+/// librdkafka says of each producer that this is a setting of consumers, and obeys it all the same.
+const OBEYED: &str = "property allow.auto.create.topics is a consumer property";
+
 /// Passes on what an operator should see.
 pub(super) fn report(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    if facility == "CONFWARN" && message.contains(OBEYED) {
+        return;
+    }
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::warn!(facility, message, "kafka client");
