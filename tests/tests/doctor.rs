@@ -102,6 +102,15 @@ fn set(kafka: &Kafka, topic: &str, name: &str, value: &str) {
     assert!(changed.iter().all(Result::is_ok), "{changed:?}");
 }
 
+/// The collections of a database.
+fn collections(mongo: &Mongo, database: &str) -> Vec<String> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = mongodb::Client::with_uri_str(mongo.uri()).await.unwrap();
+        client.database(database).list_collection_names().await.unwrap()
+    })
+}
+
 #[test]
 fn all_is_well_before_and_after_topics_are_made() {
     let (kafka, mongo) = (Kafka::shared().unwrap(), Mongo::shared().unwrap());
@@ -121,7 +130,7 @@ fn all_is_well_before_and_after_topics_are_made() {
     let after = examine(&settings, &["--role", "unify"]);
     assert_eq!(after.code, Some(0), "{after:?}");
     for spec in specs(&settings) {
-        let partitions = format!("{} partitions, 1 copies", spec.partitions);
+        let partitions = format!("partitions: {}, copies: 1,", spec.partitions);
         after.says(&format!("topic {}", spec.name), "ok", &[&partitions]);
     }
     after.says("documents", "ok", &["does not use"]);
@@ -216,25 +225,20 @@ fn nothing_is_created_or_changed() {
     let mongo = Mongo::start().unwrap();
     let settings = settings(kafka.bootstrap(), mongo.uri(), "doctor-nothing");
     let before = contents(&kafka);
+    assert_eq!(before, (Vec::new(), 0));
     let ended = examine(&settings, &[]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let limits = ended.about("broker 1 (");
     assert!(limits[0].1.contains("log.kafka.transaction_timeout: 5000ms"), "{limits:?}");
     assert!(limits[1].1.contains("auto.create.topics.enable=false"), "{limits:?}");
     assert_eq!(contents(&kafka), before);
-    let database = settings.pipeline.replace('.', "_");
-    let names = futures::executor::block_on(async {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let uri = mongo.uri().to_owned();
-        runtime
-            .spawn(async move {
-                let client = mongodb::Client::with_uri_str(uri).await.unwrap();
-                client.database(&database).list_collection_names().await.unwrap()
-            })
-            .await
-            .unwrap()
-    });
-    assert_eq!(names, Vec::<String>::new());
+    assert_eq!(collections(&mongo, &settings.pipeline.replace('.', "_")), Vec::<String>::new());
+    // Workers create their topics there, and no other one.
+    create(kafka.config(), &settings);
+    let mut wanted: Vec<String> =
+        specs(&settings).iter().map(|spec| format!("{} {}", spec.name, spec.partitions)).collect();
+    wanted.sort();
+    assert_eq!(contents(&kafka).0, wanted);
 }
 
 #[test]

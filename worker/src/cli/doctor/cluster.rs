@@ -23,6 +23,8 @@ const OLDEST: &str = "Kafka 2.8";
 const SAFE_COPIES: u16 = 3;
 /// A shard may be idle for so long, milliseconds, and find its transactional id known.
 const IDLE_MS: i64 = 3_600_000;
+/// What is looked at.
+const TRANSACTIONS: &str = "transactions";
 /// What is in a request beside a message of the largest size, bytes.
 const REQUEST_OVERHEAD: u64 = 1 << 20;
 
@@ -77,8 +79,8 @@ pub(super) fn judge_copies(config: &KafkaConfig, brokers: usize) -> Vec<Finding>
     if usize::from(copies) > brokers {
         return vec![Finding::problem(
             "cluster",
-            format!("{brokers} brokers are there, and log.kafka.replication is {copies}"),
-            format!("start {} more brokers, or set log.kafka.replication: {brokers}", usize::from(copies) - brokers),
+            format!("brokers that are there: {brokers}, and log.kafka.replication is {copies}"),
+            format!("start the brokers that are missing, or set log.kafka.replication: {brokers}"),
         )];
     }
     if copies < SAFE_COPIES {
@@ -89,7 +91,7 @@ pub(super) fn judge_copies(config: &KafkaConfig, brokers: usize) -> Vec<Finding>
         );
         return vec![Finding::warning("cluster", found, change)];
     }
-    vec![Finding::ok("cluster", format!("{brokers} brokers are there, for {copies} copies of each partition"))]
+    vec![Finding::ok("cluster", format!("brokers that are there: {brokers}, for {copies} copies of each partition"))]
 }
 
 /// A broker's own limits; also whether it can be reached where it says that it is.
@@ -162,67 +164,62 @@ fn judge_limits(config: &KafkaConfig, subject: &str, settings: &Settings) -> Vec
         ));
     }
     if settings.get("auto.create.topics.enable").is_some_and(|value| value == "true") {
-        let found = "auto.create.topics.enable is true: a topic that was deleted comes back at the next send, with the cluster's settings and not the pipeline's";
+        let found = "auto.create.topics.enable is true: a topic that was deleted comes back when any client of others names it, with the cluster's settings and not the pipeline's";
         findings.push(Finding::warning(subject, found, "set auto.create.topics.enable=false on every broker"));
     }
     findings
 }
 
-/// The brokers' own topic for transactions: without enough copies of it no transaction begins, or all are lost with one broker.
+/// The brokers' own topic for transactions: without enough copies of it no transaction begins, or all are lost with one broker. `own`: its settings; `told`: a broker's.
 pub(super) fn judge_transactions(
     config: &KafkaConfig,
     brokers: usize,
     layout: Option<Layout>,
     own: Option<&Settings>,
     told: Option<&Settings>,
-) -> Vec<Finding> {
-    let subject = "transactions";
-    let told = |name: &str| told.and_then(|settings| number(settings, name));
-    let Some(layout) = layout else {
-        let factor = told("transaction.state.log.replication.factor");
-        return vec![match factor.filter(|factor| usize::try_from(*factor).is_ok_and(|factor| factor > brokers)) {
-            Some(factor) => Finding::problem(
-                subject,
-                format!(
-                    "transaction.state.log.replication.factor is {factor}, and {brokers} brokers are there: no transaction can begin"
-                ),
-                format!(
-                    "start more brokers, or set transaction.state.log.replication.factor={brokers} on every broker"
-                ),
-            ),
-            None => Finding::ok(subject, "the brokers have kept none yet"),
-        }];
-    };
-    let least =
-        own.and_then(|settings| number(settings, "min.insync.replicas")).and_then(|least| usize::try_from(least).ok());
+) -> Finding {
+    let Some(layout) = layout else { return judge_first_transaction(brokers, told) };
+    let least = own.and_then(|settings| number(settings, "min.insync.replicas"));
+    let least = least.and_then(|least| usize::try_from(least).ok());
     let wanted = usize::from(config.replication_factor.min(SAFE_COPIES));
-    if layout.leaderless > 0 || least.is_some_and(|least| layout.in_sync < least) {
-        let found = format!(
-            "of __transaction_state {} partitions have no leader, and the fewest copies in sync are {} (min.insync.replicas {})",
-            layout.leaderless,
-            layout.in_sync,
-            least.map_or("unknown".to_owned(), |least| least.to_string())
-        );
-        return vec![Finding::problem(
-            subject,
-            found,
+    let Layout { leaderless, in_sync, copies, .. } = layout;
+    if leaderless > 0 || least.is_some_and(|least| in_sync < least) {
+        let least = least.map_or("unknown".to_owned(), |least| least.to_string());
+        return Finding::problem(
+            TRANSACTIONS,
+            format!(
+                "of __transaction_state {leaderless} partitions have no leader, and the fewest copies in sync are {in_sync} (min.insync.replicas {least})"
+            ),
             "start the brokers that are away: until then some shards cannot commit",
-        )];
-    }
-    if layout.copies < wanted {
-        let found = format!(
-            "__transaction_state has {} copies, fewer than log.kafka.replication asks for: the loss of one broker ends transactions",
-            layout.copies
         );
-        let change = format!(
-            "give __transaction_state {wanted} copies (kafka-reassign-partitions.sh), and set transaction.state.log.replication.factor={wanted}"
-        );
-        return vec![Finding::problem(subject, found, change)];
     }
-    vec![Finding::ok(
-        subject,
-        format!("{} copies of __transaction_state, {} in sync at least", layout.copies, layout.in_sync),
-    )]
+    if copies < wanted {
+        return Finding::problem(
+            TRANSACTIONS,
+            format!(
+                "__transaction_state has {copies} copies, and {wanted} are needed: the loss of one broker can end transactions"
+            ),
+            format!(
+                "give it {wanted} copies (kafka-reassign-partitions.sh), and set transaction.state.log.replication.factor={wanted} on every broker"
+            ),
+        );
+    }
+    Finding::ok(TRANSACTIONS, format!("{copies} copies of __transaction_state, {in_sync} in sync at least"))
+}
+
+/// The topic comes into being with the first transaction, if there are brokers enough.
+fn judge_first_transaction(brokers: usize, told: Option<&Settings>) -> Finding {
+    let factor = told.and_then(|settings| number(settings, "transaction.state.log.replication.factor"));
+    match factor.filter(|factor| usize::try_from(*factor).is_ok_and(|factor| factor > brokers)) {
+        Some(factor) => Finding::problem(
+            TRANSACTIONS,
+            format!(
+                "transaction.state.log.replication.factor is {factor}, and {brokers} brokers are there: no transaction can begin"
+            ),
+            format!("start more brokers, or set transaction.state.log.replication.factor={brokers} on every broker"),
+        ),
+        None => Finding::ok(TRANSACTIONS, "the brokers have kept none yet"),
+    }
 }
 
 /// What went wrong, in the words of whoever said it.
@@ -329,8 +326,7 @@ mod tests {
     fn transactions_need_copies_of_their_own() {
         let layout = |copies, in_sync, leaderless| Some(Layout { partitions: 4, leaderless, copies, in_sync });
         let own = settings(&[("min.insync.replicas", "2")]);
-        let judge =
-            |layout, told: &Settings| judge_transactions(&config(3), 3, layout, Some(&own), Some(told))[0].level;
+        let judge = |layout, told: &Settings| judge_transactions(&config(3), 3, layout, Some(&own), Some(told)).level;
         let told = settings(&[("transaction.state.log.replication.factor", "3")]);
         assert_eq!(judge(layout(3, 3, 0), &told), Level::Ok);
         assert_eq!(judge(layout(3, 1, 0), &told), Level::Problem, "not in sync");

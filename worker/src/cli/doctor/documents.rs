@@ -162,7 +162,8 @@ fn judge_collection(database: &str, name: &str, state: &Collection) -> Finding {
 /// MongoDB tells its time, brokers do not.
 fn judge_clock(found: &Found) -> Option<Finding> {
     let (ahead, doubt) = (found.clock_ahead_ms?, found.round_trip_ms);
-    let said = format!("the document store's clock is {ahead} ms ahead of this machine's, give or take {doubt} ms");
+    let side = if ahead < 0 { "behind" } else { "ahead of" };
+    let said = format!("the document store's is {} ms {side} this machine's, give or take {doubt} ms", ahead.abs());
     if ahead.abs() > doubt.saturating_add(CLOCKS_MS) {
         return Some(Finding::warning("clock", said, "set both clocks by NTP (chrony, systemd-timesyncd)"));
     }

@@ -5,10 +5,10 @@ use super::finding::Finding;
 use super::{PATIENCE_MS, cluster, topics};
 use crate::config::{Config, Kafka, Log};
 use crate::runtime::stores;
-use millstream_shard::log::LogError;
+use millstream_shard::log::{LogError, TopicSpec};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaConfig;
-use millstream_stores::kafka::survey::{self, Broker, Settings, Survey, Versions};
+use millstream_stores::kafka::survey::{self, Broker, Layout, Settings, Survey, Versions};
 
 /// Where the brokers keep their transactions.
 const TRANSACTIONS: &str = "__transaction_state";
@@ -61,47 +61,43 @@ fn look(config: &Config, store: &KafkaConfig) -> Result<Vec<Finding>, LogError> 
         findings.extend(cluster::judge_broker(store, broker, settings.as_ref()));
         told = told.or(settings.ok());
     }
-    findings.extend(transactions(&survey, store, &brokers, told.as_ref()));
-    findings.extend(look_at_topics(&survey, config, store)?);
+    findings.push(transactions(&survey, store, &brokers, told.as_ref()));
+    findings.extend(look_at_topics(&survey, config, store));
     Ok(findings)
 }
 
-fn transactions(survey: &Survey, store: &KafkaConfig, brokers: &[Broker], told: Option<&Settings>) -> Vec<Finding> {
+fn transactions(survey: &Survey, store: &KafkaConfig, brokers: &[Broker], told: Option<&Settings>) -> Finding {
     match survey.layout(TRANSACTIONS) {
         Ok(layout) => {
             let own = survey.topic_settings(TRANSACTIONS).ok();
             cluster::judge_transactions(store, brokers.len(), layout, own.as_ref(), told)
         }
-        Err(error) => vec![Finding::warning(
+        Err(error) => Finding::warning(
             "transactions",
             format!("the brokers do not tell how they keep them: {}", said(&error)),
             "allow the user Describe on the topic __transaction_state, or ask who runs the brokers for 3 copies of it",
-        )],
+        ),
     }
 }
 
-fn look_at_topics(survey: &Survey, config: &Config, store: &KafkaConfig) -> Result<Vec<Finding>, LogError> {
+fn look_at_topics(survey: &Survey, config: &Config, store: &KafkaConfig) -> Vec<Finding> {
     let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
-    let mut looked_at = Vec::new();
-    for spec in topics.specs() {
-        let layout = survey.layout(&spec.name)?;
-        looked_at.push((spec, layout));
-    }
-    let present: Vec<String> =
-        looked_at.iter().filter(|(_, layout)| layout.is_some()).map(|(spec, _)| spec.name.clone()).collect();
-    let mut findings = Vec::new();
-    for (spec, layout) in &looked_at {
-        match layout {
-            Some(layout) => {
-                let settings = survey.topic_settings(&spec.name);
-                findings.extend(topics::judge(store, spec, *layout, settings.as_ref()));
-            }
-            None => {
-                let would = store.create_topics.then(|| survey.would_create(spec));
-                let is_amiss = topics::is_amiss(&topics, &spec.name, &present);
-                findings.push(topics::judge_missing(store, &topics, spec, is_amiss, would));
-            }
+    let look = |spec: TopicSpec| {
+        let layout = survey.layout(&spec.name);
+        (spec, layout)
+    };
+    let looked_at: Vec<_> = topics.specs().into_iter().map(look).collect();
+    let is_there = |layout: &Result<Option<Layout>, LogError>| !matches!(layout, Ok(None));
+    let present: Vec<&str> =
+        looked_at.iter().filter(|(_, layout)| is_there(layout)).map(|(spec, _)| spec.name.as_str()).collect();
+    let judge = |(spec, layout): &(TopicSpec, Result<Option<Layout>, LogError>)| match layout {
+        Ok(Some(layout)) => topics::judge(store, spec, *layout, survey.topic_settings(&spec.name).as_ref()),
+        Ok(None) => {
+            let would = store.create_topics.then(|| survey.would_create(spec));
+            let is_amiss = topics::is_amiss(&topics, &spec.name, &present);
+            vec![topics::judge_missing(store, &topics, spec, is_amiss, would)]
         }
-    }
-    Ok(findings)
+        Err(error) => vec![topics::judge_unseen(spec, error)],
+    };
+    looked_at.iter().flat_map(judge).collect()
 }

@@ -48,9 +48,25 @@ enum Folder {
 struct Needs {
     /// Stores of shards.
     stores: usize,
-    /// Bytes of memory, and what they are for.
-    memory: (u64, &'static str),
+    memory: Memory,
     takes_requests: bool,
+}
+
+/// Memory that a process takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Memory {
+    /// What it is for.
+    what: &'static str,
+    /// Bytes that the configuration lets it take.
+    bytes: u64,
+    /// Bytes with everything that is beside them.
+    whole: u64,
+}
+
+impl Memory {
+    fn beside_the_program(what: &'static str, bytes: u64) -> Memory {
+        Memory { what, bytes, whole: bytes.saturating_add(PROGRAM_BYTES) }
+    }
 }
 
 /// Everything about this machine.
@@ -66,19 +82,33 @@ impl Needs {
         let shards = config.owned_shards().len();
         // One process has one role, unless it has all.
         let stores = shards * if is_local { with_state } else { with_state.min(1) };
-        let state = (config.state.memory.0, "state.memory");
-        let bodies = (config.gateway.in_flight_bytes.0.saturating_mul(4), "four times gateway.in_flight_bytes");
-        let backlog = config.reaction.backlog_bytes.0.saturating_mul(2).saturating_mul(shards as u64);
-        let backlog = (backlog, "twice reaction.backlog_bytes for each owned shard");
-        let each = [(stores > 0, state), (may_be(Role::Gateway), bodies), (may_be(Role::Reaction), backlog)];
-        let each = each.into_iter().filter(|(is_needed, _)| *is_needed).map(|(_, memory)| memory);
-        let memory = if is_local && role.is_none() {
-            (each.map(|(bytes, _)| bytes).fold(0, u64::saturating_add), "state, requests and backlog")
-        } else {
-            each.max_by_key(|(bytes, _)| *bytes).unwrap_or_default()
-        };
-        Needs { stores, memory, takes_requests: may_be(Role::Gateway) }
+        Needs {
+            stores,
+            memory: memory_of(config, may_be, is_local && role.is_none()),
+            takes_requests: may_be(Role::Gateway),
+        }
     }
+}
+
+/// Of all roles in one process, or of the one that takes most.
+fn memory_of(config: &Config, may_be: impl Fn(Role) -> bool, is_all: bool) -> Memory {
+    let state = config.state.memory.0;
+    // Batches, clients and code take about as much (docs/src/design/memory.md), and that is what the operator leaves them.
+    let state = Memory { what: "state.memory", bytes: state, whole: state.saturating_mul(2) };
+    let bodies = config.gateway.in_flight_bytes.0.saturating_mul(4);
+    let bodies = Memory::beside_the_program("four times gateway.in_flight_bytes", bodies);
+    let shards = config.owned_shards().len() as u64;
+    let backlog = config.reaction.backlog_bytes.0.saturating_mul(2).saturating_mul(shards);
+    let backlog = Memory::beside_the_program("twice reaction.backlog_bytes for each owned shard", backlog);
+    if is_all {
+        let sum = |of: fn(&Memory) -> u64| [&state, &bodies, &backlog].into_iter().map(of).fold(0, u64::saturating_add);
+        let what = "state.memory, with requests and backlog,";
+        return Memory { what, bytes: sum(|memory| memory.bytes), whole: sum(|memory| memory.whole) };
+    }
+    let has_state = may_be(Role::Unify) || may_be(Role::Action);
+    let each = [(has_state, state), (may_be(Role::Gateway), bodies), (may_be(Role::Reaction), backlog)];
+    let each = each.into_iter().filter(|(is_needed, _)| *is_needed).map(|(_, memory)| memory);
+    each.max_by_key(|memory| memory.whole).unwrap_or_default()
 }
 
 impl Machine {
@@ -235,7 +265,7 @@ fn judge_memory(config: &Config, needs: &Needs, machine: &Machine) -> Vec<Findin
     {
         findings.push(Finding::problem("memory", error, "set state.memory, or `owned`, as it says"));
     }
-    let (bytes, what) = needs.memory;
+    let Memory { what, bytes, whole } = needs.memory;
     let known = machine.memory_limit.map(|limit| (limit, "the limit of the control group"));
     let known = known.into_iter().chain(machine.memory.map(|bytes| (bytes, "the machine's memory")));
     let Some((limit, whose)) = known.min_by_key(|(limit, _)| *limit) else {
@@ -243,13 +273,10 @@ fn judge_memory(config: &Config, needs: &Needs, machine: &Machine) -> Vec<Findin
         return findings;
     };
     let found = format!("{what} is {}, and {whose} is {}", mebibytes(bytes), mebibytes(limit));
-    // Batches, clients and code take about as much as state (docs/src/design/memory.md), and that is what the operator leaves them.
-    let comfortable =
-        if what == "state.memory" { bytes.saturating_mul(2) } else { bytes.saturating_add(PROGRAM_BYTES) };
-    let change = format!("raise the limit to {}, or lower what the process may take", mebibytes(comfortable));
+    let change = format!("raise the limit to {}, or lower what the process may take", mebibytes(whole));
     findings.push(if limit < bytes {
         Finding::problem("memory", format!("{found}: the process will be killed"), change)
-    } else if limit < comfortable {
+    } else if limit < whole {
         Finding::warning("memory", format!("{found}: little is left for batches, clients and code"), change)
     } else {
         Finding::ok("memory", found)
@@ -345,9 +372,9 @@ mod tests {
     #[test]
     fn needs_follow_role_and_shards() {
         let of = |role| Needs::of(&config(), Some(role));
-        assert_eq!((of(Role::Unify).stores, of(Role::Unify).memory.0), (8, 512 << 20));
-        assert_eq!((of(Role::Gateway).stores, of(Role::Gateway).memory.0), (0, 256_000_000));
-        assert_eq!((of(Role::Reaction).stores, of(Role::Reaction).memory.0), (0, 1 << 30));
+        assert_eq!((of(Role::Unify).stores, of(Role::Unify).memory.bytes), (8, 512 << 20));
+        assert_eq!((of(Role::Gateway).stores, of(Role::Gateway).memory.bytes), (0, 256_000_000));
+        assert_eq!((of(Role::Reaction).stores, of(Role::Reaction).memory.bytes), (0, 1 << 30));
         assert_eq!(Needs::of(&Config::default(), None).stores, 16, "one process has all roles");
         let too_many = Config { shards: crate::config::Shards(100), ..config() };
         let found = amiss(&too_many, Some(Role::Unify), &good());

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 const LEAST_KEPT_MS: i64 = 24 * 3_600_000;
 
 /// Is this topic amiss: is it missing, while others exist that come into being at the same time? (Topics of a generation come with it, public ones with the first.)
-pub(super) fn is_amiss(topics: &Topics, name: &str, present: &[String]) -> bool {
+pub(super) fn is_amiss(topics: &Topics, name: &str, present: &[&str]) -> bool {
     let of_generation = format!("{}.g{}.", topics.pipeline, topics.generation);
     present.iter().any(|other| !name.starts_with(&of_generation) || other.starts_with(&of_generation))
 }
@@ -42,24 +42,38 @@ pub(super) fn judge_missing(
                 create(config, spec)
             ),
         ),
-        Some(Ok(())) if is_amiss && is_read(topics, &spec.name) => Finding::problem(
-            subject,
-            "it is missing, while others of this pipeline are there: was it deleted? A worker would make it anew, empty, and shards that had read or written it stop",
-            format!(
-                "find out why before a worker starts; if nothing of this pipeline is to be kept, begin anew with `generation: {}`",
-                topics.generation.saturating_add(1)
-            ),
-        ),
-        Some(Ok(())) if is_amiss => Finding::warning(
-            subject,
-            "it is missing, while others of this pipeline are there: if it was deleted, what was in it is lost",
-            "if that is known, start a worker: it makes the topic anew, empty",
-        ),
+        Some(Ok(())) if is_amiss => judge_amiss(topics, spec),
         Some(Ok(())) => Finding::ok(
             subject,
-            format!("not there yet; the brokers say that a worker may create it, with {} partitions", spec.partitions),
+            format!("not there yet; the brokers say that a worker may create it (partitions: {})", spec.partitions),
         ),
     }
+}
+
+/// What was there and is not, if it was not simply never made.
+fn judge_amiss(topics: &Topics, spec: &TopicSpec) -> Finding {
+    let subject = format!("topic {}", spec.name);
+    let found = "it is missing, while others of this pipeline are there: was it deleted?";
+    if !is_read(topics, &spec.name) {
+        let change = "start a worker, which makes it anew, empty, or create it yourself";
+        return Finding::warning(subject, format!("{found} What was in it is lost"), change);
+    }
+    let change = format!(
+        "find out why before a worker starts; if nothing of this pipeline is to be kept, begin anew with `generation: {}`",
+        topics.generation.saturating_add(1)
+    );
+    let found = format!("{found} A worker would make it anew, empty, and shards that had read or written it stop");
+    Finding::problem(subject, found, change)
+}
+
+/// A topic of which nothing is told.
+pub(super) fn judge_unseen(spec: &TopicSpec, error: &LogError) -> Finding {
+    let found = format!("nothing is told of it: {}", said(error));
+    Finding::problem(
+        format!("topic {}", spec.name),
+        found,
+        "allow the user Describe on this topic, or see the brokers' own log",
+    )
 }
 
 /// Do shards remember how far they are in it?
@@ -90,8 +104,9 @@ pub(super) fn judge(
     }
     if findings.is_empty() {
         let Layout { partitions, copies, in_sync, .. } = layout;
-        let found =
-            format!("{partitions} partitions, {copies} copies, {in_sync} in sync at least, settings as they must be");
+        let found = format!(
+            "partitions: {partitions}, copies: {copies}, of them in sync: {in_sync} at least; settings as they must be"
+        );
         findings.push(Finding::ok(subject, found));
     }
     findings
@@ -120,21 +135,18 @@ fn judge_copies(config: &KafkaConfig, spec: &TopicSpec, layout: Layout, settings
     let mut findings = Vec::new();
     if copies < wanted {
         let found = format!("it has {copies} copies, and log.kafka.replication is {wanted}");
-        let change = format!("give it {wanted} copies (kafka-reassign-partitions.sh)");
+        let change = format!("give it {wanted} copies: kafka-reassign-partitions.sh");
         findings.push(Finding::problem(&subject, found, change));
     }
-    if least > copies {
+    // With the copies that are asked for, this is well, too.
+    if least > copies && copies >= wanted {
         let found = format!("min.insync.replicas is {least}, and it has {copies} copies: nothing can be written");
-        let least = if copies >= 3 { 2 } else { 1 };
-        findings.push(Finding::problem(
-            &subject,
-            found,
-            alter(config, spec, "min.insync.replicas", &least.to_string()),
-        ));
-    } else if least == copies && copies > 1 {
+        let least = if copies >= 3 { "2" } else { "1" };
+        findings.push(Finding::problem(&subject, found, alter(config, spec, "min.insync.replicas", least)));
+    } else if least == copies && copies >= 3 {
         let found =
             format!("min.insync.replicas is {least}, as many as it has copies: the restart of one broker stops writes");
-        let change = alter(config, spec, "min.insync.replicas", &(least - 1).max(1).to_string());
+        let change = alter(config, spec, "min.insync.replicas", &(least - 1).to_string());
         findings.push(Finding::warning(&subject, found, change));
     }
     if layout.leaderless > 0 || layout.in_sync < least.min(copies) {
@@ -342,11 +354,10 @@ mod tests {
 
     #[test]
     fn a_topic_that_is_missing_alone_was_deleted() {
-        let present = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert!(!is_amiss(&topics(), "shop.ingress", &present(&[])));
-        assert!(!is_amiss(&topics(), "shop.g2.actions", &present(&["shop.ingress"])), "a new generation");
-        assert!(is_amiss(&topics(), "shop.g2.actions", &present(&["shop.g2.mutations"])));
-        assert!(is_amiss(&topics(), "shop.events", &present(&["shop.g2.mutations"])));
+        assert!(!is_amiss(&topics(), "shop.ingress", &[]));
+        assert!(!is_amiss(&topics(), "shop.g2.actions", &["shop.ingress"]), "a new generation");
+        assert!(is_amiss(&topics(), "shop.g2.actions", &["shop.g2.mutations"]));
+        assert!(is_amiss(&topics(), "shop.events", &["shop.g2.mutations"]));
     }
 
     #[test]
