@@ -130,7 +130,7 @@ fn all_is_well_before_and_after_topics_are_made() {
     let after = examine(&settings, &["--role", "unify"]);
     assert_eq!(after.code, Some(0), "{after:?}");
     for spec in specs(&settings) {
-        let partitions = format!("partitions: {}, copies: 1,", spec.partitions);
+        let partitions = format!("partitions: {}, copies: 1, all in sync", spec.partitions);
         after.says(&format!("topic {}", spec.name), "ok", &[&partitions]);
     }
     after.says("documents", "ok", &["does not use"]);

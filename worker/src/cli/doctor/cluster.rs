@@ -114,7 +114,7 @@ pub(super) fn judge_broker(
         Err(error) => vec![Finding::problem(
             subject,
             format!("it cannot be asked at the address that it tells clients: {}", said(error)),
-            "correct advertised.listeners of this broker, or DNS and firewalls between here and there",
+            "start this broker, or correct its advertised.listeners, or DNS and firewalls between here and there",
         )],
     }
 }

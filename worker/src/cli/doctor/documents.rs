@@ -35,6 +35,7 @@ pub(super) fn check(config: &Config, role: Option<Role>) -> Vec<Finding> {
         Documents::Mongodb(mongodb) => {
             let mut store = mongodb.store();
             store.write_timeout_ms = store.write_timeout_ms.min(PATIENCE_MS);
+            store.read_timeout_ms = PATIENCE_MS;
             let subject = format!("documents {}", without_credentials(&mongodb.uri));
             match look(store) {
                 Ok(found) => judge(&subject, &mongodb.database, &found),

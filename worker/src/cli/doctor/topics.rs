@@ -103,10 +103,8 @@ pub(super) fn judge(
         )),
     }
     if findings.is_empty() {
-        let Layout { partitions, copies, in_sync, .. } = layout;
-        let found = format!(
-            "partitions: {partitions}, copies: {copies}, of them in sync: {in_sync} at least; settings as they must be"
-        );
+        let Layout { partitions, copies, .. } = layout;
+        let found = format!("partitions: {partitions}, copies: {copies}, all in sync; settings as they must be");
         findings.push(Finding::ok(subject, found));
     }
     findings
@@ -127,7 +125,7 @@ fn judge_partitions(spec: &TopicSpec, partitions: u32) -> Vec<Finding> {
     vec![Finding::problem(subject, found, change)]
 }
 
-/// Copies, those that are in sync, and what must be in sync for a write.
+/// Copies, and how many of them must be in sync for a write.
 fn judge_copies(config: &KafkaConfig, spec: &TopicSpec, layout: Layout, settings: &Settings) -> Vec<Finding> {
     let subject = format!("topic {}", spec.name);
     let (copies, wanted) = (layout.copies, usize::from(config.replication_factor));
@@ -149,18 +147,22 @@ fn judge_copies(config: &KafkaConfig, spec: &TopicSpec, layout: Layout, settings
         let change = alter(config, spec, "min.insync.replicas", &(least - 1).to_string());
         findings.push(Finding::warning(&subject, found, change));
     }
-    if layout.leaderless > 0 || layout.in_sync < least.min(copies) {
-        let found = format!(
-            "{} partitions have no leader, and the fewest copies in sync are {} (min.insync.replicas {least})",
-            layout.leaderless, layout.in_sync
-        );
-        findings.push(Finding::problem(
-            &subject,
-            found,
-            "start the brokers that are away, or wait until they have caught up",
-        ));
-    }
+    findings.extend(judge_in_sync(&subject, layout, least.min(copies)));
     findings
+}
+
+/// Copies that have fallen behind: fewer than `least` and nothing can be written.
+fn judge_in_sync(subject: &str, layout: Layout, least: usize) -> Option<Finding> {
+    let Layout { leaderless, in_sync, copies, .. } = layout;
+    let change = "start the brokers that are away, or wait until they have caught up";
+    if leaderless > 0 || in_sync < least {
+        let found = format!(
+            "{leaderless} partitions have no leader, and the fewest copies in sync are {in_sync} (min.insync.replicas {least}): nothing can be written there"
+        );
+        return Some(Finding::problem(subject, found, change));
+    }
+    let found = format!("copies: {copies}, of which {in_sync} are in sync in some partition");
+    (in_sync < copies).then(|| Finding::warning(subject, found, change))
 }
 
 /// Settings that are not as a worker would create them.
@@ -338,6 +340,7 @@ mod tests {
             (LAYOUT, "3", Level::Warning, "stops writes"),
             (Layout { in_sync: 1, ..LAYOUT }, "2", Level::Problem, "copies in sync are 1"),
             (Layout { leaderless: 2, ..LAYOUT }, "2", Level::Problem, "2 partitions have no leader"),
+            (Layout { in_sync: 2, ..LAYOUT }, "2", Level::Warning, "of which 2 are in sync"),
         ] {
             let findings = with(layout, in_sync);
             assert!(

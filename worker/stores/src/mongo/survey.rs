@@ -52,13 +52,19 @@ pub enum Collection {
 }
 
 impl MongoDocuments {
-    /// Looks at the server and these collections, and changes nothing.
+    /// Looks at the server and these collections, and changes nothing. Gives up when that takes longer than a read may.
     ///
     /// # Errors
     /// [`DocumentError::Unavailable`].
     pub fn survey(&self, collections: &[&str]) -> Result<Found, DocumentError> {
         let names: Vec<String> = collections.iter().map(|name| (*name).to_owned()).collect();
-        self.read("look", |server| async move { server.survey(names).await })
+        let late = || DocumentError::Unavailable("the server does not answer in time".to_owned());
+        let looked = self.run(|server| async move {
+            let timeout = server.config.read_timeout();
+            tokio::time::timeout(timeout, server.survey(names)).await
+        });
+        let failed = |error: Error| DocumentError::Unavailable(format!("cannot look at MongoDB: {error}"));
+        looked.and_then(Result::ok).ok_or_else(late)?.map_err(failed)
     }
 }
 
