@@ -139,13 +139,16 @@ struct Scene {
     server: &'static Kubectl,
     namespace: String,
     operator: Server,
+    /// The operator's admin port.
+    admin: u16,
 }
 
 impl Scene {
     fn new(namespace: &str) -> Scene {
         let server = kubernetes();
         server.run(&["create", "namespace", namespace], "").unwrap();
-        Scene { server, namespace: namespace.to_owned(), operator: start(server, namespace) }
+        let (operator, admin) = start(server, namespace);
+        Scene { server, namespace: namespace.to_owned(), operator, admin }
     }
 
     /// With the Secret that the pipeline refers to.
@@ -224,6 +227,21 @@ impl Scene {
         }
     }
 
+    /// What the plugin prints, and its exit code.
+    fn plugin(&self, arguments: &[&str]) -> (String, i32) {
+        let url = format!("http://127.0.0.1:{}", self.admin);
+        let mut plugin = std::process::Command::new(pipeline::binary().unwrap());
+        plugin.env("KUBECONFIG", self.server.kubeconfig()).env("MILLSTREAM_OPERATOR_URL", url);
+        let output = plugin.arg("kubectl").args(arguments).args(["-n", &self.namespace]).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        (said, output.status.code().unwrap())
+    }
+
+    /// What the operator says at a path of its admin port.
+    fn admin(&self, path: &str) -> String {
+        reqwest::blocking::get(format!("http://127.0.0.1:{}{path}", self.admin)).unwrap().text().unwrap()
+    }
+
     /// The resource version of everything that there is.
     fn versions(&self) -> String {
         let kinds = "sa,cm,svc,netpol,pdb,sts,mss,mip";
@@ -239,13 +257,16 @@ impl Scene {
     }
 }
 
-fn start(server: &Kubectl, namespace: &str) -> Server {
+/// An operator, and the port on which it tells of itself.
+fn start(server: &Kubectl, namespace: &str) -> (Server, u16) {
     let folder = tempfile::Builder::new().prefix("millstream-operator-").tempdir().unwrap().keep();
     let kubeconfig = format!("KUBECONFIG={}", server.kubeconfig().display());
     let program = pipeline::program("millstream-operator").unwrap().display().to_string();
-    let places = ["--watch-namespace", namespace, "--namespace", namespace, "--admin-listen", "127.0.0.1:0"];
+    let port = free_ports(1).unwrap()[0];
+    let admin = format!("127.0.0.1:{port}");
+    let places = ["--watch-namespace", namespace, "--namespace", namespace, "--admin-listen", &admin];
     let command: Vec<String> = ["env", &kubeconfig, &program].into_iter().chain(places).map(str::to_owned).collect();
-    Server::start(folder, Stop::Terminate, &command).unwrap()
+    (Server::start(folder, Stop::Terminate, &command).unwrap(), port)
 }
 
 #[test]
@@ -396,7 +417,7 @@ fn an_operator_that_starts_again_writes_nothing() {
     scene.operator.signal("TERM").unwrap();
     assert_eq!(scene.operator.ended(pipeline::DEADLINE).unwrap(), Some(0));
     let before = scene.versions();
-    scene.operator = start(scene.server, &scene.namespace);
+    (scene.operator, scene.admin) = start(scene.server, &scene.namespace);
     // It has looked at all when it has seen to this, which it was told of last.
     scene.kubectl(&["label", "secret", "mongodb", "seen=yes"], "");
     scene.pipeline(&json!({"standbys": 2}));
@@ -469,6 +490,53 @@ fn planned(pods: &Pods, stage: &str) -> BTreeSet<String> {
     shards.iter().filter_map(|shard| shard["owner"].as_str().map(str::to_owned)).collect()
 }
 
+fn a_person_looks_and_moves_a_shard(scene: &Scene) {
+    let (said, code) = scene.plugin(&["status", "orders"]);
+    assert!(
+        code == 0
+            && said.contains("orders: ready, 12/12 shards have an owner")
+            && said.contains("standby orders-action-"),
+        "{said}"
+    );
+    let (json, _) = scene.plugin(&["status", "orders", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let rows = json[0]["shards"]["shards"].as_array().unwrap();
+    let is_first = |row: &&Value| row["stage"] == "action" && row["shard"] == 0;
+    let owner = rows.iter().find(is_first).unwrap()["owner"].as_str().unwrap();
+    let other = if owner == "orders-action-0" { "orders-action-1" } else { "orders-action-0" };
+    let (said, code) = scene.plugin(&["shards", "move", "orders", "action/0", "--to", other]);
+    assert!(code == 0 && said.ends_with(&format!("action/0 is {other}'s\n")), "{said}");
+    let (said, code) = scene.plugin(&["shards", "move", "orders", "action/0", "--to", "orders-action-7"]);
+    assert!(code == 2 && said.contains("no worker of action that is alive; there are orders-action-0"), "{said}");
+    assert_eq!(scene.plugin(&["shards", "unpin", "orders", "action/0"]).1, 0);
+    assert_eq!(
+        scene.get("mip", "orders").pointer("/metadata/annotations/ingestion.millstream.dev~1pinned-shards"),
+        None
+    );
+    assert_eq!(
+        scene.plugin(&["pause", "orders"]),
+        ("waiting for the operator to notice\norders is paused\n".to_owned(), 0)
+    );
+    scene.condition("Paused True PausedBySpec");
+    assert_eq!(scene.plugin(&["resume", "orders"]).1, 0);
+    scene.condition("Paused False NotPaused");
+    let metrics = scene.admin("/metrics");
+    let namespace = &scene.namespace;
+    for line in [
+        "millstream_operator_leader 1".to_owned(),
+        format!("millstream_pipeline_condition{{namespace=\"{namespace}\",pipeline=\"orders\",condition=\"Ready\"}} 1"),
+        format!(
+            "millstream_pipeline_shards{{namespace=\"{namespace}\",pipeline=\"orders\",stage=\"unify\",state=\"owned\"}} 4"
+        ),
+    ] {
+        assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+    }
+    let reasons = scene.kubectl(&["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"], "");
+    for reason in ["WorkersReady", "PausedBySpec", "NotPaused"] {
+        assert!(reasons.contains(reason), "{reason} is not among {reasons}");
+    }
+}
+
 #[test]
 fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
     let scene = Scene::new("planned");
@@ -491,6 +559,7 @@ fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
         (stages.iter().all(is_followed).then_some(()), status.to_string())
     });
     scene.condition("Progressing False NothingToDo");
+    a_person_looks_and_moves_a_shard(&scene);
     // Fewer: the last one's shards leave, and then it goes.
     scene.kubectl(&["scale", "stagescale/orders-action", "--replicas=1"], "");
     scene.until("one worker less", || {
@@ -524,10 +593,13 @@ fn one_operator_leads_and_another_takes_over_when_it_is_gone() {
         })
     };
     let first = holder(&scene, "");
-    let second_operator = start(scene.server, &scene.namespace);
+    let (second_operator, second_admin) = start(scene.server, &scene.namespace);
     scene.pipeline(&json!({}));
     scene.condition("Ready False WorkersNotReady");
     assert!(!second_operator.log().contains("\"leading\""), "{}", second_operator.log());
+    let answer = reqwest::blocking::get(format!("http://127.0.0.1:{second_admin}/v1/pipelines")).unwrap();
+    assert_eq!(answer.status(), 503);
+    assert!(scene.admin("/v1/pipelines").contains("\"name\":\"orders\""), "{}", scene.admin("/v1/pipelines"));
     // One that hangs is taken for gone, and ends when it goes on.
     scene.operator.signal("STOP").unwrap();
     let second = holder(&scene, &first);
@@ -537,7 +609,7 @@ fn one_operator_leads_and_another_takes_over_when_it_is_gone() {
     assert_eq!(scene.operator.ended(pipeline::DEADLINE).unwrap(), Some(3), "{}", scene.operator.log());
     assert_eq!(holder(&scene, &first), second);
     // One that is told to end gives the lease away.
-    let third_operator = start(scene.server, &scene.namespace);
+    let (third_operator, _) = start(scene.server, &scene.namespace);
     second_operator.signal("TERM").unwrap();
     holder(&scene, &second);
     drop(third_operator);

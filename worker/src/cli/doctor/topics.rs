@@ -7,7 +7,7 @@ use millstream_shard::log::{LogError, Retention, TopicSpec};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaConfig;
 use millstream_stores::kafka::survey::{Layout, Settings};
-use millstream_stores::kafka::topics::{demands, demands_of_retention, is_as_good, settings as wanted_settings};
+use millstream_stores::kafka::topics::{demands, is_as_good, settings as wanted_settings};
 use std::collections::BTreeMap;
 
 /// What is deleted sooner than this after it was written, milliseconds, may be deleted before it is read: an outage over night is longer than an hour.
@@ -186,7 +186,7 @@ fn judge_settings(config: &KafkaConfig, spec: &TopicSpec, settings: &Settings) -
 
 /// Do workers refuse the topic with this value, or stop by it?
 fn severity(config: &KafkaConfig, spec: &TopicSpec, name: &str, found: &str) -> Level {
-    let mut demanded = demands(config, spec).into_iter().chain(demands_of_retention(spec));
+    let mut demanded = demands(config, spec).into_iter();
     let is_refused = demanded.any(|(of, wanted)| of == name && !is_as_good(name, found, &wanted));
     if is_refused || ["max.message.bytes", "cleanup.policy"].contains(&name) { Level::Problem } else { Level::Warning }
 }

@@ -264,9 +264,6 @@ impl KafkaConfig {
             // Reconnect quickly: a broker's restart is otherwise seen up to 10 s late.
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
-            // Where brokers create whatever a producer or an admin client names, a topic that was deleted would come back without its settings, and the one that is only
-            // asked about would come into being.
-            .set("allow.auto.create.topics", "false")
             // Metadata of a topic that was just created must not be missing for long.
             .set("topic.metadata.refresh.fast.interval.ms", "50")
             .set_log_level(RDKafkaLogLevel::Warning);

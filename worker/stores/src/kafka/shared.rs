@@ -240,7 +240,7 @@ impl Shared {
         for (result, topic) in self.explain(results)?.into_iter().zip(topics) {
             match result {
                 Ok(_) => {}
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => check_retention(topic, &self.check_topic(topic)?)?,
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => self.check_topic(topic)?,
                 Err((name, code)) => return Err(creation_error(name, code)),
             }
         }
@@ -253,7 +253,7 @@ impl Shared {
         for topic in topics {
             self.forget(&topic.name);
             let found = self.partitions(&topic.name, self.config.request_timeout());
-            match found.and_then(|_| self.check_topic(topic)).and_then(|found| check_retention(topic, &found)) {
+            match found.and_then(|_| self.check_topic(topic)) {
                 Ok(()) => {}
                 Err(LogError::Topic { topic: name, message }) if name == topic.name => {
                     wrong.push((topic, message));
@@ -334,7 +334,7 @@ impl Shared {
     }
 
     /// A topic that exists already must be like the one that was asked for; its settings.
-    fn check_topic(&self, topic: &TopicSpec) -> Result<ConfigResource, LogError> {
+    fn check_topic(&self, topic: &TopicSpec) -> Result<(), LogError> {
         let differs = |message: String| LogError::Topic { topic: topic.name.clone(), message };
         let partitions = self.once_known(|| {
             self.forget(&topic.name);
@@ -346,7 +346,7 @@ impl Shared {
         let found = self.settings_of(topic)?;
         match topics::differs(topics::demands(&self.config, topic), |name| value(&found, name)) {
             Some(message) => Err(differs(message)),
-            None => Ok(found),
+            None => Ok(()),
         }
     }
 
@@ -381,13 +381,6 @@ impl Shared {
 
 fn value<'a>(found: &'a ConfigResource, name: &str) -> Option<&'a str> {
     found.get(name).and_then(|entry| entry.value.as_deref())
-}
-
-fn check_retention(topic: &TopicSpec, found: &ConfigResource) -> Result<(), LogError> {
-    match topics::differs(topics::demands_of_retention(topic), |name| value(found, name)) {
-        Some(message) => Err(LogError::Topic { topic: topic.name.clone(), message }),
-        None => Ok(()),
-    }
 }
 
 /// Fetches what there is to know of a topic. Only that it does not exist is an error here.

@@ -42,17 +42,14 @@ pub fn demands(config: &KafkaConfig, topic: &TopicSpec) -> Vec<Setting<'static>>
         demands.push(("unclean.leader.election.enable", "false".to_owned()));
         demands.push(("min.insync.replicas", "2".to_owned()));
     }
-    demands
-}
-
-/// Those of its retention without which it is refused as well, when somebody else makes topics: a changelog that forgets, or a plan that is not kept, is none.
-pub fn demands_of_retention(topic: &TopicSpec) -> Vec<Setting<'static>> {
-    let demanded: &[(&str, &str)] = match topic.retention {
+    // A changelog that forgets, or a plan that is not kept, is none.
+    let of_retention: &[(&str, &str)] = match topic.retention {
         Retention::Cluster => &[],
         Retention::Keep => retention(Retention::Keep),
         Retention::Compact => &[("cleanup.policy", "compact")],
     };
-    demanded.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+    demands.extend(of_retention.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    demands
 }
 
 /// Is what a topic has as good as what was asked for?
@@ -121,7 +118,6 @@ mod tests {
             let settings = settings(&config, &topic);
             let found = |name: &str| settings.iter().find(|(of, _)| *of == name).map(|(_, value)| value.as_str());
             assert_eq!(differs(demands(&config, &topic), found), None);
-            assert_eq!(differs(demands_of_retention(&topic), found), None);
             assert!(differs(demands(&config, &topic), |_| None).unwrap().contains("unknown, not LogAppendTime"));
         }
     }
