@@ -6,11 +6,12 @@
 //! What is not built any more goes, if it is ours by label and by owner's uid, and if nobody needs it: a ConfigMap stays for as long as a revision of a StatefulSet names it, because a Pod of that
 //! revision may start again.
 
+use crate::build::pods::DATA_VOLUME;
 use crate::build::{Objects, names};
 use crate::trouble::Trouble;
 use crate::{FIELD_MANAGER, Prepared};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -70,10 +71,36 @@ pub(crate) async fn replace(client: &Client, namespace: &str, pods: &BTreeMap<St
     Ok(())
 }
 
+/// Forgets these very Pods, whose nodes do not answer, and the volumes that bind them there: their StatefulSets make both again, elsewhere. Should a node come back with a worker that still runs,
+/// the log has fenced it, and the newer process of its name ends it.
+///
+/// # Errors
+/// [`Trouble`]: the rest follows when it is tried again.
+pub(crate) async fn recreate(client: &Client, namespace: &str, pods: &BTreeMap<String, String>) -> Result<(), Trouble> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    for (name, uid) in pods {
+        let claim = format!("{DATA_VOLUME}-{name}");
+        // First: it goes when no Pod uses it any more, and the next Pod must not find it.
+        delete(&claims, &claim, None).await?;
+        delete_within(&api, name, Some(uid.clone()), Some(0)).await?;
+    }
+    Ok(())
+}
+
 /// The very object that was looked at, and no other that has its name by now.
 async fn delete<K: Kind>(api: &Api<K>, name: &str, uid: Option<String>) -> Result<(), Trouble> {
-    let preconditions = Preconditions { uid, resource_version: None };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    delete_within(api, name, uid, None).await
+}
+
+async fn delete_within<K: Kind>(
+    api: &Api<K>,
+    name: &str,
+    uid: Option<String>,
+    grace_period_seconds: Option<u32>,
+) -> Result<(), Trouble> {
+    let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
+    let params = DeleteParams { preconditions, grace_period_seconds, ..DeleteParams::default() };
     match api.delete(name, &params).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),

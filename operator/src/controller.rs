@@ -4,7 +4,7 @@
 //! stops nobody else. After a failure a pipeline waits by the kind of failure, longer each time ([`Trouble::pause`]); others do not wait for it.
 
 use crate::admin::Admin;
-use crate::apply::{apply, replace};
+use crate::apply::{apply, recreate, replace};
 use crate::build::secrets::needed;
 use crate::build::{build, names};
 use crate::dereference::{Dereferenced, dereference};
@@ -250,12 +250,14 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
         intent.settle(&mut objects, &observed.stateful_sets);
         let applied = apply(client, &prepared, &objects).await?;
         replace(client, prepared.namespace(), &intent.replaced).await?;
+        recreate(client, prepared.namespace(), &intent.recreated).await?;
         (applied.stateful_sets, applied.refused)
     };
     tell_scales(client, &prepared, &stateful_sets).await?;
     let doing = if is_paused { Vec::new() } else { intent.doing };
     let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
-    Ok(Outcome { stateful_sets, trouble, fleet: heard.fleet, unheard: heard.problem, doing, ..Outcome::default() })
+    let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
+    Ok(Outcome { stateful_sets, trouble, fleet, unheard, lost, doing, ..Outcome::default() })
 }
 
 /// What is wanted of the pipeline's plan.

@@ -19,7 +19,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use millstream_crds::StageName;
+use millstream_crds::{LostNode, StageName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// `partition` above all ordinals: no Pod gets a changed template by itself.
@@ -77,6 +77,10 @@ pub struct Intent {
     pub leaving: BTreeSet<String>,
     /// Pods that Kubernetes does not replace by itself, and their uids.
     pub replaced: BTreeMap<String, String>,
+    /// Pods that do not end: their nodes may be lost.
+    pub lost: Vec<String>,
+    /// Of these, those that are to start elsewhere without their volumes, and their uids.
+    pub recreated: BTreeMap<String, String>,
     /// What is under way, for people.
     pub doing: Vec<String>,
 }
@@ -186,6 +190,18 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
             }
         };
         intent.sizes.insert(stage, size);
+    }
+    for (stage, seen) in seen {
+        let storage = &prepared.pipeline.spec.stages.of(*stage).storage;
+        let claim = storage.persistent_volume_claim.as_ref();
+        let is_recreated = claim.is_some_and(|claim| claim.on_lost_node == LostNode::Recreate);
+        for (ordinal, pod) in seen.pods.iter().filter(|(_, pod)| pod.is_overdue) {
+            let name = step(*stage).pod(*ordinal);
+            if is_recreated {
+                intent.recreated.insert(name.clone(), pod.uid.clone());
+            }
+            intent.lost.push(name);
+        }
     }
     let in_flight = |except: StageName| {
         seen.iter()

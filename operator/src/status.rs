@@ -29,6 +29,8 @@ pub struct Outcome {
     pub fleet: Option<Fleet>,
     /// Why it is not: a reason, and a message.
     pub unheard: Option<(&'static str, String)>,
+    /// Pods that do not end.
+    pub lost: Vec<String>,
     /// What is under way.
     pub doing: Vec<String>,
 }
@@ -115,10 +117,11 @@ fn said(pipeline: &IngestionPipeline, outcome: &Outcome, stages: &[StageStatus])
         None => ("False", "NothingToDo", String::new()),
     };
     let progressing = (ConditionType::Progressing, status, reason, message);
-    let degraded = match wrong.or_else(|| outcome.unheard.clone()).or_else(|| complaints(outcome)) {
-        Some((reason, message)) => (ConditionType::Degraded, "True", reason, message),
-        None => (ConditionType::Degraded, "False", "AsExpected", String::new()),
-    };
+    let degraded =
+        match wrong.or_else(|| outcome.unheard.clone()).or_else(|| complaints(outcome)).or_else(|| lost(outcome)) {
+            Some((reason, message)) => (ConditionType::Degraded, "True", reason, message),
+            None => (ConditionType::Degraded, "False", "AsExpected", String::new()),
+        };
     let paused = match is_paused {
         true => (
             ConditionType::Paused,
@@ -164,6 +167,17 @@ fn complaints(outcome: &Outcome) -> Option<(&'static str, String)> {
         .map(|(id, shard)| format!("{id}: {}", shard.condition))
         .collect();
     (!messages.is_empty()).then(|| ("ShardsInTrouble", messages.join("; ")))
+}
+
+/// Workers that Kubernetes waits for in vain.
+fn lost(outcome: &Outcome) -> Option<(&'static str, String)> {
+    let message = || {
+        format!(
+            "{} should have ended and did not: its node may be lost; others have its shards; it starts again when the node is back or its Node object is deleted, or, with storage.onLostNode: Recreate, without its volume",
+            outcome.lost.join(", ")
+        )
+    };
+    (!outcome.lost.is_empty()).then(|| ("WorkerLost", message()))
 }
 
 fn wrong(outcome: &Outcome) -> Option<(&'static str, String)> {
@@ -271,6 +285,18 @@ mod tests {
             "Paused True PausedBySpec"
         );
         assert_eq!(short(&status(&pipeline(&json!({})), &Outcome::default(), &at(1)))[0], "Ready Unknown NotObserved");
+    }
+
+    #[test]
+    fn a_worker_that_does_not_end_is_told_of() {
+        let outcome = Outcome { lost: vec!["orders-action-1".to_owned()], ..known(2, 2) };
+        let said = status(&pipeline(&json!({})), &outcome, &at(1));
+        assert_eq!(short(&said)[2], "Degraded True WorkerLost");
+        assert!(
+            said.conditions[2].message.starts_with("orders-action-1 should have ended"),
+            "{:?}",
+            said.conditions[2]
+        );
     }
 
     /// Every shard owned by its stage's first worker, and followed by its second.

@@ -10,7 +10,7 @@ mod grace;
 pub(crate) mod names;
 mod network;
 mod overlay;
-mod pods;
+pub(crate) mod pods;
 pub(crate) mod quantity;
 pub(crate) mod secrets;
 mod workloads;

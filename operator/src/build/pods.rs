@@ -22,7 +22,8 @@ const CONTAINER: &str = "millstream";
 const USER: i64 = 65_532;
 /// Says whether what the Pod's Secrets hold is what it was.
 const SECRETS_HASH: &str = "ingestion.millstream.dev/secrets-hash";
-pub(super) const DATA_VOLUME: &str = "data";
+/// The volume with a worker's local state; a claim of it is called `data-POD`.
+pub(crate) const DATA_VOLUME: &str = "data";
 const CONFIG_VOLUME: &str = "config";
 const TMP_VOLUME: &str = "tmp";
 

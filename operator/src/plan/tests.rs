@@ -412,3 +412,18 @@ fn shards_of_a_pod_that_is_to_go_wait_for_a_worker_that_is_only_starting_again()
     scene.dies("orders-action-0");
     assert_eq!(scene.plan().sizes[&stage], (2, 1), "it is not");
 }
+
+#[test]
+fn a_worker_whose_node_is_lost_is_told_of_and_recreated_if_that_is_wanted() {
+    let lost = |on_lost_node: &str| {
+        let claim = json!({"persistentVolumeClaim": {"size": "1Gi", "onLostNode": on_lost_node}});
+        let mut scene = Scene::new(&json!({"stages": {"action": {"storage": claim}}}), &[]);
+        let pod = scene.of(StageName::Action).pods.get_mut(&1).unwrap();
+        (pod.is_overdue, pod.is_ready, pod.uid) = (true, false, "u".to_owned());
+        let intent = scene.plan();
+        (intent.lost, intent.recreated)
+    };
+    let name = "orders-action-1".to_owned();
+    assert_eq!(lost("Wait"), (vec![name.clone()], BTreeMap::new()));
+    assert_eq!(lost("Recreate"), (vec![name.clone()], BTreeMap::from([(name, "u".to_owned())])));
+}
