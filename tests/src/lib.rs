@@ -9,3 +9,4 @@ pub mod pipeline;
 pub mod plan;
 pub mod proxy;
 pub mod servers;
+pub mod shop;

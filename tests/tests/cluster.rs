@@ -3,191 +3,34 @@
 //! Kafka and the MongoDB-compatible server run beside the nodes, in the cluster's network.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use millstream::generate::Load;
 use millstream_shard::topics::Topics;
 use millstream_tests::load::{Sending, check_against_ingress_at, generated};
 use millstream_tests::pipeline::{program, until};
-use millstream_tests::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, install_helm};
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use millstream_tests::shop::{CHARTS, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, timed};
+use serde_json::json;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const CHARTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts");
-/// What the README says to apply; image, servers and tenants are the test's own.
-const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/pipeline.yaml");
-const SYSTEM: &str = "millstream-system";
-const SHARDS: u32 = 4;
-
-/// The pipeline `orders` in the namespace `shop`.
-struct Shop {
-    kubectl: Kubectl,
-    kafka: Kafka,
-    mongo: Mongo,
-    load: Load,
-}
-
-fn helm(kubectl: &Kubectl, arguments: &[&str]) -> String {
-    let helm = install_helm().unwrap();
-    let output = Command::new(helm)
+/// What `kubectl millstream` prints: kubectl finds it by its name.
+fn plugin(shop: &Shop, arguments: &[&str]) -> String {
+    let output = Command::new(program("millstream").unwrap())
+        .arg("kubectl")
         .args(arguments)
-        .env("KUBECONFIG", kubectl.kubeconfig())
-        .env("HELM_CACHE_HOME", kubectl.kubeconfig().with_file_name("helm"))
+        .args(["--namespace", "shop"])
+        .env("KUBECONFIG", shop.kubectl.kubeconfig())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "helm {}: {said}", arguments.join(" "));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-impl Shop {
-    /// Operator and pipeline, installed as the README says; returns when it is ready.
-    fn open(inside: &Inside, load: Load) -> Shop {
-        let kubectl = inside.kubectl.clone();
-        helm(&kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
-        let (repository, tag) = IMAGE.rsplit_once(':').unwrap();
-        let image = format!("image.repository={repository},image.tag={tag},image.pullPolicy=Never");
-        let chart = format!("{CHARTS}/millstream");
-        let place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s", "--set", &image];
-        helm(&kubectl, &[&["install", "millstream", &chart][..], &place].concat());
-        let (kafka, mongo) = (Kafka::start().unwrap(), Mongo::start().unwrap());
-        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
-        let namespace =
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
-        kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
-        let shop = Shop { kubectl, kafka, mongo, load };
-        shop.apply(&json!({}));
-        shop.ready();
-        shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
-        shop
-    }
-
-    fn kubectl(&self, arguments: &[&str]) -> String {
-        self.kubectl.run(&[arguments, &["--namespace", "shop"]].concat(), "").unwrap()
-    }
-
-    /// Applies the example, with this in its pipeline's specification; as many tenants as the load has, each like the example's.
-    fn apply(&self, more: &Value) {
-        let example = std::fs::read_to_string(EXAMPLE).unwrap();
-        let mut objects: Vec<Value> = serde_yaml::Deserializer::from_str(&example)
-            .map(|object| serde::Deserialize::deserialize(object).unwrap())
-            .collect();
-        let tenant = objects.split_off(2);
-        let keys: BTreeMap<&str, &str> =
-            self.load.streams.iter().map(|stream| (stream.tenant.as_str(), stream.key.as_str())).collect();
-        for (name, key) in keys {
-            let [mut secret, mut tenant] = [tenant[0].clone(), tenant[1].clone()];
-            (secret["metadata"]["name"], tenant["metadata"]["name"]) = (name.into(), name.into());
-            (secret["stringData"]["key"], tenant["spec"]["apiKeys"][0]["name"]) = (key.into(), name.into());
-            objects.extend([secret, tenant]);
-        }
-        objects[0]["stringData"]["uri"] = self.mongo.uri().into();
-        let spec = &mut objects[1]["spec"];
-        (spec["image"], spec["imagePullPolicy"]) = (IMAGE.into(), "Never".into());
-        spec["kafka"] = json!({"bootstrapServers": [self.kafka.bootstrap()], "replication": 1});
-        for (name, value) in more.as_object().unwrap() {
-            spec[name] = value.clone();
-        }
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
-    }
-
-    fn get(&self, kind: &str, name: &str) -> Value {
-        serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])).unwrap()
-    }
-
-    /// Waits until the pipeline is ready as it is specified now, and nothing is under way.
-    fn ready(&self) {
-        let waited = until("a pipeline that is ready", || {
-            let pipeline = self.get("mip", "orders");
-            let conditions = pipeline["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            let is = |name: &str, status: &str| {
-                conditions.iter().any(|it| {
-                    it["type"] == name
-                        && it["status"] == status
-                        && it["observedGeneration"] == pipeline["metadata"]["generation"]
-                })
-            };
-            anyhow::ensure!(is("Ready", "True") && is("Progressing", "False"), "{conditions:#?}");
-            // By their own word, too: what the operator says may be about a moment ago.
-            let pods: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"]))?;
-            let unready: Vec<&Value> = pods["items"].as_array().unwrap().iter().filter(|pod| !is_ready(pod)).collect();
-            anyhow::ensure!(unready.is_empty(), "not ready: {unready:#?}");
-            Ok(Some(()))
-        });
-        if let Err(error) = waited {
-            let pods = self.kubectl(&["get", "pods", "-o", "wide"]);
-            let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]);
-            let log = ["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=millstream-operator", "--tail=30"];
-            let operator = self.kubectl.run(&log, "").unwrap_or_default();
-            panic!("{error:#}\n{pods}\n{events}\n{operator}");
-        }
-    }
-
-    /// The Pods, by name: uid and address.
-    fn pods(&self) -> BTreeMap<String, (String, String)> {
-        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
-        let text = |pod: &Value, path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let of = |pod: &Value| (text(pod, "/metadata/name"), (text(pod, "/metadata/uid"), text(pod, "/status/podIP")));
-        list["items"].as_array().unwrap().iter().map(of).collect()
-    }
-
-    /// Those of these Pods that are not there, or not ready.
-    fn unready<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
-        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
-        let ready: BTreeSet<&str> = list["items"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|pod| is_ready(pod))
-            .filter_map(|pod| pod["metadata"]["name"].as_str())
-            .collect();
-        names.filter(|name| !ready.contains(name.as_str())).collect()
-    }
-
-    /// Where senders send.
-    fn url(&self) -> String {
-        let service = self.get("svc", "orders-gateway");
-        format!("http://{}:8080", service["spec"]["clusterIP"].as_str().unwrap())
-    }
-
-    fn operator_pods(&self) -> BTreeSet<String> {
-        let list = self.kubectl.run(&["get", "pods", "-n", SYSTEM, "-o", "name"], "").unwrap();
-        list.lines().map(str::to_owned).collect()
-    }
-}
-
-fn is_ready(pod: &Value) -> bool {
-    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    conditions.into_iter().any(|it| it["type"] == "Ready" && it["status"] == "True")
-        && pod.pointer("/metadata/deletionTimestamp").is_none()
-}
-
-/// How long something took, for the log of the test.
-fn timed<T>(what: &str, did: impl FnOnce() -> T) -> T {
-    let began = Instant::now();
-    let result = did();
-    println!("{what}: {:.1} s", began.elapsed().as_secs_f64());
-    result
 }
 
 /// Installed with Helm, created with kubectl; then, under load: a Pod is killed, a stage gets smaller and larger, a changed template reaches all, a node is drained, the operator goes.
 #[test]
 fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
-    let Some(inside) = Cluster::around().unwrap() else {
-        if !Cluster::is_possible() {
-            return println!(
-                "not run: a cluster needs Linux, root for its namespaces, mounts and cgroups, and what nodes are made of"
-            );
-        }
-        let programs = ["millstream", "millstream-operator"].map(|name| program(name).unwrap());
-        let programs: Vec<&std::path::Path> = programs.iter().map(std::path::PathBuf::as_path).collect();
-        let cluster = timed("a cluster of two nodes", || Cluster::start(2, &programs).unwrap());
-        return cluster.run_inside("a_pipeline_goes_on_through_what_its_users_do_to_it").unwrap();
-    };
+    let Some(inside) = in_cluster(2, "a_pipeline_goes_on_through_what_its_users_do_to_it") else { return };
     let shop = timed("operator and pipeline", || Shop::open(&inside, generated(31, 2, 150).unwrap()));
-    let table = shop.kubectl(&["get", "millstream"]);
-    println!("{table}");
+    println!("{}", shop.kubectl(&["get", "millstream"]));
+    println!("{}", plugin(&shop, &["status", "orders"]));
     let before = shop.pods();
     assert_eq!(before.len(), 8, "{before:?}");
     let mut sending = Sending::paced_and_held(&shop.url(), &shop.load, Duration::from_secs(60));
@@ -227,6 +70,22 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         })
         .unwrap();
         shop.ready();
+    });
+    timed("a shard is moved by hand", || {
+        let said = plugin(&shop, &["shards", "move", "orders", "action/0", "--to", "orders-action-1"]);
+        assert!(said.contains("action/0 is orders-action-1's"), "{said}");
+        plugin(&shop, &["shards", "unpin", "orders", "action/0"]);
+    });
+    timed("the operator is upgraded, rolled back, taken away and installed again", || {
+        let before = shop.pods();
+        helm(&shop.kubectl, &["upgrade", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
+        operator(&shop.kubectl, "upgrade", &["logFilter=debug"]);
+        helm(&shop.kubectl, &["rollback", "millstream", "1", "--namespace", SYSTEM, "--wait", "--timeout", "120s"]);
+        helm(&shop.kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
+        shop.kubectl(&["get", "mip", "orders"]);
+        operator(&shop.kubectl, "install", &[]);
+        shop.ready();
+        assert_eq!(shop.pods(), before, "workers were replaced");
     });
     timed("a node is drained", || {
         shop.kubectl

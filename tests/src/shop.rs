@@ -1,0 +1,194 @@
+//! The pipeline `orders` on a real cluster, brought up as its users bring it up: operator and CRDs by Helm, the pipeline from `examples/`.
+//!
+//! Kafka and the MongoDB-compatible server run beside the nodes, in the cluster's network. It is for tests: what cannot be done fails the test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use crate::pipeline::{program, until};
+use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, install_helm};
+use millstream::generate::Load;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::time::Instant;
+
+pub const CHARTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts");
+/// What the README says to apply; image, servers and tenants are the test's own.
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/pipeline.yaml");
+pub const SYSTEM: &str = "millstream-system";
+pub const SHARDS: u32 = 4;
+
+/// The pipeline `orders` in the namespace `shop`.
+pub struct Shop {
+    pub kubectl: Kubectl,
+    pub kafka: Kafka,
+    pub mongo: Mongo,
+    pub load: Load,
+}
+
+pub fn helm(kubectl: &Kubectl, arguments: &[&str]) -> String {
+    let helm = install_helm().unwrap();
+    let output = Command::new(helm)
+        .args(arguments)
+        .env("KUBECONFIG", kubectl.kubeconfig())
+        .env("HELM_CACHE_HOME", kubectl.kubeconfig().with_file_name("helm"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "helm {}: {said}", arguments.join(" "));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Installs or upgrades the operator's chart, with these settings.
+pub fn operator(kubectl: &Kubectl, verb: &str, settings: &[&str]) {
+    let (repository, tag) = IMAGE.rsplit_once(':').unwrap();
+    let image = format!("image.repository={repository},image.tag={tag},image.pullPolicy=Never");
+    let chart = format!("{CHARTS}/millstream");
+    let place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s", "--set", &image];
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]).collect::<Vec<_>>();
+    helm(kubectl, &[&[verb, "millstream", &chart][..], &place, &settings].concat());
+}
+
+impl Shop {
+    /// Operator and pipeline, installed as the README says; returns when it is ready.
+    pub fn open(inside: &Inside, load: Load) -> Shop {
+        let kubectl = inside.kubectl.clone();
+        helm(&kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
+        operator(&kubectl, "install", &[]);
+        let (kafka, mongo) = (Kafka::start().unwrap(), Mongo::start().unwrap());
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
+        kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
+        let shop = Shop { kubectl, kafka, mongo, load };
+        shop.apply(&json!({}));
+        shop.ready();
+        shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
+        shop
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.kubectl.run(&[arguments, &["--namespace", "shop"]].concat(), "").unwrap()
+    }
+
+    /// Applies the example, with this in its pipeline's specification; as many tenants as the load has, each like the example's.
+    pub fn apply(&self, more: &Value) {
+        let example = std::fs::read_to_string(EXAMPLE).unwrap();
+        let mut objects: Vec<Value> = serde_yaml::Deserializer::from_str(&example)
+            .map(|object| serde::Deserialize::deserialize(object).unwrap())
+            .collect();
+        let tenant = objects.split_off(2);
+        let keys: BTreeMap<&str, &str> =
+            self.load.streams.iter().map(|stream| (stream.tenant.as_str(), stream.key.as_str())).collect();
+        for (name, key) in keys {
+            let [mut secret, mut tenant] = [tenant[0].clone(), tenant[1].clone()];
+            (secret["metadata"]["name"], tenant["metadata"]["name"]) = (name.into(), name.into());
+            (secret["stringData"]["key"], tenant["spec"]["apiKeys"][0]["name"]) = (key.into(), name.into());
+            objects.extend([secret, tenant]);
+        }
+        objects[0]["stringData"]["uri"] = self.mongo.uri().into();
+        let spec = &mut objects[1]["spec"];
+        (spec["image"], spec["imagePullPolicy"]) = (IMAGE.into(), "Never".into());
+        spec["kafka"] = json!({"bootstrapServers": [self.kafka.bootstrap()], "replication": 1});
+        for (name, value) in more.as_object().unwrap() {
+            spec[name] = value.clone();
+        }
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
+    }
+
+    pub fn get(&self, kind: &str, name: &str) -> Value {
+        serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])).unwrap()
+    }
+
+    /// Waits until the pipeline is ready as it is specified now, and nothing is under way.
+    pub fn ready(&self) {
+        let waited = until("a pipeline that is ready", || {
+            let pipeline = self.get("mip", "orders");
+            let conditions = pipeline["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let is = |name: &str, status: &str| {
+                conditions.iter().any(|it| {
+                    it["type"] == name
+                        && it["status"] == status
+                        && it["observedGeneration"] == pipeline["metadata"]["generation"]
+                })
+            };
+            anyhow::ensure!(is("Ready", "True") && is("Progressing", "False"), "{conditions:#?}");
+            // By their own word, too: what the operator says may be about a moment ago.
+            let pods: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"]))?;
+            let unready: Vec<&Value> = pods["items"].as_array().unwrap().iter().filter(|pod| !is_ready(pod)).collect();
+            anyhow::ensure!(unready.is_empty(), "not ready: {unready:#?}");
+            Ok(Some(()))
+        });
+        if let Err(error) = waited {
+            let pods = self.kubectl(&["get", "pods", "-o", "wide"]);
+            let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]);
+            let log = ["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=millstream-operator", "--tail=30"];
+            let operator = self.kubectl.run(&log, "").unwrap_or_default();
+            panic!("{error:#}\n{pods}\n{events}\n{operator}");
+        }
+    }
+
+    /// The Pods, by name: uid and address.
+    pub fn pods(&self) -> BTreeMap<String, (String, String)> {
+        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
+        let text = |pod: &Value, path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let of = |pod: &Value| (text(pod, "/metadata/name"), (text(pod, "/metadata/uid"), text(pod, "/status/podIP")));
+        list["items"].as_array().unwrap().iter().map(of).collect()
+    }
+
+    /// Those of these Pods that are not there, or not ready.
+    pub fn unready<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
+        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
+        let ready: BTreeSet<&str> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|pod| is_ready(pod))
+            .filter_map(|pod| pod["metadata"]["name"].as_str())
+            .collect();
+        names.filter(|name| !ready.contains(name.as_str())).collect()
+    }
+
+    /// Where senders send.
+    pub fn url(&self) -> String {
+        let service = self.get("svc", "orders-gateway");
+        format!("http://{}:8080", service["spec"]["clusterIP"].as_str().unwrap())
+    }
+
+    pub fn operator_pods(&self) -> BTreeSet<String> {
+        let list = self.kubectl.run(&["get", "pods", "-n", SYSTEM, "-o", "name"], "").unwrap();
+        list.lines().map(str::to_owned).collect()
+    }
+}
+
+pub fn is_ready(pod: &Value) -> bool {
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+    conditions.into_iter().any(|it| it["type"] == "Ready" && it["status"] == "True")
+        && pod.pointer("/metadata/deletionTimestamp").is_none()
+}
+
+/// Runs this test inside of a cluster of so many nodes; where none can be had, it says so.
+pub fn in_cluster(nodes: usize, test: &str) -> Option<Inside> {
+    if let Some(inside) = Cluster::around().unwrap() {
+        return Some(inside);
+    }
+    if !Cluster::is_possible() {
+        println!(
+            "not run: a cluster needs Linux, root for its namespaces, mounts and cgroups, and what nodes are made of"
+        );
+        return None;
+    }
+    let programs = ["millstream", "millstream-operator"].map(|name| program(name).unwrap());
+    let programs: Vec<&std::path::Path> = programs.iter().map(std::path::PathBuf::as_path).collect();
+    let cluster = timed(&format!("a cluster of {nodes} nodes"), || Cluster::start(nodes, &programs).unwrap());
+    cluster.run_inside(test).unwrap();
+    None
+}
+
+/// How long something took, for the log of the test.
+pub fn timed<T>(what: &str, did: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let result = did();
+    println!("{what}: {:.1} s", began.elapsed().as_secs_f64());
+    result
+}
