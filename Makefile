@@ -47,6 +47,11 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 unit: setup-build ## only the tests that need no server: model, stages, plan, shard, ownership, simulation
 	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard -p millstream-ownership-model -p millstream-sim
 
+.PHONY: e2e
+e2e: setup-test servers ## a real cluster of three nodes through everything that happens to clusters, under load; writes its report into docs (20 minutes)
+	@cargo build --locked --workspace --bins
+	@MILLSTREAM_E2E_REPORT="$(CURDIR)/docs/src/design/e2e.md" cargo test --locked -p millstream-tests --test e2e -- --ignored --nocapture | grep --line-buffered -v "^test \|^running\|^$$"
+
 .PHONY: mutants
 mutants: setup-build ## the simulation with its deliberate bugs: each must be found
 	@cargo test --locked -p millstream-sim --features mutants --test mutants

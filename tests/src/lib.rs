@@ -4,6 +4,7 @@ pub mod collisions;
 pub mod conformance;
 pub mod counting;
 pub mod faulty;
+pub mod freshness;
 pub mod load;
 pub mod pipeline;
 pub mod plan;

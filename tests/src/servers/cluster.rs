@@ -110,6 +110,24 @@ impl Cluster {
 }
 
 impl Inside {
+    /// Sends a signal to a process of the control plane, by its name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn signal(&self, name: &str, signal: &str) -> Result<()> {
+        let program = self.state.join("bin").join(name);
+        let is_it = |pid: &str| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).next() == Some(program.as_os_str().as_encoded_bytes())
+        };
+        let processes = std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let pid = processes.into_iter().find(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()) && is_it(pid));
+        let pid = pid.with_context(|| format!("there is no {name}"))?;
+        let status = Command::new("kill").args(["-s", signal, &pid]).status()?;
+        ensure!(status.success(), "cannot send SIG{signal} to {name}");
+        Ok(())
+    }
+
     /// `start`, `kill`, `pause` or `resume` a node, by number from 1.
     ///
     /// # Errors

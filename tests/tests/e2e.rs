@@ -1,0 +1,279 @@
+//! `make e2e`: one pipeline on a real cluster of three nodes, under load all the time, through everything that happens to clusters; on demand, because it takes a quarter of an hour.
+//!
+//! After each scenario the pipeline must be ready again, and at the end what came out is compared with the generator's truth. How fresh events were meanwhile is told beside how fresh they are at rest
+//! in the same run; with `MILLSTREAM_E2E_REPORT` the report is written there.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream_shard::topics::Topics;
+use millstream_tests::freshness::{Freshness, Quantiles};
+use millstream_tests::load::{Sending, check_against_ingress_at, generated};
+use millstream_tests::pipeline::until;
+use millstream_tests::servers::Inside;
+use millstream_tests::shop::{SHARDS, SYSTEM, Shop, in_cluster};
+use serde_json::{Value, json};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+const KEY: &str = "key-of-fresh";
+
+/// Whatever lasts, lasts so long.
+fn linger(seconds: u64) {
+    std::thread::sleep(Duration::from_secs(seconds));
+}
+
+/// The node of a Pod.
+fn node_of(shop: &Shop, namespace: &str, pod: &str) -> usize {
+    let node = shop.kubectl.run(&["get", "pod", pod, "-n", namespace, "-o", "jsonpath={.spec.nodeName}"], "").unwrap();
+    node.trim_start_matches("node").parse().unwrap()
+}
+
+/// The Pod of the operator that leads.
+fn leader(shop: &Shop) -> String {
+    let lease = ["get", "lease", "millstream-operator", "-n", SYSTEM, "-o", "jsonpath={.spec.holderIdentity}"];
+    let holder = shop.kubectl.run(&lease, "").unwrap();
+    holder.rsplit_once('-').unwrap().0.to_owned()
+}
+
+/// Every shard has an owner, whoever waits for what.
+fn all_owned(shop: &Shop) {
+    until("an owner of every shard", || {
+        let status = shop.get("mip", "orders")["status"].clone();
+        let without = status["stages"].as_array().into_iter().flatten();
+        let owned = without.into_iter().all(|stage| stage["shardsWithoutOwner"] == 0);
+        anyhow::ensure!(owned && status["shards"] == "12/12", "{status}");
+        Ok(Some(()))
+    })
+    .unwrap();
+}
+
+fn tenant(shop: &Shop, name: &str, keys: &[(&str, &str)]) {
+    let data: serde_json::Map<String, Value> =
+        keys.iter().map(|(field, key)| ((*field).to_owned(), (*key).into())).collect();
+    let of: Vec<Value> = keys.iter().map(|(field, _)| json!({"name": name, "key": field})).collect();
+    let labels = json!({"ingestion.millstream.dev/api-keys": "true"});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "labels": labels}, "stringData": data},
+        {"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": {"pipelineRef": {"name": "orders"}, "apiKeys": of}},
+    ]});
+    shop.kubectl
+        .run(&["apply", "--server-side", "--force-conflicts", "-n", "shop", "-f", "-"], &list.to_string())
+        .unwrap();
+    until("a tenant that is effective", || {
+        let tenant = shop.get("tenant", name);
+        let conditions = tenant["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let is_it = |it: &Value| it["status"] == "True" && it["observedGeneration"] == tenant["metadata"]["generation"];
+        Ok(conditions.iter().any(is_it).then_some(()))
+    })
+    .unwrap();
+}
+
+/// What the gateway answers to a key.
+fn answer(shop: &Shop, key: &str) -> u16 {
+    let body =
+        json!({"batch": [{"type": "event", "message_id": "once", "event": "Opened", "identifiers": {"user_id": "u"}}]});
+    let request = reqwest::blocking::Client::new().post(format!("{}/v1/batch", shop.url())).bearer_auth(key);
+    request.header("content-type", "application/json").body(body.to_string()).send().unwrap().status().as_u16()
+}
+
+/// Waits until the gateways answer so.
+fn answers(shop: &Shop, key: &str, expected: u16) {
+    until("the answer", || Ok((answer(shop, key) == expected).then_some(()))).unwrap();
+}
+
+type Scenario = (&'static str, fn(&mut Shop, &Inside));
+
+const SCENARIOS: [Scenario; 16] = [
+    ("at rest", |_, _| linger(30)),
+    ("a setting that is refused", |shop, _| {
+        let before = shop.pods();
+        shop.apply(&json!({"stages": {"action": {"config": {"kafka": {}}}}}));
+        until("the condition", || {
+            let status = shop.get("mip", "orders")["status"].to_string();
+            Ok((status.contains("InvalidSpec") && status.contains("spec.stages.action.config.kafka")).then_some(()))
+        })
+        .unwrap();
+        assert_eq!(shop.pods(), before, "Pods were replaced");
+        shop.apply(&json!({}));
+    }),
+    ("a setting that no worker starts with, and back", |shop, _| {
+        shop.apply(&json!({"stages": {"action": {"config": {"batch": {"max_time": "0ms"}}}}}));
+        until("a Pod that does not start", || {
+            let unready = shop.unready(["orders-action-0".to_owned(), "orders-action-1".to_owned()].iter()).len();
+            Ok((unready == 1).then_some(()))
+        })
+        .unwrap();
+        linger(10);
+        all_owned(shop);
+        shop.apply(&json!({}));
+    }),
+    ("another setting for all stages", |shop, _| {
+        let before = shop.pods();
+        shop.apply(&json!({"observability": {"logFilter": "info,millstream=debug"}}));
+        until("another Pod everywhere", || {
+            let now = shop.pods();
+            Ok(before.iter().all(|(name, pod)| now.get(name).is_some_and(|now| now.0 != pod.0)).then_some(()))
+        })
+        .unwrap();
+    }),
+    ("two workers, four, two", |shop, _| {
+        shop.kubectl(&["scale", "stagescale/orders-action", "--replicas=4"]);
+        until("two more", || Ok(shop.pods().contains_key("orders-action-3").then_some(()))).unwrap();
+        shop.ready();
+        shop.kubectl(&["scale", "stagescale/orders-action", "--replicas=2"]);
+        until("two less", || Ok((!shop.pods().contains_key("orders-action-2")).then_some(()))).unwrap();
+    }),
+    ("a tenant comes, its key is replaced, it goes", |shop, _| {
+        tenant(shop, "rotating", &[("one", "first-key")]);
+        answers(shop, "first-key", 200);
+        tenant(shop, "rotating", &[("one", "first-key"), ("two", "second-key")]);
+        answers(shop, "second-key", 200);
+        tenant(shop, "rotating", &[("two", "second-key")]);
+        answers(shop, "first-key", 401);
+        answers(shop, "second-key", 200);
+        shop.kubectl(&["delete", "tenant", "rotating"]);
+        answers(shop, "second-key", 401);
+    }),
+    ("a Pod is killed", |shop, _| {
+        shop.kubectl(&["delete", "pod", "orders-unify-0", "--grace-period=1"]);
+        linger(2);
+    }),
+    ("a Pod is deleted by force: two of one name for a moment", |shop, _| {
+        shop.kubectl(&["delete", "pod", "orders-action-0", "--grace-period=0", "--force"]);
+        linger(2);
+    }),
+    ("a node is drained", |shop, _| {
+        let node = node_of(shop, "shop", "orders-action-0");
+        let drain = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"];
+        shop.kubectl.run(&[&["drain", &format!("node{node}")][..], &drain].concat(), "").unwrap();
+        shop.ready();
+        shop.kubectl.run(&["uncordon", &format!("node{node}")], "").unwrap();
+    }),
+    ("the node of the operator that leads is drained", |shop, _| {
+        let node = node_of(shop, SYSTEM, &leader(shop));
+        let drain = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"];
+        shop.kubectl.run(&[&["drain", &format!("node{node}")][..], &drain].concat(), "").unwrap();
+        shop.ready();
+        shop.kubectl.run(&["uncordon", &format!("node{node}")], "").unwrap();
+    }),
+    ("the power of the node with the leader fails", |shop, inside| {
+        let before = leader(shop);
+        let node = node_of(shop, SYSTEM, &before);
+        inside.node("kill", node).unwrap();
+        until("another leader", || Ok((leader(shop) != before).then_some(()))).unwrap();
+        // The control plane takes some seconds until it takes the node for lost; shards move without it.
+        linger(15);
+        all_owned(shop);
+        inside.node("start", node).unwrap();
+    }),
+    ("a kubelet hangs", |shop, inside| {
+        let node = node_of(shop, "shop", "orders-action-1");
+        inside.node("pause", node).unwrap();
+        linger(30);
+        all_owned(shop);
+        inside.node("resume", node).unwrap();
+    }),
+    ("the API server stands still for half a minute", |shop, inside| {
+        let restarts = |shop: &Shop| {
+            shop.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"])
+        };
+        let before = restarts(shop);
+        inside.signal("kube-apiserver", "STOP").unwrap();
+        linger(30);
+        inside.signal("kube-apiserver", "CONT").unwrap();
+        shop.ready();
+        assert_eq!(restarts(shop), before, "a worker was restarted");
+    }),
+    ("all operators are killed", |shop, _| {
+        let before = shop.operator_pods();
+        shop.kubectl.run(&["delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force"], "").unwrap();
+        until("others", || Ok(shop.operator_pods().is_disjoint(&before).then_some(()))).unwrap();
+    }),
+    ("the broker is killed and starts again", |shop, _| {
+        shop.kafka.node(0).unwrap().kill().unwrap();
+        linger(5);
+        shop.kafka.node(0).unwrap().start_again().unwrap();
+        shop.kafka.is_whole().unwrap();
+    }),
+    ("at rest again", |_, _| linger(20)),
+];
+
+struct Row {
+    name: &'static str,
+    failed: Option<String>,
+    took: Duration,
+    fresh: Option<Quantiles>,
+}
+
+fn run(shop: &mut Shop, inside: &Inside, freshness: &Freshness, (name, scenario): Scenario) -> Row {
+    let began = Instant::now();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        scenario(shop, inside);
+        shop.ready();
+    }));
+    let took = began.elapsed();
+    let text = |panic: Box<dyn std::any::Any + Send>| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    };
+    let failed = result.err().map(text);
+    let fresh = freshness.since(began);
+    let failed = failed.or_else(|| fresh.as_ref().err().map(|error| format!("{error:#}")));
+    let row = Row { name, failed, took, fresh: fresh.ok() };
+    println!("{}: {:.1} s {:?} {}", row.name, took.as_secs_f64(), row.fresh, row.failed.clone().unwrap_or_default());
+    row
+}
+
+fn report(rows: &[Row], passed: usize, failed: usize) -> String {
+    let rest = rows[0].fresh.map_or(1.0, |fresh| fresh.p99.as_secs_f64());
+    let mut text = "# Through everything that happens to clusters\n\nMade by `make e2e`: one pipeline on a real cluster of three nodes on one machine of two cores, two workers of each stage, 4 shards, load all the time; Kafka (one broker) and the MongoDB-compatible server in the same network. After each scenario the pipeline was ready again, by its conditions and by its Pods.\n\nFreshness: from the first attempt to send an event, ten per second, until a reader of `events` has it; what the gateway refused meanwhile counts from its first attempt. The ratio is that of the 99th percentiles to the same run at rest.\n\n| scenario | | took | events | median | p99 | longest | p99, to rest |\n|---|---|---|---|---|---|---|---|\n".to_owned();
+    for row in rows {
+        let result = if row.failed.is_none() { "passed" } else { "failed" };
+        let fresh = row.fresh.map_or("| | | | |".to_owned(), |fresh| {
+            let ms = |time: Duration| format!("{:.2} s", time.as_secs_f64());
+            let ratio = fresh.p99.as_secs_f64() / rest;
+            format!("{} | {} | {} | {} | {ratio:.0} |", fresh.count, ms(fresh.median), ms(fresh.p99), ms(fresh.longest))
+        });
+        text.push_str(&format!("| {} | {result} | {:.0} s | {fresh}\n", row.name, row.took.as_secs_f64()));
+    }
+    text.push_str(&format!("\n{passed} passed, {failed} failed. The last two are that everything came out that the generator knows, once, and that the namespace was deleted with all that was in it.\n\n## What this machine cannot show\n\n- NetworkPolicies are made and not enforced: its network has nobody who does.\n- Delay and loss between nodes: they are namespaces of one kernel, and their clocks are one.\n- Volumes that are bound to a node: its provisioner makes folders that every node sees, so `storage.onLostNode` is shown by unit tests only.\n- How much of a time is the machine's: two cores run three nodes, a control plane, a broker and fourteen processes of ours.\n"));
+    text
+}
+
+#[test]
+#[ignore = "a quarter of an hour: make e2e"]
+fn a_pipeline_on_three_nodes_goes_through_everything() {
+    let Some(inside) = in_cluster(3, "a_pipeline_on_three_nodes_goes_through_everything") else { return };
+    let mut shop = Shop::open(&inside, generated(32, 2, 300).unwrap());
+    tenant(&shop, "fresh", &[("key", KEY)]);
+    let topics = Topics::new("shop.orders", SHARDS, 1);
+    let freshness = Freshness::start(&shop.url(), KEY, shop.kafka.config(), &topics).unwrap();
+    // Connections, caches.
+    linger(5);
+    let sending = Sending::paced_and_held(&shop.url(), &shop.load, Duration::from_secs(600));
+    let mut sending = Some(sending);
+    let mut rows: Vec<Row> = SCENARIOS.iter().map(|scenario| run(&mut shop, &inside, &freshness, *scenario)).collect();
+    let truth: Scenario = ("the truth", |_, _| ());
+    drop(freshness);
+    let mut check = |name: &'static str, check: &mut dyn FnMut()| {
+        let began = Instant::now();
+        let failed = catch_unwind(AssertUnwindSafe(check)).err().map(|_| "see above".to_owned());
+        rows.push(Row { name, failed, took: began.elapsed(), fresh: None });
+    };
+    check(truth.0, &mut || {
+        sending.take().unwrap().finish().unwrap();
+        let admins: Vec<String> = shop.pods().values().map(|(_, address)| format!("http://{address}:9090")).collect();
+        check_against_ingress_at(&admins, shop.kafka.config(), &topics, shop.load.clone()).unwrap();
+    });
+    check("the namespace is deleted", &mut || {
+        shop.kubectl.run(&["delete", "namespace", "shop", "--timeout=120s"], "").unwrap();
+    });
+    let failed = rows.iter().filter(|row| row.failed.is_some()).count();
+    let passed = rows.len() - failed;
+    let text = report(&rows, passed, failed);
+    println!("{text}");
+    if let Some(path) = std::env::var_os("MILLSTREAM_E2E_REPORT") {
+        std::fs::write(path, &text).unwrap();
+    }
+    println!("{passed} passed, {failed} failed");
+    assert_eq!(failed, 0, "{failed} scenarios failed");
+}
