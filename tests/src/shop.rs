@@ -89,9 +89,7 @@ impl Shop {
         let spec = &mut objects[1]["spec"];
         (spec["image"], spec["imagePullPolicy"]) = (IMAGE.into(), "Never".into());
         spec["kafka"] = json!({"bootstrapServers": [self.kafka.bootstrap()], "replication": 1});
-        for (name, value) in more.as_object().unwrap() {
-            spec[name] = value.clone();
-        }
+        lay_over(spec, more);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
     }
@@ -158,6 +156,16 @@ impl Shop {
     pub fn operator_pods(&self) -> BTreeSet<String> {
         let list = self.kubectl.run(&["get", "pods", "-n", SYSTEM, "-o", "name"], "").unwrap();
         list.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Field by field.
+fn lay_over(below: &mut Value, above: &Value) {
+    match (below, above) {
+        (Value::Object(below), Value::Object(above)) => {
+            above.iter().for_each(|(name, value)| lay_over(below.entry(name).or_insert(Value::Null), value));
+        }
+        (below, above) => *below = above.clone(),
     }
 }
 
