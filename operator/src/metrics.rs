@@ -123,9 +123,11 @@ impl Metrics {
             let (mut owned, mut warm) = (0, 0);
             for (_, shard) in fleet.iter().flat_map(|fleet| fleet.of_stage(stage)) {
                 owned += i64::from(shard.owner.is_some());
-                warm += i64::from(!shard.standbys.is_empty());
+                // One that is to have no standby lacks none.
+                warm += i64::from(!shard.standbys.is_empty() || pipeline.spec.standbys == 0);
             }
-            for (state, count) in STATES.into_iter().zip([i64::from(pipeline.spec.shards), owned, warm]) {
+            let wanted = if pipeline.spec.suspend { 0 } else { i64::from(pipeline.spec.shards) };
+            for (state, count) in STATES.into_iter().zip([wanted, owned, warm]) {
                 self.shards.get_or_create(&OfShards::new(&of, stage, state)).set(count);
             }
         }

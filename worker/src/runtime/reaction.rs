@@ -137,20 +137,27 @@ impl Work {
                 }
             }
             let pause = backoff.after(&error);
-            self.desk.report(ShardStatus::default());
+            self.report(ShardStatus::default());
             self.desk.fail(error);
             self.stop.wait(pause);
         }
         drop(ended);
     }
 
+    /// What this process says of a shard ends when another has it.
+    fn report(&self, status: ShardStatus) {
+        if self.desk.report(status) {
+            self.observer.lost("reaction", self.shard);
+        }
+    }
+
     fn stand_by(&self, duty: &Duty) {
         if *duty == Duty::Nothing {
-            self.desk.report(ShardStatus::default());
+            self.report(ShardStatus::default());
             self.desk.set(Condition::Closed);
         } else {
             let prepared = Some(AT_ONCE.to_owned());
-            self.desk.report(ShardStatus { role: Role::Standby, prepared, ..ShardStatus::default() });
+            self.report(ShardStatus { role: Role::Standby, prepared, ..ShardStatus::default() });
             self.desk.set(Condition::Following);
         }
     }
@@ -198,7 +205,7 @@ impl Work {
             pace: Pace::new(self.limits.bulk),
             struggles: false,
         };
-        self.desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
+        self.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
             backoff.reset();
             tracing::info!(stage = "reaction", shard = self.shard, start, "partition is open");
