@@ -20,6 +20,8 @@ pub struct Fleet {
     pub alive: BTreeSet<String>,
     /// Workers that could take shards, now or in a moment: alive, or silent for so short a time that they may only be starting again.
     pub takers: BTreeSet<String>,
+    /// What they run.
+    pub versions: BTreeSet<String>,
     /// Shards that move, or wait for it.
     pub moving: usize,
 }
@@ -70,9 +72,11 @@ impl Fleet {
         };
         let takers = view.reports().filter(|(report, at_ms)| is_taker(report, *at_ms));
         let takers = takers.map(|(report, _)| report.worker.clone()).collect();
+        let living = view.reports().map(|(report, _)| report).filter(|report| alive.contains(&report.worker));
+        let versions = living.map(|report| report.version.clone()).filter(|version| !version.is_empty()).collect();
         let in_force = view.plan().map(|plan| plan.version).unwrap_or_default();
         let (plan, moving) = if is_leading { (outcome.plan.version, outcome.pending.len()) } else { (in_force, 0) };
-        Fleet { plan, shards, alive, takers, moving }
+        Fleet { plan, shards, alive, takers, versions, moving }
     }
 
     /// It is alive, and owns a shard or is about to.

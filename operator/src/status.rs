@@ -63,14 +63,20 @@ pub fn status(pipeline: &IngestionPipeline, outcome: &Outcome, now: &Time) -> In
         }
     };
     let conditions = said(pipeline, outcome, &stages).map(condition).into();
-    let (shards, plan) = match &outcome.fleet {
+    let (shards, plan, version) = match &outcome.fleet {
         Some(fleet) => {
-            let owned = fleet.shards.values().filter(|shard| shard.owner.is_some()).count();
-            (Some(format!("{owned}/{}", all_shards(pipeline))), Some(fleet.plan.to_string()))
+            let versions: Vec<&str> = fleet.versions.iter().map(String::as_str).collect();
+            let version = Some(versions.join(",")).filter(|version| !version.is_empty());
+            let shards = format!("{}/{}", owned(fleet), all_shards(pipeline));
+            (Some(shards), Some(fleet.plan.to_string()), version.or_else(|| before.version.clone()))
         }
-        None => (before.shards.clone(), before.plan.clone()),
+        None => (before.shards.clone(), before.plan.clone(), before.version.clone()),
     };
-    IngestionPipelineStatus { observed_generation: generation, conditions, stages, shards, plan, ..before }
+    IngestionPipelineStatus { observed_generation: generation, conditions, stages, shards, plan, version, ..before }
+}
+
+fn owned(fleet: &Fleet) -> usize {
+    fleet.shards.values().filter(|shard| shard.owner.is_some()).count()
 }
 
 /// Of all stages that have shards.
@@ -143,8 +149,7 @@ fn was_heard(pipeline: &IngestionPipeline) -> bool {
 /// Which shards nobody owns, if it is known.
 fn without_owner(pipeline: &IngestionPipeline, outcome: &Outcome) -> Option<String> {
     let fleet = outcome.fleet.as_ref()?;
-    let owned = fleet.shards.values().filter(|shard| shard.owner.is_some()).count();
-    let missing = all_shards(pipeline).saturating_sub(owned);
+    let missing = all_shards(pipeline).saturating_sub(owned(fleet));
     let named: Vec<String> = fleet
         .shards
         .iter()
@@ -312,7 +317,8 @@ mod tests {
             };
             (ShardId::new(stage, shard), placed)
         });
-        Fleet { plan: Version { term: 2, number: 7 }, shards: shards.collect(), ..Fleet::default() }
+        let versions = ["1.2.0", "1.3.0"].map(str::to_owned).into();
+        Fleet { plan: Version { term: 2, number: 7 }, shards: shards.collect(), versions, ..Fleet::default() }
     }
 
     fn known(replicas: i32, ready: i32) -> Outcome {
@@ -324,6 +330,7 @@ mod tests {
         let with = |fleet: Fleet| Outcome { fleet: Some(fleet), ..sets(2, 2) };
         let said = status(&pipeline(&json!({})), &with(fleet()), &at(1));
         assert_eq!((said.shards.as_deref(), said.plan.as_deref()), (Some("24/24"), Some("2.7")));
+        assert_eq!(said.version.as_deref(), Some("1.2.0,1.3.0"));
         assert_eq!(short(&said)[..2], ["Ready True WorkersReady", "Progressing False NothingToDo"]);
         let mut some = fleet();
         let lost = some.shards.get_mut(&ShardId::new("action", 3)).unwrap();

@@ -119,6 +119,7 @@ impl Worker {
             node: format!("machine {}", self.machine),
             capacity: 1,
             stages: ["unify".to_owned(), "action".to_owned()].into(),
+            version: String::new(),
         };
         let world = &self.sim.world;
         loop {

@@ -200,6 +200,7 @@ mod tests {
             stages: BTreeSet::from(["action".into()]),
             shards: [(ShardId::new("action", 1), shard), (ShardId::new("action", 2), ShardStatus::default())].into(),
             control_offset: 99,
+            version: "1.2.3".into(),
         }
     }
 

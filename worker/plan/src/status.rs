@@ -67,6 +67,8 @@ pub struct WorkerStatus {
     pub shards: BTreeMap<ShardId, ShardStatus>,
     /// What it has heard of `control`: up to here, exclusive.
     pub control_offset: u64,
+    /// Of its program; empty: not known.
+    pub version: String,
 }
 
 impl WorkerStatus {

@@ -71,6 +71,7 @@ pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
         stages: status.stages.iter().cloned().collect(),
         shards: status.shards.iter().map(shard_to_proto).collect(),
         control_offset: status.control_offset,
+        version: status.version.clone(),
     }
 }
 
@@ -91,6 +92,7 @@ pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerSta
         stages: status.stages.into_iter().collect(),
         shards: status.shards.into_iter().map(shard_from_proto).collect(),
         control_offset: status.control_offset,
+        version: status.version,
     })
 }
 

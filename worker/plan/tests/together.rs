@@ -113,6 +113,7 @@ impl Cluster {
             stages: self.stages.keys().cloned().collect(),
             shards: BTreeMap::new(),
             control_offset: 0,
+            version: String::new(),
         };
         let view = View::new(GENERATION, Bounds::default());
         self.processes.push(Process { status, view, cut_until: 0, leaves_at: None });

@@ -36,6 +36,8 @@ pub struct Profile {
     pub capacity: u32,
     /// Stages whose shards it can own.
     pub stages: BTreeSet<String>,
+    /// Of its program.
+    pub version: String,
 }
 
 /// The present moment, by both clocks.
@@ -213,7 +215,7 @@ impl Member {
 
     fn say(&mut self, shards: &Statuses) {
         self.sequence += 1;
-        let Profile { worker, zone, node, capacity, stages } = self.profile.clone();
+        let Profile { worker, zone, node, capacity, stages, version } = self.profile.clone();
         let status = WorkerStatus {
             worker,
             incarnation: self.incarnation.clone(),
@@ -227,6 +229,7 @@ impl Member {
             stages,
             shards: shards.clone(),
             control_offset: self.listener.control_offset(),
+            version,
         };
         let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;

@@ -371,6 +371,7 @@ impl Process {
             node: text(&plan.node),
             capacity: plan.capacity,
             stages: roles.iter().map(|role| role.stage().unwrap_or(GATEWAY).to_owned()).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 

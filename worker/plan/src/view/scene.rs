@@ -32,6 +32,7 @@ pub(super) fn report(worker: &str, sequence: u64) -> WorkerStatus {
         stages: BTreeSet::from(["action".into()]),
         shards: BTreeMap::new(),
         control_offset: 0,
+        version: String::new(),
     }
 }
 
