@@ -6,7 +6,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config};
 use millstream_crds::IngestionPipeline;
-use millstream_operator::admin::{Failure, PipelineShards};
+use millstream_operator::admin::PipelineShards;
 
 /// Of whom one operator leads; with `-NAMESPACE` when it watches one.
 const LEASE: &str = "millstream-operator";
@@ -60,9 +60,6 @@ impl Cluster {
             Some(url) => self.ask_directly(&format!("{}/{path}", url.trim_end_matches('/'))).await?,
             None => self.ask_leader(&path).await?,
         };
-        if let Ok(Failure { error }) = serde_json::from_str(&answer) {
-            bail!("the operator says: {error}");
-        }
         serde_json::from_str(&answer).context("the operator's answer is not understood: is it of another version?")
     }
 
@@ -70,24 +67,30 @@ impl Cluster {
         let pod = self.leader().await?;
         let namespace = &self.operator_namespace;
         let url = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{PORT}/proxy/{path}");
-        let asked = self.client.request_text(http_get(&url)?).await;
-        asked.with_context(|| {
-            format!(
-                "asking the operator {pod} through the API server (it takes leave to get pods/proxy in {namespace})"
-            )
-        })
+        match self.client.request_text(http_get(&url)?).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                let said = &status.message;
+                bail!("you may not get pods/proxy in namespace {namespace}, by which the operator is asked: {said}")
+            }
+            Err(kube::Error::Api(status)) => bail!("the operator {pod} answers: {}", status.message),
+            asked => asked.with_context(|| format!("asking the operator {pod} through the API server")),
+        }
     }
 
     /// The Pod of the operator that leads for this namespace.
     async fn leader(&self) -> anyhow::Result<String> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.operator_namespace);
+        let mut newest = None;
         for name in [format!("{LEASE}-{}", self.namespace), LEASE.to_owned()] {
             let lease = leases.get_opt(&name).await.context("looking for the operator that leads")?;
-            let holder = lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty());
-            // A Pod's name, and what tells its processes apart.
-            if let Some((pod, _)) = holder.as_deref().and_then(|holder| holder.rsplit_once('-')) {
-                return Ok(pod.to_owned());
-            }
+            let spec = lease.and_then(|lease| lease.spec).unwrap_or_default();
+            // A Pod's name, and what tells its processes apart. One of an operator that is gone is not renewed any more.
+            let holder = spec.holder_identity.as_deref().and_then(|holder| holder.rsplit_once('-'));
+            let held = holder.map(|(pod, _)| (spec.renew_time.map(|time| time.0), pod.to_owned()));
+            newest = newest.max(held);
+        }
+        if let Some((_, pod)) = newest {
+            return Ok(pod);
         }
         bail!(
             "no operator leads in namespace {}: is that its namespace (--operator-namespace)?",

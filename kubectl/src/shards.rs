@@ -82,9 +82,8 @@ async fn pin(cluster: &Cluster, which: &Which, to: Option<&str>) -> anyhow::Resu
     let pipeline = cluster.pipeline(&which.pipeline).await?;
     let annotations = pipeline.metadata.annotations.as_ref();
     let text = annotations.and_then(|annotations| annotations.get(pins::ANNOTATION)).map_or("", String::as_str);
-    let mut all: Pins = pins::parse(text, pipeline.spec.shards)
-        .map_err(anyhow::Error::msg)
-        .with_context(|| format!("the annotation {} of {}", pins::ANNOTATION, which.pipeline))?;
+    // What cannot be read, the operator ignores, too.
+    let (mut all, _): (Pins, _) = pins::parse(text, pipeline.spec.shards);
     let before = match to {
         Some(to) => all.insert(which.shard.clone(), to.to_owned()),
         None => all.remove(&which.shard),

@@ -16,7 +16,7 @@ pub(crate) struct StatusArgs {
     /// The pipeline (default: all of the namespace)
     pipeline: Option<String>,
     /// Only this stage's shards
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", value_parser = ["unify", "action", "reaction"])]
     stage: Option<String>,
     /// Print JSON
     #[arg(long)]

@@ -17,7 +17,7 @@ pub(crate) enum Look {
 /// Looks again and again, says each new thing once, and gives up after a while.
 ///
 /// # Errors
-/// What the look fails with.
+/// When nothing can be printed.
 pub(crate) async fn wait<F: Future<Output = anyhow::Result<Look>>>(
     waits: &Waits,
     mut look: impl FnMut() -> F,
@@ -25,12 +25,14 @@ pub(crate) async fn wait<F: Future<Output = anyhow::Result<Look>>>(
     let began = Instant::now();
     let mut last = String::new();
     loop {
-        let going = match look().await? {
-            Look::Done(said) => {
+        let going = match look().await {
+            Ok(Look::Done(said)) => {
                 crate::print(format_args!("{said}\n"))?;
                 return Ok(Outcome::Good);
             }
-            Look::Going(said) => said,
+            Ok(Look::Going(said)) => said,
+            // Another operator may be about to lead: what was changed stays changed.
+            Err(error) => format!("not known: {error:#}"),
         };
         if last != going {
             crate::print(format_args!("{going}\n"))?;

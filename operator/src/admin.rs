@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -71,22 +72,24 @@ async fn pipeline(State(admin): State<Arc<Admin>>, Path((namespace, name)): Path
         Some(Some(found)) => Json(found).into_response(),
         Some(None) => {
             let message = format!("no IngestionPipeline {name} in namespace {namespace} is followed by this operator");
-            (StatusCode::NOT_FOUND, Json(Failure { error: message })).into_response()
+            failure(StatusCode::NOT_FOUND, "NotFound", message)
         }
         None => not_leading(),
     }
 }
 
 fn not_leading() -> Response {
-    let error = "this operator does not lead; the Lease's holder does".to_owned();
-    (StatusCode::SERVICE_UNAVAILABLE, Json(Failure { error })).into_response()
+    let message = "this operator does not lead; the Lease's holder does".to_owned();
+    failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
 }
 
-/// Why there is no answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Failure {
-    /// For people.
-    pub error: String,
+/// As the API server fails: clients of Kubernetes show the message.
+fn failure(code: StatusCode, reason: &str, message: String) -> Response {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "message": message, "reason": reason, "code": code.as_u16(),
+    });
+    (code, Json(status)).into_response()
 }
 
 /// A pipeline's name.

@@ -80,9 +80,18 @@ pub(crate) async fn recreate(client: &Client, namespace: &str, pods: &BTreeMap<S
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     for (name, uid) in pods {
+        // It may have ended meanwhile, and another one may run on the claim.
+        let pod = api.get_opt(name).await.map_err(|error| Trouble::of(format!("get Pod {name}"), error))?;
+        if pod.is_none_or(|pod| pod.uid().as_ref() != Some(uid)) {
+            continue;
+        }
         let claim = format!("{DATA_VOLUME}-{name}");
-        // First: it goes when no Pod uses it any more, and the next Pod must not find it.
-        delete(&claims, &claim, None).await?;
+        let found = claims.get_opt(&claim).await;
+        let found = found.map_err(|error| Trouble::of(format!("get PersistentVolumeClaim {claim}"), error))?;
+        if let Some(found) = found {
+            // First: it goes when no Pod uses it any more, and the next Pod must not find it.
+            delete(&claims, &claim, found.uid()).await?;
+        }
         delete_within(&api, name, Some(uid.clone()), Some(0)).await?;
     }
     Ok(())

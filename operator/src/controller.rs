@@ -230,6 +230,10 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
 
 async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcome, Trouble> {
     let client = &context.client;
+    if pipeline.spec.paused {
+        // Whatever else is wrong with it.
+        context.plans.wish(pipeline, None);
+    }
     let Dereferenced { prepared, mut problems, access } =
         dereference(client, pipeline.clone(), &context.namespace).await?;
     problems.extend(validate(&prepared));
@@ -257,7 +261,8 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let doing = if is_paused { Vec::new() } else { intent.doing };
     let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
-    Ok(Outcome { stateful_sets, trouble, fleet, unheard, lost, doing, ..Outcome::default() })
+    let (_, pins_ignored) = prepared.pins();
+    Ok(Outcome { stateful_sets, trouble, fleet, unheard, lost, pins_ignored, doing, ..Outcome::default() })
 }
 
 /// What is wanted of the pipeline's plan.
@@ -265,8 +270,8 @@ fn wishes(prepared: &Prepared, intent: &Intent) -> Wishes {
     let warm = u32::try_from(prepared.pipeline.spec.standbys).unwrap_or(0);
     let limits = Limits::default();
     let successors = limits.successors.max(usize::try_from(warm).unwrap_or(0));
-    // One that cannot be read was told of before.
-    let pinned = prepared.pins().unwrap_or_default();
+    // What cannot be read of them is told.
+    let (pinned, _) = prepared.pins();
     Wishes { leaving: intent.leaving.clone(), pinned, limits: Limits { warm, successors, ..limits } }
 }
 

@@ -13,12 +13,16 @@ pub const ANNOTATION: &str = "ingestion.millstream.dev/pinned-shards";
 /// Worker by shard.
 pub type Pins = BTreeMap<ShardId, String>;
 
-/// Reads the annotation, of a pipeline with so many shards per stage.
-///
-/// # Errors
-/// What is wrong, and what it must look like.
-pub fn parse(text: &str, shards: i32) -> Result<Pins, String> {
-    text.split(',').map(str::trim).filter(|pin| !pin.is_empty()).map(|pin| parse_one(pin, shards)).collect()
+/// Reads the annotation, of a pipeline with so many shards per stage: the pins, and what is wrong with those that are none.
+pub fn parse(text: &str, shards: i32) -> (Pins, Vec<String>) {
+    let (mut pins, mut problems) = (Pins::new(), Vec::new());
+    for pin in text.split(',').map(str::trim).filter(|pin| !pin.is_empty()) {
+        match parse_one(pin, shards) {
+            Ok((id, worker)) => drop(pins.insert(id, worker)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    (pins, problems)
 }
 
 fn parse_one(pin: &str, shards: i32) -> Result<(ShardId, String), String> {
@@ -54,9 +58,14 @@ mod tests {
         let pins: Pins =
             [(ShardId::new("action", 3), "orders-action-1".to_owned()), (ShardId::new("unify", 0), "u".to_owned())]
                 .into();
-        assert_eq!(parse(&format(&pins), 8), Ok(pins.clone()));
-        assert_eq!(parse(" unify/0 = u ,, action/3=orders-action-1,", 8), Ok(pins));
-        assert_eq!(parse("", 8), Ok(Pins::new()));
+        let none = Vec::<String>::new();
+        assert_eq!(parse(&format(&pins), 8), (pins.clone(), none.clone()));
+        assert_eq!(parse(" unify/0 = u ,, action/3=orders-action-1,", 8), (pins.clone(), none));
+        assert_eq!(
+            parse("action/9=w,unify/0=u,action/3=orders-action-1", 8).0,
+            pins,
+            "one that is wrong spoils no other"
+        );
         for (text, words) in [
             ("action/8=w", "0 to 7"),
             ("gateway/1=w", "no pin"),
@@ -64,8 +73,8 @@ mod tests {
             ("action/1=", "no pin"),
             ("w", "no pin"),
         ] {
-            let said = parse(text, 8).unwrap_err();
-            assert!(said.contains(words), "{text}: {said}");
+            let (pins, problems) = parse(text, 8);
+            assert!(pins.is_empty() && problems[0].contains(words), "{text}: {problems:?}");
         }
     }
 }

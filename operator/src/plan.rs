@@ -202,6 +202,9 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
             }
             intent.lost.push(name);
         }
+        // Whether one ends in time is to be looked at again.
+        let ending = seen.pods.iter().filter(|(_, pod)| pod.is_ending && !pod.is_overdue);
+        intent.doing.extend(ending.map(|(ordinal, _)| format!("{} ends", step(*stage).pod(*ordinal))));
     }
     let in_flight = |except: StageName| {
         seen.iter()

@@ -238,7 +238,7 @@ struct Basis {
 }
 
 /// A gateway that is cut off takes requests with old keys until it finds out, and Kubernetes does: nobody knows that it does not any more before that.
-const GATEWAY_GONE_MS: u64 = 15_000;
+const GATEWAY_GONE_MS: u64 = 30_000;
 
 /// How far each gateway that may take requests has heard `control`.
 fn gateways(view: &View, now_ms: u64) -> Vec<u64> {

@@ -54,14 +54,11 @@ impl Prepared {
         1
     }
 
-    /// Shards that a person has moved.
-    ///
-    /// # Errors
-    /// What is wrong with the annotation.
-    pub fn pins(&self) -> Result<Pins, String> {
+    /// Shards that a person has moved, and what is wrong with the annotation that says so.
+    pub fn pins(&self) -> (Pins, Vec<String>) {
         let annotations = self.pipeline.metadata.annotations.as_ref();
         let text = annotations.and_then(|annotations| annotations.get(pins::ANNOTATION));
-        text.map_or_else(|| Ok(Pins::new()), |text| pins::parse(text, self.pipeline.spec.shards))
+        pins::parse(text.map_or("", String::as_str), self.pipeline.spec.shards)
     }
 
     /// The workers that a stage should have now: none while the pipeline is suspended.

@@ -31,6 +31,8 @@ pub struct Outcome {
     pub unheard: Option<(&'static str, String)>,
     /// Pods that do not end.
     pub lost: Vec<String>,
+    /// What is wrong with shards that a person has moved.
+    pub pins_ignored: Vec<String>,
     /// What is under way.
     pub doing: Vec<String>,
 }
@@ -43,12 +45,17 @@ impl Outcome {
 }
 
 /// What is to be said now.
-pub fn status(pipeline: &IngestionPipeline, outcome: &Outcome, now: &Time) -> IngestionPipelineStatus {
-    let before = pipeline.status.clone().unwrap_or_default();
+pub fn status(
+    pipeline: &IngestionPipeline,
+    before: Option<&IngestionPipelineStatus>,
+    outcome: &Outcome,
+    now: &Time,
+) -> IngestionPipelineStatus {
+    let before = before.cloned().unwrap_or_default();
     let generation = pipeline.metadata.generation;
     let stages = match outcome.stateful_sets.is_empty() {
         true => before.stages.clone(),
-        false => StageName::ALL.iter().filter_map(|stage| stage_status(pipeline, *stage, outcome)).collect(),
+        false => StageName::ALL.iter().filter_map(|stage| stage_status(pipeline, &before, *stage, outcome)).collect(),
     };
     let condition = |(type_, status, reason, message): Said| {
         let type_ = type_.as_str();
@@ -62,7 +69,7 @@ pub fn status(pipeline: &IngestionPipeline, outcome: &Outcome, now: &Time) -> In
             last_transition_time: same.map_or_else(|| now.clone(), |it| it.last_transition_time.clone()),
         }
     };
-    let conditions = said(pipeline, outcome, &stages).map(condition).into();
+    let conditions = said(pipeline, &before, outcome, &stages).map(condition).into();
     let (shards, plan, version) = match &outcome.fleet {
         Some(fleet) => {
             let versions: Vec<&str> = fleet.versions.iter().map(String::as_str).collect();
@@ -91,7 +98,12 @@ fn has_shards(stage: StageName) -> bool {
 
 type Said = (ConditionType, &'static str, &'static str, String);
 
-fn said(pipeline: &IngestionPipeline, outcome: &Outcome, stages: &[StageStatus]) -> [Said; 5] {
+fn said(
+    pipeline: &IngestionPipeline,
+    before: &IngestionPipelineStatus,
+    outcome: &Outcome,
+    stages: &[StageStatus],
+) -> [Said; 5] {
     let wrong = wrong(outcome);
     let waiting: Vec<String> = stages
         .iter()
@@ -106,7 +118,7 @@ fn said(pipeline: &IngestionPipeline, outcome: &Outcome, stages: &[StageStatus])
             (ConditionType::Ready, "False", "Suspended", "no workers run while spec.suspend is true".to_owned())
         }
         None if !waiting.is_empty() => (ConditionType::Ready, "False", "WorkersNotReady", waiting.join("; ")),
-        None if outcome.fleet.is_none() && !was_heard(pipeline) => {
+        None if outcome.fleet.is_none() && before.shards.is_none() => {
             (ConditionType::Ready, "Unknown", "NotObserved", "who has which shard is not known yet".to_owned())
         }
         None => match without_owner(pipeline, outcome) {
@@ -123,11 +135,15 @@ fn said(pipeline: &IngestionPipeline, outcome: &Outcome, stages: &[StageStatus])
         None => ("False", "NothingToDo", String::new()),
     };
     let progressing = (ConditionType::Progressing, status, reason, message);
-    let degraded =
-        match wrong.or_else(|| outcome.unheard.clone()).or_else(|| complaints(outcome)).or_else(|| lost(outcome)) {
-            Some((reason, message)) => (ConditionType::Degraded, "True", reason, message),
-            None => (ConditionType::Degraded, "False", "AsExpected", String::new()),
-        };
+    let degraded = match wrong
+        .or_else(|| outcome.unheard.clone())
+        .or_else(|| complaints(outcome))
+        .or_else(|| lost(outcome))
+        .or_else(|| ignored(outcome))
+    {
+        Some((reason, message)) => (ConditionType::Degraded, "True", reason, message),
+        None => (ConditionType::Degraded, "False", "AsExpected", String::new()),
+    };
     let paused = match is_paused {
         true => (
             ConditionType::Paused,
@@ -139,11 +155,6 @@ fn said(pipeline: &IngestionPipeline, outcome: &Outcome, stages: &[StageStatus])
     };
     let retention = (ConditionType::RetentionAtRisk, "Unknown", "NotMeasured", "lag is not observed yet".to_owned());
     [ready, progressing, degraded, paused, retention]
-}
-
-/// Who has which shard was known once.
-fn was_heard(pipeline: &IngestionPipeline) -> bool {
-    pipeline.status.as_ref().is_some_and(|status| status.shards.is_some())
 }
 
 /// Which shards nobody owns, if it is known.
@@ -174,6 +185,11 @@ fn complaints(outcome: &Outcome) -> Option<(&'static str, String)> {
     (!messages.is_empty()).then(|| ("ShardsInTrouble", messages.join("; ")))
 }
 
+fn ignored(outcome: &Outcome) -> Option<(&'static str, String)> {
+    let message = || format!("annotation {}: {}", crate::pins::ANNOTATION, outcome.pins_ignored.join("; "));
+    (!outcome.pins_ignored.is_empty()).then(|| ("PinIgnored", message()))
+}
+
 /// Workers that Kubernetes waits for in vain.
 fn lost(outcome: &Outcome) -> Option<(&'static str, String)> {
     let message = || {
@@ -198,11 +214,16 @@ fn wrong(outcome: &Outcome) -> Option<(&'static str, String)> {
     }
 }
 
-fn stage_status(pipeline: &IngestionPipeline, stage: StageName, outcome: &Outcome) -> Option<StageStatus> {
+fn stage_status(
+    pipeline: &IngestionPipeline,
+    before: &IngestionPipelineStatus,
+    stage: StageName,
+    outcome: &Outcome,
+) -> Option<StageStatus> {
     let name = format!("{}-{}", pipeline.metadata.name.as_deref().unwrap_or_default(), stage.as_str());
     let set = outcome.stateful_sets.iter().find(|set| set.metadata.name.as_deref() == Some(&name))?;
     let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
-    let before = pipeline.status.iter().flat_map(|status| &status.stages).find(|it| it.name == stage.as_str());
+    let before = before.stages.iter().find(|it| it.name == stage.as_str());
     // As it was said before, while it is not known.
     let (without_owner, without_standby) = match &outcome.fleet {
         _ if !has_shards(stage) => (0, 0),
@@ -227,6 +248,11 @@ fn stage_status(pipeline: &IngestionPipeline, stage: StageName, outcome: &Outcom
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Said after what the resource has.
+    fn status(pipeline: &IngestionPipeline, outcome: &Outcome, now: &Time) -> IngestionPipelineStatus {
+        super::status(pipeline, pipeline.status.as_ref(), outcome, now)
+    }
     use millstream_plan::plan::{ShardId, Version};
     use serde_json::json;
 

@@ -26,8 +26,8 @@ pub(crate) struct Teller {
     client: Client,
     recorder: Recorder,
     metrics: Arc<Metrics>,
-    /// When each pipeline's status was written last, by uid.
-    written: Mutex<HashMap<String, Instant>>,
+    /// What was said last of each pipeline, and when, by uid. What the watch has heard may be older.
+    written: Mutex<HashMap<String, (Instant, IngestionPipelineStatus)>>,
 }
 
 impl Teller {
@@ -46,26 +46,35 @@ impl Teller {
         pipeline: &IngestionPipeline,
         outcome: &Outcome,
     ) -> Result<Option<Duration>, Trouble> {
-        let said = status(pipeline, outcome, &Time(k8s_openapi::jiff::Timestamp::now()));
+        let uid = pipeline.metadata.uid.clone().unwrap_or_default();
+        let last = self.written().get(&uid).cloned();
+        let (since, before) = match last {
+            Some((at, said)) => (Some(at.elapsed()), Some(said)),
+            None => (None, pipeline.status.clone()),
+        };
+        let said = status(pipeline, before.as_ref(), outcome, &Time(k8s_openapi::jiff::Timestamp::now()));
         self.metrics.pipeline(pipeline, &said, outcome.fleet.as_ref());
-        let before = pipeline.status.as_ref();
+        let before = before.as_ref();
         if before == Some(&said) {
             return Ok(None);
         }
-        let uid = pipeline.metadata.uid.clone().unwrap_or_default();
-        let since = self.written().get(&uid).map(Instant::elapsed);
         if let Some(left) = since.and_then(|since| EVERY.checked_sub(since)).filter(|_| !is_waited_for(before, &said)) {
             return Ok(Some(left));
         }
         tell_status(&self.client, pipeline, &said).await?;
-        self.written().insert(uid, Instant::now());
-        self.tell_events(pipeline, &said).await;
+        self.tell_events(pipeline, before, &said).await;
+        self.written().insert(uid, (Instant::now(), said));
         Ok(None)
     }
 
-    async fn tell_events(&self, pipeline: &IngestionPipeline, said: &IngestionPipelineStatus) {
+    async fn tell_events(
+        &self,
+        pipeline: &IngestionPipeline,
+        before: Option<&IngestionPipelineStatus>,
+        said: &IngestionPipelineStatus,
+    ) {
         let reference = pipeline.object_ref(&());
-        for happening in happenings(pipeline.status.as_ref(), said) {
+        for happening in happenings(before, said) {
             let event = Event {
                 type_: if happening.is_warning { EventType::Warning } else { EventType::Normal },
                 reason: happening.reason,
@@ -80,7 +89,7 @@ impl Teller {
         }
     }
 
-    fn written(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+    fn written(&self) -> MutexGuard<'_, HashMap<String, (Instant, IngestionPipelineStatus)>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

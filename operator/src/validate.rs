@@ -2,7 +2,6 @@
 
 use crate::Prepared;
 use crate::build::quantity;
-use crate::pins;
 use millstream_crds::{FreeForm, Stage, StageName};
 use serde_json::Value;
 
@@ -38,9 +37,6 @@ pub fn validate(prepared: &Prepared) -> Vec<Problem> {
             prefix.len()
         );
         problems.push(Problem { field: "spec.kafka.prefix".to_owned(), message });
-    }
-    if let Err(message) = prepared.pins() {
-        problems.push(Problem { field: format!("metadata.annotations[{}]", pins::ANNOTATION), message });
     }
     for stage in StageName::ALL {
         let field = format!("spec.stages.{}", stage.as_str());

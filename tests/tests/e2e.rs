@@ -249,7 +249,7 @@ fn a_pipeline_on_three_nodes_goes_through_everything() {
     let freshness = Freshness::start(&shop.url(), KEY, shop.kafka.config(), &topics).unwrap();
     // Connections, caches.
     linger(5);
-    let sending = Sending::paced_and_held(&shop.url(), &shop.load, Duration::from_secs(600));
+    let sending = Sending::paced_and_held(&shop.url(), &shop.load, Duration::from_secs(420));
     let mut sending = Some(sending);
     let mut rows: Vec<Row> = SCENARIOS.iter().map(|scenario| run(&mut shop, &inside, &freshness, *scenario)).collect();
     let truth: Scenario = ("the truth", |_, _| ());

@@ -42,7 +42,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 # storage.onLostNode: Recreate.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [delete]
+  verbs: [get, delete]
 - apiGroups: [""]
   resources: [serviceaccounts, configmaps, services]
   verbs: [get, list, watch, create, patch, delete]

@@ -362,7 +362,6 @@ pub(crate) fn local(
 }
 
 /// Neither the local state nor the changelog alone is enough to begin with (I6).
-
 fn unreachable(at: &TopicPartition, start: u64, damage: Option<String>) -> ShardError {
     let state = match damage {
         Some(why) => format!("the local state is damaged ({why})"),

@@ -99,7 +99,7 @@ impl LagWatch {
             let end = if is_over { seen.ends.end } else { seen.ends.visible };
             lag += end.saturating_sub(input.offset);
             if is_over && held.is_none() {
-                held = Some(self.describe(desk, &at, end, held_ms));
+                held = Some(self.describe(desk, &at));
             }
         }
         let Some(is_new) = desk.is_behind(lag, held.as_deref()) else { return };
@@ -112,7 +112,7 @@ impl LagWatch {
         self.observer.input_lag(stage, shard, lag);
     }
 
-    fn describe(&self, desk: &Desk, at: &TopicPartition, end: u64, held_ms: u64) -> String {
+    fn describe(&self, desk: &Desk, at: &TopicPartition) -> String {
         let Topics { actions, ingress, exchange, .. } = &self.topics;
         let id = |stage: &str| {
             let [first, second] = [0, 1].map(|slot| self.topics.transactional_id(stage, desk.shard, slot));
@@ -126,9 +126,9 @@ impl LagWatch {
             }
             _ => id("action"),
         };
-        let seconds = held_ms / 1000;
+        // The same words each time: what is said anew is looked at anew.
         format!(
-            "{at} is held back, up to its end at {end}, by a transaction that has been open for at least {seconds} s (of {writer}) and that the brokers do not end; \
+            "{at} is held back by a transaction that has been open for long (of {writer}) and that the brokers do not end; \
              `kafka-transactions.sh find-hanging` names it, `abort` ends it"
         )
     }
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(fixture.at(135, 10, 14), (0, nothing()), "it may take so long");
         let (lag, condition) = fixture.at(136, 10, 15);
         assert_eq!(lag, 5);
-        assert!(condition.starts_with("p.g1.actions[2] is held back, up to its end at 15"), "{condition}");
+        assert!(condition.starts_with("p.g1.actions[2] is held back by a transaction"), "{condition}");
         assert!(condition.contains("31 s (of p.g1.unify.2.0 or p.g1.unify.2.1)"), "{condition}");
         assert_eq!(fixture.at(140, 12, 16), (2, nothing()), "it was ended, and another one is open");
         assert_eq!(fixture.at(165, 12, 16), (2, nothing()));

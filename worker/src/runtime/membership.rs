@@ -68,6 +68,8 @@ pub struct Shared {
     /// Whoever was not heard for so long is silent.
     silence_ms: u64,
     standing: Mutex<Standing>,
+    /// When it began to be a member.
+    joined_at: Mutex<Option<Instant>>,
     reports: Mutex<Vec<Heard>>,
     /// Told to leave.
     leave: Stop,
@@ -89,7 +91,11 @@ pub struct Heard {
 
 impl Shared {
     fn set(&self, standing: Standing) {
-        self.joined.send_replace(!matches!(standing, Standing::Joining(_)));
+        let has_joined = !matches!(standing, Standing::Joining(_));
+        if has_joined {
+            self.joined_at.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+        }
+        self.joined.send_replace(has_joined);
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
@@ -106,9 +112,12 @@ impl Shared {
         reports
     }
 
-    /// Milliseconds since it heard a report of its own name: it is cut off, or nobody listens any more, when that is long. None: it never did.
-    fn unheard_ms(&self) -> Option<u64> {
-        self.reports().iter().find(|heard| heard.status.worker == self.worker).map(|heard| heard.ago_ms)
+    /// Milliseconds since it heard a report of its own name, or has joined: it is cut off, or nobody listens any more, when that is long.
+    fn unheard_ms(&self) -> u64 {
+        let heard = self.reports().iter().find(|heard| heard.status.worker == self.worker).map(|heard| heard.ago_ms);
+        let joined = *self.joined_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let since_joined = joined.map_or(0, |at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        heard.unwrap_or(u64::MAX).min(since_joined)
     }
 
     /// Gives all shards away; [`Shared::ended`] tells when.
@@ -146,13 +155,12 @@ impl PlanCheck {
     /// Revoked keys must not go on counting because nobody told this process.
     fn check_hearing(&self) -> Result<(), String> {
         let bound_ms = self.shared.silence_ms.saturating_mul(UNHEARD_BOUNDS);
-        match self.shared.unheard_ms() {
-            Some(unheard_ms) if unheard_ms > bound_ms && !self.needs_plan => Err(format!(
-                "has not heard `control` and `status` for {} s: who may send may have changed meanwhile",
-                unheard_ms / 1_000
-            )),
-            _ => Ok(()),
+        let unheard_ms = self.shared.unheard_ms();
+        if self.needs_plan || unheard_ms <= bound_ms {
+            return Ok(());
         }
+        let seconds = unheard_ms / 1_000;
+        Err(format!("has not heard `control` and `status` for {seconds} s: who may send may have changed meanwhile"))
     }
 }
 
@@ -208,6 +216,7 @@ impl Membership {
             leave: Stop::default(),
             ended: tokio::sync::Notify::new(),
             joined: tokio::sync::watch::Sender::new(false),
+            joined_at: Mutex::default(),
         });
         let (log, topics) = (environment.log.clone(), environment.topics.clone());
         let began = Instant::now();

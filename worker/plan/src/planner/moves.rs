@@ -38,9 +38,13 @@ impl<'s, 'a> Balance<'s, 'a> {
     /// Places what has no owner, gives up moves that do not help any more, and begins new ones as far as the limit allows; says what
     /// moves and what waits.
     pub(super) fn carry_out(mut self, input: &Input<'a>) -> Vec<Move> {
+        let anybody_leaves = self.stages.iter().any(StageBalance::is_left);
         for stage in &mut self.stages {
             stage.place();
             stage.give_up();
+            if anybody_leaves {
+                stage.give_way();
+            }
         }
         let in_motion: usize = self.stages.iter().map(|stage| stage.in_motion()).sum();
         let mut left = input.limits.moves.saturating_sub(in_motion);
@@ -136,6 +140,19 @@ impl<'s, 'a> StageBalance<'s, 'a> {
                 self.shift(Some(target), owner);
                 self.stop(shard);
             }
+        }
+    }
+
+    /// Somebody leaves, and has shards that do not move yet.
+    fn is_left(&self) -> bool {
+        let is_it = |seat: &Seat<'_>| !seat.in_motion() && seat.owner.is_some_and(|owner| self.leaves(owner));
+        self.stage.seats.values().any(is_it)
+    }
+
+    /// Ends moves to where shards are pinned that may take long: those that leave go first.
+    fn give_way(&mut self) {
+        for seat in self.stage.seats.values_mut().filter(|seat| seat.pinned_to.is_some() && !seat.is_pin_ready) {
+            seat.moving_to = None;
         }
     }
 

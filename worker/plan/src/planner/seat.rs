@@ -17,6 +17,8 @@ pub(super) struct Seat<'a> {
     pub(super) held_by: Option<&'a str>,
     /// Who is to have it, whatever the balance: alive, and able to.
     pub(super) pinned_to: Option<&'a str>,
+    /// It has it, or has caught up: others make room from then on, and not for one that may never open it.
+    pub(super) is_pin_ready: bool,
     pub(super) previous: Option<&'a Placement>,
     pub(super) standing: Option<&'a Standing>,
 }
@@ -45,7 +47,13 @@ impl<'a> Stage<'a> {
             let previous = input.previous.and_then(|plan| plan.placements.get(&id));
             let mut seat = stage.seat(previous, input.standings.get(&id), &input.limits);
             let pin = input.pinned.get(&id).and_then(|worker| stage.member(worker));
-            seat.pinned_to = pin.filter(|pin| stage.takes(pin) && !seat.is_unable(pin));
+            let is_ready = |pin: &str| seat.owner == Some(pin) || seat.caught_up(pin, &input.limits);
+            // A pin holds back nobody who leaves.
+            let may_wait = seat.owner.is_none_or(|owner| stage.takes(owner));
+            let counts = |pin: &&str| stage.takes(pin) && !seat.is_unable(pin) && (may_wait || is_ready(pin));
+            let pinned_to = pin.filter(counts);
+            seat.is_pin_ready = pinned_to.is_some_and(is_ready);
+            seat.pinned_to = pinned_to;
             stage.seats.insert(shard, seat);
         }
         stage
@@ -62,7 +70,15 @@ impl<'a> Stage<'a> {
     }
 
     fn seat(&self, previous: Option<&'a Placement>, standing: Option<&'a Standing>, limits: &Limits) -> Seat<'a> {
-        let mut seat = Seat { owner: None, moving_to: None, held_by: None, pinned_to: None, previous, standing };
+        let mut seat = Seat {
+            owner: None,
+            moving_to: None,
+            held_by: None,
+            pinned_to: None,
+            is_pin_ready: false,
+            previous,
+            standing,
+        };
         seat.owner = previous.and_then(|previous| self.owner(previous, &seat));
         let target = previous.and_then(|previous| previous.moving_to.as_deref());
         let may_take = |target: &&str| self.takes(target) && seat.owner != Some(target) && !seat.is_unable(target);
@@ -153,6 +169,10 @@ impl<'a> Seat<'a> {
 
     /// Who has it once all moves are done.
     pub(super) fn destination(&self) -> Option<&'a str> {
-        self.pinned_to.or(self.moving_to).or(self.owner)
+        match self.pinned_to {
+            Some(pin) if self.is_pin_ready => Some(pin),
+            Some(_) => self.owner,
+            None => self.moving_to.or(self.owner),
+        }
     }
 }

@@ -321,3 +321,38 @@ fn a_pinned_shard_moves_to_its_worker_and_another_takes_its_place() {
     world.settle(40).unwrap();
     assert_eq!(world.owned(STAGE)["b"], 2);
 }
+
+#[test]
+fn nobody_makes_room_for_a_pinned_shard_that_its_worker_has_not_caught_up_with() {
+    let mut world = placed(&["a", "b"], &[place("a", &["b"], 1, None), place("b", &["a"], 1, None)]);
+    world.pinned = [(id(0), "b".to_owned())].into();
+    // Its folder is broken: it says no lag.
+    world.standings.get_mut(&id(0)).unwrap().lags.clear();
+    let outcome = world.look();
+    assert_eq!(steps(&outcome), [(0, Reason::Pinned, Step::CatchingUp { lag: None })]);
+    world.standings.get_mut(&id(0)).unwrap().lags.insert("b".to_owned(), 0);
+    let moving: Vec<(u32, Reason)> = steps(&world.look()).iter().map(|(shard, reason, _)| (*shard, *reason)).collect();
+    assert_eq!(moving, [(0, Reason::Pinned), (1, Reason::Balance)], "now another makes room");
+}
+
+#[test]
+fn pinned_moves_give_way_to_those_of_a_worker_that_leaves() {
+    let mut world = placed(
+        &["a", "b", "c"],
+        &[place("a", &["b"], 1, None), place("a", &["b"], 1, None), place("c", &["a"], 1, None)],
+    );
+    world.limits.moves = 1;
+    world.pinned = [(id(0), "b".to_owned())].into();
+    world.standings.get_mut(&id(0)).unwrap().lags = [("b".to_owned(), 1_000)].into();
+    let outcome = world.look();
+    assert_eq!(at(&outcome, 0).moving_to.as_deref(), Some("b"));
+    world.adopt(outcome.plan);
+    world.set_leaving("c", true);
+    let outcome = world.look();
+    assert_eq!((at(&outcome, 0).moving_to, at(&outcome, 2).moving_to.is_some()), (None, true), "{:?}", outcome.pending);
+    // A leaver's own pinned shard goes to whoever can take it first.
+    world.set_leaving("c", false);
+    world.set_leaving("a", true);
+    let outcome = world.look();
+    assert!(outcome.pending.iter().all(|pending| pending.reason == Reason::Leaving), "{:?}", outcome.pending);
+}
