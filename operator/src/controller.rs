@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::observe::observe;
 use crate::plan::{self, Intent};
 use crate::plans::{Asks, Plans};
+use crate::reason::Reason;
 use crate::status::Outcome;
 use crate::tell::Teller;
 use crate::tenants::{self, Registry, Standing};
@@ -333,7 +334,7 @@ impl Context {
         let (namespace, name) = (tenant.namespace().unwrap_or_default(), &tenant.spec.pipeline_ref.name);
         let Some(pipeline) = self.pipelines.get(&ObjectRef::new(name).within(&namespace)) else {
             let message = format!("there is no IngestionPipeline {name} in namespace {namespace}");
-            return Some(Standing::Problem("PipelineMissing", message));
+            return Some(Standing::Problem(Reason::PipelineMissing, message));
         };
         let (id, standing) =
             self.plans.standing(pipeline.meta().uid.as_deref().unwrap_or_default(), &tenant.name_any())?;

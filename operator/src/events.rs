@@ -2,6 +2,7 @@
 //!
 //! An Event is made when a condition changes its status or its reason, so that there are as many kinds of Events as there are reasons, and none while nothing changes.
 
+use crate::reason::Reason;
 use millstream_crds::{ConditionType, IngestionPipelineStatus};
 
 /// Something that happened.
@@ -37,16 +38,20 @@ pub fn happenings(before: Option<&IngestionPipelineStatus>, now: &IngestionPipel
     if let Some((was, is)) = changed(ConditionType::Degraded) {
         match is.status.as_str() {
             "True" => says(true, &is.reason, &is.message),
-            _ if was.is_some_and(|was| was.status == "True") => says(false, "Recovered", "nothing is wrong any more"),
+            _ if was.is_some_and(|was| was.status == "True") => {
+                says(false, Reason::Recovered.as_str(), "nothing is wrong any more")
+            }
             _ => {}
         }
     }
     if let Some((_, is)) = changed(ConditionType::Ready) {
         match (is.status.as_str(), is.reason.as_str()) {
             ("True", reason) => says(false, reason, "all workers are ready, and every shard has an owner"),
-            ("False", "Suspended") => says(false, &is.reason, &is.message),
+            ("False", reason) if reason == Reason::Suspended.as_str() => says(false, &is.reason, &is.message),
             // What begins is not ready yet.
-            ("False", "WorkersNotReady") if before.is_none_or(|before| before.stages.is_empty()) => {}
+            ("False", reason)
+                if reason == Reason::WorkersNotReady.as_str()
+                    && before.is_none_or(|before| before.stages.is_empty()) => {}
             ("False", _) => says(true, &is.reason, &is.message),
             _ => {}
         }

@@ -31,6 +31,7 @@ pub mod pins;
 pub mod plan;
 mod plans;
 mod prepared;
+mod reason;
 pub mod status;
 mod tell;
 pub mod tenants;
@@ -38,6 +39,7 @@ mod trouble;
 pub mod validate;
 
 pub use prepared::{Prepared, SecretHashes};
+pub use reason::Reason;
 pub use trouble::Trouble;
 
 /// Who we are in server-side apply, and in the label of what we made.

@@ -1,6 +1,7 @@
 //! The operator's metrics, in the Prometheus text format. Labels that name a pipeline go with it.
 
 use crate::fleet::Fleet;
+use crate::reason::Reason;
 use millstream_crds::{ConditionType, IngestionPipeline, IngestionPipelineStatus};
 use millstream_shard::topics::SHARDED;
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -101,8 +102,8 @@ impl Metrics {
     }
 
     /// A reconciliation of a resource of this kind took so long, and failed for a reason, or did not.
-    pub(crate) fn reconciled(&self, kind: &'static str, took: Duration, failed: Option<&'static str>) {
-        self.reconciles.get_or_create(&Reconciled { kind, result: failed.unwrap_or("ok") }).inc();
+    pub(crate) fn reconciled(&self, kind: &'static str, took: Duration, failed: Option<Reason>) {
+        self.reconciles.get_or_create(&Reconciled { kind, result: failed.map_or("ok", Reason::as_str) }).inc();
         self.seconds.get_or_create(&Kind { kind }).observe(took.as_secs_f64());
     }
 
@@ -184,7 +185,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.leads(true);
         metrics.reconciled("IngestionPipeline", Duration::from_millis(20), None);
-        metrics.reconciled("IngestionPipeline", Duration::from_millis(20), Some("Conflict"));
+        metrics.reconciled("IngestionPipeline", Duration::from_millis(20), Some(Reason::Conflict));
         metrics.pipeline(&pipeline, &status, Some(&Fleet::default()));
         let text = metrics.render();
         let expected = [

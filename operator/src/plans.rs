@@ -8,6 +8,7 @@
 
 use crate::admin::{Name, PipelineShards, ShardRow, StandbyRow};
 use crate::fleet::{Fleet, Shard};
+use crate::reason::Reason;
 use crate::tenants::{Id, KeyHash, Registry, Standing, Wanted};
 use kube::ResourceExt;
 use millstream_crds::IngestionPipeline;
@@ -47,7 +48,7 @@ pub(crate) struct Heard {
     /// Once it is known who is alive.
     pub(crate) fleet: Option<Fleet>,
     /// What stands in the way: a reason, and a message.
-    pub(crate) problem: Option<(&'static str, String)>,
+    pub(crate) problem: Option<(Reason, String)>,
 }
 
 /// Asks for the reconciliation of a pipeline.
@@ -404,7 +405,7 @@ impl Worker {
             }
         };
         let of = |name: &String| match (wanted.problems.get(name), wanted.keys.get(name)) {
-            (Some((reason, why)), _) => Some(Standing::Problem(reason, why.clone())),
+            (Some((reason, why)), _) => Some(Standing::Problem(*reason, why.clone())),
             (None, keys) => keys.map(|keys| standing(name, keys)),
         };
         let standings: BTreeMap<String, (Id, Standing)> =
@@ -452,9 +453,9 @@ impl Worker {
     /// What was known of the workers is not known any more.
     fn meets(&self, error: &LogError) {
         let reason = match error {
-            LogError::Unavailable(_) | LogError::Unknown(_) | LogError::OutOfRange { .. } => "LogUnavailable",
-            LogError::Topic { .. } | LogError::TooLarge { .. } => "TopicMismatch",
-            LogError::Configuration(_) => "InvalidSpec",
+            LogError::Unavailable(_) | LogError::Unknown(_) | LogError::OutOfRange { .. } => Reason::LogUnavailable,
+            LogError::Topic { .. } | LogError::TooLarge { .. } => Reason::TopicMismatch,
+            LogError::Configuration(_) => Reason::InvalidSpec,
         };
         // The client counts and times in its own words: they would be another message each time.
         let message = error.to_string();

@@ -4,6 +4,7 @@
 //! changed is written by nobody.
 
 use crate::fleet::{Fleet, Shard};
+use crate::reason::Reason;
 use crate::trouble::Trouble;
 use crate::validate::Problem;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -22,13 +23,13 @@ pub struct Outcome {
     /// What the user has to mend.
     pub problems: Vec<Problem>,
     /// What kept it from being applied: a reason, and a message.
-    pub trouble: Option<(&'static str, String)>,
+    pub trouble: Option<(Reason, String)>,
     /// The StatefulSets, as they are.
     pub stateful_sets: Vec<StatefulSet>,
     /// Who has which shard, once that is known.
     pub fleet: Option<Fleet>,
     /// Why it is not: a reason, and a message.
-    pub unheard: Option<(&'static str, String)>,
+    pub unheard: Option<(Reason, String)>,
     /// Pods that do not end.
     pub lost: Vec<String>,
     /// What is wrong with shards that a person has moved.
@@ -63,7 +64,7 @@ pub fn status(
         Condition {
             type_: type_.to_owned(),
             status: status.to_owned(),
-            reason: reason.to_owned(),
+            reason: reason.to_string(),
             message: message.chars().take(LONGEST_MESSAGE).collect(),
             observed_generation: generation,
             last_transition_time: same.map_or_else(|| now.clone(), |it| it.last_transition_time.clone()),
@@ -96,7 +97,7 @@ fn has_shards(stage: StageName) -> bool {
     stage != StageName::Gateway
 }
 
-type Said = (ConditionType, &'static str, &'static str, String);
+type Said = (ConditionType, &'static str, Reason, String);
 
 fn said(
     pipeline: &IngestionPipeline,
@@ -113,26 +114,26 @@ fn said(
     let is_paused = pipeline.spec.paused;
     let ready = match &wrong {
         Some((reason, message)) => (ConditionType::Ready, "False", *reason, message.clone()),
-        None if stages.is_empty() => (ConditionType::Ready, "Unknown", "NotObserved", String::new()),
+        None if stages.is_empty() => (ConditionType::Ready, "Unknown", Reason::NotObserved, String::new()),
         None if pipeline.spec.suspend => {
-            (ConditionType::Ready, "False", "Suspended", "no workers run while spec.suspend is true".to_owned())
+            (ConditionType::Ready, "False", Reason::Suspended, "no workers run while spec.suspend is true".to_owned())
         }
-        None if !waiting.is_empty() => (ConditionType::Ready, "False", "WorkersNotReady", waiting.join("; ")),
+        None if !waiting.is_empty() => (ConditionType::Ready, "False", Reason::WorkersNotReady, waiting.join("; ")),
         None if outcome.fleet.is_none() && before.shards.is_none() => {
-            (ConditionType::Ready, "Unknown", "NotObserved", "who has which shard is not known yet".to_owned())
+            (ConditionType::Ready, "Unknown", Reason::NotObserved, "who has which shard is not known yet".to_owned())
         }
         None => match without_owner(pipeline, outcome) {
-            Some(message) => (ConditionType::Ready, "False", "ShardsWithoutOwner", message),
-            None => (ConditionType::Ready, "True", "WorkersReady", String::new()),
+            Some(message) => (ConditionType::Ready, "False", Reason::ShardsWithoutOwner, message),
+            None => (ConditionType::Ready, "True", Reason::WorkersReady, String::new()),
         },
     };
     let moving = outcome.fleet.as_ref().map_or(0, |fleet| fleet.moving);
     let (status, reason, message) = match &wrong {
-        Some(_) => ("False", "NothingToDo", String::new()),
-        None if !outcome.doing.is_empty() => ("True", "WorkersChanging", outcome.doing.join("; ")),
-        None if !waiting.is_empty() => ("True", "WorkersStarting", waiting.join("; ")),
-        None if moving > 0 => ("True", "ShardsMoving", "shards move to where they belong".to_owned()),
-        None => ("False", "NothingToDo", String::new()),
+        Some(_) => ("False", Reason::NothingToDo, String::new()),
+        None if !outcome.doing.is_empty() => ("True", Reason::WorkersChanging, outcome.doing.join("; ")),
+        None if !waiting.is_empty() => ("True", Reason::WorkersStarting, waiting.join("; ")),
+        None if moving > 0 => ("True", Reason::ShardsMoving, "shards move to where they belong".to_owned()),
+        None => ("False", Reason::NothingToDo, String::new()),
     };
     let progressing = (ConditionType::Progressing, status, reason, message);
     let degraded = match wrong
@@ -142,18 +143,19 @@ fn said(
         .or_else(|| ignored(outcome))
     {
         Some((reason, message)) => (ConditionType::Degraded, "True", reason, message),
-        None => (ConditionType::Degraded, "False", "AsExpected", String::new()),
+        None => (ConditionType::Degraded, "False", Reason::AsExpected, String::new()),
     };
     let paused = match is_paused {
         true => (
             ConditionType::Paused,
             "True",
-            "PausedBySpec",
+            Reason::PausedBySpec,
             "spec.paused is true: the operator changes nothing".to_owned(),
         ),
-        false => (ConditionType::Paused, "False", "NotPaused", String::new()),
+        false => (ConditionType::Paused, "False", Reason::NotPaused, String::new()),
     };
-    let retention = (ConditionType::RetentionAtRisk, "Unknown", "NotMeasured", "lag is not observed yet".to_owned());
+    let retention =
+        (ConditionType::RetentionAtRisk, "Unknown", Reason::NotMeasured, "lag is not observed yet".to_owned());
     [ready, progressing, degraded, paused, retention]
 }
 
@@ -175,42 +177,42 @@ fn without_owner(pipeline: &IngestionPipeline, outcome: &Outcome) -> Option<Stri
 }
 
 /// What owners say is wrong with their shards.
-fn complaints(outcome: &Outcome) -> Option<(&'static str, String)> {
+fn complaints(outcome: &Outcome) -> Option<(Reason, String)> {
     let shards = outcome.fleet.iter().flat_map(|fleet| &fleet.shards);
     let messages: Vec<String> = shards
         .filter(|(_, shard)| !shard.condition.is_empty())
         .take(NAMED)
         .map(|(id, shard)| format!("{id}: {}", shard.condition))
         .collect();
-    (!messages.is_empty()).then(|| ("ShardsInTrouble", messages.join("; ")))
+    (!messages.is_empty()).then(|| (Reason::ShardsInTrouble, messages.join("; ")))
 }
 
-fn ignored(outcome: &Outcome) -> Option<(&'static str, String)> {
+fn ignored(outcome: &Outcome) -> Option<(Reason, String)> {
     let message = || format!("annotation {}: {}", crate::pins::ANNOTATION, outcome.pins_ignored.join("; "));
-    (!outcome.pins_ignored.is_empty()).then(|| ("PinIgnored", message()))
+    (!outcome.pins_ignored.is_empty()).then(|| (Reason::PinIgnored, message()))
 }
 
 /// Workers that Kubernetes waits for in vain.
-fn lost(outcome: &Outcome) -> Option<(&'static str, String)> {
+fn lost(outcome: &Outcome) -> Option<(Reason, String)> {
     let message = || {
         format!(
             "{} should have ended and did not: its node may be lost; others have its shards; it starts again when the node is back or its Node object is deleted, or, with storage.onLostNode: Recreate, without its volume",
             outcome.lost.join(", ")
         )
     };
-    (!outcome.lost.is_empty()).then(|| ("WorkerLost", message()))
+    (!outcome.lost.is_empty()).then(|| (Reason::WorkerLost, message()))
 }
 
-fn wrong(outcome: &Outcome) -> Option<(&'static str, String)> {
+fn wrong(outcome: &Outcome) -> Option<(Reason, String)> {
     if let Some((reason, message)) = &outcome.trouble {
-        return Some((reason, message.clone()));
+        return Some((*reason, message.clone()));
     }
     let is_secret = |problem: &Problem| problem.field.starts_with("Secret ");
     let messages: Vec<String> = outcome.problems.iter().map(ToString::to_string).collect();
     match outcome.problems.iter().all(is_secret) {
         _ if messages.is_empty() => None,
-        true => Some(("SecretMissing", messages.join("; "))),
-        false => Some(("InvalidSpec", messages.join("; "))),
+        true => Some((Reason::SecretMissing, messages.join("; "))),
+        false => Some((Reason::InvalidSpec, messages.join("; "))),
     }
 }
 
@@ -380,7 +382,7 @@ mod tests {
 
     #[test]
     fn what_the_log_keeps_from_us_changes_nothing_that_workers_say() {
-        let unheard = Outcome { unheard: Some(("LogUnavailable", "no broker".to_owned())), ..sets(2, 2) };
+        let unheard = Outcome { unheard: Some((Reason::LogUnavailable, "no broker".to_owned())), ..sets(2, 2) };
         let mut pipeline = pipeline(&json!({}));
         pipeline.status = Some(status(&pipeline, &Outcome { fleet: Some(fleet()), ..sets(2, 2) }, &at(1)));
         let said = status(&pipeline, &unheard, &at(2));
@@ -421,7 +423,7 @@ mod tests {
         assert_eq!(invalid.conditions[0].message, "spec.x: do this; Secret s: do this");
         assert_eq!(short(&of(vec![problem("Secret s")]))[2], "Degraded True SecretMissing");
         assert_eq!(invalid.stages, pipeline.status.as_ref().unwrap().stages);
-        let trouble = Outcome { trouble: Some(("Forbidden", "x".repeat(5000))), ..Outcome::default() };
+        let trouble = Outcome { trouble: Some((Reason::Forbidden, "x".repeat(5000))), ..Outcome::default() };
         let said = status(&pipeline, &trouble, &at(2));
         assert_eq!(
             (short(&said)[2].as_str(), said.conditions[0].message.len()),

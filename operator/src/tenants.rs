@@ -7,6 +7,7 @@
 //! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts.
 
 use crate::controller::{Context, api, readable, tell_status};
+use crate::reason::Reason;
 use crate::trouble::Trouble;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Secret;
@@ -41,7 +42,7 @@ pub struct Wanted {
     /// Those whose keys are known.
     pub keys: BTreeMap<String, BTreeSet<KeyHash>>,
     /// The others: a reason, and what to do.
-    pub problems: BTreeMap<String, (&'static str, String)>,
+    pub problems: BTreeMap<String, (Reason, String)>,
     /// Of which object, and which generation of it, that is said.
     pub ids: BTreeMap<String, Id>,
 }
@@ -85,7 +86,7 @@ pub fn wanted<'a>(
             Err(problem) => drop(wanted.problems.insert(name, problem)),
             Ok((Some(other), _)) => {
                 let message = format!("one of its keys is tenant {other}'s, too: give it another one");
-                wanted.problems.insert(name, ("KeyTaken", message));
+                wanted.problems.insert(name, (Reason::KeyTaken, message));
             }
             Ok((None, hashes)) => {
                 taken.extend(hashes.iter().map(|hash| (*hash, name.clone())));
@@ -97,29 +98,29 @@ pub fn wanted<'a>(
 }
 
 /// The hash of a key in a Secret.
-fn hash(key: &SecretKey, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result<KeyHash, (&'static str, String)> {
+fn hash(key: &SecretKey, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result<KeyHash, (Reason, String)> {
     let SecretKey { name, key } = key;
     let Some(secret) = secret(name) else {
         let message = format!("Secret {name} is not there, or has no label `{API_KEYS_LABEL}: \"true\"`");
-        return Err(("SecretMissing", message));
+        return Err((Reason::SecretMissing, message));
     };
     let bytes = secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice()).unwrap_or_default();
     // An editor's last line end is none of the key.
     let text = std::str::from_utf8(bytes).unwrap_or("\u{0}").trim_end_matches(['\r', '\n']);
     if text.is_empty() {
-        return Err(("SecretMissing", format!("Secret {name} has nothing under `{key}`")));
+        return Err((Reason::SecretMissing, format!("Secret {name} has nothing under `{key}`")));
     }
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         let message = format!(
             "what Secret {name} has under `{key}` cannot be sent in a header: use printable ASCII without blanks"
         );
-        return Err(("InvalidKey", message));
+        return Err((Reason::InvalidKey, message));
     }
     if text.contains(':') {
         let message = format!(
             "what Secret {name} has under `{key}` has a colon, which ends the user name of `Authorization: Basic`: take another key"
         );
-        return Err(("InvalidKey", message));
+        return Err((Reason::InvalidKey, message));
     }
     Ok(Sha256::digest(text.as_bytes()).into())
 }
@@ -158,7 +159,7 @@ impl Registry {
         for invalid in all.iter().filter_map(|guarded| guarded.0.as_ref().err()) {
             if invalid.metadata.namespace.as_deref() == Some(&namespace) {
                 let name = invalid.metadata.name.clone().unwrap_or_default();
-                wanted.problems.entry(name).or_insert_with(|| ("Unreadable", invalid.error.clone()));
+                wanted.problems.entry(name).or_insert_with(|| (Reason::Unreadable, invalid.error.clone()));
             }
         }
         Some(wanted)
@@ -224,7 +225,7 @@ pub(crate) enum Standing {
     /// There is none.
     NoGateways,
     /// A reason, and what to do.
-    Problem(&'static str, String),
+    Problem(Reason, String),
 }
 
 /// Tells each tenant's status, until `stop`.
@@ -277,10 +278,10 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
 /// What is to be said now.
 fn status(tenant: &Tenant, standing: Option<&Standing>, now: &Time) -> TenantStatus {
     let (status, reason, message) = match standing {
-        None => ("Unknown", "NotObserved", "its pipeline is not followed yet".to_owned()),
-        Some(Standing::Effective) => ("True", "Known", "every gateway knows its keys".to_owned()),
-        Some(Standing::NoGateways) => ("False", "NoGateways", "no gateway of the pipeline reports".to_owned()),
-        Some(Standing::Waiting) => ("False", "Waiting", "not every gateway knows its keys yet".to_owned()),
+        None => ("Unknown", Reason::NotObserved, "its pipeline is not followed yet".to_owned()),
+        Some(Standing::Effective) => ("True", Reason::Known, "every gateway knows its keys".to_owned()),
+        Some(Standing::NoGateways) => ("False", Reason::NoGateways, "no gateway of the pipeline reports".to_owned()),
+        Some(Standing::Waiting) => ("False", Reason::Waiting, "not every gateway knows its keys yet".to_owned()),
         Some(Standing::Problem(reason, message)) => ("False", *reason, message.clone()),
     };
     let before = tenant.status.iter().flat_map(|status| &status.conditions);
@@ -288,7 +289,7 @@ fn status(tenant: &Tenant, standing: Option<&Standing>, now: &Time) -> TenantSta
     let condition = Condition {
         type_: EFFECTIVE.to_owned(),
         status: status.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.to_string(),
         message,
         observed_generation: tenant.metadata.generation,
         last_transition_time: same.map_or_else(|| now.clone(), |it| it.last_transition_time.clone()),
@@ -375,7 +376,7 @@ mod tests {
         ];
         for (name, reason, words) in expected {
             let (said, why) = &wanted.problems[name];
-            assert!(*said == reason && why.contains(words), "{name}: {said}: {why}");
+            assert!(said.as_str() == reason && why.contains(words), "{name}: {said}: {why}");
         }
         assert!(!format!("{:?}", wanted.problems).contains("a b"), "a key is told: {:?}", wanted.problems);
     }
@@ -392,11 +393,11 @@ mod tests {
         let all = [tenant("acme", "orders", &[("s", "one")]), tenant("old", "orders", &[("s", "one")])];
         let of = wanted("shop", "orders", all.iter(), secret, &[published("old", "k1")].into());
         assert_eq!(of.keys.keys().collect::<Vec<_>>(), ["old"]);
-        assert_eq!(of.problems["acme"].0, "KeyTaken");
+        assert_eq!(of.problems["acme"].0, Reason::KeyTaken);
         // One whose Secret is missing keeps its key; one that has another by now does not.
         let all = [tenant("a", "orders", &[("none", "x")]), tenant("b", "orders", &[("s", "one")])];
         let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into());
-        assert_eq!((of.problems["a"].0, of.problems["b"].0), ("SecretMissing", "KeyTaken"));
+        assert_eq!((of.problems["a"].0, of.problems["b"].0), (Reason::SecretMissing, Reason::KeyTaken));
         let all = [tenant("a", "orders", &[("s", "two")]), tenant("b", "orders", &[("s", "one")])];
         let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into());
         assert_eq!(of.keys.keys().collect::<Vec<_>>(), ["a", "b"]);
@@ -418,7 +419,7 @@ mod tests {
         let said = status(&tenant, Some(&Standing::Effective), &at(2));
         tenant.status = Some(said.clone());
         assert_eq!(status(&tenant, Some(&Standing::Effective), &at(3)), said);
-        let problem = status(&tenant, Some(&Standing::Problem("KeyTaken", "why".to_owned())), &at(4));
+        let problem = status(&tenant, Some(&Standing::Problem(Reason::KeyTaken, "why".to_owned())), &at(4));
         assert_eq!(
             (short(&problem).as_str(), &problem.conditions[0].last_transition_time),
             ("Effective False KeyTaken why", &at(4))

@@ -1,5 +1,6 @@
 //! What keeps a pipeline from being reconciled, by what has to happen before it is tried again.
 
+use crate::reason::Reason;
 use std::time::Duration;
 
 /// Why a step failed.
@@ -77,14 +78,14 @@ impl Trouble {
     }
 
     /// The reason of the condition that says it.
-    pub(crate) fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> Reason {
         match self {
-            Trouble::Unavailable { .. } => "ApiServerUnavailable",
-            Trouble::Threads(_) => "OperatorOverloaded",
-            Trouble::Conflict { .. } => "Conflict",
-            Trouble::Refused { .. } => "ObjectRefused",
-            Trouble::Forbidden { .. } => "Forbidden",
-            Trouble::Build(_) => "InvalidSpec",
+            Trouble::Unavailable { .. } => Reason::ApiServerUnavailable,
+            Trouble::Threads(_) => Reason::OperatorOverloaded,
+            Trouble::Conflict { .. } => Reason::Conflict,
+            Trouble::Refused { .. } => Reason::ObjectRefused,
+            Trouble::Forbidden { .. } => Reason::Forbidden,
+            Trouble::Build(_) => Reason::InvalidSpec,
         }
     }
 }
@@ -101,7 +102,7 @@ mod tests {
 
     #[test]
     fn each_answer_has_its_category_and_its_patience() {
-        let reasons = [409, 403, 422, 500, 503].map(|code| api(code).reason());
+        let reasons = [409, 403, 422, 500, 503].map(|code| api(code).reason().as_str());
         assert_eq!(reasons, ["Conflict", "Forbidden", "ObjectRefused", "ApiServerUnavailable", "ApiServerUnavailable"]);
         assert_eq!([0, 1, 2].map(|failures| api(503).pause(failures).as_secs()), [1, 2, 4]);
         assert_eq!([0, 30].map(|failures| api(409).pause(failures).as_millis()), [200, 10_000]);
