@@ -1,5 +1,6 @@
 //! Apache Kafka: one or more combined nodes.
 
+use super::acls::{self, Acl};
 use super::cache::install_kafka;
 use super::certificates::Authority;
 use super::process::{Server, Stop, folder, free_ports, host};
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 const PROPERTIES: &str = include_str!("../../servers/kafka/server.properties");
 const SECURE: &str = include_str!("../../servers/kafka/secure.properties");
+const AUTHORIZING: &str = include_str!("../../servers/kafka/authorizing.properties");
 const LOGGING: &str = include_str!("../../servers/kafka/log4j2.properties");
 
 /// Any valid id does: a cluster of one test is the only one there is.
@@ -29,6 +31,8 @@ pub struct Kafka {
     bootstrap: String,
     nodes: Vec<Server>,
     security: BTreeMap<String, String>,
+    /// Where a secured broker takes whom it does not ask for a password.
+    internal_port: Option<u16>,
     /// Whom clients trust; its folder has the certificate.
     _authority: Option<Authority>,
 }
@@ -69,7 +73,7 @@ impl Kafka {
             starts.into_iter().map(|start| start.join().unwrap_or_else(|_| anyhow::bail!("a start panicked"))).collect()
         })?;
         let bootstrap = ports.iter().map(|port| format!("{}:{port}", host())).collect::<Vec<_>>().join(",");
-        let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), _authority: None };
+        let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), internal_port: None, _authority: None };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -79,12 +83,25 @@ impl Kafka {
     /// # Errors
     /// When Kafka cannot be installed or started.
     pub fn start_secure() -> Result<Kafka> {
+        Kafka::start_asking("")
+    }
+
+    /// A secured node that lets these users (and [`USER`]) do nothing but what they are [allowed](Kafka::allow); their passwords are their names.
+    ///
+    /// # Errors
+    /// When Kafka cannot be installed or started.
+    pub fn start_authorizing(users: &[&str]) -> Result<Kafka> {
+        let users: String = users.iter().map(|user| format!(" user_{user}=\"{user}\"")).collect();
+        Kafka::start_asking(&format!("{AUTHORIZING}{users};\n"))
+    }
+
+    fn start_asking(more: &str) -> Result<Kafka> {
         let classpath = format!("{}/*", install_kafka()?.display());
         let ports = free_ports(3)?;
         let [port, controller, internal] = ports[..] else { anyhow::bail!("too few ports") };
         let authority = Authority::new()?;
         let secure = Some(Secure { internal_port: internal, authority: &authority });
-        let cluster = Cluster { classpath, ports: &[port], controllers: &[controller], more: "", secure };
+        let cluster = Cluster { classpath, ports: &[port], controllers: &[controller], more, secure };
         let nodes = vec![cluster.start(0)?];
         let security = [
             ("security.protocol", "sasl_ssl"),
@@ -94,7 +111,8 @@ impl Kafka {
             ("ssl.ca.location", &authority.path().display().to_string()),
         ];
         let security = security.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let kafka = Kafka { bootstrap: format!("127.0.0.1:{port}"), nodes, security, _authority: Some(authority) };
+        let (bootstrap, internal_port) = (format!("127.0.0.1:{port}"), Some(internal));
+        let kafka = Kafka { bootstrap, nodes, security, internal_port, _authority: Some(authority) };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -128,6 +146,22 @@ impl Kafka {
     /// How clients prove who they are, by librdkafka's names.
     pub fn security(&self) -> &BTreeMap<String, String> {
         &self.security
+    }
+
+    /// How a user of [`Kafka::start_authorizing`] proves who it is, by librdkafka's names.
+    pub fn security_of(&self, user: &str) -> BTreeMap<String, String> {
+        let other = [("sasl.mechanism", "PLAIN"), ("sasl.username", user), ("sasl.password", user)];
+        let other = other.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        self.security.clone().into_iter().chain(other).collect()
+    }
+
+    /// Lets a user do these things.
+    ///
+    /// # Errors
+    /// When the broker is no secured one, or refuses.
+    pub fn allow(&self, user: &str, acls: &[Acl]) -> Result<()> {
+        let port = self.internal_port.context("a broker that asks nobody who it is")?;
+        acls::create(("127.0.0.1", port), user, acls)
     }
 
     /// Restarts a secured broker with another password of its user for SASL/PLAIN.
@@ -263,13 +297,15 @@ impl Cluster<'_> {
         let replication = self.ports.len().min(3);
         let port = self.ports.get(index).context("no port")?;
         let controller_port = self.controllers.get(index).context("no port")?;
-        let mut properties = format!("{PROPERTIES}{}\n", self.more);
+        let mut properties = PROPERTIES.to_owned();
         let (keystore, mut internal_port) = (folder.join("broker.pem"), String::new());
         if let Some(secure) = &self.secure {
             properties.push_str(SECURE);
             internal_port = secure.internal_port.to_string();
             std::fs::write(&keystore, secure.authority.issue(&["127.0.0.1"])?.in_one())?;
         }
+        properties.push_str(self.more);
+        properties.push('\n');
         Ok(properties
             .replace("{internal_port}", &internal_port)
             .replace("{keystore}", &keystore.display().to_string())

@@ -6,6 +6,7 @@
 //!   it whatever happens here, `kill -9` included; the shell then removes the server's data, too.
 //! - **Ready** means that the server answered, not that time went by.
 
+pub mod acls;
 mod cache;
 pub mod certificates;
 mod cluster;

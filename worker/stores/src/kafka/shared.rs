@@ -287,6 +287,11 @@ impl Shared {
             let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
                 .map_err(|error| about(&topic.name, code(&error), "cannot describe topic"))?;
             match answer.into_iter().next() {
+                // Every topic has settings. The client keeps from us why a broker tells of none: it may not.
+                Some(Ok(found)) if found.entries.is_empty() => Err(LogError::Unavailable(format!(
+                    "cannot describe topic {}: the brokers tell nothing of its settings; allow DescribeConfigs",
+                    topic.name
+                ))),
                 Some(Ok(found)) => Ok(found),
                 Some(Err(code)) => Err(about(&topic.name, code, "cannot describe topic")),
                 None => Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name))),
