@@ -13,8 +13,7 @@ use crate::tenants::{Id, KeyHash, Registry, Standing, Wanted};
 use kube::ResourceExt;
 use millstream_crds::IngestionPipeline;
 use millstream_plan::plan::ShardId;
-use millstream_plan::status::WorkerStatus;
-use millstream_plan::view::{Bounds, View};
+use millstream_plan::view::Bounds;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::planning::{Planning, Turn, Wishes};
 use millstream_shard::topics::Topics;
@@ -24,8 +23,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What gateways say that they do.
-const GATEWAY: &str = "gateway";
 /// How long one look at reports waits.
 const LISTEN: Duration = Duration::from_millis(100);
 /// How often a new plan is considered.
@@ -238,18 +235,6 @@ struct Basis {
     is_leading: bool,
 }
 
-/// A gateway that is cut off takes requests with old keys until it finds out, and Kubernetes does: nobody knows that it does not any more before that.
-const GATEWAY_GONE_MS: u64 = 30_000;
-
-/// How far each gateway that may take requests has heard `control`.
-fn gateways(view: &View, now_ms: u64) -> Vec<u64> {
-    let may_serve = |report: &WorkerStatus, at_ms: u64| {
-        report.stages.contains(GATEWAY) && !report.leaving && now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS
-    };
-    let gateways = view.reports().filter(|(report, at_ms)| may_serve(report, *at_ms));
-    gateways.map(|(report, _)| report.control_offset).collect()
-}
-
 /// Shards without an owner, since when, and who had them: in a handoff there is none for a moment, until the next one reports.
 #[derive(Default)]
 struct Unowned {
@@ -357,7 +342,7 @@ impl Worker {
         let now = Basis {
             changes: self.tenants.changes(),
             control_offset: planning.control_offset(),
-            gateways: gateways(planning.view(), self.now_ms()),
+            gateways: planning.view().gateways(self.now_ms()).map(|report| report.control_offset).collect(),
             is_leading: planning.is_leading(),
         };
         if *basis == now {

@@ -14,9 +14,11 @@ mod plan;
 mod request;
 mod send;
 pub mod sender;
+mod session;
 mod shards;
 pub mod snapshot;
 mod tail;
+mod tenant;
 pub mod usage;
 pub mod verify;
 mod visible;
@@ -65,6 +67,8 @@ enum Command {
     Shards(shards::ShardsArgs),
     /// Show, make or publish the plan that says who owns which shard
     Plan(plan::PlanArgs),
+    /// Show who may send, or change it, where no operator does
+    Tenant(tenant::TenantArgs),
     /// Look at pipelines in a Kubernetes cluster, and change them by hand (as `kubectl millstream`, too)
     Kubectl(KubectlArgs),
     /// Check a worker's configuration against brokers, topics, document store and this machine; changes nothing
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Usage(args) => usage::run(&args),
         Command::Shards(args) => shards::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Tenant(args) => tenant::run(&args),
         Command::Kubectl(args) => kubectl(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Generate(args) => generate::run(&args),

@@ -6,23 +6,18 @@
 //! Looking (`show`, `--dry-run`) fences nobody.
 
 use super::Outcome;
-use crate::config::{self, Config, ConfigArgs};
-use crate::runtime::stores;
+use super::session::{Session, Topics};
+use crate::config::{self, ConfigArgs};
 use anyhow::{Context, bail};
 use millstream_plan::file;
 use millstream_plan::plan::{Plan, Version};
 use millstream_plan::planner::{self, Outcome as Planned};
 use millstream_plan::validate::{Pipeline, validate};
-use millstream_plan::view::Bounds;
-use millstream_shard::log::LogError;
-use millstream_shard::planning::{Planning, Turn, Wishes};
-use millstream_shard::topics::Topics;
+use millstream_shard::planning::{Turn, Wishes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long one look at reports waits.
-const LISTEN: Duration = Duration::from_millis(100);
 /// How often a watch considers a new plan.
 const CONSIDER: Duration = Duration::from_secs(1);
 
@@ -67,69 +62,21 @@ struct Common {
     config: ConfigArgs,
 }
 
-/// One who looks at a pipeline's plan, or makes it, and their clock.
-struct Session {
-    planning: Planning,
-    began: Instant,
-}
-
 /// Runs it.
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     match &args.action {
-        Action::Show(common) => show(&Session::open(&common.config)?),
+        Action::Show(common) => show(&open(common)?),
         Action::Apply { common, file, force } => {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            apply(Session::open(&common.config)?, &text, *force, common.dry_run)
+            apply(open(common)?, &text, *force, common.dry_run)
                 .with_context(|| format!("cannot publish {}", file.display()))
         }
-        Action::Auto { common, watch: false } => auto(Session::open(&common.config)?, common.dry_run),
-        Action::Auto { common, watch: true } => watch(Session::open(&common.config)?, common.dry_run),
+        Action::Auto { common, watch: false } => auto(open(common)?, common.dry_run),
+        Action::Auto { common, watch: true } => watch(open(common)?, common.dry_run),
     }
 }
 
 impl Session {
-    fn open(args: &ConfigArgs) -> anyhow::Result<Session> {
-        let config: Config = config::load(args)?;
-        if matches!(config.log, config::Log::Embedded) {
-            bail!(
-                "a pipeline on the embedded log has one process, which owns all shards: there is no plan; configure `log: {{kafka: ...}}`"
-            );
-        }
-        let bounds = match &config.ownership {
-            config::Ownership::Plan(plan) => plan.bounds(),
-            config::Ownership::Static => Bounds::default(),
-        };
-        let log = stores::open_log(&config)?.0;
-        let topics = Topics::new(config.pipeline.as_str(), config.shards.0, config.generation);
-        log.create_topics(&topics.specs()).context("preparing the pipeline's topics")?;
-        let planning = Planning::open(log, topics, bounds, 0).context("reading plan and reports")?;
-        Ok(Session { planning, began: Instant::now() })
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn listen(&mut self, pause: Duration) -> Result<(), LogError> {
-        let until = Instant::now() + pause;
-        while Instant::now() < until {
-            let now_ms = self.now_ms();
-            self.planning.listen(LISTEN, now_ms)?;
-        }
-        Ok(())
-    }
-
-    /// Hears reports until it is known who is alive; then, unless nothing is to be published, fences whoever published before.
-    fn get_to_know(&mut self, dry_run: bool) -> anyhow::Result<()> {
-        while !self.planning.knows_all(self.now_ms()) {
-            self.listen(LISTEN)?;
-        }
-        if !dry_run {
-            self.planning.fence(self.now_ms()).context("fencing whoever published plans before")?;
-        }
-        Ok(())
-    }
-
     /// Publishes a plan, or, for a dry run, prints it.
     fn publish(&mut self, plan: Plan, dry_run: bool) -> anyhow::Result<()> {
         if dry_run {
@@ -140,6 +87,10 @@ impl Session {
         published.context("publishing the plan; look with `millstream plan show` whether it is there")?;
         say_published(version, shards)
     }
+}
+
+fn open(common: &Common) -> anyhow::Result<Session> {
+    Session::open(&config::load(&common.config)?, Topics::Create)
 }
 
 fn say_published(version: Version, shards: usize) -> anyhow::Result<()> {

@@ -14,6 +14,8 @@ use super::stores::Creation;
 use super::system::Stop;
 use crate::admin::Check;
 use crate::gateway::Keyring;
+use crate::telemetry::Metrics;
+use millstream_plan::message::Tenant;
 use millstream_plan::plan::ShardId;
 use millstream_plan::view::{Bounds, Verdict};
 use millstream_shard::log::{Log, LogError};
@@ -21,6 +23,7 @@ use millstream_shard::member::{Member, Now, Profile, Statuses};
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::Environment;
 use millstream_shard::topics::Topics;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -178,14 +181,29 @@ impl Check for PlanCheck {
     }
 }
 
+/// Whom it concerns who may send, as far as it was published.
+pub struct Senders {
+    /// Judges requests.
+    pub keys: Arc<Keyring>,
+    /// Counts tenants under their names.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Senders {
+    fn publish(&self, tenants: &BTreeMap<String, Tenant>) {
+        let there = tenants.values().filter(|tenant| !tenant.is_deleted);
+        self.metrics.publish(there.map(|tenant| tenant.name.as_str()));
+        self.keys.publish(tenants);
+    }
+}
+
 /// A process that is about to join.
 pub struct Membership {
     settings: MemberSettings,
     log: Arc<dyn Log>,
     topics: Topics,
     creation: Arc<Creation>,
-    /// Who may send, as far as it was published.
-    keys: Arc<Keyring>,
+    senders: Senders,
     /// `control` was heard up to here.
     heard_to: u64,
     /// Of this process, but for the claimant.
@@ -203,7 +221,7 @@ impl Membership {
         settings: MemberSettings,
         environment: Environment,
         creation: Arc<Creation>,
-        keys: Arc<Keyring>,
+        senders: Senders,
         desks: Vec<Arc<Desk>>,
         starters: Vec<Starter>,
         stop: Arc<Stop>,
@@ -225,7 +243,7 @@ impl Membership {
             log,
             topics,
             creation,
-            keys,
+            senders,
             heard_to: 0,
             environment,
             desks,
@@ -316,7 +334,7 @@ impl Membership {
         // Before it reports that it has heard it.
         let heard_to = member.control_offset();
         if std::mem::replace(&mut self.heard_to, heard_to) != heard_to {
-            self.keys.publish(member.view().tenants());
+            self.senders.publish(member.view().tenants());
         }
         if let Some(problem) = member.problem() {
             tracing::warn!(problem, "plan and reports");

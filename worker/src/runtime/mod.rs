@@ -34,9 +34,9 @@ use checks::{Phase, PhaseCheck, StoreCheck};
 use desk::Desk;
 use directory::{Directory, ShardCheck};
 use lag::LagWatch;
-use membership::{MemberSettings, Membership, Starter};
+use membership::{MemberSettings, Membership, Senders, Starter};
 use memory::Parts;
-use millstream_plan::view::Duty;
+use millstream_plan::view::{Duty, GATEWAY};
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::member::Profile;
@@ -110,8 +110,6 @@ pub struct WorkerArgs {
 
 /// The tenant and key of a `millstream local` whose configuration names none. Not a secret: loopback, for trying out.
 const TRIAL: (&str, &str) = ("demo", "demo-key");
-/// What gateways, which own no shards, say that they do.
-const GATEWAY: &str = "gateway";
 /// Connections of the admin port: some people, probes and scrapers, and as many who follow a topic as may.
 const ADMIN_CONNECTIONS: usize = 100;
 /// How long to wait before the log is asked again.
@@ -341,8 +339,8 @@ impl Process {
                 };
                 let (creation, stop) = (self.creation.clone(), self.stop.clone());
                 let desks = directory.desks().to_vec();
-                let membership =
-                    Membership::new(settings, environment, creation, self.keys.clone(), desks, starters, stop);
+                let senders = Senders { keys: self.keys.clone(), metrics: self.metrics.clone() };
+                let membership = Membership::new(settings, environment, creation, senders, desks, starters, stop);
                 directory.set_membership(membership.shared());
                 self.membership = Some(membership.shared());
                 self.threads.push(membership.start()?);

@@ -1,5 +1,6 @@
 //! What the threads of this process tell about their work: metrics and spans, behind one trait, so that the threads know nothing of exporters.
 
+use crate::telemetry::metrics::OTHER_TENANT;
 use crate::telemetry::{Metrics, Span, SpanExporter};
 use millstream_model::proto::Usage;
 use millstream_model::reject::Reason;
@@ -40,21 +41,33 @@ pub trait Observer: Send + Sync {
     fn span(&self, stage: &'static str, shard: u32, span: &StageSpan, began_ms: u64, ended_ms: u64);
 }
 
-/// Of one label: tenants that are not configured have the same.
+/// Of one label: tenants without one of their own have the same.
 type PerShard = BTreeMap<(u32, String), Usage>;
+/// Sums per stage, label, shard and tenant.
+type Sums = BTreeMap<(&'static str, Arc<str>), PerShard>;
 
 /// Tells metrics and the trace exporter.
 pub struct Exports {
     metrics: Arc<Metrics>,
     spans: SpanExporter,
-    /// Sums per stage, label, shard and tenant: a process has several shards of a stage, the metric has one value per label.
-    sums: Mutex<BTreeMap<(&'static str, Arc<str>), PerShard>>,
+    /// A process has several shards of a stage, the metric has one value per label.
+    sums: Mutex<Sums>,
 }
 
 impl Exports {
     /// To these metrics and this exporter.
     pub fn new(metrics: Arc<Metrics>, spans: SpanExporter) -> Exports {
         Exports { metrics, spans, sums: Mutex::default() }
+    }
+
+    /// A tenant that has a label of its own by now does not count among the others any more.
+    fn forget_other(&self, sums: &mut Sums, stage: &'static str, label: &Arc<str>, of: &(u32, String)) {
+        let other: Arc<str> = self.metrics.stages.label(OTHER_TENANT);
+        let Some(shards) = sums.get_mut(&(stage, other.clone())).filter(|_| other != *label) else { return };
+        if shards.remove(of).is_some() {
+            let total: Usage = shards.values().sum();
+            self.metrics.stages.usage(stage, &other, &total);
+        }
     }
 }
 
@@ -70,6 +83,7 @@ impl Observer for Exports {
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         for (tenant, changed) in usage {
             let label = self.metrics.stages.label(tenant);
+            self.forget_other(&mut sums, stage, &label, &(shard, tenant.clone()));
             let shards = sums.entry((stage, label.clone())).or_default();
             shards.insert((shard, tenant.clone()), *changed);
             let total: Usage = shards.values().sum();
@@ -159,5 +173,22 @@ mod tests {
         }
         exports.lost("unify", 1);
         assert!(metrics.render().contains("tenant=\"_other\",stage=\"unify\",outcome=\"accepted\"} 31"));
+    }
+    #[test]
+    fn a_tenant_that_is_published_later_is_counted_once() {
+        let metrics = Metrics::new([]);
+        let exports = Exports::new(metrics.clone(), SpanExporter::disabled());
+        let of = |tenant: &str, accepted| BTreeMap::from([(tenant.to_owned(), Usage { accepted, ..Usage::default() })]);
+        exports.usage("unify", 0, &of("acme", 3));
+        exports.usage("unify", 0, &of("x1", 10));
+        metrics.publish(["acme"]);
+        exports.usage("unify", 0, &of("acme", 4));
+        let text = metrics.render();
+        for line in [
+            "{tenant=\"acme\",stage=\"unify\",outcome=\"accepted\"} 4",
+            "{tenant=\"_other\",stage=\"unify\",outcome=\"accepted\"} 10",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Metrics in the Prometheus text format. Every label has few values: tenants are the configured ones (others count as `_other`), the
-//! rest are enumerations of the code.
+//! Metrics in the Prometheus text format. Every label has few values: tenants are the configured ones and the first [`PUBLISHED_TENANTS`] of those that were published in `control` (others count
+//! as `_other`), the rest are enumerations of the code.
 
 use super::state::{CacheMetrics, StateFigures};
 use millstream_model::proto::Usage;
@@ -11,11 +11,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-/// The label of tenants that are not configured.
+/// The label of tenants that have none of their own.
 pub const OTHER_TENANT: &str = "_other";
+
+/// So many tenants of `control` have a label of their own, beside the configured ones: each makes some twenty series in each process, and a Prometheus of ordinary size bears some millions in all.
+pub const PUBLISHED_TENANTS: usize = 1_000;
 
 type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
 
@@ -71,6 +74,7 @@ struct OutcomeLabels {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    tenants: Tenants,
     /// The gateway's.
     pub gateway: GatewayMetrics,
     /// Those of the stages behind it.
@@ -89,17 +93,23 @@ impl Metrics {
 
     /// Metrics for these tenants, and of the stores of this process.
     pub fn with_state<'a>(tenants: impl IntoIterator<Item = &'a str>, figures: Option<StateFigures>) -> Arc<Metrics> {
-        let tenants = Tenants(Arc::new(tenants.into_iter().map(Arc::from).collect()));
+        let tenants = Tenants::configured(tenants);
         let mut registry = Registry::with_prefix("millstream");
         let gateway = GatewayMetrics::new(registry.sub_registry_with_prefix("gateway"), tenants.clone());
-        let stages = StageMetrics::new(&mut registry, tenants);
+        let stages = StageMetrics::new(&mut registry, tenants.clone());
         let state = registry.sub_registry_with_prefix("state");
         let caches = CacheMetrics::new(state);
         if let Some(figures) = figures {
             state.register_collector(Box::new(figures));
         }
         let spans = SpanMetrics::new(registry.sub_registry_with_prefix("spans"));
-        Arc::new(Metrics { registry, gateway, stages, caches, spans })
+        Arc::new(Metrics { registry, tenants, gateway, stages, caches, spans })
+    }
+
+    /// These tenants were published: from now on they count under their own names, as far as there is room ([`PUBLISHED_TENANTS`]). One that is gone keeps its place, since what it has counted
+    /// is shown on.
+    pub fn publish<'a>(&self, tenants: impl IntoIterator<Item = &'a str>) {
+        self.tenants.publish(tenants);
     }
 
     /// The text that Prometheus reads.
@@ -111,12 +121,38 @@ impl Metrics {
     }
 }
 
+/// Who has a label of its own.
 #[derive(Clone, Debug)]
-struct Tenants(Arc<BTreeSet<Arc<str>>>);
+struct Tenants(Arc<RwLock<Labels>>);
+
+#[derive(Debug, Default)]
+struct Labels {
+    names: BTreeSet<Arc<str>>,
+    /// How many of them were published.
+    published: usize,
+}
 
 impl Tenants {
+    fn configured<'a>(names: impl IntoIterator<Item = &'a str>) -> Tenants {
+        let names = names.into_iter().map(Arc::from).collect();
+        Tenants(Arc::new(RwLock::new(Labels { names, published: 0 })))
+    }
+
+    fn publish<'a>(&self, tenants: impl IntoIterator<Item = &'a str>) {
+        let mut labels = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for tenant in tenants {
+            if labels.published == PUBLISHED_TENANTS {
+                return;
+            }
+            if labels.names.insert(Arc::from(tenant)) {
+                labels.published += 1;
+            }
+        }
+    }
+
     fn label(&self, tenant: &str) -> Arc<str> {
-        self.0.get(tenant).cloned().unwrap_or_else(|| Arc::from(OTHER_TENANT))
+        let labels = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        labels.names.get(tenant).cloned().unwrap_or_else(|| Arc::from(OTHER_TENANT))
     }
 }
 
@@ -281,7 +317,7 @@ impl StageMetrics {
         self.rejects.get_or_create(&labels).inc();
     }
 
-    /// How a tenant is called here; those that are not configured share one label.
+    /// How a tenant is called here; those that have no label of their own share one.
     pub fn label(&self, tenant: &str) -> Arc<str> {
         self.tenants.label(tenant)
     }
@@ -431,5 +467,24 @@ mod tests {
         }
         let text = metrics.render();
         assert!(text.contains("rejects_total{tenant=\"_other\",stage=\"unify\",reason=\"misrouted\"} 3"), "{text}");
+    }
+    #[test]
+    fn published_tenants_have_labels_of_their_own_up_to_a_bound() {
+        let metrics = Metrics::new(["acme"]);
+        let count = |tenant: &str| metrics.gateway.records(tenant, "native", Outcome::Accepted, 1);
+        count("globex");
+        let names: Vec<String> = (0..PUBLISHED_TENANTS).map(|index| format!("t{index:04}")).collect();
+        // One that is configured takes none of the room, nor does one that is published again.
+        metrics.publish(["acme", "globex"]);
+        metrics.publish(["globex"]);
+        metrics.publish(names.iter().map(String::as_str));
+        ["acme", "globex", "t0000", "t0998", "t0999", "stranger"].map(count);
+        let text = metrics.render();
+        let line = |tenant: &str, sum: u32| {
+            format!("records_total{{tenant=\"{tenant}\",source=\"native\",outcome=\"accepted\"}} {sum}\n")
+        };
+        for (tenant, sum) in [("acme", 1), ("globex", 1), ("t0000", 1), ("t0998", 1), ("_other", 3)] {
+            assert!(text.contains(&line(tenant, sum)), "{tenant} {sum} is not in\n{text}");
+        }
     }
 }

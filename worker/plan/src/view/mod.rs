@@ -49,6 +49,12 @@ impl Default for Bounds {
     }
 }
 
+/// What gateways, which own no shards, say that they do.
+pub const GATEWAY: &str = "gateway";
+
+/// A gateway that is cut off takes requests with old keys until it finds out, and whoever sends it requests does: nobody knows that it does not any more before that.
+const GATEWAY_GONE_MS: u64 = 15_000;
+
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Me<'a> {
@@ -190,6 +196,14 @@ impl View {
     /// The newest report of each worker that was heard, and when it came.
     pub fn reports(&self) -> impl Iterator<Item = (&WorkerStatus, u64)> {
         self.workers.values().filter_map(|heard| Some((heard.report.as_ref()?, heard.at_ms)))
+    }
+
+    /// The gateways that may take requests: [`WorkerStatus::control_offset`] says how far each has heard who may send.
+    pub fn gateways(&self, now_ms: u64) -> impl Iterator<Item = &WorkerStatus> {
+        let may_serve = move |report: &WorkerStatus, at_ms: u64| {
+            report.stages.contains(GATEWAY) && !report.leaving && now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS
+        };
+        self.reports().filter(move |(report, at_ms)| may_serve(report, *at_ms)).map(|(report, _)| report)
     }
 
     /// The newest incarnation of a name that was heard: see [`Incarnation::after`].

@@ -1,0 +1,212 @@
+//! `millstream tenant` on a real Kafka, with two gateways that follow `control`: what is published is in force, and what is not to be published is not.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use millstream_plan::view::Bounds;
+use millstream_shard::control::Listener;
+use millstream_shard::log::{Log, TopicPartition};
+use millstream_shard::topics::Topics;
+use millstream_stores::kafka::KafkaLog;
+use millstream_tests::conformance::unique;
+use millstream_tests::pipeline::{Pipeline, Process, Settings, binary, until};
+use millstream_tests::plan::FOLLOWS;
+use millstream_tests::servers::Kafka;
+use serde_json::json;
+use std::process::{Command, Stdio};
+
+/// What a command came to.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// A pipeline's gateways, and whoever publishes for them.
+struct Scene {
+    pipeline: Pipeline,
+    settings: Settings,
+    log: KafkaLog,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn start(gateways: &[&str]) -> Scene {
+        Scene::of("orders", gateways)
+    }
+
+    /// Of a pipeline of this name, in a namespace of its own.
+    fn of(name: &str, gateways: &[&str]) -> Scene {
+        let kafka = Kafka::shared().unwrap();
+        let settings = Settings {
+            pipeline: format!("{}.{name}", unique("tenants").replace('.', "-")),
+            shards: 1,
+            kafka: Some(kafka.bootstrap().to_owned()),
+            replication: 1,
+            more: FOLLOWS.to_owned(),
+            ..Settings::default()
+        };
+        let processes: Vec<_> = gateways.iter().map(|name| ("gateway", *name)).collect();
+        let pipeline = Pipeline::named(&settings, &processes).unwrap();
+        let log = KafkaLog::new(kafka.config()).unwrap();
+        // A gateway is ready a moment before its first report is out.
+        until("reports of all gateways", || {
+            let topics = Topics::new(&settings.pipeline, settings.shards, 1);
+            let listener = Listener::open(&log, &topics, Bounds::default(), 0);
+            let count = listener?.view().gateways(0).count();
+            Ok((count == gateways.len()).then_some(()))
+        })
+        .unwrap();
+        Scene { pipeline, settings, log, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// `millstream tenant`, with the first gateway's configuration.
+    fn tenant(&self, arguments: &[&str]) -> Ended {
+        let command = ["tenant"].iter().chain(arguments).chain(&["--config"]).copied().collect::<Vec<_>>();
+        let config = self.pipeline.gateway().unwrap().config();
+        let output = Command::new(binary().unwrap()).args(command).arg(config).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// `millstream tenant apply` of tenants, each with keys of the Secret `keys`.
+    fn apply(&self, tenants: &[(&str, &[&str])], more: &[&str]) -> Ended {
+        let path = self.folder.path().join("tenants.yaml");
+        std::fs::write(&path, self.file(tenants)).unwrap();
+        let arguments: Vec<&str> = ["apply", "-f", path.to_str().unwrap()].iter().chain(more).copied().collect();
+        self.tenant(&arguments)
+    }
+
+    fn file(&self, tenants: &[(&str, &[&str])]) -> String {
+        let (_, pipeline) = self.settings.pipeline.split_once('.').unwrap();
+        let tenant = |(name, keys): &(&str, &[&str])| {
+            let keys: Vec<_> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
+            json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": {"pipelineRef": {"name": pipeline}, "apiKeys": keys}})
+        };
+        let labels = json!({"ingestion.millstream.dev/api-keys": "true"});
+        let keys = json!({"one": "first-key", "two": "second-key", "three": "third-key\n", "blank": "fourth key"});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys", "labels": labels}, "stringData": keys});
+        let documents = tenants.iter().map(tenant).chain([secret]);
+        documents.map(|document| serde_yaml::to_string(&document).unwrap()).collect::<Vec<_>>().join("---\n")
+    }
+
+    /// Every gateway answers this key so, at once: the command has waited for them.
+    fn answers(&self, key: &str, expected: u16) {
+        for gateway in &self.pipeline.processes {
+            assert_eq!(answer(gateway, key), expected, "{key} at {}", gateway.name);
+        }
+    }
+
+    /// Where `control` ends; also what was published and went again moves it.
+    fn end(&self) -> u64 {
+        let control = Topics::new(&self.settings.pipeline, self.settings.shards, 1).control;
+        self.log.bounds(&TopicPartition::new(control, 0)).unwrap().1
+    }
+
+    /// What does not publish leaves `control` as it is, byte by byte.
+    fn publishes_nothing(&self, command: impl FnOnce() -> Ended) -> Ended {
+        let before = self.end();
+        let ended = command();
+        assert_eq!(self.end(), before, "{ended:?}");
+        ended
+    }
+}
+
+fn answer(gateway: &Process, key: &str) -> u16 {
+    let record = json!({"type": "event", "message_id": "m", "event": "Opened", "identifiers": {"user_id": "u"}});
+    let request = reqwest::blocking::Client::new()
+        .post(format!("{}/v1/batch", gateway.url()))
+        .bearer_auth(key)
+        .header("content-type", "application/json")
+        .body(json!({"batch": [record]}).to_string());
+    request.send().unwrap().status().as_u16()
+}
+
+fn ends(ended: &Ended, code: i32, out: &str) {
+    assert_eq!((ended.code, ended.out.as_str()), (Some(code), out), "{ended:?}");
+}
+
+#[test]
+fn tenants_come_change_and_go_without_an_operator() {
+    let scene = Scene::start(&["gateway-a", "gateway-b"]);
+    let in_force = "in force at every gateway: gateway-a, gateway-b\n";
+    scene.answers("first-key", 401);
+    let dry = scene.publishes_nothing(|| scene.apply(&[("acme", &["one"])], &["--dry-run"]));
+    ends(&dry, 0, "acme: created, 1 key\na dry run: nothing was published\n");
+    ends(&scene.apply(&[("acme", &["one"])], &[]), 0, &format!("acme: created, 1 key\n{in_force}"));
+    scene.answers("first-key", 200);
+    scene.answers("second-key", 401);
+    // One key is replaced by another, with both for a while.
+    ends(&scene.apply(&[("acme", &["one", "two"])], &[]), 0, &format!("acme: changed, 2 keys\n{in_force}"));
+    scene.answers("first-key", 200);
+    scene.answers("second-key", 200);
+    ends(&scene.apply(&[("acme", &["two"])], &[]), 0, &format!("acme: changed, 1 key\n{in_force}"));
+    scene.answers("first-key", 401);
+    scene.answers("second-key", 200);
+    // The same again is nothing new.
+    let again = scene.publishes_nothing(|| scene.apply(&[("acme", &["two"])], &[]));
+    ends(&again, 0, &format!("acme: unchanged, 1 key\n{in_force}"));
+    // Who is not in the file stays, until that is asked for.
+    ends(&scene.apply(&[("globex", &["three"])], &[]), 0, &format!("globex: created, 1 key\n{in_force}"));
+    scene.answers("second-key", 200);
+    scene.answers("third-key", 200);
+    let metrics = reqwest::blocking::get(format!("{}/metrics", scene.pipeline.processes[1].admin_url())).unwrap();
+    let metrics = metrics.text().unwrap();
+    assert!(
+        metrics.contains("gateway_records_total{tenant=\"globex\",source=\"native\",outcome=\"accepted\"}"),
+        "{metrics}"
+    );
+    let listed = scene.publishes_nothing(|| scene.tenant(&["list"]));
+    ends(&listed, 0, "tenant  keys  hashes\nacme       1  f397f260\nglobex     1  c3459480\n");
+    // Another one's key.
+    let taken = scene.publishes_nothing(|| scene.apply(&[("copy", &["two"])], &[]));
+    ends(&taken, 2, "");
+    assert!(taken.err.contains("Tenant copy: one of its keys is tenant acme's, too, who is published"), "{taken:?}");
+    // A file with mistakes, together with a change that would be good.
+    let bad: &[(&str, &[&str])] = &[("acme", &["one"]), ("blank", &["blank"]), ("none", &["four"])];
+    let bad = scene.publishes_nothing(|| scene.apply(bad, &["--prune"]));
+    ends(&bad, 2, "");
+    for words in [
+        "tenants.yaml is not published: 2 to correct:\n- Tenant blank: what",
+        "\n- Tenant none: Secret keys has nothing under `four`",
+    ] {
+        assert!(bad.err.contains(words), "{words:?} is not in {bad:?}");
+    }
+    ends(
+        &scene.apply(&[("globex", &["three"])], &["--prune"]),
+        0,
+        &format!("acme: deleted\nglobex: unchanged, 1 key\n{in_force}"),
+    );
+    scene.answers("second-key", 401);
+    scene.answers("third-key", 200);
+    ends(&scene.tenant(&["delete", "globex"]), 0, &format!("globex: deleted\n{in_force}"));
+    scene.answers("third-key", 401);
+    let gone = scene.publishes_nothing(|| scene.tenant(&["delete", "globex"]));
+    ends(&gone, 2, "");
+    assert!(gone.err.contains("no tenant globex is published; `millstream tenant list`"), "{gone:?}");
+}
+
+#[test]
+fn a_gateway_that_does_not_hear_it_is_named() {
+    let mut scene = Scene::start(&["gateway-a", "gateway-b"]);
+    scene.pipeline.processes[1].signal("STOP").unwrap();
+    let ended = scene.apply(&[("acme", &["one"])], &["--timeout", "3s"]);
+    ends(&ended, 1, "acme: created, 1 key\n");
+    assert!(ended.err.contains("published, but after 3s not heard by gateway-b: "), "{ended:?}");
+    scene.pipeline.processes[1].signal("CONT").unwrap();
+    let again = scene.publishes_nothing(|| scene.apply(&[("acme", &["one"])], &[]));
+    ends(&again, 0, "acme: unchanged, 1 key\nin force at every gateway: gateway-a, gateway-b\n");
+    scene.answers("first-key", 200);
+    scene.pipeline.processes.clear();
+}
+
+#[test]
+fn where_an_operators_pods_report_nothing_is_published_unless_it_is_forced() {
+    let scene = Scene::of("orders-of-an-operator", &["orders-of-an-operator-gateway-0"]);
+    let pod = &scene.pipeline.processes[0].name;
+    let refused = scene.publishes_nothing(|| scene.apply(&[("acme", &["one"])], &[]));
+    ends(&refused, 2, "");
+    assert!(refused.err.contains(&format!("{pod} has reported, which is what an operator calls a Pod")), "{refused:?}");
+    let forced = scene.apply(&[("acme", &["one"])], &["--force"]);
+    ends(&forced, 0, &format!("acme: created, 1 key\nin force at every gateway: {pod}\n"));
+    scene.answers("first-key", 200);
+}
