@@ -478,7 +478,7 @@ mod tests {
         metrics.publish(["acme", "globex"]);
         metrics.publish(["globex"]);
         metrics.publish(names.iter().map(String::as_str));
-        ["acme", "globex", "t0000", "t0998", "t0999", "stranger"].map(count);
+        ["acme", "globex", "t0000", "t0998", "t0999", "stranger"].into_iter().for_each(count);
         let text = metrics.render();
         let line = |tenant: &str, sum: u32| {
             format!("records_total{{tenant=\"{tenant}\",source=\"native\",outcome=\"accepted\"}} {sum}\n")

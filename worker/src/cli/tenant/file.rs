@@ -89,7 +89,7 @@ impl Resources {
                 }
             }
             (TENANT_VERSION, "Tenant") => self.tenant(place, object),
-            ("v1", "Secret") => self.secret(place, object),
+            ("v1", "Secret") => self.secret(place, &object),
             _ => self.problems.push(format!(
                 "{place}: apiVersion `{version}`, kind `{kind}` is not known here: take apiVersion `{TENANT_VERSION}`, kind `Tenant`, or apiVersion `v1`, kind `Secret`"
             )),
@@ -171,9 +171,9 @@ impl Resources {
         }
     }
 
-    fn secret(&mut self, place: &str, object: Map<String, Value>) {
+    fn secret(&mut self, place: &str, object: &Map<String, Value>) {
         let known = ["apiVersion", "kind", "metadata", "type", "immutable", "data", "stringData"];
-        let Some(name) = self.identify(place, "Secret", &object, &known) else { return };
+        let Some(name) = self.identify(place, "Secret", object, &known) else { return };
         let mut data = BTreeMap::new();
         // What is in both is `stringData`'s, as in Kubernetes.
         for field in ["data", "stringData"] {

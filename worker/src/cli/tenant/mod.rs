@@ -422,7 +422,7 @@ mod tests {
         assert!(compose(&known, &file(&[("new", &[1])]), true, &[]).is_ok(), "acme goes");
         assert!(compose(&known, &file(&[("acme", &[3]), ("new", &[1])]), false, &[]).is_ok(), "acme has another one");
         let configured = [config::Tenant { name: "initech".parse().unwrap(), api_keys: vec![ApiKey::plain("k")] }];
-        let hash = crate::config::KeyHash::of("k").0;
+        let hash = config::KeyHash::of("k").0;
         let refused = |name: &str| compose(&known, &[(name.to_owned(), [hash].into())].into(), true, &configured);
         assert!(refused("new").unwrap_err().to_string().contains("initech's, too, who is in `tenants` of"));
         assert!(refused("initech").is_ok());
