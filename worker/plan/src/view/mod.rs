@@ -53,7 +53,7 @@ impl Default for Bounds {
 pub const GATEWAY: &str = "gateway";
 
 /// A gateway that is cut off takes requests with old keys until it finds out, and whoever sends it requests does: nobody knows that it does not any more before that.
-const GATEWAY_GONE_MS: u64 = 15_000;
+const GATEWAY_GONE_MS: u64 = 30_000;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
