@@ -42,20 +42,17 @@ pub(crate) async fn run(args: &StatusArgs) -> anyhow::Result<Outcome> {
         {
             outcome = Outcome::Bad;
         }
-        let shards = cluster.shards(&pipeline.name_any()).await;
+        let shards = cluster.shards(&pipeline.name_any()).await.map_err(|error| format!("{error:#}"));
         if args.json {
             let (shards, unknown) = match shards {
                 Ok(shards) => (Some(shards), None),
-                Err(error) => (None, Some(format!("{error:#}"))),
+                Err(error) => (None, Some(error)),
             };
             all.push(json!({"pipeline": pipeline, "shards": shards, "unknown": unknown}));
             continue;
         }
         let stage = args.stage.as_deref();
-        crate::print(format_args!(
-            "{}",
-            tree(&pipeline, shards.as_ref().map_err(|error| format!("{error:#}")), stage)
-        ))?;
+        crate::print(format_args!("{}", tree(&pipeline, shards.as_ref().map_err(String::as_str), stage)))?;
     }
     if args.json {
         crate::print(format_args!("{}\n", serde_json::to_string_pretty(&all)?))?;
@@ -72,7 +69,7 @@ fn condition(pipeline: &IngestionPipeline, type_: ConditionType) -> Option<(&str
     Some((&found.status, said))
 }
 
-fn tree(pipeline: &IngestionPipeline, shards: Result<&PipelineShards, String>, only: Option<&str>) -> String {
+fn tree(pipeline: &IngestionPipeline, shards: Result<&PipelineShards, &str>, only: Option<&str>) -> String {
     let mut text = String::new();
     // Writing into a string does not fail.
     let _ = draw(&mut text, pipeline, shards, only);
@@ -82,7 +79,7 @@ fn tree(pipeline: &IngestionPipeline, shards: Result<&PipelineShards, String>, o
 fn draw(
     text: &mut String,
     pipeline: &IngestionPipeline,
-    shards: Result<&PipelineShards, String>,
+    shards: Result<&PipelineShards, &str>,
     only: Option<&str>,
 ) -> std::fmt::Result {
     let status = pipeline.status.clone().unwrap_or_default();
@@ -101,9 +98,9 @@ fn draw(
             writeln!(text, "│  {}: {said}", type_.as_str())?;
         }
     }
-    let unknown = match &shards {
-        Ok(shards) => shards.problem.clone(),
-        Err(error) => Some(error.clone()),
+    let unknown = match shards {
+        Ok(shards) => shards.problem.as_deref(),
+        Err(error) => Some(error),
     };
     if let Some(why) = unknown {
         writeln!(text, "│  who has which shard is not known: {why}")?;
@@ -185,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_tree_shows_stages_and_shards() {
-        let standbys = vec![StandbyRow { worker: "orders-action-1".to_owned(), lag: 3 }];
+        let standbys = [StandbyRow { worker: "orders-action-1".to_owned(), lag: 3 }];
         let row = |shard, owner: Option<&str>, condition: &str| ShardRow {
             stage: "action".to_owned(),
             shard,
@@ -206,7 +203,7 @@ orders: not ready: Why: action: 1 of 2, 1/2 shards have an owner, plan 1.7
 └─ gateway: 2 of 2 workers ready
 ";
         assert_eq!(tree(&pipeline(), Ok(&shards), None), expected);
-        let short = tree(&pipeline(), Err("no operator leads".to_owned()), None);
+        let short = tree(&pipeline(), Err("no operator leads"), None);
         assert!(short.contains("│  who has which shard is not known: no operator leads\n├─ action"), "{short}");
     }
 }

@@ -72,19 +72,19 @@ async fn pipeline(State(admin): State<Arc<Admin>>, Path((namespace, name)): Path
         Some(Some(found)) => Json(found).into_response(),
         Some(None) => {
             let message = format!("no IngestionPipeline {name} in namespace {namespace} is followed by this operator");
-            failure(StatusCode::NOT_FOUND, "NotFound", message)
+            failure(StatusCode::NOT_FOUND, "NotFound", &message)
         }
         None => not_leading(),
     }
 }
 
 fn not_leading() -> Response {
-    let message = "this operator does not lead; the Lease's holder does".to_owned();
+    let message = "this operator does not lead; the Lease's holder does";
     failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
 }
 
 /// As the API server fails: clients of Kubernetes show the message.
-fn failure(code: StatusCode, reason: &str, message: String) -> Response {
+fn failure(code: StatusCode, reason: &str, message: &str) -> Response {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure",
         "message": message, "reason": reason, "code": code.as_u16(),

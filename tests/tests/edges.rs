@@ -40,11 +40,11 @@ fn send(pipeline: &Pipeline, round: &str) {
         let (id, user) = (format!("{round}-{number}"), format!("user-{number}"));
         json!({ "type": "event", "message_id": id, "event": "Opened", "identifiers": { "user_id": user } })
     };
-    send_records(pipeline, (0..20).map(event).collect());
+    send_records(pipeline, &(0..20).map(event).collect::<Vec<_>>());
 }
 
 /// Sends records; a request without a certain answer is sent again, as its answer asks.
-fn send_records(pipeline: &Pipeline, records: Vec<Value>) {
+fn send_records(pipeline: &Pipeline, records: &[Value]) {
     let batch = json!({ "batch": records }).to_string();
     let url = format!("{}/v1/batch", pipeline.gateway().unwrap().url());
     let client = reqwest::blocking::Client::new();
@@ -60,7 +60,7 @@ fn send_records(pipeline: &Pipeline, records: Vec<Value>) {
 fn send_user(pipeline: &Pipeline, name: &str) {
     send_records(
         pipeline,
-        vec![json!({ "type": "user", "message_id": name, "identifiers": { "user_id": name }, "set": {} })],
+        &[json!({ "type": "user", "message_id": name, "identifiers": { "user_id": name }, "set": {} })],
     );
 }
 

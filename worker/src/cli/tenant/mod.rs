@@ -466,6 +466,7 @@ mod tests {
             stages: [stage.to_owned()].into(),
             shards: BTreeMap::new(),
             control_offset: 0,
+            version: String::new(),
         };
         let all = ["orders-gateway-0", "orders-gateway-x", "orders-gateway-", "gateway-0", "a-gateway-1"];
         let reports: Vec<WorkerStatus> = all.iter().map(|name| report(name, GATEWAY)).collect();
