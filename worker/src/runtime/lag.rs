@@ -276,7 +276,7 @@ mod tests {
         let (lag, condition) = fixture.at(136, 10, 15);
         assert_eq!(lag, 5);
         assert!(condition.starts_with("p.g1.actions[2] is held back by a transaction"), "{condition}");
-        assert!(condition.contains("31 s (of p.g1.unify.2.0 or p.g1.unify.2.1)"), "{condition}");
+        assert!(condition.contains("(of p.g1.unify.2.0 or p.g1.unify.2.1)"), "{condition}");
         assert_eq!(fixture.at(140, 12, 16), (2, nothing()), "it was ended, and another one is open");
         assert_eq!(fixture.at(165, 12, 16), (2, nothing()));
         assert!(fixture.at(196, 12, 16).1.contains("is held back"), "for which the time began anew");
