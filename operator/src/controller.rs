@@ -10,6 +10,7 @@ use crate::build::{build, names};
 use crate::dereference::{Dereferenced, dereference};
 use crate::metrics::Metrics;
 use crate::observe::observe;
+use crate::pins::Pins;
 use crate::plan::{self, Intent};
 use crate::plans::{Asks, Plans};
 use crate::reason::Reason;
@@ -247,8 +248,9 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let now = k8s_openapi::jiff::Timestamp::now();
     let seen = plan::seen(prepared.name(), &observed.stateful_sets, &observed.pods, now);
     let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
+    let (pinned, pins_ignored) = prepared.pins();
     let is_paused = pipeline.spec.paused;
-    context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent)));
+    context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
     let (stateful_sets, refused) = if is_paused {
         (observed.stateful_sets, None)
     } else {
@@ -262,17 +264,14 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let doing = if is_paused { Vec::new() } else { intent.doing };
     let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
-    let (_, pins_ignored) = prepared.pins();
     Ok(Outcome { stateful_sets, trouble, fleet, unheard, lost, pins_ignored, doing, ..Outcome::default() })
 }
 
 /// What is wanted of the pipeline's plan.
-fn wishes(prepared: &Prepared, intent: &Intent) -> Wishes {
+fn wishes(prepared: &Prepared, intent: &Intent, pinned: Pins) -> Wishes {
     let warm = u32::try_from(prepared.pipeline.spec.standbys).unwrap_or(0);
     let limits = Limits::default();
     let successors = limits.successors.max(usize::try_from(warm).unwrap_or(0));
-    // What cannot be read of them is told.
-    let (pinned, _) = prepared.pins();
     Wishes { leaving: intent.leaving.clone(), pinned, limits: Limits { warm, successors, ..limits } }
 }
 

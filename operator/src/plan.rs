@@ -19,7 +19,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use millstream_crds::{LostNode, StageName};
+use millstream_crds::{LostNode, StageName, Storage};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// `partition` above all ordinals: no Pod gets a changed template by itself.
@@ -87,14 +87,10 @@ pub struct Intent {
 
 /// What the StatefulSets and Pods of the pipeline of this name say.
 pub fn seen(pipeline: &str, sets: &[StatefulSet], pods: &[Pod], now: Timestamp) -> Seen {
-    let stage = |labels: &BTreeMap<String, String>| {
-        let component = labels.get(names::COMPONENT)?;
-        StageName::ALL.into_iter().find(|stage| stage.as_str() == component)
-    };
-    let mut seen: Seen = sets.iter().filter_map(|set| Some((stage(set.labels())?, StageSeen::of(set)))).collect();
+    let mut seen: Seen = sets.iter().filter_map(|set| Some((stage_of(set.labels())?, StageSeen::of(set)))).collect();
     for pod in pods {
         // By its whole name: labels can be anybody's.
-        let of = stage(pod.labels()).and_then(|stage| Some((stage, ordinal(pipeline, stage, &pod.name_any())?)));
+        let of = stage_of(pod.labels()).and_then(|stage| Some((stage, ordinal(pipeline, stage, &pod.name_any())?)));
         if let Some((stage, ordinal)) = of
             && let Some(seen) = seen.get_mut(&stage)
         {
@@ -102,6 +98,12 @@ pub fn seen(pipeline: &str, sets: &[StatefulSet], pods: &[Pod], now: Timestamp) 
         }
     }
     seen
+}
+
+/// The stage that an object with these labels is of.
+fn stage_of(labels: &BTreeMap<String, String>) -> Option<StageName> {
+    let component = labels.get(names::COMPONENT)?;
+    StageName::ALL.into_iter().find(|stage| stage.as_str() == component)
 }
 
 /// Of the Pod of this name, which is its worker's, too.
@@ -192,19 +194,7 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
         intent.sizes.insert(stage, size);
     }
     for (stage, seen) in seen {
-        let storage = &prepared.pipeline.spec.stages.of(*stage).storage;
-        let claim = storage.persistent_volume_claim.as_ref();
-        let is_recreated = claim.is_some_and(|claim| claim.on_lost_node == LostNode::Recreate);
-        for (ordinal, pod) in seen.pods.iter().filter(|(_, pod)| pod.is_overdue) {
-            let name = step(*stage).pod(*ordinal);
-            if is_recreated {
-                intent.recreated.insert(name.clone(), pod.uid.clone());
-            }
-            intent.lost.push(name);
-        }
-        // Whether one ends in time is to be looked at again.
-        let ending = seen.pods.iter().filter(|(_, pod)| pod.is_ending && !pod.is_overdue);
-        intent.doing.extend(ending.map(|(ordinal, _)| format!("{} ends", step(*stage).pod(*ordinal))));
+        step(*stage).note_ends(&prepared.pipeline.spec.stages.of(*stage).storage, seen, &mut intent);
     }
     let in_flight = |except: StageName| {
         seen.iter()
@@ -258,9 +248,8 @@ impl Intent {
     /// Puts it into the objects. A StatefulSet that is to let Pods go is written only if it is what was looked at: a write that comes late must not repeat that.
     pub fn settle(&self, objects: &mut Objects, observed: &[StatefulSet]) {
         for set in &mut objects.stateful_sets {
-            let component = set.labels().get(names::COMPONENT).cloned().unwrap_or_default();
-            let size = self.sizes.iter().find(|(stage, _)| stage.as_str() == component);
-            let Some((_, (replicas, partition))) = size else { continue };
+            let size = stage_of(set.labels()).and_then(|stage| self.sizes.get(&stage));
+            let Some((replicas, partition)) = size else { continue };
             if let Some(before) = observed.iter().find(|before| before.metadata.name == set.metadata.name) {
                 let seen = StageSeen::of(before);
                 let lets_go = *replicas < seen.replicas || *partition < seen.partition;
@@ -321,8 +310,24 @@ impl Step<'_> {
         last.map_or(wanted, |last| last + 1)
     }
 
+    /// Pods that end, and those that should have.
+    fn note_ends(&self, storage: &Storage, seen: &StageSeen, intent: &mut Intent) {
+        let claim = storage.persistent_volume_claim.as_ref();
+        let is_recreated = claim.is_some_and(|claim| claim.on_lost_node == LostNode::Recreate);
+        for (ordinal, pod) in seen.pods.iter().filter(|(_, pod)| pod.is_overdue) {
+            let name = self.pod(*ordinal);
+            if is_recreated {
+                intent.recreated.insert(name.clone(), pod.uid.clone());
+            }
+            intent.lost.push(name);
+        }
+        // Whether one ends in time is to be looked at again.
+        let ending = seen.pods.iter().filter(|(_, pod)| pod.is_ending && !pod.is_overdue);
+        intent.doing.extend(ending.map(|(ordinal, _)| format!("{} ends", self.pod(*ordinal))));
+    }
+
     fn has_newest(&self, objects: &Objects, seen: &StageSeen) -> bool {
-        let is_it = |set: &&StatefulSet| set.labels().get(names::COMPONENT).is_some_and(|it| it == self.stage.as_str());
+        let is_it = |set: &&StatefulSet| stage_of(set.labels()) == Some(self.stage);
         let wanted =
             objects.stateful_sets.iter().find(is_it).and_then(|set| set.annotations().get(TEMPLATE_HASH).cloned());
         wanted.is_none_or(|wanted| wanted == seen.template_hash)
