@@ -1,11 +1,14 @@
-//! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not.
+//! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not. And whose brokers' clocks can be set back.
 
 use millstream_shard::log::{
-    Consumer, EachRead, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+    Consumer, EachRead, Ends, Log, LogError, Message, Outgoing, Producer, Start, TopicPartition, TopicSpec,
+    Transactional, View,
 };
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What the next commits do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub struct FaultyLog {
     pub inner: Arc<dyn Log>,
     /// The plan.
     pub faults: Faults,
+    /// By so much append times are earlier than the real log says, milliseconds: it alone never lets them go back.
+    pub behind_ms: Arc<AtomicU64>,
 }
 
 impl Log for FaultyLog {
@@ -60,7 +65,7 @@ impl Log for FaultyLog {
         self.inner.ends(of)
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
-        self.inner.consumer(assignments)
+        Ok(Box::new(Behind { inner: self.inner.consumer(assignments)?, ms: self.behind_ms.clone() }))
     }
     fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
         self.inner.read(of, view, each)
@@ -71,6 +76,23 @@ impl Log for FaultyLog {
     fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError> {
         let inner = self.inner.transactional(id)?;
         Ok(Box::new(FaultyTransactional { inner, faults: self.faults.clone() }))
+    }
+}
+
+struct Behind {
+    inner: Box<dyn Consumer>,
+    ms: Arc<AtomicU64>,
+}
+
+impl Consumer for Behind {
+    fn poll(&mut self, max: usize, timeout: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
+        let ms = self.ms.load(Ordering::Relaxed);
+        self.inner.poll(max, timeout, &mut |message| {
+            each(Message { timestamp_ms: message.timestamp_ms.saturating_sub(ms), ..message });
+        })
+    }
+    fn positions(&self) -> Vec<u64> {
+        self.inner.positions()
     }
 }
 

@@ -79,6 +79,9 @@ fn key(id: &str) -> StateKey {
     StateKey::new(0, "acme", Kind::Seen, id.as_bytes())
 }
 
+/// In 2096.
+const FAR_FUTURE_MS: u64 = 4_000_000_000_000;
+
 /// A clock that only tests move.
 struct ManualClock(AtomicU64);
 
@@ -111,6 +114,8 @@ struct Fixture {
     topics: Topics,
     limits: Limits,
     clock: Arc<ManualClock>,
+    /// By how much the brokers' clock is set back.
+    behind_ms: Arc<AtomicU64>,
 }
 
 impl Fixture {
@@ -129,12 +134,12 @@ impl Fixture {
         log.create_topics(&topics.specs()).unwrap();
         let limits = Limits { dirty_bytes: usize::MAX, ..Limits::default() };
         // Ahead of the log's own clock, so that times are the log's.
-        let clock = Arc::new(ManualClock(AtomicU64::new(4_000_000_000_000)));
-        Fixture { folder, log, faults: Faults::default(), topics, limits, clock }
+        let clock = Arc::new(ManualClock(AtomicU64::new(FAR_FUTURE_MS)));
+        Fixture { folder, log, faults: Faults::default(), topics, limits, clock, behind_ms: Arc::default() }
     }
 
     fn environment(&self, worker: &str) -> Environment {
-        let log = FaultyLog { inner: self.log.clone(), faults: self.faults.clone() };
+        let log = FaultyLog { inner: self.log.clone(), faults: self.faults.clone(), behind_ms: self.behind_ms.clone() };
         Environment {
             log: Arc::new(log),
             clock: self.clock.clone(),
@@ -735,11 +740,45 @@ fn a_clock_that_runs_far_ahead_takes_no_message_ids_with_it() {
     assert!(shard.trouble().unwrap().contains("clocks"), "{:?}", shard.trouble());
     let bound = 1_000_000 + 3_600_000;
     assert_eq!(shard.position().stamp_time_ms, bound);
-    fixture.clock.0.store(4_000_000_000_000, Ordering::Relaxed);
+    fixture.clock.0.store(FAR_FUTURE_MS, Ordering::Relaxed);
     fixture.send(&["a"], 1);
     run(&mut shard, 1);
     assert_eq!((shard.trouble(), fixture.events()), (None, vec!["a=1".to_owned(), "a=2".to_owned()]));
     assert!(shard.position().stamp_time_ms > bound);
+}
+
+#[test]
+fn time_that_goes_back_is_a_condition_until_it_has_caught_up() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    let batch = |shard: &mut Shard<Counting>| {
+        fixture.send(&["a"], 0);
+        run(shard, 1);
+        let trouble = shard.trouble().map(str::to_owned);
+        (shard.position().time_ms, shard.position().stamp_time_ms, trouble)
+    };
+    let (time_ms, _, trouble) = batch(&mut shard);
+    assert_eq!(trouble, None);
+    // This worker's, by less than clocks may differ, and by more.
+    fixture.clock.0.store(time_ms - 60_000, Ordering::Relaxed);
+    assert_eq!(batch(&mut shard).2, None);
+    fixture.clock.0.store(time_ms - 60_001, Ordering::Relaxed);
+    let (still_ms, _, trouble) = batch(&mut shard);
+    assert_eq!(still_ms, time_ms);
+    assert!(trouble.as_deref().unwrap_or_default().contains("60001 ms behind"), "{trouble:?}");
+    fixture.clock.0.store(FAR_FUTURE_MS, Ordering::Relaxed);
+    assert_eq!(batch(&mut shard).2, None);
+    // The brokers'.
+    fixture.behind_ms.store(3_600_000, Ordering::Relaxed);
+    let (_, stamp_ms, _) = batch(&mut shard);
+    let (_, still_ms, trouble) = batch(&mut shard);
+    assert_eq!(still_ms, stamp_ms);
+    let words = trouble.unwrap_or_default();
+    assert!(words.contains("before what is ahead of it"), "{words}");
+    fixture.behind_ms.store(0, Ordering::Relaxed);
+    let (_, later_ms, trouble) = batch(&mut shard);
+    assert!(later_ms > stamp_ms, "{later_ms}");
+    assert_eq!(trouble, None);
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub(crate) struct Place<'a> {
 /// Clocks of brokers and workers may differ by so much: far more than they should, far less than message ids are remembered.
 pub(crate) const FAR_AHEAD_MS: u64 = 3_600_000;
 
+/// Time that goes back by more is a condition (I7); less is what clocks of servers that are kept right differ by when a leader or an owner changes.
+pub(crate) const FAR_BACK_MS: u64 = 60_000;
+
 /// A record with its place; bytes that are none, with why.
 type Decoded<R> = (At, Result<R, (DecodeError, Vec<u8>)>);
 
@@ -53,7 +56,7 @@ pub(crate) struct Batch<'a, S: Stage> {
     decoded: Vec<Decoded<S::Record>>,
     keys: Vec<StateKey>,
     /// What is wrong with the clocks.
-    pub(crate) ahead: Option<String>,
+    pub(crate) clocks: Option<String>,
     begun: bool,
     failed: Option<ShardError>,
 }
@@ -85,7 +88,7 @@ impl<'a, S: Stage> Batch<'a, S> {
             periods,
             decoded: Vec::new(),
             keys: Vec::new(),
-            ahead: None,
+            clocks: None,
             begun: false,
             failed: None,
         }
@@ -175,10 +178,16 @@ impl<'a, S: Stage> Batch<'a, S> {
     fn first(&mut self, message: &Message<'_>, input: Input, batch_ms: u64) -> At {
         let mut time_ms = message.timestamp_ms;
         if input == Input::Ingress {
+            let back_ms = self.stamp_time_ms.saturating_sub(time_ms);
             if time_ms > self.place.latest_ms {
                 let ahead_ms = time_ms.saturating_sub(self.place.latest_ms).saturating_add(FAR_AHEAD_MS);
-                self.ahead = Some(format!(
+                self.clocks = Some(format!(
                     "offset {} of ingress was appended {ahead_ms} ms in the future by this worker's clock: set the clocks of brokers and workers right",
+                    message.offset
+                ));
+            } else if back_ms > FAR_BACK_MS {
+                self.clocks = Some(format!(
+                    "offset {} of ingress was appended {back_ms} ms before what is ahead of it there; stamps stand still for so long: set the clocks of the brokers right",
                     message.offset
                 ));
             }

@@ -6,7 +6,7 @@
 //! changelog record, so that state, outputs and position move together (I1). After any error of the transaction the shard is dropped and opened again, which
 //! reads what was really committed: an unknown outcome is found out, never guessed.
 
-use crate::batch::{Batch, FAR_AHEAD_MS, Place};
+use crate::batch::{Batch, FAR_AHEAD_MS, FAR_BACK_MS, Place};
 use crate::cache::Cache;
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
@@ -168,7 +168,7 @@ pub struct Shard<S: Stage> {
     out: Outbox,
     flushes: Flushes<S::Value>,
     /// What was wrong with the clocks when the inputs of the last batch were read.
-    ahead: Option<String>,
+    clocks: Option<String>,
     member: Option<Member>,
     /// When the last flush began, milliseconds since 1970, and the number of its batch.
     flushed_ms: u64,
@@ -232,7 +232,7 @@ impl<S: Stage> Shard<S> {
             flushed_batch: position.batch_number,
             position,
             out: Outbox::default(),
-            ahead: None,
+            clocks: None,
             flushed_ms: environment.clock.now_ms(),
             noted_ms: 0,
             committed_ms: environment.clock.now_ms(),
@@ -367,7 +367,7 @@ impl<S: Stage> Shard<S> {
             if messages == 0 || full || age >= self.batch_time {
                 self.batch_time = self.limits.next_batch_time(self.batch_time, records, bytes);
                 let (stamp_time_ms, forget_before) = (batch.stamp_time_ms, batch.forget_before);
-                self.ahead = batch.ahead.take();
+                self.clocks = batch.clocks.take().or_else(|| behind(position.time_ms, began_ms));
                 return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before }));
             }
             let is_small = bytes * 8 < self.limits.batch_bytes && records * 8 < self.limits.batch_records;
@@ -524,11 +524,19 @@ impl<S: Stage> Shard<S> {
 
     /// What will stop it if nobody acts: nothing can be written to the local store, or clocks are wrong.
     pub fn trouble(&self) -> Option<&str> {
-        self.flushes.trouble().or(self.ahead.as_deref())
+        self.flushes.trouble().or(self.clocks.as_deref())
     }
 
     /// The last committed batch. Its `changelog_offset` is where a follower has to start, which is noted now and then only.
     pub fn position(&self) -> &StatePosition {
         &self.position
     }
+}
+
+/// What is wrong when this worker's clock says a time long before that of the shard's last batch (I7): batches keep that time until the clock has come there.
+fn behind(last_ms: u64, now_ms: u64) -> Option<String> {
+    let behind_ms = last_ms.saturating_sub(now_ms);
+    (behind_ms > FAR_BACK_MS).then(|| {
+        format!("this worker's clock is {behind_ms} ms behind the shard's last batch, and its time stands still for so long: set the clocks of workers and brokers right")
+    })
 }
