@@ -44,6 +44,8 @@ enum Blow {
     Rebalance,
     /// A broker dies, and comes back.
     Broker(usize),
+    /// A broker is told to end, so it gives what it leads and coordinates away in order, and comes back.
+    Restart(usize),
     /// All connections to the document store are cut. (The server itself loses what it has acknowledged when it is killed: see the facts about it in the book.)
     Documents,
 }
@@ -75,6 +77,7 @@ fn blows(brokers: usize, random: &mut Numbers) -> Vec<Blow> {
         blows.extend(workers.iter().flat_map(|name| [Blow::Kill(name), Blow::Hang(name)]));
         blows.extend(workers[..3].iter().map(|name| Blow::Terminate(name)));
         blows.extend((0..brokers).map(Blow::Broker));
+        blows.push(Blow::Restart(random.below(brokers as u64) as usize));
         blows.extend([Blow::Rebalance, Blow::Documents]);
     }
     random.shuffle(&mut blows);
@@ -121,8 +124,10 @@ fn strike(blow: Blow, pipeline: &mut Pipeline, kafka: &mut Kafka, documents: &Re
             recovered(pipeline, SHARDS, &[]).unwrap();
             began.elapsed()
         }
-        Blow::Broker(node) => {
-            kafka.node(node).unwrap().kill().unwrap();
+        Blow::Broker(node) | Blow::Restart(node) => {
+            let broker = kafka.node(node).unwrap();
+            let is_in_order = matches!(blow, Blow::Restart(_));
+            if is_in_order { broker.terminate() } else { broker.kill() }.unwrap();
             let (before, killed) = (progress(pipeline).unwrap(), Instant::now());
             // One broker alone is the log: nothing goes on before it is back.
             let took = (kafka.nodes().len() > 1).then(|| works_again(pipeline, SHARDS, &before, killed).unwrap());

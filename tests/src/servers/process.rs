@@ -23,6 +23,7 @@ run "$@"
 while read -r order; do
     case $order in
     kill) kill -s KILL "$server"; wait "$server"; echo killed ;;
+    terminate) kill -s TERM "$server"; wait "$server"; echo terminated ;;
     start) run "$@" ;;
     esac
 done
@@ -116,7 +117,15 @@ impl Server {
         self.order("kill").map(drop)
     }
 
-    /// Starts a killed server again.
+    /// SIGTERM, and waits until it has ended; its folder stays, for [`Server::start_again`].
+    ///
+    /// # Errors
+    /// When the watchdog is gone.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.order("terminate").map(drop)
+    }
+
+    /// Starts a server again that was ended.
     ///
     /// # Errors
     /// When the watchdog is gone.
