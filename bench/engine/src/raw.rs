@@ -60,8 +60,11 @@ impl Pass {
             .set("bootstrap.servers", &scenario.bootstrap)
             .set("enable.idempotence", "true")
             .set("compression.type", "lz4")
-            .set("linger.ms", "5")
-            .set("batch.size", "1000000")
+            // Large requests, as a transaction's: they cost the least (see there).
+            .set("linger.ms", "1000")
+            .set("batch.size", "8388608")
+            .set("batch.num.messages", "1000000")
+            .set("queue.buffering.max.messages", "1000000")
             .set("delivery.report.only.error", "true")
             .create()?;
         let (event, frame) = (Vec::with_capacity(EVENT), Vec::with_capacity(MAX_BYTES));

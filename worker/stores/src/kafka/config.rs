@@ -41,6 +41,11 @@ const LEAST_MESSAGE: u32 = 2 << 20;
 /// How long the broker lets a reader wait for what is to come, and with how much it does not wait when messages are to come together.
 const FETCH_WAIT_MS: u32 = 50;
 const BULK_BYTES: usize = 1_000_000;
+/// A transaction is sent by its commit, which cuts any wait short, and in one request for each partition: what is left over while a request is under way, or has waited for longer than
+/// `linger.ms`, makes librdkafka's thread ask without a pause whether it may send (an idempotent producer has one request of five messages or more under way for each partition).
+/// Measured at four shards per core, saturated: 1.6 turns of that loop per record with requests of 1 MB and 5 ms, 0.01 so.
+const TRANSACTION_LINGER_MS: u32 = 1000;
+const MOST_MESSAGES: u32 = 1_000_000;
 /// librdkafka's own bound of `queue.buffering.max.kbytes`.
 const MOST_QUEUE_KILOBYTES: u64 = 2_147_483_647;
 /// librdkafka's own bound of `message.max.bytes`.
@@ -74,7 +79,7 @@ pub struct KafkaConfig {
     /// outlives it is a takeover; short, because all readers of the batch's partitions wait for it.
     #[serde(default = "default_transaction")]
     pub transaction_timeout_ms: u64,
-    /// How long a producer waits for company before it sends, milliseconds. A commit cuts it short.
+    /// How long a producer without transactions waits for company before it sends, milliseconds.
     #[serde(default = "default_linger")]
     pub linger_ms: u64,
     /// A message that is not acknowledged after this time has an unknown fate, milliseconds. Producers without transactions only.
@@ -306,10 +311,7 @@ impl KafkaConfig {
         client
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            .set("linger.ms", self.linger_ms.to_string())
             .set("compression.codec", &self.compression)
-            .set("batch.size", "1000000")
-            .set("batch.num.messages", "10000")
             // Close what is idle before the broker does, with a reason in the log that tells it from trouble.
             .set("connections.max.idle.ms", "180000");
         client
@@ -319,6 +321,9 @@ impl KafkaConfig {
         let mut client = self.writing();
         let kilobytes = self.queue_bytes.div_ceil(1024).clamp(1, MOST_QUEUE_KILOBYTES);
         client
+            .set("linger.ms", self.linger_ms.to_string())
+            .set("batch.size", "1000000")
+            .set("batch.num.messages", "10000")
             .set("message.timeout.ms", self.delivery_timeout_ms.to_string())
             // The default is 1 GiB.
             .set("queue.buffering.max.kbytes", kilobytes.to_string());
@@ -329,6 +334,10 @@ impl KafkaConfig {
         let mut client = self.writing();
         client
             .set("transactional.id", id)
+            .set("linger.ms", TRANSACTION_LINGER_MS.to_string())
+            .set("batch.size", self.max_message_bytes.to_string())
+            .set("batch.num.messages", MOST_MESSAGES.to_string())
+            .set("queue.buffering.max.messages", MOST_MESSAGES.to_string())
             .set("transaction.timeout.ms", self.transaction_timeout_ms.to_string())
             // Must be shorter than the transaction, else a message outlives it.
             .set("message.timeout.ms", (self.transaction_timeout_ms * 4 / 5).to_string())

@@ -7,6 +7,8 @@
 //! - A commit during which the client saw a lost connection, a time-out or an error is unknown, even if it reports success: the request
 //!   that was lost may arrive later, in the next transaction of the same epoch (librdkafka has no KIP-890). Lost connections raise no error
 //!   event when little is in flight, and repeated ones are suppressed; only the debug lines of `broker` name each, so those are counted.
+//! - An answer that refuses (not the coordinator, still loading, concurrent transactions) is no trouble: that very request was decided and cannot have an effect later. So the
+//!   library may ask again.
 //! - A commit that was told to have succeeded is decided, but perhaps landed nowhere yet, and a broker that starts again may forget it then (see
 //!   `worker/shard/src/written.rs`). So a client that has ended a transaction and then lost a connection is in doubt: it does not begin again before its owner
 //!   was told so, and has looked.
