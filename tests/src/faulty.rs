@@ -1,7 +1,8 @@
 //! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not.
 
 use millstream_shard::log::{
-    Consumer, EachRead, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+    Consumer, Deletes, EachRead, Ends, Log, LogError, Outgoing, Producer, Start, TopicPartition, TopicSpec,
+    Transactional, View,
 };
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -58,6 +59,9 @@ impl Log for FaultyLog {
     }
     fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
         self.inner.ends(of)
+    }
+    fn deletes(&self, topic: &str) -> Result<Deletes, LogError> {
+        self.inner.deletes(topic)
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         self.inner.consumer(assignments)
