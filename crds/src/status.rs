@@ -23,7 +23,7 @@ pub struct IngestionPipelineStatus {
     #[schemars(length(max = 32))]
     pub shards: Option<String>,
 
-    /// Age of the oldest record that is not in its document yet, such as `0.4s`; longer when a shard has no owner.
+    /// How old the oldest record is at most that a shard of any stage has not processed, such as `<1s`, `12s`, `4m`; `unknown` while a shard has no owner, or its owner does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub freshness: Option<String>,

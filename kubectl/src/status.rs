@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use millstream_crds::{ConditionType, IngestionPipeline, StageStatus};
 use millstream_operator::admin::{PipelineShards, ShardRow};
+use millstream_plan::unread::age;
 use serde_json::json;
 use std::fmt::Write;
 
@@ -89,8 +90,9 @@ fn draw(
         None => "not seen by an operator yet".to_owned(),
     };
     let owned = status.shards.as_ref().map(|shards| format!(", {shards} shards have an owner")).unwrap_or_default();
+    let freshness = status.freshness.as_ref().map(|age| format!(", freshness {age}")).unwrap_or_default();
     let plan = status.plan.as_ref().map(|plan| format!(", plan {plan}")).unwrap_or_default();
-    writeln!(text, "{}: {ready}{owned}{plan}", pipeline.name_any())?;
+    writeln!(text, "{}: {ready}{owned}{freshness}{plan}", pipeline.name_any())?;
     let told =
         [ConditionType::Degraded, ConditionType::Progressing, ConditionType::Paused, ConditionType::RetentionAtRisk];
     for type_ in told {
@@ -142,6 +144,10 @@ fn line(row: &ShardRow, width: usize) -> String {
     if let Some(lag) = row.lag {
         line.push_str(&format!("  {lag} to read"));
     }
+    if row.owner.is_some() {
+        let unread = row.unread_ms.map_or_else(|| "unknown".to_owned(), age);
+        line.push_str(&format!("  unread {unread}"));
+    }
     let standbys: Vec<String> =
         row.standbys.iter().map(|standby| format!("{} ({} behind)", standby.worker, standby.lag)).collect();
     line.push_str(&match standbys.is_empty() {
@@ -170,7 +176,7 @@ mod tests {
             "spec": {"image": "i", "kafka": {"bootstrapServers": ["k:1"]}, "documentStore": {"mongodb": {"uri": {"name": "m", "key": "uri"}}}},
             "status": {
                 "conditions": [condition("Ready", "False", "action: 1 of 2"), condition("Degraded", "False", ""), condition("Paused", "True", "")],
-                "shards": "1/2", "plan": "1.7",
+                "shards": "1/2", "plan": "1.7", "freshness": "unknown",
                 "stages": [
                     {"name": "action", "replicas": 2, "readyReplicas": 1, "shardsWithoutOwner": 1},
                     {"name": "gateway", "replicas": 2, "readyReplicas": 2},
@@ -189,16 +195,17 @@ mod tests {
             planned: "orders-action-0".to_owned(),
             owner: owner.map(str::to_owned),
             lag: owner.map(|_| 12),
+            unread_ms: owner.map(|_| 250_000),
             standbys: standbys.iter().filter(|_| owner.is_some()).cloned().collect(),
             condition: condition.to_owned(),
         };
         let shards = vec![row(0, Some("orders-action-0"), ""), row(1, None, "the disk is full")];
         let shards = PipelineShards { shards, ..PipelineShards::default() };
         let expected = "\
-orders: not ready: Why: action: 1 of 2, 1/2 shards have an owner, plan 1.7
+orders: not ready: Why: action: 1 of 2, 1/2 shards have an owner, freshness unknown, plan 1.7
 │  Paused: Why
 ├─ action: 1 of 2 workers ready, 1 shards without owner
-│  ├─    0  orders-action-0  12 to read  standby orders-action-1 (3 behind)
+│  ├─    0  orders-action-0  12 to read  unread 4m  standby orders-action-1 (3 behind)
 │  └─    1  (nobody)         no standby  to be orders-action-0's  the disk is full
 └─ gateway: 2 of 2 workers ready
 ";

@@ -131,6 +131,9 @@ pub struct ShardRow {
     pub owner: Option<String>,
     /// The owner: messages of its inputs that it has not read.
     pub lag: Option<u64>,
+    /// The owner: how old what it has not processed is at most, milliseconds; 0: nothing is left.
+    #[serde(default)]
+    pub unread_ms: Option<u64>,
     /// Who follows it.
     pub standbys: Vec<StandbyRow>,
     /// What is wrong with it; empty: nothing.

@@ -244,7 +244,7 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     }
     let mut objects = build(&prepared)?;
     let observed = observe(client, &prepared).await?;
-    let heard = context.plans.heard(pipeline, access).map_err(Trouble::Threads)?;
+    let (heard, freshness) = context.plans.heard(pipeline, access).map_err(Trouble::Threads)?;
     let now = k8s_openapi::jiff::Timestamp::now();
     let seen = plan::seen(prepared.name(), &observed.stateful_sets, &observed.pods, now);
     let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
@@ -264,7 +264,7 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let doing = if is_paused { Vec::new() } else { intent.doing };
     let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
-    Ok(Outcome { stateful_sets, trouble, fleet, unheard, lost, pins_ignored, doing, ..Outcome::default() })
+    Ok(Outcome { stateful_sets, trouble, fleet, freshness, unheard, lost, pins_ignored, doing, ..Outcome::default() })
 }
 
 /// What is wanted of the pipeline's plan.

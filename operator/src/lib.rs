@@ -24,6 +24,7 @@ pub mod controller;
 mod dereference;
 pub mod events;
 pub mod fleet;
+pub mod freshness;
 pub mod lease;
 pub mod metrics;
 mod observe;

@@ -8,8 +8,10 @@
 
 use crate::admin::{Name, PipelineShards, ShardRow, StandbyRow};
 use crate::fleet::{Fleet, Shard};
+use crate::freshness::Freshness;
 use crate::reason::Reason;
 use crate::tenants::{Id, KeyHash, Registry, Standing, Wanted};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use millstream_crds::IngestionPipeline;
 use millstream_plan::plan::ShardId;
@@ -29,6 +31,8 @@ const LISTEN: Duration = Duration::from_millis(100);
 const CONSIDER: Duration = Duration::from_millis(300);
 /// How often a reconciliation is asked for.
 const ASK: Duration = Duration::from_secs(1);
+/// How often one is asked for only because what waits has got older: a status is written no more often.
+const ASK_OF_AGES: Duration = Duration::from_secs(30);
 /// After the log was not there.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -88,12 +92,15 @@ struct State {
     /// Nobody was asked to look at that yet.
     is_new: bool,
     asked: Option<Instant>,
+    /// What waits, and the text of it that a reconciliation was asked for.
+    freshness: Option<Freshness>,
+    told: Option<String>,
     lags: Lags,
     tenants: BTreeMap<String, (Id, Standing)>,
 }
 
-/// How far each worker that has a shard is behind. (Beside what was heard, because it changes with every report.)
-type Lags = BTreeMap<(ShardId, String), u64>;
+/// How far each worker that has a shard is behind, and how old what it has not processed is. (Beside what was heard, because it changes with every report.)
+type Lags = BTreeMap<(ShardId, String), (u64, Option<u64>)>;
 
 fn shards(heard: &Heard, lags: &Lags) -> PipelineShards {
     let fleet = heard.fleet.as_ref();
@@ -102,12 +109,13 @@ fn shards(heard: &Heard, lags: &Lags) -> PipelineShards {
         stage: id.stage.clone(),
         shard: id.shard,
         planned: shard.planned.clone(),
-        lag: shard.owner.as_ref().and_then(|owner| lag(id, owner)),
+        lag: shard.owner.as_ref().and_then(|owner| Some(lag(id, owner)?.0)),
+        unread_ms: shard.owner.as_ref().and_then(|owner| lag(id, owner)?.1),
         owner: shard.owner.clone(),
         standbys: shard
             .standbys
             .iter()
-            .map(|worker| StandbyRow { worker: worker.clone(), lag: lag(id, worker).unwrap_or_default() })
+            .map(|worker| StandbyRow { worker: worker.clone(), lag: lag(id, worker).unwrap_or_default().0 })
             .collect(),
         condition: shard.condition.clone(),
     };
@@ -129,11 +137,15 @@ impl Plans {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of a pipeline's workers; from the first call on somebody listens to them.
+    /// What is known of a pipeline's workers, and of what waits for them; from the first call on somebody listens to them.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(crate) fn heard(&self, pipeline: &IngestionPipeline, access: Access) -> std::io::Result<Heard> {
+    pub(crate) fn heard(
+        &self,
+        pipeline: &IngestionPipeline,
+        access: Access,
+    ) -> std::io::Result<(Heard, Option<Freshness>)> {
         let uid = pipeline.metadata.uid.clone().unwrap_or_default();
         let mut threads = self.locked();
         // One that has panicked is replaced, too.
@@ -141,7 +153,8 @@ impl Plans {
             threads.remove(&uid);
         }
         if let Some(running) = threads.get(&uid) {
-            return Ok(running.shared.locked().heard.clone());
+            let state = running.shared.locked();
+            return Ok((state.heard.clone(), state.freshness.clone()));
         }
         let shared = Arc::new(Shared { state: Mutex::default(), stopped: Condvar::new() });
         let worker = Worker {
@@ -155,7 +168,7 @@ impl Plans {
         let thread = std::thread::Builder::new().name(format!("plan-{uid}")).spawn(move || worker.run())?;
         let of = Name { namespace: pipeline.namespace().unwrap_or_default(), name: pipeline.name_any() };
         threads.insert(uid, Running { access, of, shared, thread });
-        Ok(Heard::default())
+        Ok((Heard::default(), None))
     }
 
     /// Says what is wanted of a pipeline's plan; `None`: nothing is to be published.
@@ -428,10 +441,13 @@ impl Worker {
         }
         let reports = planning.view().reports().map(|(report, _)| report);
         let lags = reports.flat_map(|report| {
-            report.shards.iter().map(|(id, status)| ((id.clone(), report.worker.clone()), status.lag))
+            let of = |id: &ShardId| (id.clone(), report.worker.clone());
+            report.shards.iter().map(move |(id, status)| (of(id), (status.lag, status.unread_ms)))
         });
         self.shared.locked().lags = lags.collect();
-        self.says(heard);
+        let wall_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0);
+        let freshness = heard.fleet.as_ref().map(|fleet| Freshness::of(planning.view(), fleet, wall_ms));
+        self.says(heard, freshness);
         Ok(())
     }
 
@@ -445,16 +461,23 @@ impl Worker {
         // The client counts and times in its own words: they would be another message each time.
         let message = error.to_string();
         let message = message.split(" (after ").next().unwrap_or_default().to_owned();
-        self.says(Heard { fleet: None, problem: Some((reason, message)) });
+        self.says(Heard { fleet: None, problem: Some((reason, message)) }, None);
     }
 
-    /// Asks for a reconciliation when something is new, but not each time while shards move.
-    fn says(&self, heard: Heard) {
+    /// Asks for a reconciliation when something is new, but not each time while shards move, or while what waits gets older.
+    fn says(&self, heard: Heard, freshness: Option<Freshness>) {
         let mut state = self.shared.locked();
-        state.is_new |= state.heard != heard;
-        state.heard = heard;
-        if state.is_new && state.asked.is_none_or(|asked| asked.elapsed() >= ASK) {
-            (state.is_new, state.asked) = (false, Some(Instant::now()));
+        let risks = |freshness: &Option<Freshness>| {
+            let keys = |it: &Freshness| (it.at_risk.keys().cloned().collect::<Vec<_>>(), it.unknown.is_empty());
+            freshness.as_ref().map(keys)
+        };
+        state.is_new |= state.heard != heard || risks(&state.freshness) != risks(&freshness);
+        (state.heard, state.freshness) = (heard, freshness);
+        let text = state.freshness.as_ref().map(Freshness::text);
+        let since = state.asked.map(|asked| asked.elapsed());
+        let is_due = |pause| since.is_none_or(|since| since >= pause);
+        if (state.is_new && is_due(ASK)) || (state.told != text && is_due(ASK_OF_AGES)) {
+            (state.is_new, state.asked, state.told) = (false, Some(Instant::now()), text);
             drop(state);
             (self.asks.pipeline)(&self.pipeline);
         }

@@ -75,8 +75,10 @@ reasons! {
     PausedBySpec,
     /// The operator makes changes.
     NotPaused,
-    /// Lag is not measured.
+    /// It is not known how old what waits is, or how long topics keep it.
     NotMeasured,
+    /// What waits may be deleted before it is processed.
+    RetentionNear,
     /// Every gateway knows a tenant's keys.
     Known,
     /// Not every gateway knows a tenant's keys.

@@ -4,12 +4,14 @@
 //! changed is written by nobody.
 
 use crate::fleet::{Fleet, Shard};
+use crate::freshness::Freshness;
 use crate::reason::Reason;
 use crate::trouble::Trouble;
 use crate::validate::Problem;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use millstream_crds::{ConditionType, IngestionPipeline, IngestionPipelineStatus, StageName, StageStatus};
+use millstream_plan::unread::Unread;
 
 /// A message longer than that is cut: it is for people, and a status is written often.
 const LONGEST_MESSAGE: usize = 1024;
@@ -28,6 +30,8 @@ pub struct Outcome {
     pub stateful_sets: Vec<StatefulSet>,
     /// Who has which shard, once that is known.
     pub fleet: Option<Fleet>,
+    /// What waits for them, once that is known.
+    pub freshness: Option<Freshness>,
     /// Why it is not: a reason, and a message.
     pub unheard: Option<(Reason, String)>,
     /// Pods that do not end.
@@ -80,7 +84,11 @@ pub fn status(
         }
         None => (before.shards.clone(), before.plan.clone(), before.version.clone()),
     };
-    IngestionPipelineStatus { observed_generation: generation, conditions, stages, shards, plan, version, ..before }
+    // An age of before says nothing once nobody is heard any more.
+    let unheard = outcome.unheard.as_ref().map(|_| "unknown".to_owned());
+    let freshness = outcome.freshness.as_ref().map(Freshness::text).or(unheard).or_else(|| before.freshness.clone());
+    let observed_generation = generation;
+    IngestionPipelineStatus { observed_generation, conditions, stages, shards, freshness, plan, version, ..before }
 }
 
 fn owned(fleet: &Fleet) -> usize {
@@ -154,9 +162,66 @@ fn said(
         ),
         false => (ConditionType::Paused, "False", Reason::NotPaused, String::new()),
     };
-    let retention =
-        (ConditionType::RetentionAtRisk, "Unknown", Reason::NotMeasured, "lag is not observed yet".to_owned());
-    [ready, progressing, degraded, paused, retention]
+    [ready, progressing, degraded, paused, retention(before, outcome)]
+}
+
+/// Whether records may be deleted before they are processed. No part of whether a pipeline is ready: it works, for now.
+fn retention(before: &IngestionPipelineStatus, outcome: &Outcome) -> Said {
+    let (status, reason, message) = match &outcome.freshness {
+        Some(freshness) if !freshness.at_risk.is_empty() => {
+            let named: Vec<String> =
+                freshness.at_risk.iter().take(NAMED).map(|(id, risk)| format!("{id}: {}", risk.describe())).collect();
+            let message = format!(
+                "{} shards: raise retention.ms (or retention.bytes) of the topic with kafka-configs.sh at once, then see why the stage is behind; {}",
+                freshness.at_risk.len(),
+                named.join("; ")
+            );
+            ("True", Reason::RetentionNear, message)
+        }
+        Some(freshness) if freshness.shards > 0 && freshness.unknown.is_empty() => {
+            ("False", Reason::AsExpected, String::new())
+        }
+        Some(freshness) => ("Unknown", Reason::NotMeasured, unmeasured(freshness)),
+        None => match outcome.unheard.as_ref() {
+            Some((_, message)) => ("Unknown", Reason::NotMeasured, format!("nobody can be asked: {message}")),
+            None => return as_before(before),
+        },
+    };
+    (ConditionType::RetentionAtRisk, status, reason, message)
+}
+
+/// What was said of it last, while nothing was looked at.
+fn as_before(before: &IngestionPipelineStatus) -> Said {
+    let type_ = ConditionType::RetentionAtRisk;
+    let said = before.conditions.iter().find(|it| it.type_ == type_.as_str());
+    let statuses = [("True", Reason::RetentionNear), ("False", Reason::AsExpected)];
+    let said = said.and_then(|said| Some((statuses.into_iter().find(|(status, _)| *status == said.status)?, said)));
+    match said {
+        Some(((status, reason), said)) => (type_, status, reason, said.message.clone()),
+        None => (type_, "Unknown", Reason::NotMeasured, "no worker was heard yet".to_owned()),
+    }
+}
+
+/// Of which shards nobody knows what, and why.
+fn unmeasured(freshness: &Freshness) -> String {
+    let named: Vec<String> = freshness
+        .unknown
+        .iter()
+        .take(NAMED)
+        .map(|(id, unread)| match unread {
+            None => format!("{id}: nobody has reported yet how far it is"),
+            Some(Unread { kept: None, topic, .. }) => {
+                format!("{id}: the brokers do not say how long {topic} keeps what is in it: allow DescribeConfigs")
+            }
+            Some(Unread { topic, .. }) => {
+                format!("{id}: it was opened behind a backlog of {topic} and has processed nothing yet")
+            }
+        })
+        .collect();
+    match named.is_empty() {
+        true => "there is no plan yet".to_owned(),
+        false => format!("{} shards: {}", freshness.unknown.len(), named.join("; ")),
+    }
 }
 
 /// Which shards nobody owns, if it is known.
@@ -255,7 +320,9 @@ mod tests {
     fn status(pipeline: &IngestionPipeline, outcome: &Outcome, now: &Time) -> IngestionPipelineStatus {
         super::status(pipeline, pipeline.status.as_ref(), outcome, now)
     }
+    use crate::freshness::AtRisk;
     use millstream_plan::plan::{ShardId, Version};
+    use millstream_plan::unread::Kept;
     use serde_json::json;
 
     fn pipeline(spec: &serde_json::Value) -> IngestionPipeline {
@@ -396,6 +463,80 @@ mod tests {
         let said = status(&pipeline(&json!({})), &doing, &at(1));
         assert_eq!(short(&said)[1], "Progressing True WorkersChanging");
         assert_eq!(said.conditions[1].message, "shards leave orders-action-1");
+    }
+
+    fn waits(oldest_ms: Option<u64>) -> Freshness {
+        Freshness { oldest_ms, shards: 24, ..Freshness::default() }
+    }
+
+    #[test]
+    fn freshness_and_whether_retention_is_at_risk_are_said() {
+        let mut pipeline = pipeline(&json!({}));
+        let with = |freshness: Freshness| Outcome { freshness: Some(freshness), ..known(2, 2) };
+        let said = status(&pipeline, &with(waits(Some(12_400))), &at(1));
+        assert_eq!(
+            (said.freshness.as_deref(), short(&said)[4].as_str()),
+            (Some("12s"), "RetentionAtRisk False AsExpected")
+        );
+        let hour_ms = 3_600_000;
+        let unread = Unread {
+            topic: "p.g1.actions".to_owned(),
+            watermark_ms: Some(1),
+            age_ms: Some(5 * hour_ms),
+            kept: Some(Kept::For(8 * hour_ms)),
+            near_start: false,
+        };
+        let risk = AtRisk { unread: unread.clone(), age_ms: unread.age_ms, is_owned: true };
+        let at_risk = [(ShardId::new("action", 3), risk)].into();
+        let risky = status(&pipeline, &with(Freshness { at_risk, ..waits(Some(5 * hour_ms)) }), &at(2));
+        assert_eq!(short(&risky)[0], "Ready True WorkersReady", "it works, for now");
+        assert_eq!(short(&risky)[4], "RetentionAtRisk True RetentionNear");
+        let message = &risky.conditions[4].message;
+        assert!(message.starts_with("1 shards: raise retention.ms"), "{message}");
+        let expected = "action[3]: what it has not processed of p.g1.actions is up to 5h old, and the topic deletes what is older than 8h";
+        assert!(message.ends_with(expected), "{message}");
+        let unknown =
+            vec![(ShardId::new("unify", 1), None), (ShardId::new("unify", 2), Some(Unread { kept: None, ..unread }))];
+        let not_known = status(&pipeline, &with(Freshness { unknown, ..waits(None) }), &at(2));
+        assert_eq!(
+            (not_known.freshness.as_deref(), short(&not_known)[4].as_str()),
+            (Some("unknown"), "RetentionAtRisk Unknown NotMeasured")
+        );
+        let message = &not_known.conditions[4].message;
+        assert!(
+            message.contains("unify[1]: nobody has reported") && message.contains("allow DescribeConfigs"),
+            "{message}"
+        );
+        // Nothing was looked at, and nothing changes; nobody answers, and nothing is known.
+        pipeline.status = Some(risky.clone());
+        let again = status(&pipeline, &sets(2, 2), &at(3));
+        assert_eq!((&again.freshness, &again.conditions[4]), (&risky.freshness, &risky.conditions[4]));
+        let unheard = Outcome { unheard: Some((Reason::LogUnavailable, "no broker".to_owned())), ..sets(2, 2) };
+        let away = status(&pipeline, &unheard, &at(3));
+        assert_eq!(
+            (away.freshness.as_deref(), short(&away)[4].as_str()),
+            (Some("unknown"), "RetentionAtRisk Unknown NotMeasured")
+        );
+    }
+
+    #[test]
+    fn a_status_stays_small_when_every_shard_of_many_is_in_trouble() {
+        let unread = Unread { topic: "t".repeat(200), age_ms: Some(1), kept: Some(Kept::For(1)), ..Unread::default() };
+        let risk = AtRisk { unread, age_ms: Some(1), is_owned: false };
+        let shards =
+            (0..1_024).flat_map(|shard| ["unify", "action", "reaction"].map(|stage| ShardId::new(stage, shard)));
+        let at_risk = shards.clone().map(|id| (id, risk.clone())).collect();
+        let lost = Shard { condition: "c".repeat(300), ..Shard::default() };
+        let fleet = Fleet { shards: shards.map(|id| (id, lost.clone())).collect(), ..Fleet::default() };
+        let freshness = Some(Freshness { at_risk, ..waits(None) });
+        let said = status(
+            &pipeline(&json!({"shards": 1_024})),
+            &Outcome { fleet: Some(fleet), freshness, ..sets(2, 2) },
+            &at(1),
+        );
+        assert!(short(&said)[4].contains("True") && short(&said)[2].contains("True"), "{:?}", short(&said));
+        let bytes = serde_json::to_vec(&said).unwrap().len();
+        assert!(bytes < 32_000, "{bytes} bytes");
     }
 
     #[test]

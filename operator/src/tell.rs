@@ -136,6 +136,8 @@ mod tests {
         let counted =
             IngestionPipelineStatus { shards: Some("2/24".to_owned()), ..status(&json!({"message": "other"})) };
         assert!(!is_waited_for(Some(&before), &counted));
+        let older = IngestionPipelineStatus { freshness: Some("12s".to_owned()), ..before.clone() };
+        assert!(!is_waited_for(Some(&before), &older));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not. And whose brokers' clocks can be set back.
 
 use millstream_shard::log::{
-    Consumer, EachRead, Ends, Log, LogError, Message, Outgoing, Producer, Start, TopicPartition, TopicSpec,
+    Consumer, Deletes, EachRead, Ends, Log, LogError, Message, Outgoing, Producer, Start, TopicPartition, TopicSpec,
     Transactional, View,
 };
 use std::collections::VecDeque;
@@ -63,6 +63,9 @@ impl Log for FaultyLog {
     }
     fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
         self.inner.ends(of)
+    }
+    fn deletes(&self, topic: &str) -> Result<Deletes, LogError> {
+        self.inner.deletes(topic)
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
         Ok(Box::new(Behind { inner: self.inner.consumer(assignments)?, ms: self.behind_ms.clone() }))

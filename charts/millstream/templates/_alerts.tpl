@@ -84,7 +84,7 @@ pipelines:
     annotations:
       summary: Kafka may delete records of {{ $one }} before they are read
       description: >-
-        `{{ $describe }}` names the topic. Raise `spec.kafka.retention` (or the topic's retention, when you manage topics yourself) at once, then see why the stage is behind.
+        `{{ $describe }}` names shards, topic, age and retention. Raise retention.ms of the topic (kafka-configs.sh; `spec.kafka.retention` is only for topics that are created) at once, then see why the stage is behind (millstream_stage_unread_seconds).
 workers:
   - alert: MillstreamGatewayErrors
     expr: |-

@@ -25,6 +25,7 @@ pub mod message;
 pub mod plan;
 pub mod planner;
 pub mod status;
+pub mod unread;
 pub mod validate;
 pub mod view;
 mod wire;

@@ -147,6 +147,7 @@ mod tests {
     use crate::incarnation::Incarnation;
     use crate::plan::{Placement, ShardId, Version};
     use crate::status::{Role, ShardStatus};
+    use crate::unread::{Kept, Unread};
     use crate::wire::{plan_to_proto, status_to_proto};
     use std::collections::BTreeSet;
 
@@ -176,6 +177,10 @@ mod tests {
         assert!(error.contains("tenant acme has a key whose hash has 31 bytes"), "{error}");
     }
 
+    fn unread(kept: Option<Kept>) -> Unread {
+        Unread { topic: "p.ingress".into(), watermark_ms: Some(5), age_ms: Some(0), kept, near_start: true }
+    }
+
     fn status() -> WorkerStatus {
         let shard = ShardStatus {
             role: Role::Standby,
@@ -186,7 +191,12 @@ mod tests {
             batch_number: 9,
             condition: "disk is slow".into(),
             prepared: Some("b-17".into()),
+            unread_ms: Some(0),
+            unread: Some(unread(Some(Kept::For(7)))),
         };
+        let for_ever = ShardStatus { unread: Some(unread(Some(Kept::ForEver))), ..ShardStatus::default() };
+        let not_known = Unread { watermark_ms: None, age_ms: None, near_start: false, ..unread(None) };
+        let unlike = ShardStatus { unread: Some(not_known), ..ShardStatus::default() };
         WorkerStatus {
             worker: "b".into(),
             incarnation: Incarnation::new(1, 2),
@@ -198,7 +208,11 @@ mod tests {
             capacity: 2,
             leaving: true,
             stages: BTreeSet::from(["action".into()]),
-            shards: [(ShardId::new("action", 1), shard), (ShardId::new("action", 2), ShardStatus::default())].into(),
+            shards: [shard, ShardStatus::default(), for_ever, unlike]
+                .into_iter()
+                .zip(1..)
+                .map(|(status, number)| (ShardId::new("action", number), status))
+                .collect(),
             control_offset: 99,
             version: "1.2.3".into(),
         }

@@ -5,6 +5,7 @@
 
 use crate::incarnation::Incarnation;
 use crate::plan::ShardId;
+use crate::unread::Unread;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a worker does with a shard that it has open.
@@ -38,6 +39,10 @@ pub struct ShardStatus {
     pub condition: String,
     /// The client that it prepared for taking the shard from the owner of this epoch (ownership rule 2), if it has one. Unique per client.
     pub prepared: Option<String>,
+    /// An owner: what it has not processed was appended at most so many milliseconds ago; 0: nothing is left. `None`: not known.
+    pub unread_ms: Option<u64>,
+    /// Of its inputs the one that is nearest to losing what was not processed, once somebody has looked.
+    pub unread: Option<Unread>,
 }
 
 /// All that one worker has to say.

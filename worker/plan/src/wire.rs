@@ -4,6 +4,7 @@ use crate::incarnation::Incarnation;
 use crate::message::{CONTROL, MessageError, STATUS, Tenant, malformed};
 use crate::plan::{Placement, Plan, ShardId, Version};
 use crate::status::{Role, ShardStatus, WorkerStatus};
+use crate::unread::{Kept, Unread};
 use millstream_model::proto;
 use std::collections::BTreeMap;
 
@@ -113,6 +114,34 @@ fn shard_to_proto((id, shard): (&ShardId, &ShardStatus)) -> proto::ShardStatus {
         batch_number: shard.batch_number,
         condition: shard.condition.clone(),
         prepared_client: shard.prepared.clone().unwrap_or_default(),
+        unread_ms: shard.unread_ms,
+        unread: shard.unread.as_ref().map(unread_to_proto),
+    }
+}
+
+/// That nothing is ever deleted.
+const FOR_EVER: i64 = -1;
+
+fn unread_to_proto(unread: &Unread) -> proto::Unread {
+    proto::Unread {
+        topic: unread.topic.clone(),
+        watermark_ms: unread.watermark_ms.unwrap_or_default(),
+        age_ms: unread.age_ms,
+        retention_ms: unread.kept.map(|kept| match kept {
+            Kept::ForEver => FOR_EVER,
+            Kept::For(milliseconds) => i64::try_from(milliseconds).unwrap_or(i64::MAX),
+        }),
+        near_start: unread.near_start,
+    }
+}
+
+fn unread_from_proto(unread: proto::Unread) -> Unread {
+    Unread {
+        topic: unread.topic,
+        watermark_ms: Some(unread.watermark_ms).filter(|watermark_ms| *watermark_ms > 0),
+        age_ms: unread.age_ms,
+        kept: unread.retention_ms.map(|retention_ms| u64::try_from(retention_ms).map_or(Kept::ForEver, Kept::For)),
+        near_start: unread.near_start,
     }
 }
 
@@ -131,6 +160,8 @@ fn shard_from_proto(shard: proto::ShardStatus) -> (ShardId, ShardStatus) {
         batch_number: shard.batch_number,
         condition: shard.condition,
         prepared: Some(shard.prepared_client).filter(|client| !client.is_empty()),
+        unread_ms: shard.unread_ms,
+        unread: shard.unread.map(unread_from_proto),
     };
     (ShardId { stage: shard.stage, shard: shard.shard }, status)
 }

@@ -19,6 +19,8 @@ struct Source {
     topic_id: String,
     /// What lies below was processed.
     from: u64,
+    /// Append time of the newest message that was handed over, milliseconds since 1970.
+    newest_ms: Option<u64>,
 }
 
 /// A reader of a shard's inputs.
@@ -42,7 +44,7 @@ impl Inputs {
         let mut sources = Vec::new();
         for (input, topic) in topics_of(stage, topics) {
             let at = TopicPartition::new(topic.clone(), shard);
-            sources.push(Source { input, topic_id: log.topic_id(topic)?, from: 0, at });
+            sources.push(Source { input, topic_id: log.topic_id(topic)?, from: 0, newest_ms: None, at });
         }
         let mut starts = Vec::with_capacity(sources.len());
         for source in &mut sources {
@@ -73,12 +75,19 @@ impl Inputs {
         wait: Duration,
         each: &mut dyn FnMut(Input, Message<'_>),
     ) -> Result<usize, LogError> {
-        let sources = &self.sources;
+        let sources = &mut self.sources;
         self.consumer.poll(max, wait, &mut |message| {
-            if let Some(source) = sources.get(message.assignment).filter(|source| message.offset >= source.from) {
+            let source = sources.get_mut(message.assignment);
+            if let Some(source) = source.filter(|source| message.offset >= source.from) {
+                source.newest_ms = Some(message.timestamp_ms);
                 each(source.input, message);
             }
         })
+    }
+
+    /// Append time of the newest message that was handed over of each input, in the order of [`Inputs::next`]; none where there was none.
+    pub(crate) fn newest_ms(&self) -> Vec<Option<u64>> {
+        self.sources.iter().map(|source| source.newest_ms).collect()
     }
 
     /// Where the next batch reads on.

@@ -181,6 +181,15 @@ impl Ends {
     }
 }
 
+/// What a topic deletes by itself, whether or not it was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deletes {
+    /// What is older than so many milliseconds.
+    pub after_ms: Option<u64>,
+    /// The oldest of a partition, where it has more than so many bytes.
+    pub beyond_bytes: Option<u64>,
+}
+
 /// A message with all that it has, but for its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Whole {
@@ -235,6 +244,14 @@ pub trait Log: Send + Sync {
     /// # Errors
     /// [`LogError::Topic`], [`LogError::Unavailable`].
     fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError>;
+
+    /// What a topic deletes by itself, as it is set now. A log that deletes nothing that was not read has nothing to say.
+    ///
+    /// # Errors
+    /// [`LogError::Topic`], [`LogError::Unavailable`] also when it may not be asked.
+    fn deletes(&self, _topic: &str) -> Result<Deletes, LogError> {
+        Ok(Deletes::default())
+    }
 
     /// A read-committed reader of some partitions, to which each message comes as soon as it is visible.
     ///

@@ -522,6 +522,12 @@ impl<S: Stage> Shard<S> {
         self.inputs.next()
     }
 
+    /// Between two batches: when the newest message of each input that it has processed was appended, in the order of [`Shard::reads_from`], milliseconds since 1970; `None` where it has
+    /// processed none since it was opened.
+    pub fn processed_ms(&self) -> Vec<Option<u64>> {
+        self.inputs.newest_ms()
+    }
+
     /// What will stop it if nobody acts: nothing can be written to the local store, or clocks are wrong.
     pub fn trouble(&self) -> Option<&str> {
         self.flushes.trouble().or(self.clocks.as_deref())

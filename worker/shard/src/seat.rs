@@ -147,8 +147,8 @@ impl<S: Stage> Seat<S> {
             digest: position.digest,
             epoch: position.epoch,
             batch_number: position.batch_number,
-            condition: String::new(),
             prepared: prepared.map(|(client, _)| client.to_owned()),
+            ..ShardStatus::default()
         }
     }
 

@@ -32,6 +32,8 @@ pub struct ShardRow {
     pub changelog_offset: u64,
     /// Messages that it has not read: a standby of the changelog, an owner of its inputs.
     pub lag: u64,
+    /// An owner: how old what it has not processed is at most, milliseconds; 0: nothing is left. Null: not known, or it is none.
+    pub unread_ms: Option<u64>,
     /// Digest of the chain of batches, 16 hex digits: equal for two that are at the same batch.
     pub digest: String,
     /// A standby that could take over by a handoff at once.
@@ -65,6 +67,7 @@ impl ShardRow {
             batch: status.batch_number,
             changelog_offset: status.changelog_offset,
             lag: status.lag,
+            unread_ms: status.unread_ms,
             digest: format!("{:016x}", status.digest),
             prepared: status.prepared.is_some(),
             condition: status.condition.clone(),

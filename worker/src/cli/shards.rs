@@ -2,6 +2,7 @@
 
 use super::{Admin, AdminError, Outcome};
 use crate::admin::ShardRow;
+use millstream_plan::unread::age;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -95,7 +96,7 @@ fn is_good(rows: &[ShardRow]) -> bool {
 fn table(rows: &[ShardRow]) -> String {
     let width = rows.iter().map(|row| row.worker.len()).max().unwrap_or(0).max(6);
     let mut text = format!(
-        "{:8} {:>5}  {:8} {:width$} {:8} {:>6} {:>10} {:>10} {:>6}  {:16}  {:>8}  {}\n",
+        "{:8} {:>5}  {:8} {:width$} {:8} {:>6} {:>10} {:>10} {:>6} {:>7}  {:16}  {:>8}  {}\n",
         "stage",
         "shard",
         "role",
@@ -105,13 +106,14 @@ fn table(rows: &[ShardRow]) -> String {
         "batch",
         "position",
         "lag",
+        "unread",
         "digest",
         "heard",
         "remarks"
     );
     for row in rows {
         text.push_str(&format!(
-            "{:8} {:>5}  {:8} {:width$} {:8} {:>6} {:>10} {:>10} {:>6}  {:16}  {:>8}  {}\n",
+            "{:8} {:>5}  {:8} {:width$} {:8} {:>6} {:>10} {:>10} {:>6} {:>7}  {:16}  {:>8}  {}\n",
             row.stage,
             row.shard,
             row.role,
@@ -121,12 +123,22 @@ fn table(rows: &[ShardRow]) -> String {
             row.batch,
             row.changelog_offset,
             row.lag,
+            unread(row),
             row.digest,
             format!("{:.1} s", row.heard_ms as f64 / 1000.0),
             remarks(row)
         ));
     }
     text
+}
+
+/// How old what an owner has not processed is.
+fn unread(row: &ShardRow) -> String {
+    match row.unread_ms {
+        Some(milliseconds) => age(milliseconds),
+        None if row.role == "owner" => "unknown".to_owned(),
+        None => "-".to_owned(),
+    }
 }
 
 /// Enough of an incarnation to tell two processes of one name apart: its end, which is drawn at random.
@@ -180,6 +192,16 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("owner") && lines[2].contains(" b ") && lines[3].contains("standby"), "{text}");
         assert!(lines[3].ends_with("prepared, SILENT, disk full"), "{text}");
+    }
+
+    #[test]
+    fn an_owner_says_how_old_what_it_has_not_processed_is() {
+        let old = ShardRow { unread_ms: Some(250_000), digest: "d".into(), ..row(0, "owner", "a") };
+        let not_looked = ShardRow { digest: "d".into(), ..row(1, "owner", "a") };
+        let standby = ShardRow { digest: "d".into(), ..row(1, "standby", "a") };
+        let text = table(&[old, not_looked, standby]);
+        let cells = text.lines().skip(1).map(|line| line.split(" d ").next().unwrap().split_whitespace().last());
+        assert_eq!(cells.collect::<Vec<_>>(), [Some("4m"), Some("unknown"), Some("-")], "{text}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use millstream_model::proto::{Position, Usage};
 use millstream_plan::plan::ShardId;
 use millstream_plan::status::{Role, ShardStatus};
+use millstream_plan::unread::Unread;
 use millstream_plan::view::Duty;
 use millstream_shard::ShardError;
 use millstream_shard::member::Order;
@@ -39,6 +40,17 @@ pub enum Condition {
     Stopped(String),
 }
 
+/// How far an owner is behind its inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    /// Messages that it has not read; `None`: the log did not say, and this and what keeps them from it are as before.
+    pub lag: Option<u64>,
+    /// They were appended at most so many milliseconds ago; 0: there are none. `None`: not known.
+    pub unread_ms: Option<u64>,
+    /// What keeps them from it.
+    pub held_back: Option<String>,
+}
+
 /// A shard's place in a process, for everybody but its thread.
 #[derive(Debug)]
 pub struct Desk {
@@ -61,10 +73,12 @@ struct Inner {
     passed: Vec<Position>,
     /// Where an owner reads on.
     reads_from: Vec<Position>,
-    /// Messages of its inputs that an owner has not read.
-    input_lag: u64,
-    /// What keeps its inputs from an owner.
-    held_back: Option<String>,
+    /// When the newest message of each of these inputs that was processed was appended, as far as this owner has processed any.
+    processed_ms: Vec<Option<u64>>,
+    /// How far an owner is behind its inputs, once somebody has looked.
+    behind: Option<Behind>,
+    /// What was found last of the input nearest to its end: true for good but for what only an owner knows.
+    unread: Option<Unread>,
     /// When its thread began its newest step; none before the first, nor while it pauses after a failure.
     stepped: Option<Instant>,
     /// Nobody is to wait for an order any more.
@@ -83,8 +97,9 @@ impl Desk {
             status: ShardStatus::default(),
             passed: Vec::new(),
             reads_from: Vec::new(),
-            input_lag: 0,
-            held_back: None,
+            processed_ms: Vec::new(),
+            behind: None,
+            unread: None,
             stepped: None,
             is_awake: false,
         };
@@ -208,9 +223,13 @@ impl Desk {
         let is_lost = inner.status.role == Role::Owner && status.role != Role::Owner;
         if is_lost {
             inner.usage.clear();
-            (inner.input_lag, inner.held_back) = (0, None);
+            inner.behind = None;
         }
         if inner.status.role != Role::Owner {
+            if status.role == Role::Owner {
+                // Its inputs are read anew.
+                inner.behind = None;
+            }
             // Opening it may have taken long.
             inner.stepped = inner.stepped.map(|_| Instant::now());
         }
@@ -225,8 +244,10 @@ impl Desk {
 
     fn status_at(&self, now: Instant) -> Option<ShardStatus> {
         let inner = self.lock();
+        let unread = inner.unread.as_ref().map(|unread| Unread { age_ms: None, near_start: false, ..unread.clone() });
         if let Some(condition) = self.hangs(&inner, now) {
-            return Some(ShardStatus { role: Role::Opening, condition, prepared: None, ..inner.status.clone() });
+            let status = inner.status.clone();
+            return Some(ShardStatus { role: Role::Opening, condition, prepared: None, unread, ..status });
         }
         let condition = match &inner.condition {
             Condition::Closed => return None,
@@ -237,11 +258,12 @@ impl Desk {
             Condition::Hampered(message) | Condition::Retrying(message) | Condition::Stopped(message) => {
                 message.clone()
             }
-            _ => inner.held_back.clone().unwrap_or_default(),
+            _ => inner.behind.as_ref().and_then(|behind| behind.held_back.clone()).unwrap_or_default(),
         };
-        let mut status = ShardStatus { condition, ..inner.status.clone() };
-        if status.role == Role::Owner {
-            status.lag = inner.input_lag;
+        let mut status = ShardStatus { condition, unread, ..inner.status.clone() };
+        if let Some(behind) = inner.behind.as_ref().filter(|_| status.role == Role::Owner) {
+            (status.lag, status.unread_ms) = (behind.lag.unwrap_or_default(), behind.unread_ms);
+            status.unread.clone_from(&inner.unread);
         }
         Some(status)
     }
@@ -253,24 +275,44 @@ impl Desk {
         inner.passed = passed;
     }
 
+    /// Notes when the newest message of each input that was processed was appended, in the inputs' order.
+    pub fn note_processed(&self, processed_ms: Vec<Option<u64>>) {
+        self.lock().processed_ms = processed_ms;
+    }
+
     /// Notes where an owner reads on: further than what is read for good when only markers of transactions follow.
     pub fn note_reads_from(&self, positions: Vec<Position>) {
         self.lock().reads_from = positions;
     }
 
-    /// Where an owner reads on.
-    pub fn reads_from(&self) -> Vec<Position> {
-        self.lock().reads_from.clone()
+    /// Where an owner reads on, and when the newest message that it has processed of each input was appended; `None`: it is no owner.
+    pub fn reads_from(&self) -> Option<Vec<(Position, Option<u64>)>> {
+        let inner = self.lock();
+        let processed_ms = inner.processed_ms.iter().copied().chain(std::iter::repeat(None));
+        let inputs = inner.reads_from.iter().cloned().zip(processed_ms);
+        (inner.status.role == Role::Owner).then(|| inputs.collect())
     }
 
-    /// Notes how far an owner is behind its inputs, and what keeps them from it; tells whether the latter began or ended. `None`: it is no owner any more.
-    pub fn is_behind(&self, lag: u64, held_back: Option<&str>) -> Option<bool> {
+    /// It is an owner's, and nobody has looked yet how far it is behind.
+    pub fn is_unmeasured(&self) -> bool {
+        let inner = self.lock();
+        inner.status.role == Role::Owner && inner.behind.is_none()
+    }
+
+    /// Notes how far an owner is behind its inputs, and the most urgent one of them; tells whether something has begun or ended to keep them from it. `None`: it is no owner any more.
+    pub fn is_behind(&self, mut behind: Behind, unread: Option<Unread>) -> Option<bool> {
         let mut inner = self.lock();
         if inner.status.role != Role::Owner {
             return None;
         }
-        let is_new = inner.held_back.is_some() != held_back.is_some();
-        (inner.input_lag, inner.held_back) = (lag, held_back.map(str::to_owned));
+        if behind.lag.is_none()
+            && let Some(before) = &inner.behind
+        {
+            (behind.lag, behind.held_back) = (before.lag, before.held_back.clone());
+        }
+        let was_held = inner.behind.as_ref().is_some_and(|before| before.held_back.is_some());
+        let is_new = was_held != behind.held_back.is_some();
+        (inner.behind, inner.unread) = (Some(behind), unread.or(inner.unread.take()));
         Some(is_new)
     }
 

@@ -34,6 +34,9 @@ pub trait Observer: Send + Sync {
     /// Messages of its inputs that a shard has not read.
     fn input_lag(&self, stage: &'static str, shard: u32, messages: u64);
 
+    /// How old what a shard has not processed is at most, milliseconds; `None`: not known.
+    fn unread(&self, stage: &'static str, shard: u32, milliseconds: Option<u64>);
+
     /// Mutations of a partition that are read and not decided.
     fn backlog(&self, shard: u32, mutations: usize);
 
@@ -125,6 +128,10 @@ impl Observer for Exports {
 
     fn input_lag(&self, stage: &'static str, shard: u32, messages: u64) {
         self.metrics.stages.lag(stage, shard, messages);
+    }
+
+    fn unread(&self, stage: &'static str, shard: u32, milliseconds: Option<u64>) {
+        self.metrics.stages.unread(stage, shard, milliseconds.map(Duration::from_millis));
     }
 
     fn backlog(&self, shard: u32, mutations: usize) {

@@ -29,7 +29,7 @@ use millstream_shard::runtime::Environment;
 use millstream_stages::reaction::{Decided, Reaction};
 use millstream_stages::{StageSpan, reject};
 use prost::Message as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
@@ -201,6 +201,7 @@ impl Work {
             producer: log.producer()?,
             recorded: start,
             recorded_at_ms: 0,
+            undecided: Undecided::default(),
             in_flight: 0,
             pace: Pace::new(self.limits.bulk),
             struggles: false,
@@ -272,6 +273,7 @@ impl Work {
             if failed.is_some() || message.is_empty() {
                 return;
             }
+            turn.undecided.read.push_back((message.offset, message.timestamp_ms));
             let mutations =
                 frame::read(message.payload, Content::Mutation).and_then(|records| {
                     records
@@ -443,6 +445,9 @@ impl Work {
     fn record(&self, turn: &mut Turn) {
         turn.recorded_at_ms = self.environment.clock.now_ms();
         let position = turn.reaction.position();
+        if turn.undecided.decide_before(position) {
+            self.desk.note_processed(vec![turn.undecided.since_ms]);
+        }
         if turn.recorded == Some(position) {
             return;
         }
@@ -481,10 +486,35 @@ struct Turn {
     producer: Box<dyn Producer>,
     recorded: Option<u64>,
     recorded_at_ms: u64,
+    undecided: Undecided,
     in_flight: usize,
     pace: Pace,
     /// The store has been found to be in trouble, and the condition says so.
     struggles: bool,
+}
+
+/// How old what is not decided is.
+#[derive(Default)]
+struct Undecided {
+    /// Offset and append time of each message that was read and is not decided.
+    read: VecDeque<(u64, u64)>,
+    /// No message that is not decided was appended before, milliseconds since 1970; none while none was read.
+    since_ms: Option<u64>,
+}
+
+impl Undecided {
+    /// Every message before this offset is decided; tells whether that says something new of those that are not.
+    fn decide_before(&mut self, position: u64) -> bool {
+        let before = self.since_ms;
+        while let Some((_, appended_ms)) = self.read.pop_front_if(|(offset, _)| *offset < position) {
+            self.since_ms = Some(appended_ms);
+        }
+        // The oldest of them says it best.
+        if let Some((_, appended_ms)) = self.read.front() {
+            self.since_ms = Some(*appended_ms);
+        }
+        self.since_ms != before
+    }
 }
 
 fn send_and_wait(producer: &dyn Producer, message: Outgoing<'_>) -> Result<(), ShardError> {

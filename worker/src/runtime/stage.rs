@@ -197,6 +197,7 @@ impl<S: Stage> Work<S> {
     fn note_passed(&mut self) {
         if let Some(shard) = self.seat.shard() {
             self.desk.note_passed(shard.position().inputs.clone());
+            self.desk.note_processed(shard.processed_ms());
         }
     }
 

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -260,6 +261,7 @@ pub struct StageMetrics {
     rejects: Family<RejectLabels, Counter>,
     usage: Family<UsageLabels, Gauge>,
     lag: Family<ShardLabels, Gauge>,
+    unread: Family<ShardLabels, Gauge<f64, AtomicU64>>,
     backlog: Family<ShardLabels, Gauge>,
     writes: Family<OutcomeLabels, Counter>,
     freshness: Histogram,
@@ -276,6 +278,7 @@ impl StageMetrics {
             rejects: Family::default(),
             usage: Family::default(),
             lag: Family::default(),
+            unread: Family::default(),
             backlog: Family::default(),
             writes: Family::default(),
             freshness: seconds(),
@@ -291,6 +294,8 @@ impl StageMetrics {
             "Offsets between where a shard reads its inputs and their ends",
             metrics.lag.clone(),
         );
+        let help = "How old what a shard has not processed is at most";
+        stage.register("unread_seconds", help, metrics.unread.clone());
         let help = "Sums per tenant as the shards of this process committed them (I2)";
         registry.register("usage_records", help, metrics.usage.clone());
         let reaction = registry.sub_registry_with_prefix("reaction");
@@ -341,6 +346,15 @@ impl StageMetrics {
         self.lag.get_or_create(&ShardLabels { stage, shard }).set(i64::try_from(messages).unwrap_or(i64::MAX));
     }
 
+    /// How old what a shard has not processed is at most; `None`: not known.
+    pub fn unread(&self, stage: &'static str, shard: u32, age: Option<Duration>) {
+        let labels = ShardLabels { stage, shard };
+        match age {
+            Some(age) => drop(self.unread.get_or_create(&labels).set(age.as_secs_f64())),
+            None => drop(self.unread.remove(&labels)),
+        }
+    }
+
     /// Mutations that a shard of the stage reaction has read, and that are in no document yet.
     pub fn backlog(&self, shard: u32, mutations: usize) {
         let labels = ShardLabels { stage: "reaction", shard };
@@ -350,6 +364,7 @@ impl StageMetrics {
     /// A shard is not this process's any more.
     pub fn forget_shard(&self, stage: &'static str, shard: u32) {
         self.lag.remove(&ShardLabels { stage, shard });
+        self.unread.remove(&ShardLabels { stage, shard });
         self.backlog.remove(&ShardLabels { stage, shard });
     }
 
@@ -413,6 +428,10 @@ mod tests {
         metrics.stages.usage("action", &metrics.stages.label("acme"), &Usage { effects: 5, ..Usage::default() });
         metrics.stages.lag("unify", 2, 11);
         metrics.stages.lag("unify", 3, 11);
+        metrics.stages.unread("unify", 2, Some(Duration::from_millis(1_500)));
+        metrics.stages.unread("unify", 3, Some(Duration::ZERO));
+        metrics.stages.unread("action", 4, Some(Duration::ZERO));
+        metrics.stages.unread("action", 4, None);
         metrics.stages.forget_shard("unify", 3);
         metrics.stages.writes("written", 4);
         metrics.stages.freshness(Duration::from_millis(400));
@@ -426,6 +445,7 @@ mod tests {
             "millstream_stage_commit_seconds_bucket{le=\"0.032\",stage=\"unify\"} 1",
             "millstream_usage_records{tenant=\"acme\",stage=\"action\",outcome=\"effects\"} 5",
             "millstream_stage_input_lag{stage=\"unify\",shard=\"2\"} 11",
+            "millstream_stage_unread_seconds{stage=\"unify\",shard=\"2\"} 1.5",
             "millstream_reaction_writes_total{outcome=\"written\"} 4",
             "millstream_reaction_freshness_seconds_count 1",
             "# EOF",
@@ -433,6 +453,7 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         assert!(!text.contains("outcome=\"unknown\"") && !text.contains("shard=\"3\""), "{text}");
+        assert!(!text.contains("shard=\"4\""), "what is not known is not shown: {text}");
     }
 
     #[test]

@@ -67,3 +67,16 @@ fn a_store_that_is_configured_wrongly_needs_a_person_and_one_that_is_away_does_n
     let away = condition(|| DocumentError::Unavailable("nobody listens".into()));
     assert!(matches!(&away, Condition::Retrying(why) if why.contains("nobody listens")), "{away:?}");
 }
+
+#[test]
+fn what_is_not_decided_is_as_old_as_the_oldest_of_it() {
+    let mut undecided = Undecided::default();
+    assert!(!undecided.decide_before(0), "nothing was read");
+    undecided.read.extend([(0, 100), (3, 200), (4, 300)]);
+    assert!(undecided.decide_before(0));
+    assert_eq!(undecided.since_ms, Some(100), "none is decided: the store may be away");
+    assert!(undecided.decide_before(4));
+    assert_eq!(undecided.since_ms, Some(300));
+    assert!(!undecided.decide_before(5), "what follows came later than the last one");
+    assert_eq!((undecided.since_ms, undecided.read.len()), (Some(300), 0));
+}

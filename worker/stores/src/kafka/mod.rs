@@ -18,7 +18,7 @@ pub use config::KafkaConfig;
 
 use consumer::KafkaConsumer;
 use millstream_shard::log::{
-    Consumer, EachRead, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
+    Consumer, Deletes, EachRead, Ends, Log, LogError, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
 use producer::KafkaProducer;
 use shared::Shared;
@@ -81,6 +81,10 @@ impl Log for KafkaLog {
 
     fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
         self.shared.ends(of)
+    }
+
+    fn deletes(&self, topic: &str) -> Result<Deletes, LogError> {
+        self.shared.deletes(topic)
     }
 
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {

@@ -5,7 +5,7 @@ use super::client::{Quiet, Reading, about, code, creation, is_missing};
 use super::config::KafkaConfig;
 use super::raw;
 use super::topics::{self, new_topic};
-use millstream_shard::log::{Ends, LogError, TopicPartition, TopicSpec, View};
+use millstream_shard::log::{Deletes, Ends, LogError, TopicPartition, TopicSpec, View};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -281,22 +281,25 @@ impl Shared {
         Err(LogError::Topic { topic: name, message })
     }
 
-    fn settings_of(&self, topic: &TopicSpec) -> Result<ConfigResource, LogError> {
-        self.once_known(|| {
-            let asked = [ResourceSpecifier::Topic(&topic.name)];
-            let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
-                .map_err(|error| about(&topic.name, code(&error), "cannot describe topic"))?;
-            match answer.into_iter().next() {
-                // Every topic has settings. The client keeps from us why a broker tells of none: it may not.
-                Some(Ok(found)) if found.entries.is_empty() => Err(LogError::Unavailable(format!(
-                    "cannot describe topic {}: the brokers tell nothing of its settings; allow DescribeConfigs",
-                    topic.name
-                ))),
-                Some(Ok(found)) => Ok(found),
-                Some(Err(code)) => Err(about(&topic.name, code, "cannot describe topic")),
-                None => Err(LogError::Unavailable(format!("cannot describe topic {}", topic.name))),
-            }
-        })
+    /// What a topic deletes by itself, asked once.
+    pub(super) fn deletes(&self, topic: &str) -> Result<Deletes, LogError> {
+        let found = self.settings_of(topic)?;
+        Ok(topics::deletes(|name| value(&found, name)))
+    }
+
+    fn settings_of(&self, topic: &str) -> Result<ConfigResource, LogError> {
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let answer = futures::executor::block_on(self.admin.describe_configs(&asked, &self.options()))
+            .map_err(|error| about(topic, code(&error), "cannot describe topic"))?;
+        match answer.into_iter().next() {
+            // Every topic has settings. The client keeps from us why a broker tells of none: it may not.
+            Some(Ok(found)) if found.entries.is_empty() => Err(LogError::Unavailable(format!(
+                "cannot describe topic {topic}: the brokers tell nothing of its settings; allow DescribeConfigs"
+            ))),
+            Some(Ok(found)) => Ok(found),
+            Some(Err(code)) => Err(about(topic, code, "cannot describe topic")),
+            None => Err(LogError::Unavailable(format!("cannot describe topic {topic}"))),
+        }
     }
 
     pub(super) fn delete_topic(&self, topic: &str) -> Result<(), LogError> {
@@ -348,7 +351,7 @@ impl Shared {
         if partitions != topic.partitions {
             return Err(differs(format!("it exists with {partitions} partitions, not {}", topic.partitions)));
         }
-        let found = self.settings_of(topic)?;
+        let found = self.once_known(|| self.settings_of(&topic.name))?;
         match topics::differs(topics::demands(&self.config, topic), |name| value(&found, name)) {
             Some(message) => Err(differs(message)),
             None => Ok(()),

@@ -1,7 +1,7 @@
 //! What a pipeline's topics must be like: the settings that they are created with, and those without which a topic that exists is refused. Nothing here asks anybody.
 
 use super::config::KafkaConfig;
-use millstream_shard::log::{Retention, TopicSpec};
+use millstream_shard::log::{Deletes, Retention, TopicSpec};
 use rdkafka::admin::{NewTopic, TopicReplication};
 
 /// Room for the batch header around a message of the largest size.
@@ -73,6 +73,16 @@ pub(super) fn differs<'a>(
     })
 }
 
+/// What a topic with these settings deletes by itself. One that is only compacted deletes nothing by age or size.
+pub(super) fn deletes<'a>(found: impl Fn(&'static str) -> Option<&'a str>) -> Deletes {
+    if !found("cleanup.policy").is_none_or(|policies| policies.split(',').any(|policy| policy.trim() == "delete")) {
+        return Deletes::default();
+    }
+    // -1: no bound.
+    let bound = |name| found(name).and_then(|value| value.parse::<u64>().ok());
+    Deletes { after_ms: bound("retention.ms"), beyond_bytes: bound("retention.bytes") }
+}
+
 /// A topic as the admin client takes it.
 pub(super) fn new_topic<'a>(config: &KafkaConfig, topic: &'a TopicSpec, settings: &'a [Setting<'a>]) -> NewTopic<'a> {
     let replication = TopicReplication::Fixed(i32::from(config.replication_factor));
@@ -108,6 +118,19 @@ mod tests {
         assert!(is_as_good("min.insync.replicas", "3", "2") && !is_as_good("min.insync.replicas", "1", "2"));
         assert!(!is_as_good("retention.ms", "9", "5") && is_as_good("retention.ms", "-1", "-1"));
         assert!(!is_as_good("max.message.bytes", "unknown", "5"));
+    }
+
+    #[test]
+    fn what_a_topic_deletes_follows_from_its_policy_and_bounds() {
+        let of = |policy: &'static str, milliseconds: &'static str, bytes: &'static str| {
+            let settings = [("cleanup.policy", policy), ("retention.ms", milliseconds), ("retention.bytes", bytes)];
+            deletes(|name| settings.iter().find(|(of, _)| *of == name).map(|(_, value)| *value))
+        };
+        let bounds = |after_ms, beyond_bytes| Deletes { after_ms, beyond_bytes };
+        assert_eq!(of("delete", "5", "-1"), bounds(Some(5), None));
+        assert_eq!(of("compact, delete", "-1", "7"), bounds(None, Some(7)));
+        assert_eq!(of("compact", "5", "7"), bounds(None, None));
+        assert_eq!(of("delete", "-1", "-1"), bounds(None, None));
     }
 
     #[test]

@@ -1,0 +1,207 @@
+//! How old what a pipeline's shards have not processed is, and whether it may be lost: a pure look at what workers report.
+//!
+//! A shard's owner has looked at the end of its inputs, so that its word counts. Of a shard without one nobody knows whether anything came, but everybody who owned it has said up to which moment
+//! everything was processed: what waits is at most as old as the latest of these (`millstream_plan::unread`). So a stage that does not run gets nearer to its retention with every hour, also for an
+//! operator that has just started; that it may be nothing that is lost is no reason not to say so.
+
+use crate::fleet::Fleet;
+use millstream_plan::plan::ShardId;
+use millstream_plan::status::{Role, ShardStatus};
+use millstream_plan::unread::{Danger, Kept, Unread, age};
+use millstream_plan::view::View;
+use std::collections::BTreeMap;
+
+/// What waits in a pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Freshness {
+    /// How old the oldest of it is at most, milliseconds. `None`: a shard has no owner, or its owner does not know.
+    pub oldest_ms: Option<u64>,
+    /// Shards that may lose what they have not processed.
+    pub at_risk: BTreeMap<ShardId, AtRisk>,
+    /// Shards of which nobody can say whether they may.
+    pub unknown: Vec<(ShardId, Option<Unread>)>,
+    /// All shards.
+    pub shards: usize,
+}
+
+/// What may be lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtRisk {
+    /// The input.
+    pub unread: Unread,
+    /// How old it is at most, milliseconds.
+    pub age_ms: Option<u64>,
+    /// Somebody owns the shard.
+    pub is_owned: bool,
+}
+
+impl Freshness {
+    /// At a moment, milliseconds since 1970.
+    pub fn of(view: &View, fleet: &Fleet, now_ms: u64) -> Freshness {
+        let mut of_shards: BTreeMap<&ShardId, Vec<(&str, &ShardStatus)>> = BTreeMap::new();
+        let Some(plan) = view.plan() else { return Freshness::default() };
+        for (report, _) in view.reports().filter(|(report, _)| report.generation == plan.generation) {
+            for (id, status) in &report.shards {
+                of_shards.entry(id).or_default().push((&report.worker, status));
+            }
+        }
+        let mut found = Freshness { oldest_ms: Some(0), shards: plan.placements.len(), ..Freshness::default() };
+        for id in plan.placements.keys() {
+            let owner = fleet.shards.get(id).and_then(|shard| shard.owner.as_deref());
+            found.add(id, owner, of_shards.get(id).map_or(&[], Vec::as_slice), now_ms);
+        }
+        found.oldest_ms = found.oldest_ms.filter(|_| found.shards > 0);
+        found
+    }
+
+    fn add(&mut self, id: &ShardId, owner: Option<&str>, said: &[(&str, &ShardStatus)], now_ms: u64) {
+        let is_owners = |(worker, status): &&(&str, &ShardStatus)| Some(*worker) == owner && status.role == Role::Owner;
+        let owners = said.iter().find(is_owners).map(|(_, status)| *status);
+        let unread_ms = owners.and_then(|status| status.unread_ms);
+        self.oldest_ms = self.oldest_ms.and_then(|oldest_ms| Some(oldest_ms.max(unread_ms?)));
+        // What others say of ages and ends is of another time.
+        let others = said.iter().filter_map(|(_, status)| status.unread.as_ref());
+        let others = others.map(|unread| Unread { age_ms: None, near_start: false, ..unread.clone() });
+        let for_good = others.max_by_key(|unread| unread.watermark_ms);
+        let owners = owners.and_then(|status| status.unread.clone());
+        let is_sure = |unread: &Unread| unread.danger(now_ms) != Danger::Unknown;
+        let is_owned = owners.as_ref().is_some_and(is_sure);
+        let unread = owners.filter(is_sure).or(for_good);
+        match unread {
+            Some(unread) if unread.danger(now_ms) == Danger::None => {}
+            Some(unread) if unread.danger(now_ms) == Danger::Near => {
+                let age_ms = unread.age_at(now_ms);
+                self.at_risk.insert(id.clone(), AtRisk { unread, age_ms, is_owned });
+            }
+            unread => self.unknown.push((id.clone(), unread)),
+        }
+    }
+
+    /// The oldest age, for people.
+    pub fn text(&self) -> String {
+        self.oldest_ms.map_or_else(|| "unknown".to_owned(), age)
+    }
+}
+
+impl AtRisk {
+    /// In words.
+    pub fn describe(&self) -> String {
+        let AtRisk { unread: Unread { topic, kept, near_start, .. }, age_ms, is_owned } = self;
+        let old = age_ms.map_or_else(String::new, |age_ms| format!(" up to {} old", age(age_ms)));
+        let nobody = if *is_owned { "" } else { ", if anything came since it had an owner" };
+        let goes = match kept {
+            _ if *near_start => "it is among the oldest that the topic still has".to_owned(),
+            Some(Kept::For(kept_ms)) => format!("the topic deletes what is older than {}", age(*kept_ms)),
+            Some(Kept::ForEver) | None => "the topic deletes by size".to_owned(),
+        };
+        format!("what it has not processed of {topic} is{old}{nobody}, and {goes}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Shard;
+    use millstream_plan::incarnation::Incarnation;
+    use millstream_plan::message::Control;
+    use millstream_plan::plan::{Placement, Plan, Version};
+    use millstream_plan::status::WorkerStatus;
+    use millstream_plan::view::Bounds;
+    use std::collections::BTreeSet;
+
+    const HOUR_MS: u64 = 3_600_000;
+    /// A topic keeps what is in it for ten hours.
+    const KEPT: Option<Kept> = Some(Kept::For(10 * HOUR_MS));
+
+    fn id() -> ShardId {
+        ShardId::new("action", 3)
+    }
+
+    fn unread(watermark_ms: Option<u64>, age_ms: Option<u64>) -> Option<Unread> {
+        Some(Unread { topic: "orders.g1.actions".into(), watermark_ms, age_ms, kept: KEPT, near_start: false })
+    }
+
+    fn owner(unread_ms: Option<u64>, unread: Option<Unread>) -> ShardStatus {
+        ShardStatus { role: Role::Owner, unread_ms, unread, ..ShardStatus::default() }
+    }
+
+    /// Of one shard that `a` owns, or nobody, when workers say this of it.
+    fn of(is_owned: bool, says: &[(&str, ShardStatus)], now_ms: u64) -> Freshness {
+        let mut view = View::new(1, Bounds::default());
+        let plan = Plan {
+            version: Version { term: 1, number: 1 },
+            generation: 1,
+            placements: [(id(), Placement { owner: "a".into(), ..Placement::default() })].into(),
+        };
+        view.control(Control::Plan(plan), 0);
+        for (worker, status) in says {
+            view.status(report(worker, status), 0);
+        }
+        let shard = Shard { owner: is_owned.then(|| "a".to_owned()), ..Shard::default() };
+        let fleet = Fleet { shards: [(id(), shard)].into(), ..Fleet::default() };
+        Freshness::of(&view, &fleet, now_ms)
+    }
+
+    fn report(worker: &str, status: &ShardStatus) -> WorkerStatus {
+        WorkerStatus {
+            worker: worker.to_owned(),
+            incarnation: Incarnation::new(1, 1),
+            sequence: 1,
+            generation: 1,
+            zone: String::new(),
+            node: String::new(),
+            started_ms: 0,
+            capacity: 1,
+            leaving: false,
+            stages: BTreeSet::new(),
+            shards: [(id(), status.clone())].into(),
+            control_offset: 0,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn an_owners_word_counts() {
+        let all_read = of(true, &[("a", owner(Some(0), unread(Some(1), Some(0))))], 20 * HOUR_MS);
+        assert_eq!((all_read.text().as_str(), all_read.at_risk.len(), all_read.unknown.len()), ("<1s", 0, 0));
+        let is_old = |age_ms| of(true, &[("a", owner(Some(age_ms), unread(Some(1), Some(age_ms))))], 0);
+        assert_eq!((is_old(5 * HOUR_MS).text().as_str(), is_old(5 * HOUR_MS).at_risk.len()), ("5h", 0));
+        let late = is_old(6 * HOUR_MS);
+        let expected = "what it has not processed of orders.g1.actions is up to 6h old, and the topic deletes what is older than 10h";
+        assert_eq!(late.at_risk[&id()].describe(), expected);
+    }
+
+    #[test]
+    fn a_shard_that_nobody_owns_is_as_old_as_anybody_knows() {
+        let standby = ShardStatus { unread: unread(Some(HOUR_MS), None), ..ShardStatus::default() };
+        // What a said when it died is of another time.
+        let dead = owner(Some(0), unread(Some(4 * HOUR_MS), Some(0)));
+        let at = |now_ms| of(false, &[("a", dead.clone()), ("b", standby.clone())], now_ms);
+        assert_eq!((at(9 * HOUR_MS).text().as_str(), at(9 * HOUR_MS).at_risk.len()), ("unknown", 0));
+        let late = at(9 * HOUR_MS + 1);
+        assert!(late.at_risk[&id()].describe().contains("is up to 5h old, if anything came since it had an owner"));
+        assert_eq!(of(false, &[], 0).unknown, [(id(), None)], "nobody has ever said anything");
+    }
+
+    #[test]
+    fn an_owner_that_does_not_know_yet_is_helped_by_whoever_knew() {
+        let opened = ("a", owner(None, unread(None, None)));
+        assert_eq!(of(true, std::slice::from_ref(&opened), 0).unknown.len(), 1);
+        let before = ShardStatus { unread: unread(Some(HOUR_MS), None), ..ShardStatus::default() };
+        let helped = of(true, &[opened, ("b", before)], 2 * HOUR_MS);
+        assert_eq!((helped.text().as_str(), helped.unknown.len(), helped.at_risk.len()), ("unknown", 0, 0));
+    }
+
+    #[test]
+    fn a_generation_of_before_says_nothing() {
+        let mut old = report("a", &owner(Some(0), unread(Some(1), Some(0))));
+        old.generation = 0;
+        let mut view = View::new(1, Bounds::default());
+        let placements = [(id(), Placement::default())].into();
+        view.control(Control::Plan(Plan { version: Version::default(), generation: 1, placements }), 0);
+        view.status(old, 0);
+        assert_eq!(Freshness::of(&view, &Fleet::default(), 0).unknown.len(), 1);
+        let none = Freshness::of(&View::new(1, Bounds::default()), &Fleet::default(), 0);
+        assert_eq!((none.text().as_str(), none.shards), ("unknown", 0), "there is no plan");
+    }
+}
