@@ -98,7 +98,7 @@ pub(crate) async fn recreate(client: &Client, namespace: &str, pods: &BTreeMap<S
 }
 
 /// The very object that was looked at, and no other that has its name by now.
-async fn delete<K: Kind>(api: &Api<K>, name: &str, uid: Option<String>) -> Result<(), Trouble> {
+pub(crate) async fn delete<K: Kind>(api: &Api<K>, name: &str, uid: Option<String>) -> Result<(), Trouble> {
     delete_within(api, name, uid, None).await
 }
 
@@ -118,7 +118,7 @@ async fn delete_within<K: Kind>(
 }
 
 /// What every kind is that we apply.
-trait Kind:
+pub(crate) trait Kind:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
 {
 }

@@ -3,16 +3,17 @@
 //! A reconciliation looks at the pipeline as it is and never at why it was called. A resource that cannot be read (written past the schema, by an older or newer one) is passed over with a log line, and
 //! stops nobody else. After a failure a pipeline waits by the kind of failure, longer each time ([`Trouble::pause`]); others do not wait for it.
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Name};
 use crate::apply::{apply, recreate, replace};
 use crate::build::secrets::needed;
 use crate::build::{build, names};
+use crate::deletion;
 use crate::dereference::{Dereferenced, dereference};
 use crate::metrics::Metrics;
 use crate::observe::observe;
 use crate::pins::Pins;
 use crate::plan::{self, Intent};
-use crate::plans::{Asks, Plans};
+use crate::plans::{Asks, Making, Plans, Said};
 use crate::reason::Reason;
 use crate::status::Outcome;
 use crate::tell::Teller;
@@ -65,11 +66,13 @@ pub(crate) struct Context {
     pub(crate) pipelines: Store<Guarded>,
     pub(crate) tenants: Arc<Registry>,
     /// The operator's own.
-    namespace: String,
+    pub(crate) namespace: String,
+    /// Its Pod.
+    pub(crate) operator: Name,
     /// Failures in turn, by uid of the pipeline.
     failures: Mutex<HashMap<String, u32>>,
-    plans: Arc<Plans>,
-    teller: Teller,
+    pub(crate) plans: Arc<Plans>,
+    pub(crate) teller: Teller,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -113,6 +116,7 @@ pub async fn run(
     drop(admin.plans.set(Arc::clone(&plans)));
     let context = Arc::new(Context {
         namespace: settings.namespace.clone(),
+        operator: Name { namespace: settings.namespace.clone(), name: settings.name.clone() },
         failures: Mutex::default(),
         plans,
         tenants: registry,
@@ -207,15 +211,19 @@ pub(crate) fn readable<K: Resource<DynamicType = ()>>(guarded: &DeserializeGuard
 }
 
 async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
-    let Some(pipeline) = readable(&guarded) else { return Ok(Action::await_change()) };
-    // What belongs to it goes by itself, with its owner.
-    if pipeline.metadata.deletion_timestamp.is_some() {
-        context.forget(pipeline);
-        context.plans.retain(|uid| Some(uid) != pipeline.metadata.uid.as_deref());
+    let Some(pipeline) = readable(&guarded) else {
+        deletion::let_go_unread(&context, guarded.meta()).await?;
         return Ok(Action::await_change());
-    }
+    };
     let began = Instant::now();
-    let result = steps(&context, pipeline).await;
+    let result = match pipeline.metadata.deletion_timestamp {
+        None => steps(&context, pipeline).await,
+        Some(_) => match finish(&context, pipeline).await {
+            Ok(None) => return Ok(Action::await_change()),
+            Ok(Some(outcome)) => Ok(outcome),
+            Err(trouble) => Err(trouble),
+        },
+    };
     let outcome = match &result {
         Ok(outcome) => outcome,
         Err(trouble) => &Outcome::failed(trouble),
@@ -223,15 +231,34 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
     let told = context.teller.tell(pipeline, outcome).await;
     let failed = result.as_ref().err().or(told.as_ref().err()).map(Trouble::reason);
     context.metrics.reconciled("IngestionPipeline", began.elapsed(), failed);
-    let again = if outcome.doing.is_empty() { ANYWAY } else { WHILE_DOING };
-    result?;
+    let again = if outcome.doing.is_empty() && outcome.deleting.is_none() { ANYWAY } else { WHILE_DOING };
+    let outcome = result?;
     let untold = told?;
     context.forget(pipeline);
+    if outcome.absent_topics.is_some() {
+        // That is written down now.
+        context.plans.may_make(pipeline);
+        return Ok(Action::requeue(Duration::ZERO));
+    }
     Ok(Action::requeue(untold.map_or(again, |left| left.min(again))))
+}
+
+/// What a pipeline that is being deleted waits for; nothing when it may go. What belongs to it goes by itself, with its owner.
+async fn finish(context: &Context, pipeline: &IngestionPipeline) -> Result<Option<Outcome>, Trouble> {
+    if deletion::is_held(&pipeline.metadata) {
+        let outcome = deletion::finish(context, pipeline).await?;
+        if outcome.is_some() {
+            return Ok(outcome);
+        }
+    }
+    context.forget(pipeline);
+    context.plans.retain(|uid| Some(uid) != pipeline.metadata.uid.as_deref());
+    Ok(None)
 }
 
 async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcome, Trouble> {
     let client = &context.client;
+    deletion::settle(client, pipeline).await?;
     if pipeline.spec.paused {
         // Whatever else is wrong with it.
         context.plans.wish(pipeline, None);
@@ -244,7 +271,11 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     }
     let mut objects = build(&prepared)?;
     let observed = observe(client, &prepared).await?;
-    let (heard, freshness) = context.plans.heard(pipeline, access).map_err(Trouble::Threads)?;
+    let Said { heard, freshness, making } = context.plans.heard(pipeline, access).map_err(Trouble::Threads)?;
+    if making != Making::Allowed && observed.stateful_sets.is_empty() {
+        // Workers make topics, too.
+        objects.stateful_sets.clear();
+    }
     let now = k8s_openapi::jiff::Timestamp::now();
     let seen = plan::seen(prepared.name(), &observed.stateful_sets, &observed.pods, now);
     let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
@@ -264,7 +295,22 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let doing = if is_paused { Vec::new() } else { intent.doing };
     let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
-    Ok(Outcome { stateful_sets, trouble, fleet, freshness, unheard, lost, pins_ignored, doing, ..Outcome::default() })
+    let absent_topics = match making {
+        Making::Absent(names) => Some(names),
+        Making::Looking | Making::Allowed => None,
+    };
+    Ok(Outcome {
+        stateful_sets,
+        trouble,
+        fleet,
+        freshness,
+        unheard,
+        lost,
+        pins_ignored,
+        doing,
+        absent_topics,
+        ..Outcome::default()
+    })
 }
 
 /// What is wanted of the pipeline's plan.

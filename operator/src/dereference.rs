@@ -41,7 +41,7 @@ pub(crate) async fn dereference(
 ) -> Result<Dereferenced, Trouble> {
     let namespace = pipeline.metadata.namespace.clone().unwrap_or_default();
     let mut problems = Vec::new();
-    let contents = contents(client, &namespace, &pipeline, &mut problems).await?;
+    let contents = contents(client, &namespace, &pipeline, &StageName::ALL, &mut problems).await?;
     let mut prepared = Prepared {
         replicas: replicas(client, &namespace, &pipeline).await?,
         secrets: SecretHashes::default(),
@@ -57,6 +57,29 @@ pub(crate) async fn dereference(
     let hash = |bytes: Vec<u8>| secrets::hex(&Sha256::digest(bytes));
     prepared.secrets = SecretHashes(contents.into_iter().map(|(key, bytes)| (key, hash(bytes))).collect());
     Ok(Dereferenced { prepared, problems, access })
+}
+
+/// How a pipeline's log is reached, and what of that is missing: the rest of what it refers to plays no part.
+///
+/// # Errors
+/// [`Trouble`]: the API server could not be asked.
+pub(crate) async fn log_of(
+    client: &Client,
+    pipeline: &IngestionPipeline,
+    operator_namespace: &str,
+) -> Result<(Access, Vec<Problem>), Trouble> {
+    let namespace = pipeline.metadata.namespace.clone().unwrap_or_default();
+    let mut problems = Vec::new();
+    // Gateways see Kafka's Secrets and no others.
+    let contents = contents(client, &namespace, pipeline, &[StageName::Gateway], &mut problems).await?;
+    let prepared = Prepared {
+        pipeline: pipeline.clone(),
+        replicas: BTreeMap::new(),
+        secrets: SecretHashes::default(),
+        document_ports: BTreeSet::new(),
+        operator_namespace: operator_namespace.to_owned(),
+    };
+    Ok((access(&prepared, &contents), problems))
 }
 
 /// With everything in memory: the client takes certificates as text, too.
@@ -93,10 +116,11 @@ async fn contents(
     client: &Client,
     namespace: &str,
     pipeline: &IngestionPipeline,
+    stages: &[StageName],
     problems: &mut Vec<Problem>,
 ) -> Result<Contents, Trouble> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let needed: BTreeSet<(String, String)> = StageName::ALL
+    let needed: BTreeSet<(String, String)> = stages
         .iter()
         .flat_map(|stage| needed(&pipeline.spec, *stage))
         .map(|(SecretKey { name, key }, _)| (name, key))

@@ -47,7 +47,9 @@ pub fn happenings(before: Option<&IngestionPipelineStatus>, now: &IngestionPipel
     if let Some((_, is)) = changed(ConditionType::Ready) {
         match (is.status.as_str(), is.reason.as_str()) {
             ("True", reason) => says(false, reason, "all workers are ready, and every shard has an owner"),
-            ("False", reason) if reason == Reason::Suspended.as_str() => says(false, &is.reason, &is.message),
+            ("False", reason) if [Reason::Suspended, Reason::Deleting].iter().any(|it| it.as_str() == reason) => {
+                says(false, &is.reason, &is.message);
+            }
             // What begins is not ready yet.
             ("False", reason)
                 if reason == Reason::WorkersNotReady.as_str()

@@ -21,6 +21,7 @@ pub mod admin;
 mod apply;
 pub mod build;
 pub mod controller;
+mod deletion;
 mod dereference;
 pub mod events;
 pub mod fleet;

@@ -19,6 +19,7 @@ use millstream_plan::view::Bounds;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::planning::{Planning, Turn, Wishes};
 use millstream_shard::topics::Topics;
+use millstream_stores::kafka::survey::Survey;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -50,6 +51,29 @@ pub(crate) struct Heard {
     pub(crate) fleet: Option<Fleet>,
     /// What stands in the way: a reason, and a message.
     pub(crate) problem: Option<(Reason, String)>,
+}
+
+/// What a pipeline's thread has to say.
+#[derive(Clone, Debug)]
+pub(crate) struct Said {
+    /// Of its workers.
+    pub(crate) heard: Heard,
+    /// How fresh it is; `None` until that is known.
+    pub(crate) freshness: Option<Freshness>,
+    /// Whether topics may be made.
+    pub(crate) making: Making,
+}
+
+/// Whether topics may be made. Before the first one is made, somebody writes down which were not there: a topic that the pipeline made is its own, whatever happens in between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Making {
+    /// It is not known yet which are there.
+    #[default]
+    Looking,
+    /// These are not there. That is to be written down.
+    Absent(Vec<String>),
+    /// It is written down, or nothing is made here.
+    Allowed,
 }
 
 /// Asks for the reconciliation of a pipeline.
@@ -89,6 +113,7 @@ struct State {
     /// None: it only looks.
     wishes: Option<Wishes>,
     heard: Heard,
+    making: Making,
     /// Nobody was asked to look at that yet.
     is_new: bool,
     asked: Option<Instant>,
@@ -141,11 +166,7 @@ impl Plans {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(crate) fn heard(
-        &self,
-        pipeline: &IngestionPipeline,
-        access: Access,
-    ) -> std::io::Result<(Heard, Option<Freshness>)> {
+    pub(crate) fn heard(&self, pipeline: &IngestionPipeline, access: Access) -> std::io::Result<Said> {
         let uid = pipeline.metadata.uid.clone().unwrap_or_default();
         let mut threads = self.locked();
         // One that has panicked is replaced, too.
@@ -154,9 +175,13 @@ impl Plans {
         }
         if let Some(running) = threads.get(&uid) {
             let state = running.shared.locked();
-            return Ok((state.heard.clone(), state.freshness.clone()));
+            let State { heard, freshness, making, .. } = &*state;
+            return Ok(Said { heard: heard.clone(), freshness: freshness.clone(), making: making.clone() });
         }
-        let shared = Arc::new(Shared { state: Mutex::default(), stopped: Condvar::new() });
+        let is_written = pipeline.status.as_ref().is_some_and(|status| status.created_topics.is_some());
+        let making = if is_written || !access.kafka.create_topics { Making::Allowed } else { Making::Looking };
+        let state = State { making: making.clone(), ..State::default() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), stopped: Condvar::new() });
         let worker = Worker {
             access: access.clone(),
             shared: Arc::clone(&shared),
@@ -168,7 +193,28 @@ impl Plans {
         let thread = std::thread::Builder::new().name(format!("plan-{uid}")).spawn(move || worker.run())?;
         let of = Name { namespace: pipeline.namespace().unwrap_or_default(), name: pipeline.name_any() };
         threads.insert(uid, Running { access, of, shared, thread });
-        Ok((Heard::default(), None))
+        Ok(Said { heard: Heard::default(), freshness: None, making })
+    }
+
+    /// It is written down which topics of a pipeline are not there: they may be made.
+    pub(crate) fn may_make(&self, pipeline: &IngestionPipeline) {
+        let uid = pipeline.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(running) = self.locked().get(uid) {
+            running.shared.locked().making = Making::Allowed;
+            running.shared.stopped.notify_all();
+        }
+    }
+
+    /// Ends a pipeline's thread; whether it has ended: until then it may still make topics.
+    pub(crate) fn is_ended(&self, uid: &str) -> bool {
+        let mut threads = self.locked();
+        let Some(running) = threads.get(uid) else { return true };
+        running.stop();
+        let is_ended = running.thread.is_finished();
+        if is_ended {
+            threads.remove(uid);
+        }
+        is_ended
     }
 
     /// Says what is wanted of a pipeline's plan; `None`: nothing is to be published.
@@ -210,10 +256,16 @@ impl Plans {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
+impl Running {
+    fn stop(&self) {
         self.shared.locked().is_stopped = true;
         self.shared.stopped.notify_all();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -226,6 +278,13 @@ impl Shared {
     fn pause(&self, pause: Duration) {
         let waits = |state: &mut State| !state.is_stopped;
         drop(self.stopped.wait_timeout_while(self.locked(), pause, waits).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until topics may be made; false: it is stopped.
+    fn wait_for_leave(&self) -> bool {
+        let waits = |state: &mut State| !state.is_stopped && state.making != Making::Allowed;
+        let state = self.stopped.wait_while(self.locked(), waits).unwrap_or_else(PoisonError::into_inner);
+        !state.is_stopped
     }
 }
 
@@ -280,7 +339,11 @@ impl Unowned {
 impl Worker {
     fn run(&self) {
         while !self.shared.locked().is_stopped {
-            if let Err(error) = self.open().and_then(|mut planning| self.go_on(&mut planning)) {
+            let ended = self.look_for_topics().and_then(|()| match self.shared.wait_for_leave() {
+                true => self.open().and_then(|mut planning| self.go_on(&mut planning)),
+                false => Ok(()),
+            });
+            if let Err(error) = ended {
                 self.meets(&error);
                 self.shared.pause(PAUSE);
             }
@@ -289,6 +352,23 @@ impl Worker {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Before topics are made: which are there already.
+    fn look_for_topics(&self) -> Result<(), LogError> {
+        if self.shared.locked().making != Making::Looking {
+            return Ok(());
+        }
+        let survey = Survey::open(self.access.kafka.clone())?;
+        let mut absent = Vec::new();
+        for topic in self.access.topics.specs() {
+            if survey.layout(&topic.name)?.is_none() {
+                absent.push(topic.name);
+            }
+        }
+        self.shared.locked().making = Making::Absent(absent);
+        (self.asks.pipeline)(&self.pipeline);
+        Ok(())
     }
 
     fn open(&self) -> Result<Planning, LogError> {

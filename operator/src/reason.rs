@@ -71,6 +71,12 @@ reasons! {
     AsExpected,
     /// Something was wrong, and is not any more. Of an Event only.
     Recovered,
+    /// The pipeline is deleted, and something must be done before it may go.
+    Deleting,
+    /// What became of the topics of a pipeline that was deleted. Of an Event only.
+    TopicsDeleted,
+    /// A pipeline was let go, and its topics stayed. Of an Event only.
+    TopicsRetained,
     /// The operator changes nothing.
     PausedBySpec,
     /// The operator makes changes.

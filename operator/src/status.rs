@@ -10,7 +10,9 @@ use crate::trouble::Trouble;
 use crate::validate::Problem;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use millstream_crds::{ConditionType, IngestionPipeline, IngestionPipelineStatus, StageName, StageStatus};
+use millstream_crds::{
+    ConditionType, IngestionPipeline, IngestionPipelineStatus, StageName, StageStatus, TopicManagement,
+};
 use millstream_plan::unread::Unread;
 
 /// A message longer than that is cut: it is for people, and a status is written often.
@@ -40,6 +42,10 @@ pub struct Outcome {
     pub pins_ignored: Vec<String>,
     /// What is under way.
     pub doing: Vec<String>,
+    /// The topics that were not there when the pipeline began, once that is known.
+    pub absent_topics: Option<Vec<String>>,
+    /// It is deleted: what it waits for.
+    pub deleting: Option<String>,
 }
 
 impl Outcome {
@@ -87,8 +93,20 @@ pub fn status(
     // An age of before says nothing once nobody is heard any more.
     let unheard = outcome.unheard.as_ref().map(|_| "unknown".to_owned());
     let freshness = outcome.freshness.as_ref().map(Freshness::text).or(unheard).or_else(|| before.freshness.clone());
-    let observed_generation = generation;
-    IngestionPipelineStatus { observed_generation, conditions, stages, shards, freshness, plan, version, ..before }
+    // What was written once stays: topics that it made are there from then on. Of topics that are others' it made none.
+    let is_managed = pipeline.spec.kafka.topics == TopicManagement::Managed;
+    let created_topics = before.created_topics.clone().or_else(|| outcome.absent_topics.clone()).filter(|_| is_managed);
+    IngestionPipelineStatus {
+        observed_generation: generation,
+        conditions,
+        stages,
+        shards,
+        freshness,
+        plan,
+        version,
+        created_topics,
+        ..before
+    }
 }
 
 fn owned(fleet: &Fleet) -> usize {
@@ -122,6 +140,9 @@ fn said(
     let is_paused = pipeline.spec.paused;
     let ready = match &wrong {
         Some((reason, message)) => (ConditionType::Ready, "False", *reason, message.clone()),
+        None if outcome.deleting.is_some() => {
+            (ConditionType::Ready, "False", Reason::Deleting, outcome.deleting.clone().unwrap_or_default())
+        }
         None if stages.is_empty() => (ConditionType::Ready, "Unknown", Reason::NotObserved, String::new()),
         None if pipeline.spec.suspend => {
             (ConditionType::Ready, "False", Reason::Suspended, "no workers run while spec.suspend is true".to_owned())
@@ -137,6 +158,7 @@ fn said(
     };
     let moving = outcome.fleet.as_ref().map_or(0, |fleet| fleet.moving);
     let (status, reason, message) = match &wrong {
+        _ if outcome.deleting.is_some() => ("True", Reason::Deleting, outcome.deleting.clone().unwrap_or_default()),
         Some(_) => ("False", Reason::NothingToDo, String::new()),
         None if !outcome.doing.is_empty() => ("True", Reason::WorkersChanging, outcome.doing.join("; ")),
         None if !waiting.is_empty() => ("True", Reason::WorkersStarting, waiting.join("; ")),
@@ -455,6 +477,35 @@ mod tests {
         let said = status(&pipeline, &unheard, &at(2));
         assert_eq!(short(&said)[0], "Ready True WorkersReady");
         assert_eq!((short(&said)[2].as_str(), said.shards.as_deref()), ("Degraded True LogUnavailable", Some("24/24")));
+    }
+
+    #[test]
+    fn what_a_deleted_pipeline_waits_for_is_said() {
+        let deleting = Some("2 workers end".to_owned());
+        let said = status(&pipeline(&json!({})), &Outcome { deleting: deleting.clone(), ..Outcome::default() }, &at(1));
+        assert_eq!(
+            short(&said)[..3],
+            ["Ready False Deleting", "Progressing True Deleting", "Degraded False AsExpected"]
+        );
+        let trouble = Some((Reason::LogUnavailable, "no broker".to_owned()));
+        let said = status(&pipeline(&json!({})), &Outcome { deleting, trouble, ..Outcome::default() }, &at(1));
+        let expected = ["Ready False LogUnavailable", "Progressing True Deleting", "Degraded True LogUnavailable"];
+        assert_eq!(short(&said)[..3], expected);
+    }
+
+    #[test]
+    fn which_topics_a_pipeline_made_is_written_once_and_forgotten_when_topics_become_others() {
+        let absent = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            Outcome { absent_topics: Some(names), ..sets(2, 2) }
+        };
+        let mut pipeline = pipeline(&json!({}));
+        assert_eq!(status(&pipeline, &sets(2, 2), &at(1)).created_topics, None);
+        pipeline.status = Some(status(&pipeline, &absent(&["a"]), &at(1)));
+        let again = status(&pipeline, &absent(&["b"]), &at(2)).created_topics;
+        assert_eq!(again, Some(vec!["a".to_owned()]));
+        pipeline.spec.kafka.topics = TopicManagement::Existing;
+        assert_eq!(status(&pipeline, &sets(2, 2), &at(3)).created_topics, None);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! What a person or a script waits for (a condition's status or reason, the generation that it is about) is written at once. What changes all the time while shards move (counts, messages) is
 //! written every 30 s at most: every write reaches everybody who watches.
 
+use crate::admin::Name;
 use crate::controller::tell_status;
-use crate::events::happenings;
+use crate::events::{Happening, happenings};
 use crate::metrics::Metrics;
 use crate::status::{Outcome, status};
 use crate::trouble::Trouble;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
@@ -73,19 +75,40 @@ impl Teller {
         before: Option<&IngestionPipelineStatus>,
         said: &IngestionPipelineStatus,
     ) {
-        let reference = pipeline.object_ref(&());
         for happening in happenings(before, said) {
-            let event = Event {
-                type_: if happening.is_warning { EventType::Warning } else { EventType::Normal },
-                reason: happening.reason,
-                note: Some(cut(happening.note)).filter(|note| !note.is_empty()),
-                action: "Reconcile".to_owned(),
-                secondary: None,
-            };
-            // An Event is a courtesy: what it says is in the status as well.
-            if let Err(error) = self.recorder.publish(&event, &reference).await {
-                tracing::warn!(%error, reason = event.reason, "an Event is not told");
-            }
+            self.event(pipeline, &happening).await;
+        }
+    }
+
+    /// Says that something happened to a pipeline.
+    pub(crate) async fn event(&self, pipeline: &IngestionPipeline, happening: &Happening) {
+        self.publish(&pipeline.object_ref(&()), None, happening).await;
+    }
+
+    /// The same, said of the operator's own Pod: in a namespace that is being deleted nothing can be created.
+    pub(crate) async fn elsewhere(&self, pipeline: &IngestionPipeline, operator: &Name, happening: &Happening) {
+        tracing::warn!(reason = happening.reason, "{}", happening.note);
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: Some(operator.name.clone()),
+            namespace: Some(operator.namespace.clone()),
+            ..ObjectReference::default()
+        };
+        self.publish(&about, Some(pipeline.object_ref(&())), happening).await;
+    }
+
+    async fn publish(&self, about: &ObjectReference, secondary: Option<ObjectReference>, happening: &Happening) {
+        let event = Event {
+            type_: if happening.is_warning { EventType::Warning } else { EventType::Normal },
+            reason: happening.reason.clone(),
+            note: Some(cut(happening.note.clone())).filter(|note| !note.is_empty()),
+            action: "Reconcile".to_owned(),
+            secondary,
+        };
+        // An Event is a courtesy: what it says is in the status or the log as well.
+        if let Err(error) = self.recorder.publish(&event, about).await {
+            tracing::warn!(%error, reason = event.reason, "an Event is not told");
         }
     }
 
@@ -112,7 +135,9 @@ fn is_waited_for(before: Option<&IngestionPipelineStatus>, said: &IngestionPipel
         (type_, status, reason, observed_generation)
     };
     let all = |status: &IngestionPipelineStatus| status.conditions.iter().map(short).collect::<Vec<_>>();
-    before.is_none_or(|before| before.observed_generation != said.observed_generation || all(before) != all(said))
+    let short =
+        |status: &IngestionPipelineStatus| (status.observed_generation, all(status), status.created_topics.clone());
+    before.is_none_or(|before| short(before) != short(said))
 }
 
 #[cfg(test)]
@@ -133,6 +158,10 @@ mod tests {
         for more in [json!({"status": "False"}), json!({"reason": "other"}), json!({"observedGeneration": 2})] {
             assert!(is_waited_for(Some(&before), &status(&more)), "{more}");
         }
+        assert!(is_waited_for(
+            Some(&before),
+            &IngestionPipelineStatus { created_topics: Some(vec![]), ..before.clone() }
+        ));
         let counted =
             IngestionPipelineStatus { shards: Some("2/24".to_owned()), ..status(&json!({"message": "other"})) };
         assert!(!is_waited_for(Some(&before), &counted));

@@ -5,6 +5,10 @@ use millstream::config::{self, Documents, Log, Ownership};
 use millstream_crds::IngestionPipeline;
 use millstream_operator::build::{Objects, build};
 use millstream_operator::{Prepared, SecretHashes};
+use millstream_shard::log::{Log as _, TopicSpec};
+use millstream_shard::topics::Topics;
+use millstream_stores::kafka::KafkaLog;
+use millstream_stores::kafka::survey::Survey;
 use millstream_tests::pipeline;
 use millstream_tests::servers::{ApiServer, Kafka, Kubectl, Mongo, Server, Stop, free_ports};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
@@ -146,9 +150,14 @@ struct Scene {
 
 impl Scene {
     fn new(namespace: &str) -> Scene {
+        Scene::run_from(namespace, namespace)
+    }
+
+    /// The operator's own namespace is another one.
+    fn run_from(namespace: &str, home: &str) -> Scene {
         let server = kubernetes();
         server.run(&["create", "namespace", namespace], "").unwrap();
-        let (operator, admin) = start(server, namespace);
+        let (operator, admin) = start_from(server, namespace, home);
         Scene { server, namespace: namespace.to_owned(), operator, admin }
     }
 
@@ -228,6 +237,54 @@ impl Scene {
         }
     }
 
+    /// Changes the pipeline's spec.
+    fn patch(&self, spec: &Value) {
+        let patch = json!({ "spec": spec }).to_string();
+        self.kubectl(&["patch", "mip", "orders", "--type=merge", "-p", &patch], "");
+    }
+
+    /// Waits until the pipeline has exactly these finalizers.
+    fn finalizers(&self, expected: &[&str]) {
+        self.until("finalizers", || {
+            let found = self.get("mip", "orders")["metadata"]["finalizers"].clone();
+            let is_it = found == json!(expected) || (found.is_null() && expected.is_empty());
+            (is_it.then_some(()), found.to_string())
+        });
+    }
+
+    /// Deletes the pipeline, and waits for nothing.
+    fn delete(&self) {
+        self.kubectl(&["delete", "mip", "orders", "--wait=false"], "");
+    }
+
+    /// Waits until the pipeline has gone.
+    fn gone(&self) {
+        self.until("the pipeline gone", || {
+            let names = self.names("mip");
+            (
+                names.is_empty().then_some(()),
+                self.kubectl(&["get", "mip", "-o", "jsonpath={.items[*].status.conditions}"], ""),
+            )
+        });
+    }
+
+    /// The topics that the pipeline made, by its status.
+    fn created(&self) -> BTreeSet<String> {
+        self.until("what the pipeline made", || {
+            let found = self.get("mip", "orders")["status"]["createdTopics"].clone();
+            let names = found.as_array().map(|names| names.iter().map(|it| it.as_str().unwrap().to_owned()).collect());
+            (names, found.to_string())
+        })
+    }
+
+    /// Waits until exactly these of the pipeline's topics are there.
+    fn topics(&self, expected: &BTreeSet<String>) {
+        self.until("topics", || {
+            let found = there(&specs(&self.namespace));
+            ((found == *expected).then_some(()), format!("{found:?}"))
+        });
+    }
+
     /// What the plugin prints, and its exit code.
     fn plugin(&self, arguments: &[&str]) -> (String, i32) {
         let url = format!("http://127.0.0.1:{}", self.admin);
@@ -260,12 +317,16 @@ impl Scene {
 
 /// An operator, and the port on which it tells of itself.
 fn start(server: &Kubectl, namespace: &str) -> (Server, u16) {
+    start_from(server, namespace, namespace)
+}
+
+fn start_from(server: &Kubectl, namespace: &str, home: &str) -> (Server, u16) {
     let folder = tempfile::Builder::new().prefix("millstream-operator-").tempdir().unwrap().keep();
     let kubeconfig = format!("KUBECONFIG={}", server.kubeconfig().display());
     let program = pipeline::program("millstream-operator").unwrap().display().to_string();
     let port = free_ports(1).unwrap()[0];
     let admin = format!("127.0.0.1:{port}");
-    let places = ["--watch-namespace", namespace, "--namespace", namespace, "--admin-listen", &admin];
+    let places = ["--watch-namespace", namespace, "--namespace", home, "--admin-listen", &admin];
     let command: Vec<String> = ["env", &kubeconfig, &program].into_iter().chain(places).map(str::to_owned).collect();
     (Server::start(folder, Stop::Terminate, &command).unwrap(), port)
 }
@@ -769,4 +830,164 @@ fn tenants_come_change_and_go_without_a_restart() {
     });
     scene.kubectl(&["delete", "tenant", "acme", "--timeout=10s"], "");
     answers(&pods, "third-key", 401);
+}
+
+const FINALIZER: &str = "ingestion.millstream.dev/topics";
+
+/// The topics of the pipeline `orders` with two shards.
+fn specs(namespace: &str) -> Vec<TopicSpec> {
+    Topics::new(&format!("{namespace}.orders"), 2, 1).specs()
+}
+
+/// Which of these topics are there.
+fn there(topics: &[TopicSpec]) -> BTreeSet<String> {
+    let survey = Survey::open(Kafka::shared().unwrap().config()).unwrap();
+    topics.iter().map(|it| it.name.clone()).filter(|name| survey.layout(name).unwrap().is_some()).collect()
+}
+
+fn make(topics: &[TopicSpec]) {
+    KafkaLog::new(Kafka::shared().unwrap().config()).unwrap().create_topics(topics).unwrap();
+}
+
+#[test]
+fn topics_that_a_pipeline_made_go_with_it_when_its_workers_have_ended() {
+    let mut scene = Scene::with_secret("deleted");
+    let all = specs("deleted");
+    let (before, ours): (Vec<TopicSpec>, Vec<TopicSpec>) =
+        all.iter().cloned().partition(|topic| topic.name == "deleted.orders.rejects");
+    let others = [TopicSpec { name: "deleted.orders.ingress2".to_owned(), ..before[0].clone() }];
+    make(&before);
+    make(&others);
+    let ours: BTreeSet<String> = ours.into_iter().map(|topic| topic.name).collect();
+    scene.pipeline(&json!({"shards": 2, "topicDeletionPolicy": "Delete"}));
+    scene.finalizers(&[FINALIZER]);
+    assert_eq!(scene.created(), ours);
+    scene.condition("Ready False WorkersNotReady");
+    scene.topics(&all.iter().map(|topic| topic.name.clone()).collect());
+    // A worker that does not end at once.
+    let uid = scene.get("sts", "orders-unify")["metadata"]["uid"].clone();
+    let labels = json!({"app.kubernetes.io/instance": "orders"});
+    let pod = |name: &str, owners: Value| {
+        scene.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": labels, "ownerReferences": owners},
+            "spec": {"serviceAccountName": "orders", "automountServiceAccountToken": false, "containers": [{"name": "worker", "image": "i"}]},
+        }));
+    };
+    pod(
+        "orders-unify-0",
+        json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "orders-unify", "uid": uid}]),
+    );
+    pod("somebody-elses", json!([]));
+    scene.delete();
+    let said = scene.until("only the Pod left", || {
+        let said = scene.condition("Progressing True Deleting");
+        (said.starts_with("1 workers end, before their topics go: orders-unify-0; ").then(|| said.clone()), said)
+    });
+    assert!(said.contains("set spec.topicDeletionPolicy to Retain"), "{said}");
+    assert_eq!(scene.names("sts"), Vec::<String>::new());
+    assert_eq!(there(&all).len(), all.len(), "nothing goes before its workers");
+    // Another operator goes on.
+    scene.operator.signal("KILL").unwrap();
+    (scene.operator, scene.admin) = start(scene.server, &scene.namespace);
+    scene.kubectl(&["delete", "pod", "orders-unify-0", "--grace-period=0", "--force"], "");
+    scene.gone();
+    scene.topics(&BTreeSet::from(["deleted.orders.rejects".to_owned()]));
+    assert_eq!(there(&others).len(), 1, "its name only begins like ours");
+    let notes = scene.kubectl(
+        &["get", "events.events.k8s.io", "-o", "jsonpath={range .items[?(@.reason==\"TopicsDeleted\")]}{.note}{end}"],
+        "",
+    );
+    assert!(
+        notes.contains("deleted.orders.g1.changelog.action")
+            && notes.ends_with("these stayed, because the pipeline did not make them: deleted.orders.rejects"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_deletion_is_said_and_retain_lets_go() {
+    let scene = Scene::with_secret("held");
+    let spec = json!({"shards": 2, "topicDeletionPolicy": "Delete"});
+    scene.pipeline(&spec);
+    let all = scene.created();
+    scene.topics(&all);
+    scene.kubectl(
+        &[
+            "patch",
+            "mip",
+            "orders",
+            "--type=json",
+            "-p",
+            r#"[{"op":"add","path":"/metadata/finalizers/-","value":"example.com/mine"}]"#,
+        ],
+        "",
+    );
+    // It comes and goes with the policy; others' stay.
+    for (more, expected) in [
+        (json!({"topicDeletionPolicy": "Retain"}), &["example.com/mine"][..]),
+        (json!({"topicDeletionPolicy": "Delete", "paused": true}), &["example.com/mine", FINALIZER]),
+        (json!({"kafka": {"topics": "Existing"}, "paused": false}), &["example.com/mine"]),
+        (json!({"kafka": {"topics": "Managed"}}), &["example.com/mine", FINALIZER]),
+    ] {
+        scene.patch(&more);
+        scene.finalizers(expected);
+    }
+    // They are others' since they were `Existing`: it made none of them.
+    scene.until("nothing made", || {
+        let made = scene.created();
+        (made.is_empty().then_some(()), format!("{made:?}"))
+    });
+    scene.kubectl(&["patch", "mip", "orders", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#], "");
+    scene.delete();
+    scene.gone();
+    scene.topics(&all);
+    let log = KafkaLog::new(Kafka::shared().unwrap().config()).unwrap();
+    log.delete_topics(&all.iter().cloned().collect::<Vec<_>>()).unwrap();
+    scene.pipeline(&spec);
+    assert_eq!(scene.created(), all);
+    scene.topics(&all);
+    let bootstrap = Kafka::shared().unwrap().bootstrap();
+    scene.patch(&json!({"kafka": {"bootstrapServers": ["127.0.0.1:1"]}}));
+    scene.delete();
+    let said = scene.condition("Degraded True LogUnavailable");
+    assert!(
+        said.starts_with("its topics cannot be deleted: ")
+            && said.contains("127.0.0.1:1")
+            && said.contains("set spec.topicDeletionPolicy to Retain"),
+        "{said}"
+    );
+    let sasl = json!({"username": "u", "password": {"name": "kafka", "key": "password"}});
+    scene.patch(&json!({"kafka": {"bootstrapServers": [bootstrap], "sasl": sasl}}));
+    assert!(scene.condition("Degraded True SecretMissing").contains("Secret kafka: is not there"));
+    let said = scene.condition("Progressing True Deleting");
+    assert!(said.starts_with("its topics cannot be deleted; to let the pipeline go at once"), "{said}");
+    scene.patch(&json!({"topicDeletionPolicy": "Retain"}));
+    scene.gone();
+    scene.topics(&all);
+}
+
+#[test]
+fn a_namespace_that_is_deleted_takes_its_pipeline_at_once_and_topics_stay() {
+    let scene = Scene::run_from("terminating", "default");
+    scene.secret("mongodb://db:27018/");
+    scene.pipeline(&json!({"shards": 2, "topicDeletionPolicy": "Delete"}));
+    let all = scene.created();
+    scene.topics(&all);
+    scene.finalizers(&[FINALIZER]);
+    scene.server.run(&["delete", "namespace", "terminating", "--wait=false"], "").unwrap();
+    // What the controller of namespaces would do.
+    scene.delete();
+    scene.gone();
+    scene.topics(&all);
+    let notes = scene.until("an Event", || {
+        let path = "jsonpath={range .items[?(@.reason==\"TopicsRetained\")]}{.regarding.kind} {.related.namespace}: {.note}{end}";
+        let notes = scene.server.run(&["get", "events.events.k8s.io", "-n", "default", "-o", path], "").unwrap();
+        ((!notes.is_empty()).then(|| notes.clone()), notes)
+    });
+    assert!(
+        notes.starts_with("Pod terminating: namespace terminating is being deleted")
+            && notes.contains("terminating.orders.ingress"),
+        "{notes}"
+    );
 }

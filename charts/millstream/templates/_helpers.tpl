@@ -25,6 +25,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [ingestion.millstream.dev]
   resources: [ingestionpipelines, tenants]
   verbs: [get, list, watch]
+# The finalizer of a pipeline whose topics go with it; nothing else of it is written.
+- apiGroups: [ingestion.millstream.dev]
+  resources: [ingestionpipelines]
+  verbs: [patch]
+# Whether a pipeline goes because its namespace does.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 - apiGroups: [ingestion.millstream.dev]
   resources: [stagescales]
   verbs: [get, list, watch, create]

@@ -64,6 +64,14 @@ impl KafkaLog {
     pub fn delete_topic(&self, topic: &str) -> Result<(), LogError> {
         self.shared.delete_topic(topic)
     }
+
+    /// Deletes these topics, and no others; those that are not there count as deleted. Returns when the brokers have noted it.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] with the brokers' reason for the first that could not be deleted: the others are deleted all the same.
+    pub fn delete_topics(&self, topics: &[String]) -> Result<(), LogError> {
+        self.shared.delete_topics(topics)
+    }
 }
 
 impl Log for KafkaLog {

@@ -323,6 +323,17 @@ impl Shared {
         }
     }
 
+    pub(super) fn delete_topics(&self, topics: &[String]) -> Result<(), LogError> {
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let options = self.options().operation_timeout(Some(self.config.request_timeout()));
+        self.learn_controller(self.config.request_timeout());
+        let results = futures::executor::block_on(self.admin.delete_topics(&names, &options))
+            .map_err(|error| about("(several)", code(&error), "cannot delete topics"));
+        topics.iter().for_each(|topic| self.forget(topic));
+        let failed = self.explain(results)?.into_iter().filter_map(Result::err).find(|(_, code)| !is_missing(*code));
+        failed.map_or(Ok(()), |(name, code)| Err(about(&name, code, "cannot delete topic")))
+    }
+
     pub(super) fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
         let failed = |error: &KafkaError| about(&at.topic, code(error), "cannot trim topic");
         let mut offsets = TopicPartitionList::new();

@@ -1,0 +1,281 @@
+//! A pipeline that is deleted: what has to be done before it may go, and the finalizer that keeps it until then.
+//!
+//! Topics go with their pipeline only when `topicDeletionPolicy` is `Delete`. Invariants:
+//!
+//! - **A finalizer only while something must be done.** A pipeline has ours when its policy is `Delete` and its topics are the operator's to delete; it comes and goes with the policy.
+//! - **Nobody uses what is deleted.** First the thread that publishes plans ends, which would make topics again, then the StatefulSets and their Pods, then topics go.
+//! - **Only topics that this pipeline made.** Which these are stands in `status.createdTopics`, written before the first one is made: those that were not there then. Of these only the pipeline's own names go, each by
+//!   its full name. Whatever was there before stays, and so does everything when topics are somebody else's (`Existing`).
+//! - **Never a deadlock.** What stands in the way is said, with what lets the pipeline go at once: the policy `Retain`. In a namespace that is itself being deleted, where Secrets and Roles may be gone already, and of a
+//!   resource that cannot be read, the finalizer goes at once, and an Event says that the topics stayed.
+//!
+//! Nothing is remembered between the steps: each is read off the API server and Kafka, so that an operator goes on where another stopped, and whatever was done already is done again without harm.
+
+use crate::build::names;
+use crate::controller::Context;
+use crate::dereference;
+use crate::events::Happening;
+use crate::plans::Access;
+use crate::reason::Reason;
+use crate::status::Outcome;
+use crate::trouble::Trouble;
+use crate::{FIELD_MANAGER, apply};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use millstream_crds::{DeletionPolicy, IngestionPipeline, IngestionPipelineSpec, StageName, TopicManagement};
+use millstream_shard::log::LogError;
+use millstream_stores::kafka::KafkaLog;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Ours.
+pub(crate) const FINALIZER: &str = "ingestion.millstream.dev/topics";
+/// What lets a pipeline go whatever stands in the way.
+const WAY_OUT: &str = "to let the pipeline go at once, and leave its topics, set spec.topicDeletionPolicy to Retain";
+/// Brokers that do not answer for so long are away: it is tried again.
+const BROKERS_WITHIN: Duration = Duration::from_secs(5);
+/// So many Pods are named in a message.
+const NAMED: usize = 5;
+
+/// Must something be done before this pipeline may go?
+fn is_wanted(spec: &IngestionPipelineSpec) -> bool {
+    spec.topic_deletion_policy == DeletionPolicy::Delete && spec.kafka.topics != TopicManagement::Existing
+}
+
+/// Is the finalizer there?
+pub(crate) fn is_held(metadata: &ObjectMeta) -> bool {
+    metadata.finalizers.iter().flatten().any(|it| it == FINALIZER)
+}
+
+/// The finalizer of a pipeline that lives comes and goes with its policy.
+///
+/// # Errors
+/// [`Trouble`]: the pipeline has its former finalizers.
+pub(crate) async fn settle(client: &Client, pipeline: &IngestionPipeline) -> Result<(), Trouble> {
+    let wanted = is_wanted(&pipeline.spec);
+    if wanted == is_held(&pipeline.metadata) {
+        return Ok(());
+    }
+    hold(client, &pipeline.metadata, wanted).await
+}
+
+/// Adds the finalizer to this very object, or takes it away. Others' finalizers stay as they are: the write is conditional on what was read.
+async fn hold(client: &Client, metadata: &ObjectMeta, wanted: bool) -> Result<(), Trouble> {
+    let (namespace, name) =
+        (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
+    let what = || format!("patch the finalizers of IngestionPipeline {name}");
+    let api: Api<IngestionPipeline> = Api::namespaced(client.clone(), namespace);
+    let found = api.get_metadata_opt(name).await.map_err(|error| Trouble::of(what(), error))?;
+    let Some(found) = found.filter(|found| found.metadata.uid == metadata.uid) else { return Ok(()) };
+    if wanted == is_held(&found.metadata) {
+        return Ok(());
+    }
+    let others = found.metadata.finalizers.unwrap_or_default().into_iter().filter(|it| it != FINALIZER);
+    let finalizers: Vec<String> = others.chain(wanted.then(|| FINALIZER.to_owned())).collect();
+    let patch = json!({"metadata": {"resourceVersion": found.metadata.resource_version, "finalizers": finalizers}});
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match api.patch_metadata(name, &params, &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(Trouble::of(what(), error)),
+    }
+}
+
+/// A resource that cannot be read may go: what is to become of its topics cannot be known.
+///
+/// # Errors
+/// [`Trouble`].
+pub(crate) async fn let_go_unread(context: &Context, metadata: &ObjectMeta) -> Result<(), Trouble> {
+    if metadata.deletion_timestamp.is_none() || !is_held(metadata) {
+        return Ok(());
+    }
+    hold(&context.client, metadata, false).await?;
+    let name = metadata.name.as_deref().unwrap_or_default();
+    tracing::warn!(pipeline = name, "a resource that cannot be read was deleted; its topics, if it has any, stayed");
+    Ok(())
+}
+
+/// Does what is still to be done for a pipeline that is being deleted; what it waits for, or nothing when it may go.
+///
+/// # Errors
+/// [`Trouble`]: it is tried again.
+pub(crate) async fn finish(context: &Context, pipeline: &IngestionPipeline) -> Result<Option<Outcome>, Trouble> {
+    // As it is now: another one of its name can only be there when this one has no finalizer any more, and topics would be the other's.
+    let (namespace, name) = (pipeline.namespace().unwrap_or_default(), pipeline.name_any());
+    let api: Api<IngestionPipeline> = Api::namespaced(context.client.clone(), &namespace);
+    let found =
+        api.get_opt(&name).await.map_err(|error| Trouble::of(format!("get IngestionPipeline {name}"), error))?;
+    let is_it = |found: &IngestionPipeline| found.uid() == pipeline.uid() && is_held(&found.metadata);
+    let Some(pipeline) = found.filter(is_it) else { return Ok(None) };
+    if !is_wanted(&pipeline.spec) {
+        hold(&context.client, &pipeline.metadata, false).await?;
+        return Ok(None);
+    }
+    if is_terminating(&context.client, &namespace).await? {
+        hold(&context.client, &pipeline.metadata, false).await?;
+        let note = format!(
+            "namespace {namespace} is being deleted: IngestionPipeline {name} was let go at once, and its topics stayed: {}",
+            created(&pipeline).join(", ")
+        );
+        context.teller.elsewhere(&pipeline, &context.operator, &says(true, Reason::TopicsRetained, note)).await;
+        return Ok(None);
+    }
+    let uid = pipeline.uid().unwrap_or_default();
+    if !context.plans.is_ended(&uid) {
+        return Ok(Some(waits("the operator stops publishing its plan".to_owned())));
+    }
+    let left = end_workers(&context.client, &pipeline).await?;
+    if !left.is_empty() {
+        let (count, named) = (left.len(), left.into_iter().take(NAMED).collect::<Vec<_>>().join(", "));
+        return Ok(Some(waits(format!("{count} workers end, before their topics go: {named}; {WAY_OUT}"))));
+    }
+    match remove_topics(context, &pipeline).await? {
+        Ok(note) => {
+            context.teller.event(&pipeline, &says(false, Reason::TopicsDeleted, note)).await;
+            hold(&context.client, &pipeline.metadata, false).await?;
+            Ok(None)
+        }
+        Err(outcome) => Ok(Some(*outcome)),
+    }
+}
+
+/// Deletes the topics that are the pipeline's; what was done, or what it waits for.
+async fn remove_topics(
+    context: &Context,
+    pipeline: &IngestionPipeline,
+) -> Result<Result<String, Box<Outcome>>, Trouble> {
+    let (access, problems) = dereference::log_of(&context.client, pipeline, &context.namespace).await?;
+    let all: BTreeSet<String> = access.topics.specs().into_iter().map(|topic| topic.name).collect();
+    // Whoever may write a status could name other topics there.
+    let (ours, others): (Vec<String>, Vec<String>) = all.into_iter().partition(|name| created(pipeline).contains(name));
+    let note = deleted(&ours, &others);
+    if ours.is_empty() {
+        return Ok(Ok(note));
+    }
+    if !problems.is_empty() {
+        return Ok(Err(Box::new(Outcome { problems, ..waits(format!("its topics cannot be deleted; {WAY_OUT}")) })));
+    }
+    let done = tokio::task::spawn_blocking(move || delete(&access, &ours)).await;
+    let done = done.unwrap_or_else(|error| Err(LogError::Unavailable(error.to_string())));
+    Ok(done.map(|()| note).map_err(|error| {
+        let message = format!("its topics cannot be deleted: {error}; it is tried again; {WAY_OUT}");
+        let trouble = Some((Reason::LogUnavailable, message.clone()));
+        Box::new(Outcome { trouble, ..waits(message) })
+    }))
+}
+
+fn delete(access: &Access, topics: &[String]) -> Result<(), LogError> {
+    let log = KafkaLog::new(access.kafka.clone())?;
+    log.brokers(BROKERS_WITHIN)?;
+    log.delete_topics(topics)
+}
+
+/// The topics that the pipeline made.
+fn created(pipeline: &IngestionPipeline) -> Vec<String> {
+    pipeline.status.as_ref().and_then(|status| status.created_topics.clone()).unwrap_or_default()
+}
+
+/// What was deleted, and what stays, for people.
+fn deleted(ours: &[String], others: &[String]) -> String {
+    let went = match ours {
+        [] => "no topics were deleted".to_owned(),
+        ours => format!("topics were deleted: {}", ours.join(", ")),
+    };
+    match others {
+        [] => went,
+        others => format!("{went}; these stayed, because the pipeline did not make them: {}", others.join(", ")),
+    }
+}
+
+fn waits(what: String) -> Outcome {
+    Outcome { deleting: Some(what), ..Outcome::default() }
+}
+
+fn says(is_warning: bool, reason: Reason, note: String) -> Happening {
+    Happening { is_warning, reason: reason.as_str().to_owned(), note }
+}
+
+/// Is the namespace itself being deleted?
+async fn is_terminating(client: &Client, namespace: &str) -> Result<bool, Trouble> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let found = api.get_metadata_opt(namespace).await;
+    let found = found.map_err(|error| Trouble::of(format!("get Namespace {namespace}"), error))?;
+    Ok(found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()))
+}
+
+/// Deletes the pipeline's StatefulSets; what is left of them and of their Pods.
+async fn end_workers(client: &Client, pipeline: &IngestionPipeline) -> Result<Vec<String>, Trouble> {
+    let (namespace, name) = (pipeline.namespace().unwrap_or_default(), pipeline.name_any());
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), &namespace);
+    let ours =
+        ListParams::default().labels(&format!("{}={name},{}={FIELD_MANAGER}", names::INSTANCE, names::MANAGED_BY));
+    let found = sets.list(&ours).await.map_err(|error| Trouble::of("list StatefulSets", error))?;
+    let uid = pipeline.uid();
+    let is_ours = |set: &StatefulSet| set.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref());
+    let mut left = Vec::new();
+    for set in found.items.into_iter().filter(is_ours) {
+        if set.metadata.deletion_timestamp.is_none() {
+            apply::delete(&sets, &set.name_any(), set.uid()).await?;
+        }
+        left.push(format!("StatefulSet {}", set.name_any()));
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let of_pipeline = ListParams::default().labels(&format!("{}={name}", names::INSTANCE));
+    let found = pods.list(&of_pipeline).await.map_err(|error| Trouble::of("list Pods", error))?;
+    left.extend(found.items.iter().filter(|pod| is_worker(&name, pod)).map(ResourceExt::name_any));
+    Ok(left)
+}
+
+/// Is it a Pod of one of the pipeline's StatefulSets? (Somebody else's may have the label.)
+fn is_worker(pipeline: &str, pod: &Pod) -> bool {
+    let owners = StageName::ALL.map(|stage| format!("{pipeline}-{}", stage.as_str()));
+    pod.owner_references().iter().any(|owner| owner.kind == "StatefulSet" && owners.contains(&owner.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(policy: &str, topics: &str) -> IngestionPipelineSpec {
+        let spec = json!({
+            "image": "i", "documentStore": {"mongodb": {"uri": {"name": "m", "key": "uri"}}},
+            "kafka": {"bootstrapServers": ["k:1"], "topics": topics}, "topicDeletionPolicy": policy,
+        });
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_held_that_nothing_must_be_done_for() {
+        assert!(is_wanted(&spec("Delete", "Managed")));
+        for (policy, topics) in [("Retain", "Managed"), ("Retain", "Existing"), ("Delete", "Existing")] {
+            assert!(!is_wanted(&spec(policy, topics)), "{policy} {topics}");
+        }
+    }
+
+    #[test]
+    fn only_pods_of_the_pipelines_own_stateful_sets_are_waited_for() {
+        let pod = |kind: &str, owner: &str| -> Pod {
+            let owner = json!({"apiVersion": "v1", "kind": kind, "name": owner, "uid": "1"});
+            serde_json::from_value(json!({"metadata": {"name": "p", "ownerReferences": [owner]}})).unwrap()
+        };
+        assert!(is_worker("orders", &pod("StatefulSet", "orders-unify")));
+        for (kind, owner) in [("StatefulSet", "orders-db"), ("Job", "orders-unify"), ("StatefulSet", "orders2-unify")] {
+            assert!(!is_worker("orders", &pod(kind, owner)), "{kind} {owner}");
+        }
+        assert!(!is_worker("orders", &Pod::default()));
+    }
+
+    #[test]
+    fn what_stays_is_said() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(deleted(&names(&["a", "b"]), &[]), "topics were deleted: a, b");
+        assert_eq!(
+            deleted(&[], &names(&["c"])),
+            "no topics were deleted; these stayed, because the pipeline did not make them: c"
+        );
+    }
+}
