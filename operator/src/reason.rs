@@ -77,9 +77,9 @@ reasons! {
     NotPaused,
     /// Lag is not measured.
     NotMeasured,
-    /// Every gateway knows a tenant's keys.
+    /// Every gateway, and every shard of unify, goes by a tenant's terms.
     Known,
-    /// Not every gateway knows a tenant's keys.
+    /// Not every gateway, or not every shard of unify, goes by a tenant's terms.
     Waiting,
     /// No gateway reports.
     NoGateways,

@@ -38,6 +38,8 @@ pub struct ShardStatus {
     pub condition: String,
     /// The client that it prepared for taking the shard from the owner of this epoch (ownership rule 2), if it has one. Unique per client.
     pub prepared: Option<String>,
+    /// Of unify: the rules of tenants that it applies are those of `control` up to here, exclusive; 0: it applies none, as former versions do.
+    pub control_offset: u64,
 }
 
 /// All that one worker has to say.

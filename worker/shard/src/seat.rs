@@ -148,6 +148,8 @@ impl<S: Stage> Seat<S> {
             epoch: position.epoch,
             batch_number: position.batch_number,
             condition: String::new(),
+            // Whoever steps the seat knows.
+            control_offset: 0,
             prepared: prepared.map(|(client, _)| client.to_owned()),
         }
     }
