@@ -364,7 +364,7 @@ impl Process {
     fn make_unify(&self) -> impl Fn() -> Unify + Send + 'static {
         let (config, tenants, book) = (self.config.unify.rules(), self.tenants(), self.rules.clone());
         move || {
-            let mut unify = of_tenants(Unify::new(config.clone()), tenants.as_ref());
+            let mut unify = of_tenants(Unify::new(&config), tenants.as_ref());
             unify.adopt(book.edition().rules);
             unify
         }

@@ -8,7 +8,7 @@
 
 use crate::source::identity;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What unify needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,7 +147,7 @@ impl TenantLimits {
 pub struct Rules {
     of_all: Judgement,
     /// Of those of whom something else is said.
-    of_tenants: HashMap<String, Judgement>,
+    of_tenants: BTreeMap<String, Judgement>,
 }
 
 /// What goes for one tenant.

@@ -155,15 +155,15 @@ impl Stage for Unify {
 
 impl Default for Unify {
     fn default() -> Unify {
-        Unify::new(UnifyConfig::default())
+        Unify::new(&UnifyConfig::default())
     }
 }
 
 impl Unify {
     /// With this configuration.
-    pub fn new(config: UnifyConfig) -> Unify {
+    pub fn new(config: &UnifyConfig) -> Unify {
         let seen = Window::of_hours(config.duplicate_window_hours);
-        Unify { rules: Arc::new(Rules::new(&config, &BTreeMap::new())), seen, tenants: None }
+        Unify { rules: Arc::new(Rules::new(config, &BTreeMap::new())), seen, tenants: None }
     }
 
     /// Goes by these rules from the next record on.

@@ -204,7 +204,7 @@ fn a_tenants_own_forbidden_values() {
     assert!(rules.of("acme").is_forbidden("'u1'") && rules.of("globex").is_forbidden("NOBODY"));
     assert!(!rules.of("globex").is_forbidden("u1"));
     let mut out = Outbox::default();
-    Unify::new(config).process(good("m"), &at(NOW), &mut Memory::default(), &mut out).unwrap();
+    Unify::new(&config).process(good("m"), &at(NOW), &mut Memory::default(), &mut out).unwrap();
     assert_eq!(out.reasons[0].reason, Reason::ForbiddenIdentifier);
     assert!(serde_json::from_str::<UnifyConfig>(r#"{"limits":{"max_name":1}}"#).is_err());
 }
