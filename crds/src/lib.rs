@@ -3,7 +3,7 @@
 //! | kind | who writes its spec | what it is |
 //! |---|---|---|
 //! | [`IngestionPipeline`] | users | one pipeline: its log, stores and stages |
-//! | [`Tenant`] | users | who may send to a pipeline, with which API keys |
+//! | [`Tenant`] | users | who may send to a pipeline, with which API keys, and on which terms |
 //! | [`StageScale`] | the operator makes one per stage; users, HPA and KEDA scale it | the number of workers of a stage |
 //!
 //! What a schema can say, it says here, so that the API server refuses it with the reason before anything happens: bounds, exactly one of several, and what is
@@ -35,7 +35,7 @@ pub use scale::{StageName, StageScale, StageScaleSpec, StageScaleStatus};
 pub use stage::{Claim, EmptyDir, FreeForm, LostNode, Resources, Stage, Stages, Storage};
 pub use status::{ConditionType, IngestionPipelineStatus, StageStatus};
 pub use stores::{DocumentStore, Mongodb, ObjectStore, S3};
-pub use tenant::{API_KEYS_LABEL, Tenant, TenantSpec, TenantStatus};
+pub use tenant::{API_KEYS_LABEL, Tenant, TenantIdentity, TenantLimits, TenantRate, TenantSpec, TenantStatus};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

@@ -10,18 +10,19 @@ use crate::admin::{Name, PipelineShards, ShardRow, StandbyRow};
 use crate::fleet::{Fleet, Shard};
 use crate::freshness::Freshness;
 use crate::reason::Reason;
-use crate::tenants::{Id, KeyHash, Registry, Standing, Wanted};
+use crate::tenants::{Id, Registry, Standing, Wanted};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use millstream_crds::IngestionPipeline;
+use millstream_plan::message::Terms;
 use millstream_plan::plan::ShardId;
-use millstream_plan::view::Bounds;
+use millstream_plan::view::{Bounds, Horizon};
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::planning::{Planning, Turn, Wishes};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::survey::Survey;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -302,8 +303,8 @@ struct Worker {
 struct Basis {
     changes: u64,
     control_offset: u64,
-    /// How far each gateway that may take requests has heard `control`.
-    gateways: Vec<u64>,
+    /// What all who let in or judge records go by.
+    horizon: Horizon,
     is_leading: bool,
 }
 
@@ -430,23 +431,28 @@ impl Worker {
         }
     }
 
-    /// Publishes who may send, and notes which of them every gateway knows.
+    /// Publishes who may send, on which terms, and how many gateways share their rates; and notes which of them everybody goes by.
     fn tenants(&self, planning: &mut Planning, basis: &mut Basis) -> Result<(), LogError> {
         let now = Basis {
             changes: self.tenants.changes(),
             control_offset: planning.control_offset(),
-            gateways: planning.view().gateways(self.now_ms()).map(|report| report.control_offset).collect(),
+            horizon: Horizon::of(&planning.view().judges(self.now_ms())),
             is_leading: planning.is_leading(),
         };
         if *basis == now {
             return Ok(());
         }
         let Some(wanted) = self.wanted(planning) else { return Ok(()) };
-        let published = planning.publish_tenants(&wanted.keys);
-        self.note_standings(planning, &wanted, &now.gateways);
+        let published = planning.publish_tenants(&wanted.terms);
+        self.note_standings(planning, &wanted, &now.horizon);
         let published = published?;
         if published > 0 {
             tracing::info!(pipeline = self.access.topics.pipeline, published, "published tenants");
+        }
+        // Without any, nobody takes in anything; those that start then are as many as before.
+        if now.horizon.gateways > 0 && planning.publish_gateways(now.horizon.gateways)? {
+            let (pipeline, count) = (&self.access.topics.pipeline, now.horizon.gateways);
+            tracing::info!(pipeline, count, "published how many gateways share the rates of tenants");
         }
         *basis = now;
         Ok(())
@@ -455,36 +461,37 @@ impl Worker {
     /// The log is away: what cannot be published now is not known to any gateway. Of the rest stays said what was.
     fn tell_tenants(&self, planning: &Planning, basis: &Basis) {
         if let Some(wanted) = self.wanted(planning).filter(|_| basis.changes != self.tenants.changes()) {
-            self.note_standings(planning, &wanted, &basis.gateways);
+            self.note_standings(planning, &wanted, &basis.horizon);
         }
     }
 
-    /// Who may send: whoever has a problem keeps the keys that it has.
+    /// Who may send: whoever has a problem keeps the keys that it has; one that cannot be read keeps all.
     fn wanted(&self, planning: &Planning) -> Option<Wanted> {
         let published = planning.view().tenants();
         let mut wanted = self.tenants.wanted(&self.pipeline, published)?;
         for name in wanted.problems.keys() {
             let known = published.get(name).filter(|tenant| !tenant.is_deleted);
-            wanted.keys.extend(known.map(|tenant| (name.clone(), tenant.api_keys.clone())));
+            let terms = |known: &Terms| match wanted.keyless.get(name) {
+                Some(terms) => Terms { api_keys: known.api_keys.clone(), ..terms.clone() },
+                None => known.clone(),
+            };
+            wanted.terms.extend(known.map(|tenant| (name.clone(), terms(&tenant.terms))));
         }
         Some(wanted)
     }
 
-    fn note_standings(&self, planning: &Planning, wanted: &Wanted, gateways: &[u64]) {
-        let is_said = |name: &str, keys: &BTreeSet<KeyHash>| {
-            planning.view().tenants().get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.api_keys == *keys)
+    fn note_standings(&self, planning: &Planning, wanted: &Wanted, horizon: &Horizon) {
+        let is_said = |name: &str, terms: &Terms| {
+            planning.view().tenants().get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.terms == *terms)
         };
-        let standing = |name: &String, keys: &BTreeSet<KeyHash>| {
-            let knows = |offset: &&u64| is_said(name, keys) && planning.knows_tenant(**offset, name);
-            match gateways.iter().all(|offset| knows(&offset)) {
-                _ if gateways.is_empty() => Standing::NoGateways,
-                true => Standing::Effective,
-                false => Standing::Waiting,
-            }
+        let standing = |name: &String, terms: &Terms| match is_said(name, terms) && planning.all_go_by(horizon, name) {
+            _ if horizon.gateways == 0 => Standing::NoGateways,
+            true => Standing::Effective,
+            false => Standing::Waiting,
         };
-        let of = |name: &String| match (wanted.problems.get(name), wanted.keys.get(name)) {
+        let of = |name: &String| match (wanted.problems.get(name), wanted.terms.get(name)) {
             (Some((reason, why)), _) => Some(Standing::Problem(*reason, why.clone())),
-            (None, keys) => keys.map(|keys| standing(name, keys)),
+            (None, terms) => terms.map(|terms| standing(name, terms)),
         };
         let standings: BTreeMap<String, (Id, Standing)> =
             wanted.ids.iter().filter_map(|(name, id)| Some((name.clone(), (id.clone(), of(name)?)))).collect();

@@ -85,9 +85,9 @@ reasons! {
     NotMeasured,
     /// What waits may be deleted before it is processed.
     RetentionNear,
-    /// Every gateway knows a tenant's keys.
+    /// Every gateway, and every shard of unify, goes by a tenant's terms.
     Known,
-    /// Not every gateway knows a tenant's keys.
+    /// Not every gateway, or not every shard of unify, goes by a tenant's terms.
     Waiting,
     /// No gateway reports.
     NoGateways,

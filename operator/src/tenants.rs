@@ -1,8 +1,10 @@
-//! Who may send: the keys of each `Tenant`, from Secrets, as hashes.
+//! Who may send, and on which terms: the keys of each `Tenant`, from Secrets, as hashes; its limits, rate and identity rules.
 //!
 //! What is wanted is computed for a pipeline as a whole ([`wanted`]), because a key must lead to one tenant; the pipeline's thread publishes what has changed ([`crate::plans`]), and says which
 //! tenants every gateway knows by now. A tenant whose Secret is missing or holds no key keeps the keys that it had: a Secret that was deleted by mistake must not lock anybody out. Deleting the
-//! Tenant does.
+//! Tenant does. The rest of its terms follows its spec all the same.
+//!
+//! A tenant is `Effective` when all who let in or judge its records go by what was published: gateways, workers of unify, and each shard that these own ([`millstream_plan::view::View::judges`]).
 //!
 //! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts.
 
@@ -17,8 +19,8 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
-use millstream_crds::{API_KEYS_LABEL, IngestionPipeline, SecretKey, Tenant, TenantStatus};
-use millstream_plan::message::Tenant as Published;
+use millstream_crds::{API_KEYS_LABEL, IngestionPipeline, SecretKey, Tenant, TenantSpec, TenantStatus};
+use millstream_plan::message::{Limits, Rate, Rules, Tenant as Published, Terms};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
@@ -40,7 +42,9 @@ pub type KeyHash = [u8; 32];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Those whose keys are known.
-    pub keys: BTreeMap<String, BTreeSet<KeyHash>>,
+    pub terms: BTreeMap<String, Terms>,
+    /// Those that have a problem with their keys: the rest of their terms.
+    pub keyless: BTreeMap<String, Terms>,
     /// The others: a reason, and what to do.
     pub problems: BTreeMap<String, (Reason, String)>,
     /// Of which object, and which generation of it, that is said.
@@ -75,26 +79,49 @@ pub fn wanted<'a>(
         if let Some(published) = published.get(&name).filter(|published| !published.is_deleted) {
             // Whoever has a problem keeps what it has.
             let stays = |key: &&KeyHash| hashes.as_ref().map_or(true, |hashes| hashes.contains(*key));
-            taken.extend(published.api_keys.iter().filter(stays).map(|key| (*key, name.clone())));
+            taken.extend(published.terms.api_keys.iter().filter(stays).map(|key| (*key, name.clone())));
         }
         wanted.ids.insert(name.clone(), id(tenant));
-        all.insert(name, hashes);
+        all.insert(name, (hashes, terms(&tenant.spec)));
     }
-    for (name, hashes) in all {
+    for (name, (hashes, terms)) in all {
         let others = |hash: &KeyHash| taken.get(hash).filter(|other| **other != name).cloned();
         match hashes.map(|hashes| (hashes.iter().find_map(others), hashes)) {
-            Err(problem) => drop(wanted.problems.insert(name, problem)),
+            Err(problem) => {
+                wanted.problems.insert(name.clone(), problem);
+                wanted.keyless.insert(name, terms);
+            }
             Ok((Some(other), _)) => {
                 let message = format!("one of its keys is tenant {other}'s, too: give it another one");
-                wanted.problems.insert(name, (Reason::KeyTaken, message));
+                wanted.problems.insert(name.clone(), (Reason::KeyTaken, message));
+                wanted.keyless.insert(name, terms);
             }
             Ok((None, hashes)) => {
                 taken.extend(hashes.iter().map(|hash| (*hash, name.clone())));
-                wanted.keys.insert(name, hashes);
+                wanted.terms.insert(name, Terms { api_keys: hashes, ..terms });
             }
         }
     }
     wanted
+}
+
+/// All terms but the keys. What the schema does not allow counts as left out.
+fn terms(spec: &TenantSpec) -> Terms {
+    let small = |number: Option<i32>| number.and_then(|number| u64::try_from(number).ok());
+    let large = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+    let limits = spec.limits.clone().unwrap_or_default();
+    let limits = Limits {
+        max_record_bytes: small(limits.max_record_bytes),
+        max_properties: small(limits.max_properties),
+        max_string_chars: small(limits.max_string_chars),
+        max_identifiers: small(limits.max_identifiers),
+        max_actions: small(limits.max_actions),
+    };
+    let rate = spec.rate.clone().unwrap_or_default();
+    let rate = Rate { records: large(rate.records_per_second), bytes: large(rate.bytes_per_second) };
+    let forbidden_values =
+        spec.identity.iter().flat_map(|identity| identity.forbidden_values.iter().cloned()).collect();
+    Terms { api_keys: BTreeSet::new(), rules: Rules { limits, forbidden_values }, rate }
 }
 
 /// The hash of a key in a Secret.
@@ -218,9 +245,9 @@ pub(crate) async fn watch(
 /// What is known of one tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Every gateway that is alive knows its keys.
+    /// Every gateway, worker of unify and shard of theirs goes by its terms.
     Effective,
-    /// Not every gateway does, or they are not published yet.
+    /// Not every one does, or they are not published yet.
     Waiting,
     /// There is none.
     NoGateways,
@@ -279,9 +306,13 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
 fn status(tenant: &Tenant, standing: Option<&Standing>, now: &Time) -> TenantStatus {
     let (status, reason, message) = match standing {
         None => ("Unknown", Reason::NotObserved, "its pipeline is not followed yet".to_owned()),
-        Some(Standing::Effective) => ("True", Reason::Known, "every gateway knows its keys".to_owned()),
+        Some(Standing::Effective) => {
+            ("True", Reason::Known, "every gateway, and every shard of unify, goes by it".to_owned())
+        }
         Some(Standing::NoGateways) => ("False", Reason::NoGateways, "no gateway of the pipeline reports".to_owned()),
-        Some(Standing::Waiting) => ("False", Reason::Waiting, "not every gateway knows its keys yet".to_owned()),
+        Some(Standing::Waiting) => {
+            ("False", Reason::Waiting, "not every gateway, or not every shard of unify, goes by it yet".to_owned())
+        }
         Some(Standing::Problem(reason, message)) => ("False", *reason, message.clone()),
     };
     let before = tenant.status.iter().flat_map(|status| &status.conditions);
@@ -348,7 +379,8 @@ mod tests {
             .into_iter()
             .map(|(name, keys)| (name.to_owned(), keys.into_iter().map(hash_of).collect()))
             .collect();
-        assert_eq!((wanted.keys, wanted.problems.len()), (expected, 0));
+        let keys: BTreeMap<_, _> = wanted.terms.into_iter().map(|(name, terms)| (name, terms.api_keys)).collect();
+        assert_eq!((keys, wanted.problems.len()), (expected, 0));
     }
 
     #[test]
@@ -365,7 +397,7 @@ mod tests {
             tenant("g", "orders", &[("s", "colon")]),
         ];
         let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new());
-        assert_eq!(wanted.keys.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(wanted.terms.keys().collect::<Vec<_>>(), ["a"]);
         let expected = [
             ("b", "KeyTaken", "tenant a's"),
             ("c", "SecretMissing", "nothing under `empty`"),
@@ -382,17 +414,48 @@ mod tests {
     }
 
     #[test]
+    fn the_terms_of_a_tenant_are_its_specs_also_while_its_keys_have_a_problem() {
+        let secrets = secrets(&[("s", &[("one", "k1")])]);
+        let of = |secret: &str| {
+            let mut tenant = tenant("acme", "orders", &[(secret, "one")]);
+            let more = json!({
+                "limits": {"maxRecordBytes": 2048, "maxProperties": 2, "maxStringChars": 16, "maxIdentifiers": 3, "maxActions": 4},
+                "rate": {"recordsPerSecond": 5, "bytesPerSecond": 6000},
+                "identity": {"forbiddenValues": ["test", "none"]},
+            });
+            let mut spec = serde_json::to_value(&tenant.spec).unwrap();
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            tenant.spec = serde_json::from_value(spec).unwrap();
+            wanted("shop", "orders", [tenant].iter(), |name| secrets.get(name).cloned(), &BTreeMap::new())
+        };
+        let limits = Limits {
+            max_record_bytes: Some(2048),
+            max_properties: Some(2),
+            max_string_chars: Some(16),
+            max_identifiers: Some(3),
+            max_actions: Some(4),
+        };
+        let rules = Rules { limits, forbidden_values: ["none".to_owned(), "test".to_owned()].into() };
+        let rate = Rate { records: Some(5), bytes: Some(6000) };
+        let expected = Terms { api_keys: [hash_of("k1")].into(), rules, rate };
+        assert_eq!(of("s").terms["acme"], expected);
+        let without = of("missing");
+        assert!(without.terms.is_empty());
+        assert_eq!(without.keyless["acme"], Terms { api_keys: BTreeSet::new(), ..expected });
+    }
+
+    #[test]
     fn a_key_stays_with_whom_it_was_published_for() {
         let secrets = secrets(&[("s", &[("one", "k1"), ("two", "k2")])]);
         let published = |name: &str, key: &str| {
-            let api_keys = [hash_of(key)].into();
-            (name.to_owned(), Published { name: name.to_owned(), version: 1, api_keys, is_deleted: false })
+            let terms = Terms { api_keys: [hash_of(key)].into(), ..Terms::default() };
+            (name.to_owned(), Published { name: name.to_owned(), version: 1, terms, is_deleted: false })
         };
         let secret = |name: &str| secrets.get(name).cloned();
         // A copy under a name that comes first.
         let all = [tenant("acme", "orders", &[("s", "one")]), tenant("old", "orders", &[("s", "one")])];
         let of = wanted("shop", "orders", all.iter(), secret, &[published("old", "k1")].into());
-        assert_eq!(of.keys.keys().collect::<Vec<_>>(), ["old"]);
+        assert_eq!(of.terms.keys().collect::<Vec<_>>(), ["old"]);
         assert_eq!(of.problems["acme"].0, Reason::KeyTaken);
         // One whose Secret is missing keeps its key; one that has another by now does not.
         let all = [tenant("a", "orders", &[("none", "x")]), tenant("b", "orders", &[("s", "one")])];
@@ -400,7 +463,7 @@ mod tests {
         assert_eq!((of.problems["a"].0, of.problems["b"].0), (Reason::SecretMissing, Reason::KeyTaken));
         let all = [tenant("a", "orders", &[("s", "two")]), tenant("b", "orders", &[("s", "one")])];
         let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into());
-        assert_eq!(of.keys.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(of.terms.keys().collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]
@@ -412,7 +475,10 @@ mod tests {
             format!("{} {} {} {}", it.type_, it.status, it.reason, it.message)
         };
         let waiting = status(&tenant, Some(&Standing::Waiting), &at(1));
-        assert_eq!(short(&waiting), "Effective False Waiting not every gateway knows its keys yet");
+        assert_eq!(
+            short(&waiting),
+            "Effective False Waiting not every gateway, or not every shard of unify, goes by it yet"
+        );
         let none = status(&tenant, Some(&Standing::NoGateways), &at(1));
         assert_eq!(short(&none), "Effective False NoGateways no gateway of the pipeline reports");
         assert_eq!(status(&tenant, None, &at(1)).conditions[0].status, "Unknown");

@@ -690,7 +690,7 @@ struct Outcome {
 
 impl Outcome {
     fn of(envelopes: &[Envelope]) -> Outcome {
-        let (unify, mut state, mut out) = (Unify::new(UnifyConfig::default()), Memory::default(), Outbox::default());
+        let (unify, mut state, mut out) = (Unify::new(&UnifyConfig::default()), Memory::default(), Outbox::default());
         for (offset, envelope) in envelopes.iter().enumerate() {
             let at = At {
                 input: Input::Ingress,

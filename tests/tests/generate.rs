@@ -69,7 +69,7 @@ fn unify(envelope: Envelope, position: u64, state: &mut Memory) -> Outbox {
     let stamp = Stamp { time_ms: NOW as u64 + position / 1000, offset: position, index: 0 };
     let at = At { input: Input::Ingress, partition, stamp, batch_ms: NOW as u64, generation: 1, shards: SHARDS };
     let mut out = Outbox::default();
-    Unify::new(UnifyConfig::default()).process(envelope, &at, state, &mut out).unwrap();
+    Unify::new(&UnifyConfig::default()).process(envelope, &at, state, &mut out).unwrap();
     out
 }
 

@@ -15,6 +15,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Instant;
 
 fn prepared(spec: &Value) -> Prepared {
     let object = json!({
@@ -760,11 +761,13 @@ fn one_operator_leads_and_another_takes_over_when_it_is_gone() {
 #[test]
 fn tenants_come_change_and_go_without_a_restart() {
     let scene = Scene::with_secret("tenants");
-    let tenant = |name: &str, keys: &[&str]| {
+    let tenant_on = |name: &str, keys: &[&str], terms: Value| {
         let keys: Vec<Value> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
-        let spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": keys});
+        let mut spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": keys});
+        spec.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
         scene.apply(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": spec}));
     };
+    let tenant = |name: &str, keys: &[&str]| tenant_on(name, keys, json!({}));
     let keys = |data: Value| {
         let metadata = json!({"name": "keys", "labels": {"ingestion.millstream.dev/api-keys": "true"}});
         scene.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}));
@@ -816,11 +819,34 @@ fn tenants_come_change_and_go_without_a_restart() {
     keys(json!({"two": "third-key"}));
     answers(&pods, "second-key", 401);
     answers(&pods, "third-key", 200);
+    // Each of two gateways takes half of a rate, as the operator has counted them: of ten seconds' worth five records at once, and what flows in meanwhile.
+    tenant_on("acme", &["two"], json!({"rate": {"recordsPerSecond": 1}}));
+    effective("acme", "True Known");
+    let began = Instant::now();
+    let let_in = (0..20).take_while(|_| pods.answer("orders-gateway-0", "third-key").unwrap() == 200).count();
+    let flown = began.elapsed().as_secs() as usize;
+    assert!((5..=6 + flown).contains(&let_in), "{let_in} in {flown} s");
+    assert_eq!(pods.answer("orders-gateway-0", "third-key").unwrap(), 429);
+    tenant("acme", &["two"]);
+    answers(&pods, "third-key", 200);
+    // Whoever judges records must go by it, too.
+    pods.start(&scene, "unify", 0);
+    scene.until("shards of unify", || {
+        let shown = scene.admin(&format!("/v1/pipelines/{}/orders", scene.namespace));
+        (shown.contains("\"owner\":\"orders-unify-0\"").then_some(()), shown)
+    });
+    pods.running["orders-unify-0"].signal("STOP").unwrap();
+    tenant_on("acme", &["two"], json!({"identity": {"forbiddenValues": ["walk-in"]}}));
+    effective("acme", "False Waiting");
+    pods.running["orders-unify-0"].signal("CONT").unwrap();
+    effective("acme", "True Known");
     tenant("globex", &["two"]);
     assert!(effective("globex", "False KeyTaken").contains("tenant acme's"));
     scene.kubectl(&["delete", "secret", "keys"], "");
     effective("acme", "False SecretMissing");
     assert_eq!(pods.answer("orders-gateway-0", "third-key").unwrap(), 200);
+    let version = || scene.get("tenant", "acme")["metadata"]["resourceVersion"].clone();
+    let before = version();
     // A gateway that starts knows who may send before it opens its port.
     pods.kill("orders-gateway-1");
     pods.start(&scene, "gateway", 1);
@@ -828,6 +854,7 @@ fn tenants_come_change_and_go_without_a_restart() {
         let answer = pods.answer("orders-gateway-1", "third-key");
         (answer.as_ref().ok().map(|code| assert_eq!(*code, 200)), format!("{answer:?}"))
     });
+    assert_eq!(version(), before, "a tenant's status was written, and nothing of it has changed");
     scene.kubectl(&["delete", "tenant", "acme", "--timeout=10s"], "");
     answers(&pods, "third-key", 401);
 }

@@ -224,3 +224,64 @@ fn a_stage_is_scaled_as_a_deployment_is() {
         assert!(said.contains(expected), "{path}: {said:?} instead of {expected:?}");
     }
 }
+
+#[test]
+fn terms_of_a_tenant_that_cannot_be_are_refused_with_what_to_do() {
+    let tenant = |terms: Value| {
+        let mut spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": [{"name": "acme", "key": "one"}]});
+        spec.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
+        json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": "acme", "namespace": "default"}, "spec": spec})
+    };
+    let values = |count: usize| (0..count).map(|number| format!("v{number}")).collect::<Vec<_>>();
+    let least =
+        json!({"maxRecordBytes": 1024, "maxProperties": 1, "maxStringChars": 16, "maxIdentifiers": 1, "maxActions": 1});
+    let most = json!({"maxRecordBytes": 900_000, "maxProperties": 1000, "maxStringChars": 65_536, "maxIdentifiers": 1000, "maxActions": 1000});
+    let right = [
+        json!({"limits": least, "rate": {"recordsPerSecond": 1}, "identity": {"forbiddenValues": ["x"]}}),
+        json!({"limits": most, "rate": {"bytesPerSecond": 100_000_000_000_i64}, "identity": {"forbiddenValues": values(256)}}),
+        json!({"limits": {}, "rate": {"recordsPerSecond": 10_000_000, "bytesPerSecond": 1024}, "identity": {}}),
+    ];
+    for terms in right {
+        assert_eq!(refused(&tenant(terms.clone())), None, "{terms}");
+        let spec: millstream_crds::TenantSpec = serde_json::from_value(tenant(terms)["spec"].clone()).unwrap();
+        assert_eq!(spec.problems(), Vec::<String>::new());
+    }
+    // Whoever reads a file without an API server says the same.
+    let wrong = [
+        (json!({"limits": {"maxRecordBytes": 1023}}), "spec.limits.maxRecordBytes"),
+        (json!({"limits": {"maxRecordBytes": 900_001}}), "spec.limits.maxRecordBytes"),
+        (json!({"limits": {"maxProperties": 0}}), "spec.limits.maxProperties"),
+        (json!({"limits": {"maxProperties": 1001}}), "spec.limits.maxProperties"),
+        (json!({"limits": {"maxStringChars": 15}}), "spec.limits.maxStringChars"),
+        (json!({"limits": {"maxStringChars": 65_537}}), "spec.limits.maxStringChars"),
+        (json!({"limits": {"maxIdentifiers": 0}}), "spec.limits.maxIdentifiers"),
+        (json!({"limits": {"maxIdentifiers": 1001}}), "spec.limits.maxIdentifiers"),
+        (json!({"limits": {"maxActions": 0}}), "spec.limits.maxActions"),
+        (json!({"limits": {"maxActions": 1001}}), "spec.limits.maxActions"),
+        (
+            json!({"limits": {"maxStringChars": 1025, "maxRecordBytes": 1024}}),
+            "because a string is part of a record: lower it",
+        ),
+        (json!({"rate": {}}), "give rate.recordsPerSecond, rate.bytesPerSecond or both"),
+        (json!({"rate": {"recordsPerSecond": 0}}), "spec.rate.recordsPerSecond"),
+        (json!({"rate": {"recordsPerSecond": 10_000_001}}), "spec.rate.recordsPerSecond"),
+        (json!({"rate": {"bytesPerSecond": 1023}}), "spec.rate.bytesPerSecond"),
+        (json!({"rate": {"bytesPerSecond": 100_000_000_001_i64}}), "spec.rate.bytesPerSecond"),
+        (json!({"identity": {"forbiddenValues": values(257)}}), "spec.identity.forbiddenValues"),
+        (json!({"identity": {"forbiddenValues": [""]}}), "spec.identity.forbiddenValues[0]"),
+        (json!({"identity": {"forbiddenValues": ["x".repeat(257)]}}), "spec.identity.forbiddenValues[0]"),
+        (json!({"identity": {"forbiddenValues": ["x", "y "]}}), "must not begin or end with blanks"),
+        (json!({"identity": {"forbiddenValues": ["x", "x"]}}), ".identity.forbiddenValues"),
+    ];
+    for (terms, expected) in wrong {
+        let said = refused(&tenant(terms.clone())).unwrap_or_default();
+        assert!(said.contains(expected), "{terms}: {said:?} instead of {expected:?}");
+        let spec: millstream_crds::TenantSpec = serde_json::from_value(tenant(terms.clone())["spec"].clone()).unwrap();
+        assert!(spec.problems().concat().contains(expected), "{terms}: {:?}", spec.problems());
+    }
+    assert!(
+        refused(&tenant(json!({"limits": {"maxSize": 1}})))
+            .unwrap_or_default()
+            .contains("field not declared in schema")
+    );
+}

@@ -1,4 +1,4 @@
-//! `millstream tenant` on a real Kafka, with two gateways that follow `control`: what is published is in force, and what is not to be published is not.
+//! `millstream tenant` on a real Kafka, with two gateways that follow `control`, and unify where records are judged: what is published is in force, and what is not to be published is not.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream_plan::view::Bounds;
@@ -8,9 +8,9 @@ use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaLog;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, binary, until};
-use millstream_tests::plan::FOLLOWS;
+use millstream_tests::plan::{FOLLOWS, plan_auto};
 use millstream_tests::servers::Kafka;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::{Command, Stdio};
 
 /// What a command came to.
@@ -36,24 +36,42 @@ impl Scene {
 
     /// Of a pipeline of this name, in a namespace of its own.
     fn of(name: &str, gateways: &[&str]) -> Scene {
+        let processes: Vec<_> = gateways.iter().map(|name| ("gateway", *name)).collect();
+        Scene::with(name, &processes)
+    }
+
+    /// With these processes, the gateways first.
+    fn with(name: &str, processes: &[(&'static str, &str)]) -> Scene {
+        let gateways = processes.iter().filter(|(role, _)| *role == "gateway").count();
         let kafka = Kafka::shared().unwrap();
         let settings = Settings {
             pipeline: format!("{}.{name}", unique("tenants").replace('.', "-")),
             shards: 1,
             kafka: Some(kafka.bootstrap().to_owned()),
             replication: 1,
-            more: FOLLOWS.to_owned(),
+            more: format!("{FOLLOWS}gateway: {{count: {gateways}}}\n"),
             ..Settings::default()
         };
-        let processes: Vec<_> = gateways.iter().map(|name| ("gateway", *name)).collect();
-        let pipeline = Pipeline::named(&settings, &processes).unwrap();
+        let mut pipeline = Pipeline::launched(&settings, processes).unwrap();
+        if gateways < processes.len() {
+            // Nobody is there for the shards of other stages: it says so, and places the others all the same.
+            let unify = pipeline.processes.last().unwrap();
+            until("a plan that unify follows", || {
+                let planned = plan_auto(&pipeline).err();
+                let answer = reqwest::blocking::get(format!("{}/readyz", unify.admin_url()))?;
+                anyhow::ensure!(answer.status().is_success(), "{planned:?}, {}", answer.text()?);
+                Ok(Some(()))
+            })
+            .unwrap();
+        }
+        pipeline.processes.iter_mut().for_each(|process| process.ready().unwrap());
         let log = KafkaLog::new(kafka.config()).unwrap();
         // A gateway is ready a moment before its first report is out.
         until("reports of all gateways", || {
             let topics = Topics::new(&settings.pipeline, settings.shards, 1);
             let listener = Listener::open(&log, &topics, Bounds::default(), 0);
             let count = listener?.view().gateways(0).count();
-            Ok((count == gateways.len()).then_some(()))
+            Ok((count == gateways).then_some(()))
         })
         .unwrap();
         Scene { pipeline, settings, log, folder: tempfile::tempdir().unwrap() }
@@ -70,17 +88,24 @@ impl Scene {
 
     /// `millstream tenant apply` of tenants, each with keys of the Secret `keys`.
     fn apply(&self, tenants: &[(&str, &[&str])], more: &[&str]) -> Ended {
+        self.apply_on(tenants, &json!({}), more)
+    }
+
+    /// The same, each with this in its spec, too.
+    fn apply_on(&self, tenants: &[(&str, &[&str])], terms: &Value, more: &[&str]) -> Ended {
         let path = self.folder.path().join("tenants.yaml");
-        std::fs::write(&path, self.file(tenants)).unwrap();
+        std::fs::write(&path, self.file(tenants, terms)).unwrap();
         let arguments: Vec<&str> = ["apply", "-f", path.to_str().unwrap()].iter().chain(more).copied().collect();
         self.tenant(&arguments)
     }
 
-    fn file(&self, tenants: &[(&str, &[&str])]) -> String {
+    fn file(&self, tenants: &[(&str, &[&str])], terms: &Value) -> String {
         let (_, pipeline) = self.settings.pipeline.split_once('.').unwrap();
         let tenant = |(name, keys): &(&str, &[&str])| {
             let keys: Vec<_> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
-            json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": {"pipelineRef": {"name": pipeline}, "apiKeys": keys}})
+            let mut spec = json!({"pipelineRef": {"name": pipeline}, "apiKeys": keys});
+            spec.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
+            json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": spec})
         };
         let labels = json!({"ingestion.millstream.dev/api-keys": "true"});
         let keys = json!({"one": "first-key", "two": "second-key", "three": "third-key\n", "blank": "fourth key"});
@@ -209,4 +234,131 @@ fn where_an_operators_pods_report_nothing_is_published_unless_it_is_forced() {
     let forced = scene.apply(&[("acme", &["one"])], &["--force"]);
     ends(&forced, 0, &format!("acme: created, 1 key\nin force at every gateway: {pod}\n"));
     scene.answers("first-key", 200);
+}
+
+/// What a gateway says to a request of acme.
+struct Said {
+    status: u16,
+    retry_after_s: Option<u64>,
+    body: Value,
+}
+
+fn send(gateway: &Process, path: &str, body: &Value) -> Said {
+    let request = reqwest::blocking::Client::new()
+        .post(format!("{}{path}", gateway.url()))
+        .basic_auth("first-key", Some(""))
+        .header("content-type", "application/json")
+        .body(body.to_string());
+    let answer = request.send().unwrap();
+    let retry_after_s = answer.headers().get("retry-after").map(|value| value.to_str().unwrap().parse().unwrap());
+    Said {
+        status: answer.status().as_u16(),
+        retry_after_s,
+        body: serde_json::from_str(&answer.text().unwrap()).unwrap(),
+    }
+}
+
+/// A record about these identifiers.
+fn record(message_id: &str, identifiers: &Value) -> Value {
+    json!({"type": "event", "message_id": message_id, "event": "Opened", "identifiers": identifiers})
+}
+
+/// One that has more identifiers than acme may send, one about nobody, and so many that are good.
+fn batch(name: &str, good: usize) -> Value {
+    let id = |what: &str| format!("{name}-{what}");
+    let mut records: Vec<Value> =
+        (0..good).map(|number| record(&id(&number.to_string()), &json!({"user_id": format!("u{number}")}))).collect();
+    records.push(record(&id("two"), &json!({"user_id": "u1", "anonymous_id": "a1"})));
+    records.push(record(&id("nobody"), &json!({"user_id": "Walk-In"})));
+    json!({"batch": records})
+}
+
+/// Sums of acme at unify: accepted, duplicates, rejects, once so many are accepted.
+fn sums(unify: &Process, accepted: u64) -> [u64; 3] {
+    until("sums of unify", || {
+        let rows: Value =
+            serde_json::from_str(&reqwest::blocking::get(format!("{}/v1/usage", unify.admin_url()))?.text()?)?;
+        let rows = rows.as_array().cloned().unwrap_or_default();
+        let row = rows.into_iter().find(|row| row["tenant"] == "acme").unwrap_or_default();
+        let sums = ["accepted", "duplicates", "rejects"].map(|name| row[name].as_u64().unwrap_or_default());
+        Ok((sums[0] >= accepted).then_some(sums))
+    })
+    .unwrap()
+}
+
+#[test]
+fn limits_rates_and_identity_rules_of_a_tenant_are_in_force_without_a_restart_and_nothing_is_lost() {
+    let scene = Scene::with("orders", &[("gateway", "gateway-a"), ("gateway", "gateway-b"), ("unify", "unify-0")]);
+    let [a, b, unify] = &scene.pipeline.processes[..] else { panic!("three processes") };
+    let in_force = "in force at every gateway: gateway-a, gateway-b; at every worker of unify: unify-0\n";
+    let terms = json!({
+        "limits": {"maxRecordBytes": 1024, "maxStringChars": 512, "maxIdentifiers": 1},
+        "rate": {"recordsPerSecond": 4},
+        "identity": {"forbiddenValues": ["walk-in"]},
+    });
+    let applied = scene.apply_on(&[("acme", &["one"])], &terms, &[]);
+    ends(&applied, 0, &format!("acme: created, 1 key, 4 records/s, limits, 1 forbidden values\n{in_force}"));
+    let listed = scene.tenant(&["list"]);
+    ends(&listed, 0, "tenant  keys  hashes\nacme       1  9e24b553  4 records/s, limits, 1 forbidden values\n");
+    // Half of the rate, for ten seconds, is 20 records: a larger batch gets in, and the next ones wait for it.
+    let said = send(a, "/native/v1/batch", &batch("first", 28));
+    assert_eq!((said.status, &said.body["accepted"]), (200, &json!(30)), "{}", said.body);
+    let refused = [
+        ("/native/v1/batch", batch("second", 3)),
+        ("/segment/v1/track", json!({"messageId": "s", "userId": "u1", "event": "Opened"})),
+        (
+            "/segment/v1/batch",
+            json!({"batch": [{"type": "track", "messageId": "t", "userId": "u1", "event": "Opened"}]}),
+        ),
+        ("/v1/event", json!({"customer_id": "u1", "actions": [{"action": "Opened"}]})),
+    ];
+    for (path, body) in &refused {
+        let said = send(a, path, body);
+        assert_eq!(
+            (said.status, &said.body["error"]["reason"]),
+            (429, &json!("rate_limited")),
+            "{path}: {}",
+            said.body
+        );
+        assert!(said.retry_after_s.is_some_and(|seconds| (1..=6).contains(&seconds)), "{:?}", said.retry_after_s);
+    }
+    let metrics = reqwest::blocking::get(format!("{}/metrics", a.admin_url())).unwrap().text().unwrap();
+    let line = "millstream_gateway_records_total{tenant=\"acme\",source=\"native\",outcome=\"limited\"} 5\n";
+    assert!(metrics.contains(line), "{metrics}");
+    // The other gateway has a share of its own. What is too large, it says itself.
+    let mut long = batch("third", 0);
+    long["batch"][0]["properties"] = json!({"text": "x".repeat(2_000)});
+    let said = send(b, "/native/v1/batch", &long);
+    assert_eq!(
+        (said.status, &said.body["accepted"], &said.body["rejected"]),
+        (200, &json!(1), &json!(1)),
+        "{}",
+        said.body
+    );
+    assert_eq!(said.body["records"][0]["error"]["reason"], "too_large");
+    assert_eq!(sums(unify, 31), [31, 0, 3], "two identifiers, and twice about nobody");
+    // All of it is raised, and what was refused is sent again as it was.
+    let raised = json!({"limits": {"maxIdentifiers": 5}, "rate": {"recordsPerSecond": 1_000_000}});
+    let applied = scene.apply_on(&[("acme", &["one"])], &raised, &[]);
+    ends(&applied, 0, &format!("acme: changed, 1 key, 1000000 records/s, limits\n{in_force}"));
+    for (path, body) in &refused {
+        let said = send(a, path, body);
+        assert_eq!((said.status, &said.body["rejected"]), (200, &json!(0)), "{path}: {}", said.body);
+    }
+    let said = send(b, "/native/v1/batch", &long);
+    assert_eq!((said.status, &said.body["accepted"]), (200, &json!(2)), "{}", said.body);
+    // 5 + 1 + 1 + 1 that were refused, and 2, of which one was taken before.
+    assert_eq!(sums(unify, 41), [41, 1, 3]);
+    // Terms that cannot be are refused with what to do, and nothing is published.
+    let wrong = json!({"rate": {}, "limits": {"maxActions": 0}, "identity": {"forbiddenValues": [" x"]}});
+    let refused = scene.publishes_nothing(|| scene.apply_on(&[("acme", &["one"])], &wrong, &[]));
+    ends(&refused, 2, "");
+    for words in [
+        "3 to correct:",
+        "give rate.recordsPerSecond",
+        "maxActions is 0: take a number from 1 to 1000",
+        "must not begin or end with blanks",
+    ] {
+        assert!(refused.err.contains(words), "{words:?} is not in {refused:?}");
+    }
 }

@@ -100,7 +100,7 @@ workers:
   - alert: MillstreamRecordsRejected
     expr: |-
       sum by (namespace, pipeline, tenant) (rate({ {{- $watched }}__name__=~"millstream_gateway_rejects_total|millstream_stage_rejects_total"}[15m]))
-        / sum by (namespace, pipeline, tenant) (rate(millstream_gateway_records_total{ {{- $watched }}}[15m])) > {{ divf .Values.monitoring.alerts.rejectedPercent 100 }}
+        / sum by (namespace, pipeline, tenant) (rate(millstream_gateway_records_total{ {{- $watched }}outcome!="limited"}[15m])) > {{ divf .Values.monitoring.alerts.rejectedPercent 100 }}
     for: 15m
     labels: {severity: warning}
     annotations:

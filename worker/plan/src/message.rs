@@ -23,17 +23,77 @@ pub struct FormatLevel {
     pub level: u32,
 }
 
-/// Who may send to the pipeline.
+/// A tenant of the pipeline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tenant {
     /// Its name.
     pub name: String,
     /// Grows with each change of any tenant of the pipeline; of several messages about one tenant the highest counts.
     pub version: u64,
-    /// SHA-256 of each of its API keys. Keys themselves are in no topic.
-    pub api_keys: BTreeSet<[u8; 32]>,
+    /// On which terms it sends.
+    pub terms: Terms,
     /// It is gone: no key is good any more.
     pub is_deleted: bool,
+}
+
+/// On which terms a tenant sends: what is published of it, and compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// SHA-256 of each of its API keys. Keys themselves are in no topic.
+    pub api_keys: BTreeSet<[u8; 32]>,
+    /// What unify takes of it.
+    pub rules: Rules,
+    /// How much gateways take of it.
+    pub rate: Rate,
+}
+
+/// What a tenant's records may contain, and whom they may be about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Where they are less than the pipeline's own.
+    pub limits: Limits,
+    /// Identifier values that name nobody at this tenant; without case.
+    pub forbidden_values: BTreeSet<String>,
+}
+
+impl Rules {
+    /// It says nothing: what is the pipeline's own counts.
+    pub fn is_empty(&self) -> bool {
+        *self == Rules::default()
+    }
+}
+
+/// What a tenant's records may contain; `None`, or more than the pipeline's own: as much as that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a record.
+    pub max_record_bytes: Option<u64>,
+    /// Properties of an event.
+    pub max_properties: Option<u64>,
+    /// Characters of a string.
+    pub max_string_chars: Option<u64>,
+    /// Identifiers of a record.
+    pub max_identifiers: Option<u64>,
+    /// Actions of one data API event.
+    pub max_actions: Option<u64>,
+}
+
+/// How much a tenant may send in a second, to all gateways together; `None`: as much as it likes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Records.
+    pub records: Option<u64>,
+    /// Bytes of bodies, decompressed.
+    pub bytes: Option<u64>,
+}
+
+/// How many gateways share the rates of tenants. Of several messages the one of the highest version counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gateways {
+    /// Grows with each change.
+    pub version: u64,
+    /// How many; at least 1.
+    pub count: u32,
 }
 
 /// One message of `control`.
@@ -43,8 +103,10 @@ pub enum Control {
     Plan(Plan),
     /// In which version workers write.
     FormatLevel(FormatLevel),
-    /// Who may send.
+    /// Who may send, and on which terms.
     Tenant(Tenant),
+    /// How many gateways share the rates of tenants.
+    Gateways(Gateways),
 }
 
 /// Bytes of `control` or `status` that cannot be read.
@@ -80,6 +142,7 @@ pub fn control_key(control: &Control) -> Cow<'static, str> {
         Control::Plan(_) => "plan".into(),
         Control::FormatLevel(_) => "format-level".into(),
         Control::Tenant(tenant) => format!("tenant/{}", tenant.name).into(),
+        Control::Gateways(_) => "gateways".into(),
     }
 }
 
@@ -92,6 +155,9 @@ pub fn encode_control(control: &Control) -> Vec<u8> {
             Kind::FormatLevel(proto::FormatLevel { generation: *generation, level: *level })
         }
         Control::Tenant(tenant) => Kind::Tenant(wire::tenant_to_proto(tenant)),
+        Control::Gateways(Gateways { version, count }) => {
+            Kind::Gateways(proto::Gateways { version: *version, count: *count })
+        }
     };
     frame::single(Content::Control, &proto::Control { kind: Some(kind) })
 }
@@ -109,6 +175,10 @@ pub fn decode_control(bytes: &[u8]) -> Result<Option<Control>, MessageError> {
             Ok(Some(Control::FormatLevel(FormatLevel { generation, level })))
         }
         Some(Kind::Tenant(tenant)) => wire::tenant_from_proto(tenant).map(Control::Tenant).map(Some),
+        // None at all cannot be: whoever hears it is one.
+        Some(Kind::Gateways(proto::Gateways { version, count })) => {
+            Ok(Some(Control::Gateways(Gateways { version, count: count.max(1) })))
+        }
         None => Ok(None),
     }
 }
@@ -164,7 +234,17 @@ mod tests {
     }
 
     fn tenant() -> Tenant {
-        Tenant { name: "acme".into(), version: 7, api_keys: [[1; 32], [2; 32]].into(), is_deleted: false }
+        let limits = Limits {
+            max_record_bytes: Some(1),
+            max_properties: Some(2),
+            max_string_chars: Some(3),
+            max_identifiers: Some(4),
+            max_actions: Some(5),
+        };
+        let rules = Rules { limits, forbidden_values: ["none".to_owned(), "test".to_owned()].into() };
+        let rate = Rate { records: Some(6), bytes: Some(7) };
+        let terms = Terms { api_keys: [[1; 32], [2; 32]].into(), rules, rate };
+        Tenant { name: "acme".into(), version: 7, terms, is_deleted: false }
     }
 
     #[test]
@@ -193,6 +273,7 @@ mod tests {
             prepared: Some("b-17".into()),
             unread_ms: Some(0),
             unread: Some(unread(Some(Kept::For(7)))),
+            control_offset: 98,
         };
         let for_ever = ShardStatus { unread: Some(unread(Some(Kept::ForEver))), ..ShardStatus::default() };
         let not_known = Unread { watermark_ms: None, age_ms: None, near_start: false, ..unread(None) };
@@ -221,7 +302,11 @@ mod tests {
     #[test]
     fn messages_come_back_as_they_were() {
         let level = Control::FormatLevel(FormatLevel { generation: 3, level: 2 });
-        for control in [Control::Plan(plan()), level, Control::Tenant(tenant())] {
+        let api_keys = [[3; 32]].into();
+        let keys_only = Tenant { terms: Terms { api_keys, ..Terms::default() }, ..tenant() };
+        let gateways = Control::Gateways(Gateways { version: 2, count: 3 });
+        let tenants = [tenant(), keys_only].map(Control::Tenant);
+        for control in [Control::Plan(plan()), level, gateways].into_iter().chain(tenants) {
             assert_eq!(decode_control(&encode_control(&control)).unwrap(), Some(control));
         }
         assert_eq!(decode_status(&encode_status(&status())).unwrap(), status());
@@ -232,6 +317,7 @@ mod tests {
         assert_eq!(control_key(&Control::Plan(plan())), "plan");
         assert_eq!(control_key(&Control::FormatLevel(FormatLevel::default())), "format-level");
         assert_eq!(control_key(&Control::Tenant(tenant())), "tenant/acme");
+        assert_eq!(control_key(&Control::Gateways(Gateways::default())), "gateways");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct ShardStatus {
     pub unread_ms: Option<u64>,
     /// Of its inputs the one that is nearest to losing what was not processed, once somebody has looked.
     pub unread: Option<Unread>,
+    /// Of unify: the rules of tenants that it applies are those of `control` up to here, exclusive; 0: it applies none, as former versions do.
+    pub control_offset: u64,
 }
 
 /// All that one worker has to say.

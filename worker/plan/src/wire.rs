@@ -1,7 +1,7 @@
 //! Plan and report in the shapes of the Protobuf contract, where an empty text stands for nothing.
 
 use crate::incarnation::Incarnation;
-use crate::message::{CONTROL, MessageError, STATUS, Tenant, malformed};
+use crate::message::{CONTROL, Limits, MessageError, Rate, Rules, STATUS, Tenant, Terms, malformed};
 use crate::plan::{Placement, Plan, ShardId, Version};
 use crate::status::{Role, ShardStatus, WorkerStatus};
 use crate::unread::{Kept, Unread};
@@ -43,8 +43,41 @@ pub(crate) fn tenant_to_proto(tenant: &Tenant) -> proto::Tenant {
     proto::Tenant {
         name: tenant.name.clone(),
         version: tenant.version,
-        api_key_hashes: tenant.api_keys.iter().map(|hash| hash.to_vec()).collect(),
+        api_key_hashes: tenant.terms.api_keys.iter().map(|hash| hash.to_vec()).collect(),
         deleted: tenant.is_deleted,
+        limits: limits_to_proto(&tenant.terms.rules.limits),
+        forbidden_values: tenant.terms.rules.forbidden_values.iter().cloned().collect(),
+        rate: rate_to_proto(tenant.terms.rate),
+    }
+}
+
+fn limits_to_proto(limits: &Limits) -> Option<proto::TenantLimits> {
+    (*limits != Limits::default()).then(|| proto::TenantLimits {
+        max_record_bytes: limits.max_record_bytes.unwrap_or_default(),
+        max_properties: limits.max_properties.unwrap_or_default(),
+        max_string_chars: limits.max_string_chars.unwrap_or_default(),
+        max_identifiers: limits.max_identifiers.unwrap_or_default(),
+        max_actions: limits.max_actions.unwrap_or_default(),
+    })
+}
+
+fn rate_to_proto(Rate { records, bytes }: Rate) -> Option<proto::TenantRate> {
+    let is_given = records.is_some() || bytes.is_some();
+    is_given.then(|| proto::TenantRate { records: records.unwrap_or_default(), bytes: bytes.unwrap_or_default() })
+}
+
+/// What is not given is 0.
+fn given(number: u64) -> Option<u64> {
+    (number > 0).then_some(number)
+}
+
+fn limits_from_proto(limits: proto::TenantLimits) -> Limits {
+    Limits {
+        max_record_bytes: given(limits.max_record_bytes),
+        max_properties: given(limits.max_properties),
+        max_string_chars: given(limits.max_string_chars),
+        max_identifiers: given(limits.max_identifiers),
+        max_actions: given(limits.max_actions),
     }
 }
 
@@ -55,7 +88,12 @@ pub(crate) fn tenant_from_proto(tenant: proto::Tenant) -> Result<Tenant, Message
         <[u8; 32]>::try_from(bytes).map_err(|_| wrong())
     };
     let api_keys = tenant.api_key_hashes.into_iter().map(hash).collect::<Result<_, _>>()?;
-    Ok(Tenant { name: tenant.name, version: tenant.version, api_keys, is_deleted: tenant.deleted })
+    let limits = tenant.limits.map(limits_from_proto).unwrap_or_default();
+    let rules = Rules { limits, forbidden_values: tenant.forbidden_values.into_iter().collect() };
+    let rate = tenant.rate.unwrap_or_default();
+    let rate = Rate { records: given(rate.records), bytes: given(rate.bytes) };
+    let terms = Terms { api_keys, rules, rate };
+    Ok(Tenant { name: tenant.name, version: tenant.version, terms, is_deleted: tenant.deleted })
 }
 
 pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
@@ -116,6 +154,7 @@ fn shard_to_proto((id, shard): (&ShardId, &ShardStatus)) -> proto::ShardStatus {
         prepared_client: shard.prepared.clone().unwrap_or_default(),
         unread_ms: shard.unread_ms,
         unread: shard.unread.as_ref().map(unread_to_proto),
+        control_offset: shard.control_offset,
     }
 }
 
@@ -162,6 +201,7 @@ fn shard_from_proto(shard: proto::ShardStatus) -> (ShardId, ShardStatus) {
         prepared: Some(shard.prepared_client).filter(|client| !client.is_empty()),
         unread_ms: shard.unread_ms,
         unread: shard.unread.map(unread_from_proto),
+        control_offset: shard.control_offset,
     };
     (ShardId { stage: shard.stage, shard: shard.shard }, status)
 }

@@ -13,10 +13,10 @@
 use crate::control::{Listener, Publisher};
 use crate::log::{Log, LogError, TopicPartition};
 use crate::topics::{SHARDED, Topics};
-use millstream_plan::message::{Control, Tenant};
+use millstream_plan::message::{Control, Gateways, Tenant, Terms};
 use millstream_plan::plan::{Plan, ShardId, Version};
 use millstream_plan::planner::{self, Limits, Outcome};
-use millstream_plan::view::{Bounds, View};
+use millstream_plan::view::{Bounds, Horizon, Judge, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -235,12 +235,30 @@ impl Planning {
         Ok(is_new)
     }
 
-    /// Publishes who may send, as far as that is not what was published before: tenants that are not among these are gone. How many it was. Nothing is published by one who does not lead.
+    /// Publishes who may send, and on which terms, as far as that is not what was published before: tenants that are not among these are gone. How many it was. Nothing is published by one who
+    /// does not lead.
     ///
     /// # Errors
     /// [`LogError`]: the next turn begins anew.
-    pub fn publish_tenants(&mut self, wanted: &BTreeMap<String, BTreeSet<[u8; 32]>>) -> Result<usize, LogError> {
+    pub fn publish_tenants(&mut self, wanted: &BTreeMap<String, Terms>) -> Result<usize, LogError> {
         let changes = changes(self.view().tenants(), wanted);
+        self.publish_changes(&changes)
+    }
+
+    /// Publishes how many gateways share the rates of tenants, unless that was published before; whether it was to be. Nothing is published by one who does not lead.
+    ///
+    /// # Errors
+    /// [`LogError`]: the next turn begins anew.
+    pub fn publish_gateways(&mut self, count: u32) -> Result<bool, LogError> {
+        let known = self.view().gateway_count().unwrap_or_default();
+        if known.count == count {
+            return Ok(false);
+        }
+        let changed = Control::Gateways(Gateways { version: known.version.saturating_add(1), count });
+        self.publish_changes(&[changed]).map(|published| published > 0)
+    }
+
+    fn publish_changes(&mut self, changes: &[Control]) -> Result<usize, LogError> {
         let Role::Leads(publisher) = &mut self.role else { return Ok(0) };
         for some in changes.chunks(TENANTS_AT_ONCE) {
             if let Err(error) = publisher.publish_all(some) {
@@ -266,9 +284,16 @@ impl Planning {
         self.listener.control_offset()
     }
 
-    /// Has a worker that has heard `control` up to here (exclusive) heard the newest about this tenant?
-    pub fn knows_tenant(&self, control_offset: u64, tenant: &str) -> bool {
-        self.listener.tenant_offset(tenant).is_some_and(|offset| offset < control_offset)
+    /// Do they all go by the newest that was said about this tenant?
+    pub fn all_go_by(&self, horizon: &Horizon, tenant: &str) -> bool {
+        let known = self.listener.tenant_offset(tenant).zip(self.view().tenants().get(tenant));
+        known.is_some_and(|(offset, known)| horizon.goes_by(offset, &known.terms))
+    }
+
+    /// Does this one go by the newest that was said about this tenant?
+    pub fn goes_by(&self, judge: &Judge<'_>, tenant: &str) -> bool {
+        let known = self.listener.tenant_offset(tenant).zip(self.view().tenants().get(tenant));
+        known.is_some_and(|(offset, known)| judge.goes_by(offset, &known.terms))
     }
 
     /// Publishes a plan, after [`Planning::fence`]; without that nothing is published.
@@ -283,18 +308,17 @@ impl Planning {
     }
 }
 
-/// What has to be said so that exactly these tenants are known, with these keys.
-fn changes(known: &BTreeMap<String, Tenant>, wanted: &BTreeMap<String, BTreeSet<[u8; 32]>>) -> Vec<Control> {
+/// What has to be said so that exactly these tenants are known, on these terms.
+fn changes(known: &BTreeMap<String, Tenant>, wanted: &BTreeMap<String, Terms>) -> Vec<Control> {
     let version = known.values().map(|tenant| tenant.version).max().unwrap_or_default() + 1;
-    let is_said = |name: &str, keys: &BTreeSet<[u8; 32]>| {
-        known.get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.api_keys == *keys)
-    };
-    let others = wanted.iter().filter(|(name, keys)| !is_said(name, keys));
+    let is_said =
+        |name: &str, terms: &Terms| known.get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.terms == *terms);
+    let others = wanted.iter().filter(|(name, terms)| !is_said(name, terms));
     let others =
-        others.map(|(name, keys)| Tenant { name: name.clone(), version, api_keys: keys.clone(), is_deleted: false });
+        others.map(|(name, terms)| Tenant { name: name.clone(), version, terms: terms.clone(), is_deleted: false });
     let gone = known.values().filter(|tenant| !tenant.is_deleted && !wanted.contains_key(&tenant.name));
     let gone =
-        gone.map(|tenant| Tenant { name: tenant.name.clone(), version, api_keys: BTreeSet::new(), is_deleted: true });
+        gone.map(|tenant| Tenant { name: tenant.name.clone(), version, terms: Terms::default(), is_deleted: true });
     others.chain(gone).map(Control::Tenant).collect()
 }
 
@@ -304,11 +328,11 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_about_tenants_is_said() {
-        let keys = |of: &[u8]| -> BTreeSet<[u8; 32]> { of.iter().map(|key| [*key; 32]).collect() };
+        let keys = |of: &[u8]| Terms { api_keys: of.iter().map(|key| [*key; 32]).collect(), ..Terms::default() };
         let tenant = |name: &str, version, of: &[u8], is_deleted| Tenant {
             name: name.to_owned(),
             version,
-            api_keys: keys(of),
+            terms: keys(of),
             is_deleted,
         };
         let known = [tenant("same", 3, &[1], false), tenant("more", 5, &[1], false), tenant("went", 1, &[2], false)];
@@ -329,5 +353,10 @@ mod tests {
             known.insert(tenant.name.clone(), tenant);
         }
         assert_eq!(changes(&known, &wanted), []);
+        // Another rate is something new, too.
+        let mut wanted = wanted;
+        wanted.get_mut("same").unwrap().rate.records = Some(5);
+        let Control::Tenant(said) = &changes(&known, &wanted)[..][0] else { panic!("{wanted:?}") };
+        assert_eq!((said.name.as_str(), &said.terms, said.version), ("same", &wanted["same"], 7));
     }
 }

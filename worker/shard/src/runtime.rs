@@ -507,6 +507,11 @@ impl<S: Stage> Shard<S> {
         self.sums.all()
     }
 
+    /// The stage, for what changes between batches.
+    pub fn stage(&mut self) -> &mut S {
+        &mut self.stage
+    }
+
     /// Committed state, for look-ups between batches.
     pub fn state(&mut self) -> &mut dyn State<S::Value> {
         &mut self.cache

@@ -148,6 +148,7 @@ impl<S: Stage> Seat<S> {
             epoch: position.epoch,
             batch_number: position.batch_number,
             prepared: prepared.map(|(client, _)| client.to_owned()),
+            // Whoever steps the seat knows the rest.
             ..ShardStatus::default()
         }
     }

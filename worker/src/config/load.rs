@@ -341,6 +341,7 @@ fn check_limits(config: &Config) -> Result<(), Complaint> {
         ("limits.depth", limits.depth as u64),
         ("gateway.body_timeout", gateway.body_timeout.0),
         ("gateway.acknowledge_timeout", gateway.acknowledge_timeout.0),
+        ("gateway.count", u64::from(gateway.count)),
         ("batch.max_time", config.batch.max_time.0),
         ("batch.max_records", config.batch.max_records as u64),
         ("batch.max_bytes", config.batch.max_bytes.0),

@@ -535,6 +535,8 @@ pub struct Gateway {
     pub coalesce: Millis,
     /// After a stop was asked for, how long requests in flight may take (default 15s).
     pub drain_timeout: Millis,
+    /// How many gateways the pipeline has (default 1): each takes its share of a tenant's rate. What an operator publishes in `control` goes before it.
+    pub count: u32,
 }
 
 impl Default for Gateway {
@@ -545,6 +547,7 @@ impl Default for Gateway {
             in_flight_bytes: Size(64_000_000),
             coalesce: Millis(2),
             drain_timeout: Millis(15_000),
+            count: 1,
         }
     }
 }

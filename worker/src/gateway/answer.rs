@@ -198,6 +198,7 @@ fn data_api_type(reason: &str, status: StatusCode) -> &'static str {
         ("missing_field" | "missing_identifier", _) => "MissingAttributeError",
         ("wrong_type", _) => "TypeError",
         ("too_large", _) => "PayloadTooLarge",
+        (_, StatusCode::TOO_MANY_REQUESTS) => "RateLimitError",
         (_, StatusCode::UNSUPPORTED_MEDIA_TYPE) => "MediaTypeError",
         (_, StatusCode::UNAUTHORIZED) => "AuthenticationError",
         (_, status) if status.is_server_error() => "ServiceError",

@@ -5,6 +5,8 @@
 //! answered `accepted` is in `ingress`. The opposite does not hold: when the log does not answer in time the outcome is unknown, the answer is
 //! 503, and it names the ids with which the records are to be repeated; a repetition of what did get in is a duplicate to unify.
 //!
+//! A tenant that sends more than its rate is answered 429 before anything of the request is written ([`rate`]).
+//!
 //! Order (I3): records of one request that share a routing key are appended in their order, and a sender that waits for the answer before it
 //! sends the next request has its order kept. Nothing is taken into memory that was not bounded first ([`body`]).
 
@@ -15,6 +17,7 @@ mod connection;
 mod ingress;
 mod media;
 mod openapi;
+mod rate;
 mod routes;
 mod schemas;
 mod serve;
@@ -30,6 +33,7 @@ use crate::telemetry::metrics::{Metrics, Outcome};
 use crate::telemetry::traces::SpanExporter;
 use answer::{Failure, Family, json};
 pub use auth::Keyring;
+use auth::Sender;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -179,48 +183,71 @@ async fn handle(GatewayState(gateway): GatewayState, route: &'static Route, requ
 impl Gateway {
     async fn answer(&self, context: &mut Context, target: Target, request: Request) -> Result<Response, Failure> {
         let (head, body) = request.into_parts();
-        let (tenant, scheme) = self.keys.authenticate(&head.headers)?;
+        let (sender, scheme) = self.keys.authenticate(&head.headers)?;
+        let tenant = sender.name.clone();
         let endpoint = target.endpoint(scheme);
         tracing::Span::current().record("tenant", &*tenant);
         context.family = routes::family(endpoint);
         context.endpoint = Some(endpoint);
         context.tenant = Some(tenant.clone());
-        let (accepted, taken) = self.take_in(context, &tenant, endpoint, &head.headers, body).await?;
+        let (accepted, bytes, taken) = self.take_in(context, &sender, endpoint, &head.headers, body).await?;
         context.records = accepted.len();
+        self.meter(context, &sender, &accepted, bytes)?;
         Ok(self.send(context, &tenant, accepted, taken).await)
     }
 
-    /// Reads and splits a request.
+    /// Reads and splits a request; also how many bytes its body has.
     async fn take_in(
         &self,
         context: &Context,
-        tenant: &Arc<str>,
+        sender: &Sender,
         endpoint: Endpoint,
         headers: &HeaderMap,
         body: Body,
-    ) -> Result<(Vec<Accepted>, Taken), Failure> {
+    ) -> Result<(Vec<Accepted>, usize, Taken), Failure> {
         let ndjson = media::is_ndjson(headers, context.family)?;
         let idempotency_key = idempotency_key(headers)?;
         let (body, mut taken) = body::read(body, headers, self.body_limits, &self.budget).await?;
-        self.metrics.gateway.body(tenant, body.len());
+        let bytes = body.len();
+        self.metrics.gateway.body(&sender.name, bytes);
         if body.is_empty() {
             let message = "the body is empty; send the records as JSON, with Content-Length or chunked";
             return Err(Failure::new(StatusCode::BAD_REQUEST, "malformed_json", message));
         }
         let split = Split {
-            tenant: tenant.clone(),
+            tenant: sender.name.clone(),
             endpoint,
             body,
             ndjson,
             idempotency_key,
             received_ms: now().as_millis() as i64,
             trace: context.trace.sampled(),
-            limits: self.limits.clone(),
+            limits: self.limits_of(sender),
         };
         let accepted = split.run().await?;
         self.budget.grow(encoded_len(&accepted), &mut taken)?;
         self.note_in_flight();
-        Ok((accepted, taken))
+        Ok((accepted, bytes, taken))
+    }
+
+    /// What unify will not take is refused here, where its sender hears of it.
+    fn limits_of(&self, sender: &Sender) -> source::Limits {
+        let own = self.limits.max_record_bytes;
+        let max_record_bytes = sender.max_record_bytes.map_or(own, |of_tenant| of_tenant.min(own));
+        source::Limits { max_record_bytes, ..self.limits.clone() }
+    }
+
+    /// Does the tenant's rate allow a request? Records that were refused cost nothing, since nobody will process them.
+    fn meter(&self, context: &Context, sender: &Sender, records: &[Accepted], bytes: usize) -> Result<(), Failure> {
+        let Some(meter) = &sender.meter else { return Ok(()) };
+        let good = records.iter().filter(|record| matches!(record, Accepted::Envelope(_))).count();
+        meter.take(good, bytes, self.keys.now()).map_err(|rate::Limited { what, per_second, retry_after_s }| {
+            self.metrics.gateway.records(&sender.name, context.family.source(), Outcome::Limited, records.len());
+            let message = format!(
+                "this tenant may send {per_second} {what} per second, and has sent more; nothing of this request was taken: send it again, with the same ids, in {retry_after_s} s"
+            );
+            Failure::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message).retry_after(retry_after_s)
+        })
     }
 
     /// Sends what was accepted, and waits until the log has decided or the time is up.

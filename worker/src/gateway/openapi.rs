@@ -93,7 +93,7 @@ fn one_of(names: &[&str]) -> RefOr<Schema> {
 const EITHER: &[&str] = &["Answer", "ErrorAnswer"];
 const ERROR: &[&str] = &["ErrorAnswer"];
 
-const RESPONSES: [(&str, &str, &[&str]); 10] = [
+const RESPONSES: [(&str, &str, &[&str]); 11] = [
     ("200", "At least one record was accepted, or there was none", &["Answer"]),
     (
         "400",
@@ -110,6 +110,11 @@ const RESPONSES: [(&str, &str, &[&str]); 10] = [
         EITHER,
     ),
     ("415", "Content-Type or Content-Encoding is not taken", ERROR),
+    (
+        "429",
+        "The tenant sends more than its rate: nothing was taken; repeat after Retry-After, with the same ids",
+        ERROR,
+    ),
     ("500", "The gateway failed; repeat with the same ids", ERROR),
     (
         "503",
@@ -306,7 +311,12 @@ mod tests {
             let operation = &document["paths"][route.path]["post"];
             assert_eq!(operation["summary"], route.summary, "{}", route.path);
             let codes: Vec<_> = operation["responses"].as_object().unwrap().keys().collect();
-            assert_eq!(codes, ["200", "400", "401", "404", "405", "408", "413", "415", "500", "503"], "{}", route.path);
+            assert_eq!(
+                codes,
+                ["200", "400", "401", "404", "405", "408", "413", "415", "429", "500", "503"],
+                "{}",
+                route.path
+            );
             let answers = &operation["responses"]["400"]["content"]["application/json"]["schema"]["oneOf"];
             assert_eq!(answers.as_array().map(Vec::len), Some(2), "{}", route.path);
             assert!(operation["requestBody"]["content"]["application/json"]["example"].is_object(), "{}", route.path);

@@ -10,20 +10,19 @@
 //! **Fenced**: a newer process of the same name runs. This one ends, and does not release anything: its successor is itself.
 
 use super::desk::Desk;
+use super::rules::Rulebook;
 use super::stores::Creation;
 use super::system::Stop;
 use crate::admin::Check;
 use crate::gateway::Keyring;
 use crate::telemetry::Metrics;
-use millstream_plan::message::Tenant;
 use millstream_plan::plan::ShardId;
-use millstream_plan::view::{Bounds, Verdict};
+use millstream_plan::view::{Bounds, Verdict, View};
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::member::{Member, Now, Profile, Statuses};
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::Environment;
 use millstream_shard::topics::Topics;
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -181,19 +180,23 @@ impl Check for PlanCheck {
     }
 }
 
-/// Whom it concerns who may send, as far as it was published.
+/// Whom it concerns who may send, and on which terms, as far as it was published.
 pub struct Senders {
     /// Judges requests.
     pub keys: Arc<Keyring>,
     /// Counts tenants under their names.
     pub metrics: Arc<Metrics>,
+    /// What shards of unify go by.
+    pub rules: Arc<Rulebook>,
 }
 
 impl Senders {
-    fn publish(&self, tenants: &BTreeMap<String, Tenant>) {
+    fn publish(&self, view: &View, control_offset: u64) {
+        let tenants = view.tenants();
         let there = tenants.values().filter(|tenant| !tenant.is_deleted);
         self.metrics.publish(there.map(|tenant| tenant.name.as_str()));
-        self.keys.publish(tenants);
+        self.keys.publish(tenants, view.gateway_count().map(|gateways| gateways.count));
+        self.rules.publish(tenants, control_offset);
     }
 }
 
@@ -334,7 +337,7 @@ impl Membership {
         // Before it reports that it has heard it.
         let heard_to = member.control_offset();
         if std::mem::replace(&mut self.heard_to, heard_to) != heard_to {
-            self.senders.publish(member.view().tenants());
+            self.senders.publish(member.view(), heard_to);
         }
         if let Some(problem) = member.problem() {
             tracing::warn!(problem, "plan and reports");

@@ -20,6 +20,7 @@ pub mod observe;
 mod pace;
 pub mod reaction;
 mod retention;
+pub mod rules;
 pub mod stage;
 pub mod stores;
 pub mod system;
@@ -52,7 +53,8 @@ use millstream_stores::rocks::Resources;
 use observe::{Exports, Observer};
 use reaction::{ReactionLimits, ReactionThread};
 use retention::Retention;
-use stage::{Query, SeatThread};
+use rules::Rulebook;
+use stage::{Adopt, Query, SeatThread};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -186,6 +188,7 @@ struct Process {
     creation: Arc<Creation>,
     directory: Arc<Directory>,
     keys: Arc<Keyring>,
+    rules: Arc<Rulebook>,
     /// Of a process that follows the plan.
     membership: Option<Arc<membership::Shared>>,
     pool: Pool,
@@ -269,7 +272,8 @@ impl Process {
         let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
         let mut process = Process {
             directory: Arc::new(Directory::new(config.shards.0, config.worker.as_str())),
-            keys: Arc::new(Keyring::new(&config.tenants)),
+            keys: Arc::new(Keyring::new(&config.tenants).of_gateways(config.gateway.count)),
+            rules: Arc::new(Rulebook::new(config.unify.rules())),
             membership: None,
             stop: Arc::new(Stop::default()),
             creation: Arc::new(Creation::new(log.clone(), topics.clone())),
@@ -307,9 +311,9 @@ impl Process {
         let folder = StateFolder::new(&self.config, self.resources.clone());
         for shard in self.config.owned_shards() {
             if roles.contains(&Role::Unify) {
-                let (rules, tenants, (_, waiting)) = (self.config.unify.rules(), self.tenants(), channel());
-                let make = move || of_tenants(Unify::new(rules.clone()), tenants.as_ref());
-                let thread = self.seat("unify", shard, make, waiting, &folder, observer, &mut shards);
+                let (_, waiting) = channel();
+                let mut thread = self.seat("unify", shard, self.make_unify(), waiting, &folder, observer, &mut shards);
+                thread.adopt = Some(adopt(self.rules.clone()));
                 shards.add(move |environment| thread.start(environment));
             }
             if roles.contains(&Role::Action) {
@@ -339,7 +343,8 @@ impl Process {
                 };
                 let (creation, stop) = (self.creation.clone(), self.stop.clone());
                 let desks = directory.desks().to_vec();
-                let senders = Senders { keys: self.keys.clone(), metrics: self.metrics.clone() };
+                let (keys, metrics, rules) = (self.keys.clone(), self.metrics.clone(), self.rules.clone());
+                let senders = Senders { keys, metrics, rules };
                 let membership = Membership::new(settings, environment, creation, senders, desks, starters, stop);
                 directory.set_membership(membership.shared());
                 self.membership = Some(membership.shared());
@@ -353,6 +358,16 @@ impl Process {
         }
         self.directory = Arc::new(directory);
         Ok(())
+    }
+
+    /// Makes the stage unify, by the rules of the moment.
+    fn make_unify(&self) -> impl Fn() -> Unify + Send + 'static {
+        let (config, tenants, book) = (self.config.unify.rules(), self.tenants(), self.rules.clone());
+        move || {
+            let mut unify = of_tenants(Unify::new(&config), tenants.as_ref());
+            unify.adopt(book.edition().rules);
+            unify
+        }
     }
 
     /// Whose envelopes unify takes: without any configured, everybody's.
@@ -400,6 +415,7 @@ impl Process {
             desk: shards.desk(name, shard),
             queries,
             make: Box::new(make),
+            adopt: None,
             open_store: Box::new(move || folder.open(name, shard)),
             creation: self.creation.clone(),
             limits: Limits {
@@ -592,6 +608,17 @@ impl Process {
             tracing::info!(?roles, admin = %self.config.admin_listen, "started");
         }
     }
+}
+
+/// Gives a shard of unify the newest rules.
+fn adopt(book: Arc<Rulebook>) -> Adopt<Unify> {
+    Box::new(move |shard| {
+        let edition = book.edition();
+        if let Some(shard) = shard {
+            shard.stage().adopt(edition.rules);
+        }
+        edition.control_offset
+    })
 }
 
 fn of_tenants(unify: Unify, tenants: Option<&Arc<BTreeSet<String>>>) -> Unify {

@@ -7,6 +7,7 @@ use super::stores::Creation;
 use super::system::Stop;
 use millstream_model::id::hex;
 use millstream_model::proto::Usage;
+use millstream_plan::status::ShardStatus;
 use millstream_shard::ShardError;
 use millstream_shard::ownership::Mended;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
@@ -24,6 +25,9 @@ const NO_DUTY: Duration = Duration::from_secs(5);
 /// Work that needs an owned shard's state, done by its thread between two batches.
 pub type Query<S> = Box<dyn FnOnce(&mut Shard<S>) + Send>;
 
+/// Gives an owned shard what has changed for its stage, between two batches; how far in `control` that is what the stage goes by, also when the shard is not owned and is opened next.
+pub type Adopt<S> = Box<dyn Fn(Option<&mut Shard<S>>) -> u64 + Send>;
+
 /// Everything a shard's thread needs, but for what it stands on.
 pub struct SeatThread<S: Stage> {
     /// Orders and reports.
@@ -32,6 +36,8 @@ pub struct SeatThread<S: Stage> {
     pub queries: Receiver<Query<S>>,
     /// Makes the stage, at each opening.
     pub make: MakeStage<S>,
+    /// Of a stage that goes by what is published in `control`.
+    pub adopt: Option<Adopt<S>>,
     /// Opens the local store.
     pub open_store: OpenStore,
     /// The pipeline's topics.
@@ -50,10 +56,11 @@ impl<S: Stage + 'static> SeatThread<S> {
     /// # Errors
     /// When no thread can be had.
     pub fn start(self, environment: &Environment) -> std::io::Result<JoinHandle<()>> {
-        let SeatThread { desk, queries, make, open_store, creation, limits, observer, stop } = self;
+        let SeatThread { desk, queries, make, adopt, open_store, creation, limits, observer, stop } = self;
         let (name, shard) = (desk.stage, desk.shard);
         let seat = Seat::new(Parts { name, shard, environment: environment.clone(), limits, make, open_store });
-        let mut work = Work { desk, seat, queries, creation, observer, stop, backoff: Backoff::default(), quiet: 0 };
+        let (backoff, quiet, goes_by) = (Backoff::default(), 0, 0);
+        let mut work = Work { desk, seat, queries, adopt, goes_by, creation, observer, stop, backoff, quiet };
         std::thread::Builder::new().name(format!("{name}-{shard}")).spawn(move || work.run())
     }
 }
@@ -78,6 +85,9 @@ struct Work<S: Stage> {
     desk: Arc<Desk>,
     seat: Seat<S>,
     queries: Receiver<Query<S>>,
+    adopt: Option<Adopt<S>>,
+    /// What the newest step went by, of `control`: up to here.
+    goes_by: u64,
     creation: Arc<Creation>,
     observer: Arc<dyn Observer>,
     stop: Arc<Stop>,
@@ -93,6 +103,8 @@ impl<S: Stage> Work<S> {
         while !self.stop.is_stopped() {
             let order = self.desk.order();
             self.desk.steps();
+            // Before the step: a shard that it opens takes this, or what is newer.
+            self.goes_by = self.adopt.as_ref().map_or(0, |adopt| adopt(self.seat.shard()));
             let stepped = self.creation.ensure(&self.stop).map_err(ShardError::from);
             let stepped = stepped.and_then(|()| self.seat.step(&order));
             if matches!(stepped, Ok(Step::Acquired { .. })) {
@@ -120,7 +132,8 @@ impl<S: Stage> Work<S> {
     }
 
     fn report(&self) {
-        if self.desk.report(self.seat.status()) {
+        let status = ShardStatus { control_offset: self.goes_by, ..self.seat.status() };
+        if self.desk.report(status) {
             self.observer.lost(self.desk.stage, self.desk.shard);
         }
     }

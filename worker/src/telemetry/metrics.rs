@@ -166,6 +166,8 @@ pub enum Outcome {
     Rejected,
     /// The log did not say.
     Unknown,
+    /// Refused with its whole request, because the tenant sends more than its rate: it is to come again.
+    Limited,
 }
 
 /// The gateway's metrics.
@@ -227,6 +229,7 @@ impl GatewayMetrics {
             Outcome::Accepted => "accepted",
             Outcome::Rejected => "rejected",
             Outcome::Unknown => "unknown",
+            Outcome::Limited => "limited",
         };
         let labels = RecordLabels { tenant: self.tenants.label(tenant), source, outcome };
         self.records.get_or_create(&labels).inc_by(count as u64);

@@ -1,7 +1,7 @@
 //! What a worker keeps of `control` and `status`.
 //!
 //! Of plans the one of the highest (term, number) counts, of each worker's reports the one of the highest (incarnation, sequence), of format levels the
-//! highest of the generation, of messages about one tenant the one of the highest version: a lower one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
+//! highest of the generation, of messages about one tenant, and about the number of gateways, the one of the highest version: a lower one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
 //! order and however often; only *when* they heard it is each one's own, and with it, who has been failing for how long.
 //!
 //! Time is in milliseconds of a monotonic clock of the process that has the view; it is never compared with anybody else's. A worker must hear its own
@@ -20,7 +20,7 @@ mod silence;
 mod tests;
 
 use crate::incarnation::Incarnation;
-use crate::message::{Control, FormatLevel, Tenant};
+use crate::message::{Control, FormatLevel, Gateways, Tenant, Terms};
 use crate::plan::{Plan, ShardId};
 use crate::planner::{Standing, Worker};
 use crate::status::{Role, ShardStatus, WorkerStatus};
@@ -51,6 +51,9 @@ impl Default for Bounds {
 
 /// What gateways, which own no shards, say that they do.
 pub const GATEWAY: &str = "gateway";
+
+/// The stage that applies the rules of tenants.
+const UNIFY: &str = "unify";
 
 /// A gateway that is cut off takes requests with old keys until it finds out, and whoever sends it requests does: nobody knows that it does not any more before that.
 const GATEWAY_GONE_MS: u64 = 30_000;
@@ -116,6 +119,7 @@ pub struct View {
     owners: BTreeMap<ShardId, (String, u64)>,
     format: Option<FormatLevel>,
     tenants: BTreeMap<String, Tenant>,
+    gateways: Option<Gateways>,
     workers: BTreeMap<String, Heard>,
 }
 
@@ -129,6 +133,7 @@ impl View {
             owners: BTreeMap::new(),
             format: None,
             tenants: BTreeMap::new(),
+            gateways: None,
             workers: BTreeMap::new(),
         }
     }
@@ -139,6 +144,7 @@ impl View {
             Control::Plan(plan) if self.plan.as_ref().is_none_or(|current| *current < plan) => self.adopt(plan, now_ms),
             Control::FormatLevel(level) => self.format = self.format.max(Some(level)),
             Control::Tenant(tenant) if self.is_newer(&tenant) => drop(self.tenants.insert(tenant.name.clone(), tenant)),
+            Control::Gateways(gateways) => self.gateways = self.gateways.max(Some(gateways)),
             Control::Plan(_) | Control::Tenant(_) => {}
         }
     }
@@ -204,6 +210,29 @@ impl View {
             report.stages.contains(GATEWAY) && !report.leaving && now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS
         };
         self.reports().filter(move |(report, at_ms)| may_serve(report, *at_ms)).map(|(report, _)| report)
+    }
+
+    /// How many gateways share the rates of tenants, as far as that was published.
+    pub fn gateway_count(&self) -> Option<Gateways> {
+        self.gateways
+    }
+
+    /// Those who let in, or judge, the records of tenants now: gateways, workers of unify, and each shard of unify that somebody owns.
+    pub fn judges(&self, now_ms: u64) -> Vec<Judge<'_>> {
+        let gateways = self.gateways(now_ms).map(|report| Judge::worker(report, false));
+        let is_heard = |at_ms: u64| now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS;
+        let unify = self.reports_here().filter(|(report, at_ms)| report.stages.contains(UNIFY) && is_heard(*at_ms));
+        let holders = self.holders();
+        let of_unify = unify.flat_map(|(report, _)| {
+            let is_held = |(id, shard): &(&ShardId, &ShardStatus)| {
+                id.stage == UNIFY && holders.get(id) == Some(&(shard.epoch, report.worker.as_str()))
+            };
+            let held = report.shards.iter().filter(is_held);
+            let shards: Vec<_> = held.map(|(_, shard)| Judge::shard(report, shard.control_offset)).collect();
+            // One that leaves comes to own nothing more.
+            (!report.leaving).then(|| Judge::worker(report, true)).into_iter().chain(shards)
+        });
+        gateways.chain(of_unify).collect()
     }
 
     /// The newest incarnation of a name that was heard: see [`Incarnation::after`].
@@ -289,6 +318,65 @@ impl View {
             }
         }
         holders
+    }
+}
+
+/// One who lets in, or judges, the records of tenants, and by what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judge<'a> {
+    /// Name of the worker.
+    pub worker: &'a str,
+    /// It goes by `control` up to here, exclusive; 0: a shard of a former version, which goes by nothing of it.
+    pub control_offset: u64,
+    /// It is of unify, and has nothing to do with keys and rates.
+    pub is_unify: bool,
+}
+
+impl<'a> Judge<'a> {
+    fn worker(report: &'a WorkerStatus, is_unify: bool) -> Judge<'a> {
+        Judge { worker: &report.worker, control_offset: report.control_offset, is_unify }
+    }
+
+    fn shard(report: &'a WorkerStatus, control_offset: u64) -> Judge<'a> {
+        Judge { worker: &report.worker, control_offset, is_unify: true }
+    }
+
+    /// Does it go by a message about a tenant that is at this offset of `control`, and says this? A former version of unify goes by no rules: where there are none, that is right.
+    pub fn goes_by(&self, offset: u64, terms: &Terms) -> bool {
+        offset < self.control_offset || (self.is_former() && terms.rules.is_empty())
+    }
+
+    fn is_former(&self) -> bool {
+        self.is_unify && self.control_offset == 0
+    }
+}
+
+/// What all judges go by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Horizon {
+    /// How many of them are gateways.
+    pub gateways: u32,
+    /// They go by `control` up to here, exclusive, but for those of former versions.
+    pub control_offset: u64,
+    /// Some are of former versions, which go by no rules.
+    pub has_former: bool,
+}
+
+impl Horizon {
+    /// Of all of these.
+    pub fn of(judges: &[Judge<'_>]) -> Horizon {
+        let (former, others): (Vec<&Judge<'_>>, Vec<_>) = judges.iter().partition(|judge| judge.is_former());
+        let gateways = others.iter().filter(|judge| !judge.is_unify).count();
+        Horizon {
+            gateways: u32::try_from(gateways).unwrap_or(u32::MAX),
+            control_offset: others.iter().map(|judge| judge.control_offset).min().unwrap_or_default(),
+            has_former: !former.is_empty(),
+        }
+    }
+
+    /// Does every one of them ([`Judge::goes_by`])?
+    pub fn goes_by(&self, offset: u64, terms: &Terms) -> bool {
+        offset < self.control_offset && (!self.has_former || terms.rules.is_empty())
     }
 }
 

@@ -74,7 +74,7 @@ fn tenant() -> impl Strategy<Value = Tenant> {
     (prop_oneof!["acme", "globex"], 1_u64..5).prop_map(|(name, version)| Tenant {
         name,
         version,
-        api_keys: [[version as u8; 32]].into(),
+        terms: Terms { api_keys: [[version as u8; 32]].into(), ..Terms::default() },
         is_deleted: version % 2 == 0,
     })
 }
@@ -85,6 +85,7 @@ fn message() -> impl Strategy<Value = Message> {
         2 => plan().prop_map(Control::Plan).prop_map(Message::Control),
         1 => (0_u32..3, 0_u32..4).prop_map(level).prop_map(Message::Control),
         2 => tenant().prop_map(Control::Tenant).prop_map(Message::Control),
+        1 => (1_u64..5).prop_map(|version| Control::Gateways(Gateways { version, count: 1 })).prop_map(Message::Control),
         9 => status().prop_map(Message::Status),
     ]
 }

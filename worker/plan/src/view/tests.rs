@@ -2,6 +2,7 @@
 
 use super::scene::{REPORT_MS, Scene, owner, plan_of, report, shard, standby};
 use super::*;
+use crate::message::{Rate, Rules};
 use crate::status::ShardStatus;
 
 const PREPARE: Duty = Duty::Standby { prepare: true, soon: false };
@@ -333,7 +334,8 @@ fn the_planner_is_told_who_lives_and_what_stands_where() {
 
 #[test]
 fn of_what_is_said_about_a_tenant_the_newest_counts_whenever_it_comes() {
-    let tenant = |version, is_deleted| Tenant { name: "acme".into(), version, api_keys: [[1; 32]].into(), is_deleted };
+    let terms = Terms { api_keys: [[1; 32]].into(), ..Terms::default() };
+    let tenant = |version, is_deleted| Tenant { name: "acme".into(), version, terms: terms.clone(), is_deleted };
     let mut view = View::new(1, Bounds::default());
     view.control(Control::Tenant(tenant(2, false)), 0);
     assert!(view.is_newer(&tenant(3, true)) && !view.is_newer(&tenant(2, false)));
@@ -342,4 +344,69 @@ fn of_what_is_said_about_a_tenant_the_newest_counts_whenever_it_comes() {
     assert!(view.tenants()["acme"].is_deleted);
     view.control(Control::Tenant(tenant(4, false)), 0);
     assert_eq!(view.tenants()["acme"], tenant(4, false));
+}
+
+#[test]
+fn of_numbers_of_gateways_the_newest_counts_whenever_it_comes() {
+    let mut view = View::new(1, Bounds::default());
+    assert_eq!(view.gateway_count(), None);
+    for (version, count) in [(2, 5), (1, 7)] {
+        view.control(Control::Gateways(Gateways { version, count }), 0);
+        assert_eq!(view.gateway_count(), Some(Gateways { version: 2, count: 5 }));
+    }
+}
+
+/// A report of a worker of this stage, with these shards: each its number, epoch, and how far it goes by `control`.
+fn judging(worker: &str, stage: &str, control_offset: u64, shards: &[(u32, u64, u64)]) -> WorkerStatus {
+    let shard = |(shard, epoch, control_offset): &(u32, u64, u64)| {
+        let status =
+            ShardStatus { role: Role::Owner, epoch: *epoch, control_offset: *control_offset, ..ShardStatus::default() };
+        (ShardId::new(stage, *shard), status)
+    };
+    let shards = shards.iter().map(shard).collect();
+    WorkerStatus { stages: [stage.to_owned()].into(), control_offset, shards, ..report(worker, 1) }
+}
+
+#[test]
+fn gateways_workers_of_unify_and_each_shard_that_they_own_judge_the_records_of_tenants() {
+    let mut view = View::new(1, Bounds::default());
+    let leaving = |status| WorkerStatus { leaving: true, ..status };
+    let all = [
+        judging("g", GATEWAY, 9, &[]),
+        leaving(judging("h", GATEWAY, 1, &[])),
+        judging("u", "unify", 8, &[(0, 3, 7), (1, 1, 2)]),
+        // It took shard 1 over from `u`, and gives it away.
+        leaving(judging("v", "unify", 3, &[(1, 2, 6)])),
+        judging("a", "action", 1, &[(0, 1, 0)]),
+    ];
+    all.into_iter().for_each(|status| view.status(status, 0));
+    let judges = |now_ms| -> Vec<(String, u64, bool)> {
+        view.judges(now_ms).iter().map(|it| (it.worker.to_owned(), it.control_offset, it.is_unify)).collect()
+    };
+    let expected = [("g", 9, false), ("u", 8, true), ("u", 7, true), ("v", 6, true)];
+    assert_eq!(judges(10), expected.map(|(name, offset, is_unify)| (name.to_owned(), offset, is_unify)));
+    assert_eq!(judges(GATEWAY_GONE_MS), [], "whoever is not heard judges nothing any more");
+}
+
+#[test]
+fn a_former_version_of_unify_goes_by_a_tenant_that_has_no_rules() {
+    let of = |control_offset, is_unify| Judge { worker: "w", control_offset, is_unify };
+    let forbidden_values = ["none".to_owned()].into();
+    let rules = Terms { rules: Rules { forbidden_values, ..Rules::default() }, ..Terms::default() };
+    let rate = Terms { rate: Rate { records: Some(1), bytes: None }, ..Terms::default() };
+    assert!(of(5, true).goes_by(4, &rules) && !of(4, true).goes_by(4, &rules) && !of(4, true).goes_by(4, &rate));
+    assert!(of(0, true).goes_by(4, &rate) && !of(0, true).goes_by(4, &rules) && !of(0, false).goes_by(4, &rate));
+    // All of them do when each one does.
+    let judges = [of(7, false), of(0, true), of(5, true), of(6, false), of(0, false)];
+    for some in (0..32_usize)
+        .map(|bits| (0..5).filter(|index| bits >> index & 1 == 1).map(|index| judges[index]).collect::<Vec<_>>())
+    {
+        let horizon = Horizon::of(&some);
+        assert_eq!(horizon.gateways as usize, some.iter().filter(|judge| !judge.is_unify).count());
+        for (offset, terms) in [(4, &rules), (4, &rate), (5, &rules), (6, &rate)] {
+            // Without any gateway nobody asks.
+            let all = horizon.gateways > 0 && some.iter().all(|judge| judge.goes_by(offset, terms));
+            assert_eq!(horizon.gateways > 0 && horizon.goes_by(offset, terms), all, "{some:?} {offset} {terms:?}");
+        }
+    }
 }

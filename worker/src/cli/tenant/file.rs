@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //!
-//! - **A file that works here works in Kubernetes, and means the same there.** Which key becomes which hash is decided by the operator's function ([`wanted`]); names, counts and labels are held to
+//! - **A file that works here works in Kubernetes, and means the same there.** Which key becomes which hash, and what the terms are, is decided by the operator's function ([`wanted`]); names, counts, bounds and labels are held to
 //!   what the API server and the operator ask for; fields that nobody knows are refused.
 //! - **All or nothing.** A file with a mistake gives all of its mistakes, each with the resource and what to do, and no tenants.
 //! - **No key is ever told**, not even a part of one in an error. So Secrets are read by hand, and not by a decoder whose messages quote what they do not like.
@@ -13,14 +13,15 @@ use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use millstream_crds::{API_KEYS_LABEL, Tenant};
-use millstream_operator::tenants::{KeyHash, wanted};
+use millstream_operator::tenants::wanted;
+use millstream_plan::message::Terms;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The hashes of each tenant's keys.
-pub(super) type Keys = BTreeMap<String, BTreeSet<KeyHash>>;
+/// The terms of each tenant.
+pub(super) type Senders = BTreeMap<String, Terms>;
 
 const TENANT_VERSION: &str = "ingestion.millstream.dev/v1alpha1";
 /// Without any, as kubectl has it where nothing else is configured.
@@ -56,7 +57,7 @@ struct Resources {
 ///
 /// # Errors
 /// All that is wrong with it, one line each.
-pub(super) fn read(text: &str, pipeline: impl Fn(&str) -> Result<(), String>) -> Result<Keys, Vec<String>> {
+pub(super) fn read(text: &str, pipeline: impl Fn(&str) -> Result<(), String>) -> Result<Senders, Vec<String>> {
     let mut resources = Resources::default();
     for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
         let place = format!("document {}", index + 1);
@@ -70,7 +71,7 @@ pub(super) fn read(text: &str, pipeline: impl Fn(&str) -> Result<(), String>) ->
             }
         }
     }
-    resources.keys(pipeline)
+    resources.senders(pipeline)
 }
 
 impl Resources {
@@ -166,6 +167,7 @@ impl Resources {
                 "Tenant {name}: spec.apiKeys names {count} keys: name one, or two while one is replaced by the other"
             ));
         }
+        self.problems.extend(tenant.spec.problems().into_iter().map(|problem| format!("Tenant {name}: {problem}")));
         if self.tenants.insert(name.clone(), tenant).is_some() {
             self.problems.push(format!("Tenant {name}: is there twice"));
         }
@@ -213,7 +215,7 @@ impl Resources {
         }
     }
 
-    fn keys(mut self, pipeline: impl Fn(&str) -> Result<(), String>) -> Result<Keys, Vec<String>> {
+    fn senders(mut self, pipeline: impl Fn(&str) -> Result<(), String>) -> Result<Senders, Vec<String>> {
         let namespace = self.namespace.take().map_or_else(|| NAMESPACE.to_owned(), |(namespace, _)| namespace);
         for (name, tenant) in &mut self.tenants {
             if let Err(why) = pipeline(&tenant.spec.pipeline_ref.name) {
@@ -229,7 +231,7 @@ impl Resources {
         if self.tenants.is_empty() && self.problems.is_empty() {
             self.problems.push("no Tenant is in it".to_owned());
         }
-        if self.problems.is_empty() { Ok(wanted.keys) } else { Err(self.problems) }
+        if self.problems.is_empty() { Ok(wanted.terms) } else { Err(self.problems) }
     }
 }
 
@@ -238,7 +240,7 @@ mod tests {
     use super::*;
     use crate::config::KeyHash as Hash;
 
-    fn read_for_orders(text: &str) -> Result<Keys, Vec<String>> {
+    fn read_for_orders(text: &str) -> Result<Senders, Vec<String>> {
         read(text, |name| if name == "orders" { Ok(()) } else { Err(format!("not `{name}`")) })
     }
 
@@ -254,8 +256,8 @@ mod tests {
         )
     }
 
-    fn hashes(of: &[&str]) -> BTreeSet<KeyHash> {
-        of.iter().map(|key| Hash::of(key).0).collect()
+    fn hashes(of: &[&str]) -> Terms {
+        Terms { api_keys: of.iter().map(|key| Hash::of(key).0).collect(), ..Terms::default() }
     }
 
     #[test]
@@ -286,7 +288,7 @@ mod tests {
             tenant("field", "[{name: keys, key: same, more: 1}]"),
             tenant(&"x".repeat(64), "[{name: keys, key: same}]"),
             tenant("acme", "[{name: keys, key: fine}]"),
-            tenant("limits", "[{name: keys, key: fine}]\n  limits: {}"),
+            tenant("limits", "[{name: keys, key: fine}]\n  limits: {maxActions: 0}"),
             tenant("elsewhere", "[{name: keys, key: fine}]").replace("orders", "returns"),
             tenant("top", "[{name: keys, key: fine}]\nextra: 1"),
             secret(
@@ -310,7 +312,7 @@ mod tests {
             "Tenant written: spec.apiKeys[0] must name a Secret and a key in it, such as {name: written, key: first}",
             "Tenant field: unknown field `more`, expected `name` or `key`",
             &long,
-            "Tenant limits: unknown field `limits`, expected `pipelineRef` or `apiKeys`",
+            "Tenant limits: spec.limits.maxActions is 0: take a number from 1 to 1000",
             "Tenant elsewhere: not `returns`",
             "Tenant top: unknown field `extra`, expected one of apiVersion, kind, metadata, spec, status",
             "Secret keys: stringData.number must be text: put it in quotes",

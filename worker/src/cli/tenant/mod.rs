@@ -1,6 +1,6 @@
 //! `millstream tenant`: who may send to a pipeline, where no operator publishes it.
 //!
-//! `apply` takes the file of `Tenant` and `Secret` resources that Kubernetes takes ([`file`]), and publishes the hashes of their keys in `control`, as an operator would; every process that follows
+//! `apply` takes the file of `Tenant` and `Secret` resources that Kubernetes takes ([`file`]), and publishes the hashes of their keys, and the rest of their terms, in `control`, as an operator would; every process that follows
 //! the plan hears it there. Invariants:
 //!
 //! - **A file with a mistake changes nothing**: it is read, and found good as a whole, before anybody is connected to; what else stands against it is found out before anything is published.
@@ -9,7 +9,7 @@
 //! - **A key leads to one tenant**, also beside what is published and configured already.
 //!
 //! Protocol: read `control` and `status` to their ends; compare; take the transactional id of `control` (which fences whoever publishes), read to the end once more, and compare again, since
-//! somebody may have published in between; publish what differs in one transaction (per thousand); listen to the reports of gateways until each has heard `control` beyond it.
+//! somebody may have published in between; publish what differs in one transaction (per thousand); listen to the reports of gateways and workers of unify until each, and each shard of unify, goes by what `control` says.
 //!
 //! **Beside others who publish.** `millstream plan auto --watch` publishes no tenants: it finds that it was fenced when it publishes next, takes its place back, and leaves tenants alone. An operator
 //! takes its place back, too, but ends every tenant of which there is no `Tenant` resource. No message says who publishes, so that nobody can know for sure whether an operator does; but its Pods report
@@ -22,12 +22,11 @@ use super::Outcome;
 use super::session::{LISTEN, Session, Topics};
 use crate::config::{self, Config, ConfigArgs, Millis, Ownership};
 use anyhow::{Context, bail};
-use file::Keys;
+use file::Senders;
 use millstream_model::id::hex;
-use millstream_operator::tenants::KeyHash;
-use millstream_plan::message::Tenant;
+use millstream_plan::message::{Limits, Tenant, Terms};
 use millstream_plan::status::WorkerStatus;
-use millstream_plan::view::GATEWAY;
+use millstream_plan::view::{GATEWAY, Judge};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -72,7 +71,7 @@ struct Publishing {
     /// Print what would change, and publish nothing
     #[arg(long)]
     dry_run: bool,
-    /// Do not wait until the gateways know it
+    /// Do not wait until gateways and workers of unify go by it
     #[arg(long)]
     no_wait: bool,
     /// How long to wait for them
@@ -158,7 +157,7 @@ impl fmt::Display for Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Intent {
     /// Everybody who is to be known, whoever named them.
-    wanted: Keys,
+    wanted: Senders,
     /// Those whom it is about.
     changes: BTreeMap<String, Change>,
 }
@@ -172,14 +171,14 @@ impl Intent {
 type Compose<'a> = dyn Fn(&BTreeMap<String, Tenant>) -> anyhow::Result<Intent> + 'a;
 
 /// Those who are published now.
-fn there(known: &BTreeMap<String, Tenant>) -> impl Iterator<Item = (&String, &BTreeSet<KeyHash>)> {
-    known.iter().filter(|(_, tenant)| !tenant.is_deleted).map(|(name, tenant)| (name, &tenant.api_keys))
+fn there(known: &BTreeMap<String, Tenant>) -> impl Iterator<Item = (&String, &Terms)> {
+    known.iter().filter(|(_, tenant)| !tenant.is_deleted).map(|(name, tenant)| (name, &tenant.terms))
 }
 
 /// What a file comes to. No key may lead to two tenants.
 fn compose(
     known: &BTreeMap<String, Tenant>,
-    file: &Keys,
+    file: &Senders,
     prune: bool,
     configured: &[config::Tenant],
 ) -> anyhow::Result<Intent> {
@@ -191,28 +190,28 @@ fn compose(
             (hash.0, (tenant.name.as_str(), stays))
         }));
     }
-    for (name, keys) in there(known).filter(|(name, _)| !file.contains_key(*name)) {
+    for (name, terms) in there(known).filter(|(name, _)| !file.contains_key(*name)) {
         if prune {
             changes.insert(name.clone(), Change::Deleted);
         } else {
-            wanted.insert(name.clone(), keys.clone());
+            wanted.insert(name.clone(), terms.clone());
             let stays = "published, and not in this file";
-            owners.extend(keys.iter().map(|key| (*key, (name.as_str(), stays))));
+            owners.extend(terms.api_keys.iter().map(|key| (*key, (name.as_str(), stays))));
         }
     }
-    for (name, keys) in file {
-        let taken = keys.iter().filter_map(|key| owners.get(key)).find(|(other, _)| other != name);
+    for (name, terms) in file {
+        let taken = terms.api_keys.iter().filter_map(|key| owners.get(key)).find(|(other, _)| other != name);
         if let Some((other, stays)) = taken {
             problems.push(format!(
                 "Tenant {name}: one of its keys is tenant {other}'s, too, who is {stays}: give it another one"
             ));
         }
-        let before = there(known).find(|(known, _)| *known == name).map(|(_, keys)| keys);
+        let before = there(known).find(|(known, _)| *known == name).map(|(_, terms)| terms);
         changes.insert(
             name.clone(),
             match before {
                 None => Change::Created,
-                Some(before) if before == keys => Change::Unchanged,
+                Some(before) if before == terms => Change::Unchanged,
                 Some(_) => Change::Changed,
             },
         );
@@ -222,14 +221,14 @@ fn compose(
 
 /// All that are published but one.
 fn without(known: &BTreeMap<String, Tenant>, name: &str) -> anyhow::Result<Intent> {
-    let mut wanted: Keys = there(known).map(|(name, keys)| (name.clone(), keys.clone())).collect();
+    let mut wanted: Senders = there(known).map(|(name, terms)| (name.clone(), terms.clone())).collect();
     if wanted.remove(name).is_none() {
         bail!("no tenant {name} is published; `millstream tenant list` prints those that are");
     }
     Ok(Intent { wanted, changes: [(name.to_owned(), Change::Deleted)].into() })
 }
 
-/// Publishes what is to be, and waits until gateways know it; `refused` is said of what cannot be.
+/// Publishes what is to be, and waits until all go by it; `refused` is said of what cannot be.
 fn publish(config: &Config, args: &Publishing, refused: &str, compose: &Compose<'_>) -> anyhow::Result<Outcome> {
     if matches!(config.ownership, Ownership::Static) && !matches!(config.log, config::Log::Embedded) {
         bail!(
@@ -256,9 +255,9 @@ fn publish(config: &Config, args: &Publishing, refused: &str, compose: &Compose<
         published.context("publishing; look with `millstream tenant list` what is there")?;
     }
     for (name, change) in &intent.changes {
-        let keys = intent.wanted.get(name).filter(|_| *change != Change::Deleted);
-        let keys = keys.map(|keys| format!(", {}", count(keys))).unwrap_or_default();
-        super::print(format_args!("{name}: {change}{keys}\n"))?;
+        let terms = intent.wanted.get(name).filter(|_| *change != Change::Deleted);
+        let terms = terms.map(|terms| format!(", {}", words(terms))).unwrap_or_default();
+        super::print(format_args!("{name}: {change}{terms}\n"))?;
     }
     if args.dry_run {
         super::print(format_args!("a dry run: nothing was published\n"))?;
@@ -266,8 +265,21 @@ fn publish(config: &Config, args: &Publishing, refused: &str, compose: &Compose<
     if args.dry_run || args.no_wait { Ok(Outcome::Good) } else { wait(&mut session, &before, &intent, args.timeout) }
 }
 
-fn count(keys: &BTreeSet<KeyHash>) -> String {
-    if keys.len() == 1 { "1 key".to_owned() } else { format!("{} keys", keys.len()) }
+/// What a tenant's terms are, in a few words: `2 keys, 100 records/s, limits`.
+fn words(terms: &Terms) -> String {
+    let keys = terms.api_keys.len();
+    let mut words = vec![if keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") }];
+    words.extend(beyond_keys(terms));
+    words.join(", ")
+}
+
+fn beyond_keys(Terms { rules, rate, .. }: &Terms) -> Vec<String> {
+    let records = rate.records.map(|records| format!("{records} records/s"));
+    let bytes = rate.bytes.map(|bytes| format!("{bytes} bytes/s"));
+    let limits = (rules.limits != Limits::default()).then(|| "limits".to_owned());
+    let forbidden = rules.forbidden_values.len();
+    let forbidden = (forbidden > 0).then(|| format!("{forbidden} forbidden values"));
+    [records, bytes, limits, forbidden].into_iter().flatten().collect()
 }
 
 /// Who reports under a name that an operator gives to gateways of a pipeline: a StatefulSet's Pods.
@@ -294,7 +306,7 @@ fn warn_of_configured(config: &Config, intent: &Intent) {
     }
 }
 
-/// Until every gateway that may take requests has heard what was said about these tenants; the outcome is bad when that takes too long.
+/// Until all who let in or judge records go by what was said about these tenants; the outcome is bad when that takes too long.
 fn wait(
     session: &mut Session,
     before: &BTreeMap<String, Tenant>,
@@ -312,30 +324,40 @@ fn wait(
             );
         }
         let is_heard = heard.values().all(|heard| *heard == Heard::It);
-        let knows_all = |report: &WorkerStatus| {
-            is_heard && intent.changes.keys().all(|name| planning.knows_tenant(report.control_offset, name))
-        };
-        let gateways = planning.view().gateways(now_ms).map(|report| (report.worker.as_str(), knows_all(report)));
-        let (ready, waiting): (Vec<_>, Vec<_>) = gateways.partition(|(_, knows)| *knows);
-        let join = |of: &[(&str, bool)]| of.iter().map(|(worker, _)| *worker).collect::<Vec<_>>().join(", ");
+        let goes_by_all =
+            |judge: &Judge<'_>| is_heard && intent.changes.keys().all(|name| planning.goes_by(judge, name));
+        let judges = planning.view().judges(now_ms);
+        let waiting: Vec<&Judge<'_>> = judges.iter().filter(|judge| !goes_by_all(judge)).collect();
         if waiting.is_empty() && is_heard {
-            match ready.len() {
-                0 => super::print(format_args!(
-                    "no gateway reports; those that start hear it before they take requests\n"
-                ))?,
-                _ => super::print(format_args!("in force at every gateway: {}\n", join(&ready)))?,
-            }
+            super::print(format_args!("{}\n", in_force(&judges)))?;
             return Ok(Outcome::Good);
         }
         if Instant::now() >= end {
             eprintln!(
-                "millstream: published, but after {timeout} not heard by {}: keys that were ended may still be good there. Run it again to wait on, or see its log",
-                join(&waiting)
+                "millstream: published, but after {timeout} not heard by {}: what was before may still be in force there. Run it again to wait on, or see its log",
+                names(waiting)
             );
             return Ok(Outcome::Bad);
         }
         session.listen(LISTEN).context("published; waiting for the gateways")?;
     }
+}
+
+/// Workers, each once.
+fn names<'a>(judges: impl IntoIterator<Item = &'a Judge<'a>>) -> String {
+    let names: BTreeSet<&str> = judges.into_iter().map(|judge| judge.worker).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// Where it is in force, when it is everywhere.
+fn in_force(judges: &[Judge<'_>]) -> String {
+    let (unify, gateways): (Vec<&Judge<'_>>, Vec<_>) = judges.iter().partition(|judge| judge.is_unify);
+    let gateways = match gateways.is_empty() {
+        true => "no gateway reports; those that start hear it before they take requests".to_owned(),
+        false => format!("in force at every gateway: {}", names(gateways)),
+    };
+    let unify = if unify.is_empty() { String::new() } else { format!("; at every worker of unify: {}", names(unify)) };
+    gateways + &unify
 }
 
 /// What was heard in `control` of what was published.
@@ -351,8 +373,8 @@ enum Heard {
 
 fn heard(known: &BTreeMap<String, Tenant>, before: &BTreeMap<String, Tenant>, name: &str, intent: &Intent) -> Heard {
     let version = |of: &BTreeMap<String, Tenant>| of.get(name).map(|tenant| tenant.version);
-    let keys = known.get(name).filter(|tenant| !tenant.is_deleted).map(|tenant| &tenant.api_keys);
-    match keys == intent.wanted.get(name) {
+    let terms = known.get(name).filter(|tenant| !tenant.is_deleted).map(|tenant| &tenant.terms);
+    match terms == intent.wanted.get(name) {
         true => Heard::It,
         false if version(known) == version(before) => Heard::Nothing,
         false => Heard::Other,
@@ -368,9 +390,12 @@ fn list(config: &Config) -> anyhow::Result<Outcome> {
 fn table(known: &BTreeMap<String, Tenant>) -> String {
     let width = there(known).map(|(name, _)| name.len()).max().unwrap_or_default().max("tenant".len());
     let mut text = format!("{:width$}  keys  hashes\n", "tenant");
-    for (name, keys) in there(known) {
+    for (name, terms) in there(known) {
+        let keys = &terms.api_keys;
         let hashes: Vec<String> = keys.iter().map(|key| hex(key).chars().take(DIGITS).collect()).collect();
-        text.push_str(&format!("{name:width$}  {:>4}  {}\n", keys.len(), hashes.join(" ")));
+        let rest = beyond_keys(terms).join(", ");
+        let rest = if rest.is_empty() { rest } else { format!("  {rest}") };
+        text.push_str(&format!("{name:width$}  {:>4}  {}{rest}\n", keys.len(), hashes.join(" ")));
     }
     text
 }
@@ -380,21 +405,21 @@ mod tests {
     use super::*;
     use crate::config::ApiKey;
 
-    fn keys(of: &[u8]) -> BTreeSet<KeyHash> {
-        of.iter().map(|key| [*key; 32]).collect()
+    fn keys(of: &[u8]) -> Terms {
+        Terms { api_keys: of.iter().map(|key| [*key; 32]).collect(), ..Terms::default() }
     }
 
     fn known(of: &[(&str, &[u8])]) -> BTreeMap<String, Tenant> {
         let tenant = |name: &str, of: &[u8]| Tenant {
             name: name.to_owned(),
             version: 1,
-            api_keys: keys(of),
+            terms: keys(of),
             is_deleted: of.is_empty(),
         };
         of.iter().map(|(name, of)| ((*name).to_owned(), tenant(name, of))).collect()
     }
 
-    fn file(of: &[(&str, &[u8])]) -> Keys {
+    fn file(of: &[(&str, &[u8])]) -> Senders {
         of.iter().map(|(name, of)| ((*name).to_owned(), keys(of))).collect()
     }
 
@@ -423,7 +448,10 @@ mod tests {
         assert!(compose(&known, &file(&[("acme", &[3]), ("new", &[1])]), false, &[]).is_ok(), "acme has another one");
         let configured = [config::Tenant { name: "initech".parse().unwrap(), api_keys: vec![ApiKey::plain("k")] }];
         let hash = config::KeyHash::of("k").0;
-        let refused = |name: &str| compose(&known, &[(name.to_owned(), [hash].into())].into(), true, &configured);
+        let refused = |name: &str| {
+            let terms = Terms { api_keys: [hash].into(), ..Terms::default() };
+            compose(&known, &[(name.to_owned(), terms)].into(), true, &configured)
+        };
         assert!(refused("new").unwrap_err().to_string().contains("initech's, too, who is in `tenants` of"));
         assert!(refused("initech").is_ok());
     }

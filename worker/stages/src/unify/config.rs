@@ -1,8 +1,14 @@
-//! Configuration of unify.
+//! Configuration of unify, and what of it goes for one tenant.
+//!
+//! Two say something about a tenant: the configuration, and what was published about it ([`PublishedRules`]). What counts is worked out for all tenants at once ([`Rules`]), and handed to the stage whole,
+//! between two batches. No boundary is recorded: a batch is judged by one set of rules and committed with its outcome, or judged anew, perhaps by newer ones, when it was not; nothing is ever committed twice,
+//! and whoever follows the changelog takes outcomes from it, and judges nothing.
+//!
+//! Invariant: a published limit never allows what the configuration does not, because what is behind unify holds what the configuration lets through.
 
 use crate::source::identity;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What unify needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,17 +104,91 @@ impl Default for RecordLimits {
     }
 }
 
-impl UnifyConfig {
-    /// Does this identifier value name nobody at this tenant?
-    pub(super) fn is_forbidden(&self, tenant: &str, value: &str) -> bool {
-        if identity::is_forbidden(value) {
-            return true;
+/// What was published about one tenant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishedRules {
+    /// Where it differs from the configuration; more than that counts as that.
+    pub limits: TenantLimits,
+    /// Identifier values that name nobody at this tenant; without case. Any of them replace those that the configuration has for this tenant.
+    pub forbidden_values: BTreeSet<String>,
+}
+
+/// What one tenant's records may contain; `None`: as much as others'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// [`RecordLimits::max_record_bytes`].
+    pub max_record_bytes: Option<usize>,
+    /// [`RecordLimits::max_properties`].
+    pub max_properties: Option<usize>,
+    /// [`RecordLimits::max_string_chars`].
+    pub max_string_chars: Option<usize>,
+    /// [`RecordLimits::max_identifiers`].
+    pub max_identifiers: Option<usize>,
+    /// [`RecordLimits::max_actions`].
+    pub max_actions: Option<usize>,
+}
+
+impl TenantLimits {
+    fn within(&self, limits: &RecordLimits) -> RecordLimits {
+        let least = |own: Option<usize>, of_all: usize| own.map_or(of_all, |own| own.min(of_all));
+        RecordLimits {
+            max_record_bytes: least(self.max_record_bytes, limits.max_record_bytes),
+            max_properties: least(self.max_properties, limits.max_properties),
+            max_string_chars: least(self.max_string_chars, limits.max_string_chars),
+            max_identifiers: least(self.max_identifiers, limits.max_identifiers),
+            max_actions: least(self.max_actions, limits.max_actions),
+            ..limits.clone()
         }
-        let rules = self.tenants.get(tenant).map(|rules| rules.forbidden_values.as_slice()).unwrap_or_default();
-        if self.forbidden_values.is_empty() && rules.is_empty() {
-            return false;
-        }
-        let bare = identity::unquoted(value).to_lowercase();
-        self.forbidden_values.iter().chain(rules).any(|forbidden| identity::unquoted(forbidden).to_lowercase() == bare)
     }
+}
+
+/// What goes for each tenant, from configuration and what was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    of_all: Judgement,
+    /// Of those of whom something else is said.
+    of_tenants: BTreeMap<String, Judgement>,
+}
+
+/// What goes for one tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judgement {
+    pub(super) limits: RecordLimits,
+    /// Bare and in lower case.
+    forbidden: BTreeSet<String>,
+}
+
+impl Rules {
+    /// Works it out.
+    pub fn new(config: &UnifyConfig, published: &BTreeMap<String, PublishedRules>) -> Rules {
+        let of_all = Judgement { limits: config.limits.clone(), forbidden: bare(&config.forbidden_values) };
+        let of_tenant = |name: &String| {
+            let (configured, published) = (config.tenants.get(name), published.get(name));
+            let own = published.map(|published| bare(&published.forbidden_values)).filter(|own| !own.is_empty());
+            let own = own.or_else(|| configured.map(|configured| bare(&configured.forbidden_values)));
+            let limits = published.map(|published| published.limits).unwrap_or_default();
+            let mut judgement = Judgement { limits: limits.within(&of_all.limits), ..of_all.clone() };
+            judgement.forbidden.extend(own.unwrap_or_default());
+            (name.clone(), judgement)
+        };
+        let of_tenants = config.tenants.keys().chain(published.keys()).map(of_tenant).collect();
+        Rules { of_all, of_tenants }
+    }
+
+    pub(super) fn of(&self, tenant: &str) -> &Judgement {
+        self.of_tenants.get(tenant).unwrap_or(&self.of_all)
+    }
+}
+
+impl Judgement {
+    /// Does this identifier value name nobody?
+    pub(super) fn is_forbidden(&self, value: &str) -> bool {
+        identity::is_forbidden(value)
+            || (!self.forbidden.is_empty() && self.forbidden.contains(&identity::unquoted(value).to_lowercase()))
+    }
+}
+
+/// Values as they are compared.
+fn bare<'a>(values: impl IntoIterator<Item = &'a String>) -> BTreeSet<String> {
+    values.into_iter().map(|value| identity::unquoted(value).to_lowercase()).collect()
 }

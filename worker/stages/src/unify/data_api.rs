@@ -45,7 +45,7 @@ fn customer(record: &mut Object, reading: &Reading<'_>) -> Result<Draft, Refusal
     let mut draft = reading.draft(identifiers, reading.received_ms)?;
     draft.update_existing_only = fields::boolean(record, "", "update_existing_only", false)?;
     let mut attributes = fields::take_object(record, "", "attributes")?;
-    let mut changes = Changes::new(&reading.config.limits);
+    let mut changes = Changes::new(&reading.rules.limits);
     platforms(&mut attributes, &mut changes)?;
     let added = fields::take_object(&mut attributes, "attributes", "addValueToArrayField")?;
     let removed = fields::take_object(&mut attributes, "attributes", "removeValueFromArrayField")?;
@@ -98,7 +98,7 @@ fn flag(object: &Object, parent: &str, member: &str) -> Result<Option<bool>, Ref
 
 fn unset(record: &mut Object, changes: &mut Changes<'_>, reading: &Reading<'_>) -> Result<(), Refusal> {
     let rules = fields::take_list(record, "", "unset_attributes")?;
-    let most = reading.config.limits.max_unset_rules;
+    let most = reading.rules.limits.max_unset_rules;
     if rules.len() > most {
         let message =
             format!("`unset_attributes` has {} rules, at most {most} are allowed; send several records", rules.len());
@@ -134,7 +134,7 @@ fn actions(record: &mut Object, reading: &Reading<'_>) -> Parts {
     identifiers.extend(named(record, "", "device_id", "device_id", Importance::Optional)?);
     let base = reading.draft(identifiers, reading.received_ms)?;
     let actions = fields::take_list(record, "", "actions")?;
-    let most = reading.config.limits.max_actions;
+    let most = reading.rules.limits.max_actions;
     if actions.is_empty() {
         return Err(missing("", "actions", "a list with at least one action"));
     }
@@ -199,7 +199,7 @@ fn action_time(item: &Object, path: &str, reading: &Reading<'_>) -> Result<i64, 
         None => ("current_time", current, None),
     };
     let field = fields::path(path, member);
-    times::happened(&field, original, sent_ms.or(reading.sent_ms), reading.received_ms, &reading.config.limits)
+    times::happened(&field, original, sent_ms.or(reading.sent_ms), reading.received_ms, &reading.rules.limits)
 }
 
 fn device(record: &mut Object, reading: &Reading<'_>) -> Result<Draft, Refusal> {
@@ -224,7 +224,7 @@ fn device(record: &mut Object, reading: &Reading<'_>) -> Result<Draft, Refusal> 
         attributes.take(name);
     }
     report_unknown(&attributes, &mut draft);
-    let mut changes = Changes::new(&reading.config.limits);
+    let mut changes = Changes::new(&reading.rules.limits);
     changes.set("attributes", millstream_model::value::object(members));
     let (changes, reports) = changes.finish("attributes")?;
     draft.device_changes = changes;

@@ -1,6 +1,6 @@
 //! What a source's reader makes of a record: drafts of actions, without position or ids.
 
-use super::config::UnifyConfig;
+use super::config::Judgement;
 use super::times;
 use crate::source::identity;
 use millstream_model::proto::{Change, Event, Identifier, Merge, Object, Value};
@@ -9,8 +9,8 @@ use millstream_model::reject::{Reason, Refusal};
 /// What a reader knows besides the record itself.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reading<'a> {
-    pub(super) config: &'a UnifyConfig,
-    pub(super) tenant: &'a str,
+    /// What goes for its tenant.
+    pub(super) rules: &'a Judgement,
     /// What the envelope calls the record; one of the source's kinds.
     pub(super) kind: &'a str,
     /// When the record entered the log, milliseconds since 1970 (I7: the only "now" there is).
@@ -53,13 +53,13 @@ impl<'a> Reading<'a> {
     /// The routing identifier, or the only one, is forbidden; or one of them cannot be stored.
     pub(super) fn draft(&self, identifiers: Vec<Named>, time_ms: i64) -> Result<Draft, Refusal> {
         let mut draft = Draft { time_ms, ..Draft::default() };
-        if identifiers.len() > self.config.limits.max_identifiers {
-            let message = format!("more than {} identifiers; send fewer", self.config.limits.max_identifiers);
+        if identifiers.len() > self.rules.limits.max_identifiers {
+            let message = format!("more than {} identifiers; send fewer", self.rules.limits.max_identifiers);
             return Err(Refusal::field(Reason::TooLarge, "identifiers", message));
         }
         for Named { field, identifier, importance } in identifiers {
             identity::check(&field, &identifier)?;
-            if self.config.is_forbidden(self.tenant, &identifier.value) {
+            if self.rules.is_forbidden(&identifier.value) {
                 self.forbidden(&mut draft, field, &identifier, importance)?;
                 continue;
             }
@@ -103,7 +103,7 @@ impl<'a> Reading<'a> {
 
     /// When a record happened by its own clock, corrected by the sender's; see [`times`].
     pub(super) fn time(&self, field: &str, value: Option<&Value>) -> Result<i64, Refusal> {
-        times::happened(field, value, self.sent_ms, self.received_ms, &self.config.limits)
+        times::happened(field, value, self.sent_ms, self.received_ms, &self.rules.limits)
     }
 }
 

@@ -16,6 +16,9 @@
 //! as misrouted: taken in, it would break the order of that identifier's records (I3). So is one of a tenant that is not configured
 //! ([`Unify::for_tenants`]); it counts for [`INVALID_TENANT`], and leaves nothing in the state, so that who may write cannot make it grow by names.
 //!
+//! # Rules of tenants
+//! They may change between two batches ([`Unify::adopt`]); [`Rules`] says why that needs no record of when.
+//!
 //! # Time
 //! The stamp comes with the record (I7); it is the only time that decides anything here.
 
@@ -31,7 +34,7 @@ mod segment;
 mod times;
 mod values;
 
-pub use config::{RecordLimits, TenantRules, UnifyConfig};
+pub use config::{PublishedRules, RecordLimits, Rules, TenantLimits, TenantRules, UnifyConfig};
 
 use crate::source::{self, probe, route};
 use crate::{At, DecodeError, Input, Outbox, Stage, State, StateError, StateValue};
@@ -43,7 +46,7 @@ use millstream_model::reject::{Reason, Refusal};
 use prost::Message;
 use reject::Rejecter;
 use seen::{SeenKey, Window};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// For whom records count whose tenant cannot be told. No tenant can have this name.
@@ -52,7 +55,7 @@ pub const INVALID_TENANT: &str = "_invalid";
 /// The stage.
 #[derive(Clone, Debug)]
 pub struct Unify {
-    config: UnifyConfig,
+    rules: Arc<Rules>,
     seen: Window,
     /// Whose envelopes are taken; `None`: everybody's.
     tenants: Option<Arc<BTreeSet<String>>>,
@@ -152,15 +155,20 @@ impl Stage for Unify {
 
 impl Default for Unify {
     fn default() -> Unify {
-        Unify::new(UnifyConfig::default())
+        Unify::new(&UnifyConfig::default())
     }
 }
 
 impl Unify {
     /// With this configuration.
-    pub fn new(config: UnifyConfig) -> Unify {
+    pub fn new(config: &UnifyConfig) -> Unify {
         let seen = Window::of_hours(config.duplicate_window_hours);
-        Unify { config, seen, tenants: None }
+        Unify { rules: Arc::new(Rules::new(config, &BTreeMap::new())), seen, tenants: None }
+    }
+
+    /// Goes by these rules from the next record on.
+    pub fn adopt(&mut self, rules: Arc<Rules>) {
+        self.rules = rules;
     }
 
     /// Takes only the envelopes of these tenants.
@@ -189,13 +197,13 @@ impl Unify {
 
     /// The parts of a record: parses it, once.
     fn read(&self, record: &Envelope, at: &At) -> Parts {
-        let object = self.parse(&record.body)?;
+        let rules = self.rules.of(&record.tenant);
+        let object = parse(&record.body, &rules.limits)?;
         let kind = check_kind(record, &object)?;
         let routing = route::route(record.source(), kind, &object)?;
         check_group(record, &routing)?;
         let reading = Reading {
-            config: &self.config,
-            tenant: &record.tenant,
+            rules,
             kind,
             received_ms: i64::try_from(at.stamp.time_ms).unwrap_or(i64::MAX),
             sent_ms: record.sent_ms,
@@ -208,30 +216,27 @@ impl Unify {
             Source::Native | Source::Unspecified => native::read(object, &reading),
         }
     }
+}
 
-    fn parse(&self, body: &[u8]) -> Result<Object, Refusal> {
-        let limits = &self.config.limits;
-        if body.len() > limits.max_record_bytes {
-            let message =
-                format!("the record has {} bytes, at most {} are allowed", body.len(), limits.max_record_bytes);
-            return Err(Refusal::new(Reason::TooLarge, message));
+fn parse(body: &[u8], limits: &RecordLimits) -> Result<Object, Refusal> {
+    if body.len() > limits.max_record_bytes {
+        let message = format!("the record has {} bytes, at most {} are allowed", body.len(), limits.max_record_bytes);
+        return Err(Refusal::new(Reason::TooLarge, message));
+    }
+    let text = std::str::from_utf8(body)
+        .map_err(|error| Refusal::new(Reason::MalformedJson, format!("not UTF-8 at byte {}", error.valid_up_to())))?;
+    let depth = probe::depth(text);
+    if depth > limits.max_depth {
+        let message = format!("nested {depth} levels deep, at most {} are allowed", limits.max_depth);
+        return Err(Refusal::new(Reason::TooDeep, message));
+    }
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value { kind: Some(value::Kind::Object(object)) }) => Ok(object),
+        Ok(other) => {
+            let message = format!("a record must be a JSON object, this is of type {}", other.type_name());
+            Err(Refusal::new(Reason::WrongType, message))
         }
-        let text = std::str::from_utf8(body).map_err(|error| {
-            Refusal::new(Reason::MalformedJson, format!("not UTF-8 at byte {}", error.valid_up_to()))
-        })?;
-        let depth = probe::depth(text);
-        if depth > limits.max_depth {
-            let message = format!("nested {depth} levels deep, at most {} are allowed", limits.max_depth);
-            return Err(Refusal::new(Reason::TooDeep, message));
-        }
-        match serde_json::from_str::<Value>(text) {
-            Ok(Value { kind: Some(value::Kind::Object(object)) }) => Ok(object),
-            Ok(other) => {
-                let message = format!("a record must be a JSON object, this is of type {}", other.type_name());
-                Err(Refusal::new(Reason::WrongType, message))
-            }
-            Err(error) => Err(probe::malformed(&error)),
-        }
+        Err(error) => Err(probe::malformed(&error)),
     }
 }
 

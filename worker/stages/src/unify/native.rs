@@ -85,7 +85,7 @@ fn changes(
     reports: &mut Vec<Refusal>,
 ) -> Result<Vec<Change>, Refusal> {
     let path = |member| fields::path(parent, member);
-    let mut changes = Changes::new(&reading.config.limits);
+    let mut changes = Changes::new(&reading.rules.limits);
     changes.set(&path("set"), fields::take_object(object, parent, "set")?);
     changes.unset(&path("unset"), fields::take_list(object, parent, "unset")?)?;
     changes.add(&path("add"), fields::take_object(object, parent, "add")?)?;
@@ -103,7 +103,7 @@ pub(super) fn event(
     reading: &Reading<'_>,
     reports: &mut Vec<Refusal>,
 ) -> Result<Event, Refusal> {
-    let limits = &reading.config.limits;
+    let limits = &reading.rules.limits;
     if name.chars().count() > limits.max_name_chars {
         let message =
             format!("an event's name has at most {} characters; put details into properties", limits.max_name_chars);

@@ -141,7 +141,7 @@ fn describe_device(context: &Object, reading: &Reading<'_>, draft: &mut Draft) -
         let value = object.and_then(|object| object.get(member)).filter(|value| value.depth() == 0 && !value.is_null());
         members.extend(value.map(|value| (attribute.to_owned(), value.clone())));
     }
-    let mut changes = Changes::new(&reading.config.limits);
+    let mut changes = Changes::new(&reading.rules.limits);
     changes.set("context", millstream_model::value::object(members));
     let (changes, reports) = changes.finish("context")?;
     draft.device_changes = changes;
@@ -151,7 +151,7 @@ fn describe_device(context: &Object, reading: &Reading<'_>, draft: &mut Draft) -
 
 fn identify(record: &mut Object, reading: &Reading<'_>, draft: &mut Draft) -> Result<(), Refusal> {
     let traits = fields::take_object(record, "", "traits")?;
-    let mut changes = Changes::new(&reading.config.limits);
+    let mut changes = Changes::new(&reading.rules.limits);
     changes.set("traits", traits);
     let (changes, reports) = changes.finish("traits")?;
     draft.user_changes = changes;
@@ -184,7 +184,7 @@ fn group(record: &mut Object, reading: &Reading<'_>, draft: &mut Draft) -> Resul
     if !traits.members.is_empty() {
         members.push(("account".to_owned(), Value::object(traits.clone().into_pairs())));
     }
-    let mut changes = Changes::new(&reading.config.limits);
+    let mut changes = Changes::new(&reading.rules.limits);
     changes.set("", millstream_model::value::object(members));
     let (changes, reports) = changes.finish("traits")?;
     draft.user_changes = changes;

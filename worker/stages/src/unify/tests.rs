@@ -200,12 +200,97 @@ fn a_tenants_own_forbidden_values() {
     let config: UnifyConfig =
         serde_json::from_str(r#"{"forbidden_values":["Nobody"],"tenants":{"acme":{"forbidden_values":["U1"]}}}"#)
             .unwrap();
-    assert!(config.is_forbidden("acme", "'u1'") && config.is_forbidden("globex", "NOBODY"));
-    assert!(!config.is_forbidden("globex", "u1"));
+    let rules = Rules::new(&config, &BTreeMap::new());
+    assert!(rules.of("acme").is_forbidden("'u1'") && rules.of("globex").is_forbidden("NOBODY"));
+    assert!(!rules.of("globex").is_forbidden("u1"));
     let mut out = Outbox::default();
-    Unify::new(config).process(good("m"), &at(NOW), &mut Memory::default(), &mut out).unwrap();
+    Unify::new(&config).process(good("m"), &at(NOW), &mut Memory::default(), &mut out).unwrap();
     assert_eq!(out.reasons[0].reason, Reason::ForbiddenIdentifier);
     assert!(serde_json::from_str::<UnifyConfig>(r#"{"limits":{"max_name":1}}"#).is_err());
+}
+
+#[test]
+fn what_is_published_of_a_tenant_goes_before_what_is_configured_and_allows_no_more() {
+    let config: UnifyConfig = serde_json::from_str(
+        r#"{"forbidden_values":["Nobody"],"tenants":{"acme":{"forbidden_values":["U1"]},"globex":{"forbidden_values":["U2"]}}}"#,
+    )
+    .unwrap();
+    let limits = TenantLimits { max_properties: Some(3), max_actions: Some(1_000_000), ..TenantLimits::default() };
+    let of_acme = PublishedRules { limits, forbidden_values: [" 'U3' ".to_owned()].into() };
+    let of_globex = PublishedRules { limits, ..PublishedRules::default() };
+    let published = [("acme".to_owned(), of_acme), ("globex".to_owned(), of_globex)].into();
+    let rules = Rules::new(&config, &published);
+    let forbids = |tenant, values: [&str; 4]| values.map(|value| rules.of(tenant).is_forbidden(value));
+    let values = ["nobody", "u1", "u2", "u3"];
+    assert_eq!(
+        forbids("acme", values),
+        [true, false, false, true],
+        "its list replaces the configured one, not everybody's"
+    );
+    assert_eq!(forbids("globex", values), [true, false, true, false], "without a list the configured one stays");
+    assert_eq!(forbids("initech", values), [true, false, false, false]);
+    let expected = RecordLimits { max_properties: 3, ..RecordLimits::default() };
+    assert_eq!((&rules.of("acme").limits, &rules.of("globex").limits), (&expected, &expected));
+    assert_eq!(rules.of("initech").limits, RecordLimits::default());
+}
+
+/// What becomes of records of acme and globex under what was published about acme: messages on, and reasons.
+fn under(limits: TenantLimits, forbidden: &[&str], body: &str) -> (usize, Vec<Reason>) {
+    let forbidden_values = forbidden.iter().map(|value| (*value).to_owned()).collect();
+    let published = [("acme".to_owned(), PublishedRules { limits, forbidden_values })].into();
+    let mut unify = Unify::default();
+    unify.adopt(Arc::new(Rules::new(&UnifyConfig::default(), &published)));
+    let mut out = Outbox::default();
+    let source = if body.contains("customer_id") { Source::DataApi } else { Source::Segment };
+    let kind = if source == Source::DataApi { "event" } else { "track" };
+    for tenant in ["acme", "globex"] {
+        let (kind_of_id, value) = if body.contains("anonymousId") { ("anonymous_id", "a1") } else { ("user_id", "u1") };
+        let group = group_of_parts(tenant, kind_of_id, value).into();
+        let record =
+            Envelope { tenant: tenant.into(), source: source.into(), kind: kind.into(), group, ..envelope("m", body) };
+        unify.process(record, &at(NOW), &mut Memory::default(), &mut out).unwrap();
+    }
+    assert!(out.reasons.iter().all(|rejected| rejected.tenant == "acme"), "{:?}", out.reasons);
+    (out.actions.len(), out.reasons.iter().map(|rejected| rejected.reason).collect())
+}
+
+#[test]
+fn each_limit_of_a_tenant_holds_for_it_and_for_nobody_else() {
+    let none = TenantLimits::default();
+    let track = r#"{"userId":"u1","anonymousId":"a1","event":"e","properties":{"p":"long","q":2}}"#;
+    assert_eq!(under(none, &[], track), (2, vec![]));
+    let bytes = TenantLimits { max_record_bytes: Some(20), ..none };
+    assert_eq!(under(bytes, &[], track), (1, vec![Reason::TooLarge]));
+    let identifiers = TenantLimits { max_identifiers: Some(1), ..none };
+    assert_eq!(under(identifiers, &[], track), (1, vec![Reason::TooLarge]));
+    assert_eq!(under(none, &["A1"], track), (1, vec![Reason::ForbiddenIdentifier]));
+    let actions = TenantLimits { max_actions: Some(1), ..none };
+    let two = r#"{"customer_id":"u1","actions":[{"action":"a"},{"action":"b"}]}"#;
+    assert_eq!(under(actions, &[], two), (2, vec![Reason::TooLarge]), "two of globex");
+}
+
+#[test]
+fn what_is_beyond_a_tenants_limit_of_a_property_is_dropped_or_cut() {
+    let mut unify = Unify::default();
+    let mut properties = |limits| {
+        let published = [("acme".to_owned(), PublishedRules { limits, ..PublishedRules::default() })].into();
+        unify.adopt(Arc::new(Rules::new(&UnifyConfig::default(), &published)));
+        let mut out = Outbox::default();
+        let record = envelope("m", r#"{"userId":"u1","event":"e","properties":{"p":"long","q":"s"}}"#);
+        unify.process(record, &at(NOW), &mut Memory::default(), &mut out).unwrap();
+        let event = out.actions[0].event.clone().unwrap();
+        let text = |value: &Value| match &value.kind {
+            Some(value::Kind::String(text)) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        let properties =
+            event.properties.iter().map(|member| (member.name.clone(), text(member.value.as_ref().unwrap())));
+        (properties.collect::<Vec<_>>(), out.rejects.len())
+    };
+    let limits = TenantLimits { max_properties: Some(1), max_string_chars: Some(2), ..TenantLimits::default() };
+    assert_eq!(properties(limits), (vec![("p".to_owned(), "lo".to_owned())], 1));
+    let raised = TenantLimits { max_properties: Some(2), max_string_chars: Some(4), ..limits };
+    assert_eq!(properties(raised), (vec![("p".to_owned(), "long".to_owned()), ("q".to_owned(), "s".to_owned())], 0));
 }
 
 #[test]

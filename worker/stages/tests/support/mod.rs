@@ -56,7 +56,7 @@ pub(crate) fn at(envelope: &Envelope, time_ms: i64, offset: u64, shards: u32) ->
 
 /// Processes envelopes, all of them at [`NOW`], in one state.
 pub(crate) fn unify(envelopes: &[Envelope], state: &mut Memory) -> Outbox {
-    let stage = Unify::new(UnifyConfig::default());
+    let stage = Unify::new(&UnifyConfig::default());
     let mut out = Outbox::default();
     for (offset, envelope) in envelopes.iter().enumerate() {
         let at = at(envelope, NOW, offset as u64, SHARDS);
