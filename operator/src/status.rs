@@ -96,6 +96,9 @@ pub fn status(
     // What was written once stays: topics that it made are there from then on. Of topics that are others' it made none.
     let is_managed = pipeline.spec.kafka.topics == TopicManagement::Managed;
     let created_topics = before.created_topics.clone().or_else(|| outcome.absent_topics.clone()).filter(|_| is_managed);
+    let at = before.created_topics_at.clone().filter(|_| before.created_topics.is_some());
+    let created_topics_at =
+        at.or_else(|| Some(pipeline.spec.kafka.bootstrap_servers.clone())).filter(|_| created_topics.is_some());
     IngestionPipelineStatus {
         observed_generation: generation,
         conditions,
@@ -105,6 +108,7 @@ pub fn status(
         plan,
         version,
         created_topics,
+        created_topics_at,
         ..before
     }
 }

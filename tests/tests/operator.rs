@@ -927,7 +927,9 @@ fn topics_that_a_pipeline_made_go_with_it_when_its_workers_have_ended() {
     );
     assert!(
         notes.contains("deleted.orders.g1.changelog.action")
-            && notes.ends_with("these stayed, because the pipeline did not make them: deleted.orders.rejects"),
+            && notes.ends_with(
+                "these stayed, because the pipeline did not make them at these brokers: deleted.orders.rejects"
+            ),
         "{notes}"
     );
 }

@@ -44,7 +44,7 @@ const BULK_BYTES: usize = 1_000_000;
 /// A transaction is sent by its commit, which cuts any wait short, and in one request for each partition: what is left over while a request is under way, or has waited for longer than
 /// `linger.ms`, makes librdkafka's thread ask without a pause whether it may send (an idempotent producer has one request of five messages or more under way for each partition).
 /// Measured at four shards per core, saturated: 1.6 turns of that loop per record with requests of 1 MB and 5 ms, 0.01 so.
-const TRANSACTION_LINGER_MS: u32 = 1000;
+const TRANSACTION_LINGER_MS: u64 = 1000;
 const MOST_MESSAGES: u32 = 1_000_000;
 /// librdkafka's own bound of `queue.buffering.max.kbytes`.
 const MOST_QUEUE_KILOBYTES: u64 = 2_147_483_647;
@@ -334,7 +334,8 @@ impl KafkaConfig {
         let mut client = self.writing();
         client
             .set("transactional.id", id)
-            .set("linger.ms", TRANSACTION_LINGER_MS.to_string())
+            // Shorter than a message may take, or there is no client.
+            .set("linger.ms", TRANSACTION_LINGER_MS.min(self.transaction_timeout_ms * 2 / 5).to_string())
             .set("batch.size", self.max_message_bytes.to_string())
             .set("batch.num.messages", MOST_MESSAGES.to_string())
             .set("queue.buffering.max.messages", MOST_MESSAGES.to_string())
@@ -432,6 +433,12 @@ mod tests {
 
     #[test]
     fn every_client_takes_the_largest_message() {
+        for transaction_timeout_ms in [1000, 1251, 10_000] {
+            let config = KafkaConfig { transaction_timeout_ms, ..KafkaConfig::new("a:1") };
+            config.check().unwrap();
+            let made: Result<rdkafka::producer::BaseProducer, _> = config.transactional("id").create();
+            assert!(made.is_ok(), "{transaction_timeout_ms}: {:?}", made.err());
+        }
         let config = KafkaConfig { max_message_bytes: LEAST_MESSAGE, ..KafkaConfig::new("a:1") };
         config.check().unwrap();
         for client in [config.reader(), config.producer(), config.transactional("t")] {
