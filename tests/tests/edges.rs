@@ -301,7 +301,7 @@ fn a_message_that_the_brokers_do_not_take_stops_the_shard_until_they_do() {
     // Less than a batch, more than the marker of a transaction.
     limit_messages(kafka, &changelog, 200);
     send(&pipeline, "after");
-    wait_for_condition(process(&mut pipeline, "action"), "max.message.bytes");
+    wait_for_condition(process(&mut pipeline, "action"), "raise `max.message.bytes` of that topic");
     limit_messages(kafka, &changelog, 9_000_000);
     process(&mut pipeline, "action").ready().unwrap();
     wait_for_events(&pipeline, &["before", "after"]);

@@ -678,6 +678,11 @@ fn records_that_a_stage_does_not_process_come_near_what_their_topic_keeps_and_ar
         &json!({"shards": 1, "standbys": 0, "stages": {"gateway": one, "unify": one, "action": one, "reaction": one}}),
     );
     scene.condition("RetentionAtRisk Unknown NotMeasured");
+    // Before it is written down which topics it makes, there are none.
+    scene.until("StatefulSets", || {
+        let there = scene.kubectl(&["get", "statefulsets", "-o", "name"], "");
+        ((there.lines().count() == 4).then_some(()), there)
+    });
     let mut pods = Pods::new();
     for stage in ["gateway", "unify", "reaction"] {
         pods.start(&scene, stage, 0);

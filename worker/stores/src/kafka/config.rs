@@ -46,6 +46,8 @@ const BULK_BYTES: usize = 1_000_000;
 /// Measured at four shards per core, saturated: 1.6 turns of that loop per record with requests of 1 MB and 5 ms, 0.01 so.
 const TRANSACTION_LINGER_MS: u64 = 1000;
 const MOST_MESSAGES: u32 = 1_000_000;
+/// What a request to a topic of unknown limits measures at most.
+const REQUEST_BYTES: u32 = 1_000_000;
 /// librdkafka's own bound of `queue.buffering.max.kbytes`.
 const MOST_QUEUE_KILOBYTES: u64 = 2_147_483_647;
 /// librdkafka's own bound of `message.max.bytes`.
@@ -306,6 +308,11 @@ impl KafkaConfig {
         client
     }
 
+    /// Largest request of a transaction for a partition. Topics that somebody else makes may take no more than Kafka's default, 1 MB, as long as no single message is larger.
+    fn request_bytes(&self) -> u32 {
+        if self.create_topics { self.max_message_bytes } else { REQUEST_BYTES }
+    }
+
     fn writing(&self) -> ClientConfig {
         let mut client = self.common();
         client
@@ -322,7 +329,7 @@ impl KafkaConfig {
         let kilobytes = self.queue_bytes.div_ceil(1024).clamp(1, MOST_QUEUE_KILOBYTES);
         client
             .set("linger.ms", self.linger_ms.to_string())
-            .set("batch.size", "1000000")
+            .set("batch.size", REQUEST_BYTES.to_string())
             .set("batch.num.messages", "10000")
             .set("message.timeout.ms", self.delivery_timeout_ms.to_string())
             // The default is 1 GiB.
@@ -336,7 +343,7 @@ impl KafkaConfig {
             .set("transactional.id", id)
             // Shorter than a message may take, or there is no client.
             .set("linger.ms", TRANSACTION_LINGER_MS.min(self.transaction_timeout_ms * 2 / 5).to_string())
-            .set("batch.size", self.max_message_bytes.to_string())
+            .set("batch.size", self.request_bytes().to_string())
             .set("batch.num.messages", MOST_MESSAGES.to_string())
             .set("queue.buffering.max.messages", MOST_MESSAGES.to_string())
             .set("transaction.timeout.ms", self.transaction_timeout_ms.to_string())

@@ -49,8 +49,6 @@ pub fn demands(config: &KafkaConfig, topic: &TopicSpec) -> Vec<Setting<'static>>
         Retention::Compact => &[("cleanup.policy", "compact")],
     };
     demands.extend(of_retention.iter().map(|(name, value)| (*name, (*value).to_owned())));
-    // A transaction is sent in one request for each partition.
-    demands.push(("max.message.bytes", config.max_message_bytes.to_string()));
     demands
 }
 
