@@ -5,7 +5,7 @@
 //! - **A finalizer only while something must be done.** A pipeline has ours when its policy is `Delete` and its topics are the operator's to delete; it comes and goes with the policy.
 //! - **Nobody uses what is deleted.** First the thread that publishes plans ends, which would make topics again, then the StatefulSets and their Pods, then topics go.
 //! - **Only topics that this pipeline made.** Which these are stands in `status.createdTopics`, written before the first one is made: those that were not there then. Of these only the pipeline's own names go, each by
-//!   its full name, and only at the brokers where they were made. Whatever was there before stays, and so does everything when topics are somebody else's (`Existing`).
+//!   its full name. Whatever was there before stays, and so does everything when topics are somebody else's (`Existing`).
 //! - **Never a deadlock.** What stands in the way is said, with what lets the pipeline go at once: the policy `Retain`. In a namespace that is itself being deleted, where Secrets and Roles may be gone already, and of a
 //!   resource that cannot be read, the finalizer goes at once, and an Event says that the topics stayed.
 //!
@@ -151,9 +151,7 @@ async fn remove_topics(
     let (access, problems) = dereference::log_of(&context.client, pipeline, &context.namespace).await?;
     let all: BTreeSet<String> = access.topics.specs().into_iter().map(|topic| topic.name).collect();
     // Whoever may write a status could name other topics there.
-    let is_there = is_where_they_were_made(pipeline);
-    let (ours, others): (Vec<String>, Vec<String>) =
-        all.into_iter().partition(|name| is_there && created(pipeline).contains(name));
+    let (ours, others): (Vec<String>, Vec<String>) = all.into_iter().partition(|name| created(pipeline).contains(name));
     let note = deleted(&ours, &others);
     if ours.is_empty() {
         return Ok(Ok(note));
@@ -179,14 +177,6 @@ fn delete(access: &Access, topics: &[String]) -> Result<(), LogError> {
 /// The topics that the pipeline made.
 fn created(pipeline: &IngestionPipeline) -> Vec<String> {
     pipeline.status.as_ref().and_then(|status| status.created_topics.clone()).unwrap_or_default()
-}
-
-/// Is the pipeline still at the brokers where it made its topics? At others, topics of these names are not the ones that it made.
-fn is_where_they_were_made(pipeline: &IngestionPipeline) -> bool {
-    let made_at = pipeline.status.as_ref().and_then(|status| status.created_topics_at.as_ref());
-    made_at.is_some_and(|made_at| {
-        made_at.iter().collect::<BTreeSet<_>>() == pipeline.spec.kafka.bootstrap_servers.iter().collect()
-    })
 }
 
 /// What was deleted, and what stays, for people.
@@ -280,20 +270,6 @@ mod tests {
             assert!(!is_worker("orders", &pod(kind, owner)), "{kind} {owner}");
         }
         assert!(!is_worker("orders", &Pod::default()));
-    }
-
-    #[test]
-    fn topics_of_the_same_names_at_other_brokers_are_others() {
-        let mut pipeline = IngestionPipeline::new("orders", spec("Delete", "Managed"));
-        assert!(!is_where_they_were_made(&pipeline), "nobody wrote where");
-        let made_at = |servers: &[&str]| {
-            let servers = servers.iter().map(|server| (*server).to_owned()).collect();
-            Some(millstream_crds::IngestionPipelineStatus { created_topics_at: Some(servers), ..Default::default() })
-        };
-        pipeline.status = made_at(&["k:1"]);
-        assert!(is_where_they_were_made(&pipeline));
-        pipeline.status = made_at(&["k:2"]);
-        assert!(!is_where_they_were_made(&pipeline));
     }
 
     #[test]
