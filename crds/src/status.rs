@@ -50,11 +50,10 @@ pub struct IngestionPipelineStatus {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub created_topics: Option<Vec<String>>,
 
-    /// `kafka.bootstrapServers` of then. At other ones topics of these names are others'.
+    /// The identity of the Kafka cluster where it made them, as the brokers say it. In another one, topics of these names are others'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), inner(length(max = 261)))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
-    pub created_topics_at: Option<Vec<String>>,
+    #[schemars(length(max = 256))]
+    pub created_topics_in: Option<String>,
 
     /// The plan that is in force, `term/number`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

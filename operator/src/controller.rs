@@ -296,7 +296,7 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
     let absent_topics = match making {
-        Making::Absent(names) => Some(names),
+        Making::Absent(absent) => Some(absent),
         Making::Looking | Making::Allowed => None,
     };
     Ok(Outcome {

@@ -5,7 +5,7 @@
 //! - **A finalizer only while something must be done.** A pipeline has ours when its policy is `Delete` and its topics are the operator's to delete; it comes and goes with the policy.
 //! - **Nobody uses what is deleted.** First the thread that publishes plans ends, which would make topics again, then the StatefulSets and their Pods, then topics go.
 //! - **Only topics that this pipeline made.** Which these are stands in `status.createdTopics`, written before the first one is made: those that were not there then. Of these only the pipeline's own names go, each by
-//!   its full name. Whatever was there before stays, and so does everything when topics are somebody else's (`Existing`).
+//!   its full name. Whatever was there before stays; so does what another Kafka cluster has under these names (`status.createdTopicsIn`), and so does everything when topics are somebody else's (`Existing`).
 //! - **Never a deadlock.** What stands in the way is said, with what lets the pipeline go at once: the policy `Retain`. In a namespace that is itself being deleted, where Secrets and Roles may be gone already, and of a
 //!   resource that cannot be read, the finalizer goes at once, and an Event says that the topics stayed.
 //!
@@ -28,6 +28,7 @@ use kube::{Api, Client, ResourceExt};
 use millstream_crds::{DeletionPolicy, IngestionPipeline, IngestionPipelineSpec, StageName, TopicManagement};
 use millstream_shard::log::LogError;
 use millstream_stores::kafka::KafkaLog;
+use millstream_stores::kafka::survey::Survey;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -152,26 +153,42 @@ async fn remove_topics(
     let all: BTreeSet<String> = access.topics.specs().into_iter().map(|topic| topic.name).collect();
     // Whoever may write a status could name other topics there.
     let (ours, others): (Vec<String>, Vec<String>) = all.into_iter().partition(|name| created(pipeline).contains(name));
-    let note = deleted(&ours, &others);
     if ours.is_empty() {
-        return Ok(Ok(note));
+        return Ok(Ok(deleted(&ours, &others)));
     }
     if !problems.is_empty() {
         return Ok(Err(Box::new(Outcome { problems, ..waits(format!("its topics cannot be deleted; {WAY_OUT}")) })));
     }
-    let done = tokio::task::spawn_blocking(move || delete(&access, &ours)).await;
+    let made_in = pipeline.status.as_ref().and_then(|status| status.created_topics_in.clone());
+    let done = tokio::task::spawn_blocking(move || delete(&access, made_in.as_deref(), &ours, &others)).await;
     let done = done.unwrap_or_else(|error| Err(LogError::Unavailable(error.to_string())));
-    Ok(done.map(|()| note).map_err(|error| {
+    Ok(done.map_err(|error| {
         let message = format!("its topics cannot be deleted: {error}; it is tried again; {WAY_OUT}");
         let trouble = Some((Reason::LogUnavailable, message.clone()));
         Box::new(Outcome { trouble, ..waits(message) })
     }))
 }
 
-fn delete(access: &Access, topics: &[String]) -> Result<(), LogError> {
+/// Deletes `ours`, if this is the cluster where they were made; what was done, for people.
+fn delete(access: &Access, made_in: Option<&str>, ours: &[String], others: &[String]) -> Result<String, LogError> {
     let log = KafkaLog::new(access.kafka.clone())?;
     log.brokers(BROKERS_WITHIN)?;
-    log.delete_topics(topics)
+    let here = Survey::open(access.kafka.clone())?.cluster()?;
+    match made_in {
+        Some(made_in) if made_in == here => {
+            log.delete_topics(ours)?;
+            Ok(deleted(ours, others))
+        }
+        made_in => Ok(stayed(made_in.unwrap_or("unknown"), &here, ours)),
+    }
+}
+
+/// Why topics of these names stay in a cluster where the pipeline did not make them.
+fn stayed(made_in: &str, here: &str, ours: &[String]) -> String {
+    format!(
+        "no topics were deleted: the pipeline made its topics in the Kafka cluster {made_in}, and these brokers are of the cluster {here}; delete by hand what nobody needs, in both: {}",
+        ours.join(", ")
+    )
 }
 
 /// The topics that the pipeline made.
@@ -187,10 +204,7 @@ fn deleted(ours: &[String], others: &[String]) -> String {
     };
     match others {
         [] => went,
-        others => format!(
-            "{went}; these stayed, because the pipeline did not make them at these brokers: {}",
-            others.join(", ")
-        ),
+        others => format!("{went}; these stayed, because the pipeline did not make them: {}", others.join(", ")),
     }
 }
 
@@ -278,7 +292,8 @@ mod tests {
         assert_eq!(deleted(&names(&["a", "b"]), &[]), "topics were deleted: a, b");
         assert_eq!(
             deleted(&[], &names(&["c"])),
-            "no topics were deleted; these stayed, because the pipeline did not make them at these brokers: c"
+            "no topics were deleted; these stayed, because the pipeline did not make them: c"
         );
+        assert!(stayed("k1", "k2", &names(&["a", "b"])).ends_with("delete by hand what nobody needs, in both: a, b"));
     }
 }

@@ -72,9 +72,18 @@ pub(crate) enum Making {
     #[default]
     Looking,
     /// These are not there. That is to be written down.
-    Absent(Vec<String>),
+    Absent(Absent),
     /// It is written down, or nothing is made here.
     Allowed,
+}
+
+/// Topics that are not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absent {
+    /// Their names.
+    pub topics: Vec<String>,
+    /// The identity of the Kafka cluster where they are not.
+    pub cluster: String,
 }
 
 /// Asks for the reconciliation of a pipeline.
@@ -361,10 +370,10 @@ impl Worker {
             return Ok(());
         }
         let survey = Survey::open(self.access.kafka.clone())?;
-        let mut absent = Vec::new();
+        let mut absent = Absent { topics: Vec::new(), cluster: survey.cluster()? };
         for topic in self.access.topics.specs() {
             if survey.layout(&topic.name)?.is_none() {
-                absent.push(topic.name);
+                absent.topics.push(topic.name);
             }
         }
         self.shared.locked().making = Making::Absent(absent);

@@ -5,6 +5,7 @@
 
 use crate::fleet::{Fleet, Shard};
 use crate::freshness::Freshness;
+use crate::plans::Absent;
 use crate::reason::Reason;
 use crate::trouble::Trouble;
 use crate::validate::Problem;
@@ -43,7 +44,7 @@ pub struct Outcome {
     /// What is under way.
     pub doing: Vec<String>,
     /// The topics that were not there when the pipeline began, once that is known.
-    pub absent_topics: Option<Vec<String>>,
+    pub absent_topics: Option<Absent>,
     /// It is deleted: what it waits for.
     pub deleting: Option<String>,
 }
@@ -95,10 +96,12 @@ pub fn status(
     let freshness = outcome.freshness.as_ref().map(Freshness::text).or(unheard).or_else(|| before.freshness.clone());
     // What was written once stays: topics that it made are there from then on. Of topics that are others' it made none.
     let is_managed = pipeline.spec.kafka.topics == TopicManagement::Managed;
-    let created_topics = before.created_topics.clone().or_else(|| outcome.absent_topics.clone()).filter(|_| is_managed);
-    let at = before.created_topics_at.clone().filter(|_| before.created_topics.is_some());
-    let created_topics_at =
-        at.or_else(|| Some(pipeline.spec.kafka.bootstrap_servers.clone())).filter(|_| created_topics.is_some());
+    let (created_topics, created_topics_in) = match (&before.created_topics, &outcome.absent_topics) {
+        _ if !is_managed => (None, None),
+        (Some(_), _) => (before.created_topics.clone(), before.created_topics_in.clone()),
+        (None, Some(Absent { topics, cluster })) => (Some(topics.clone()), Some(cluster.clone())),
+        (None, None) => (None, None),
+    };
     IngestionPipelineStatus {
         observed_generation: generation,
         conditions,
@@ -108,7 +111,7 @@ pub fn status(
         plan,
         version,
         created_topics,
-        created_topics_at,
+        created_topics_in,
         ..before
     }
 }
@@ -499,17 +502,18 @@ mod tests {
 
     #[test]
     fn which_topics_a_pipeline_made_is_written_once_and_forgotten_when_topics_become_others() {
-        let absent = |names: &[&str]| {
-            let names = names.iter().map(|name| (*name).to_owned()).collect();
-            Outcome { absent_topics: Some(names), ..sets(2, 2) }
+        let absent = |topic: &str, cluster: &str| {
+            let absent = Absent { topics: vec![topic.to_owned()], cluster: cluster.to_owned() };
+            Outcome { absent_topics: Some(absent), ..sets(2, 2) }
         };
+        let made = |status: IngestionPipelineStatus| (status.created_topics, status.created_topics_in);
         let mut pipeline = pipeline(&json!({}));
-        assert_eq!(status(&pipeline, &sets(2, 2), &at(1)).created_topics, None);
-        pipeline.status = Some(status(&pipeline, &absent(&["a"]), &at(1)));
-        let again = status(&pipeline, &absent(&["b"]), &at(2)).created_topics;
-        assert_eq!(again, Some(vec!["a".to_owned()]));
+        assert_eq!(made(status(&pipeline, &sets(2, 2), &at(1))), (None, None));
+        pipeline.status = Some(status(&pipeline, &absent("a", "c1"), &at(1)));
+        let again = made(status(&pipeline, &absent("b", "c2"), &at(2)));
+        assert_eq!(again, (Some(vec!["a".to_owned()]), Some("c1".to_owned())));
         pipeline.spec.kafka.topics = TopicManagement::Existing;
-        assert_eq!(status(&pipeline, &sets(2, 2), &at(3)).created_topics, None);
+        assert_eq!(made(status(&pipeline, &sets(2, 2), &at(3))), (None, None));
     }
 
     #[test]

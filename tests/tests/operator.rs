@@ -932,11 +932,35 @@ fn topics_that_a_pipeline_made_go_with_it_when_its_workers_have_ended() {
     );
     assert!(
         notes.contains("deleted.orders.g1.changelog.action")
-            && notes.ends_with(
-                "these stayed, because the pipeline did not make them at these brokers: deleted.orders.rejects"
-            ),
+            && notes.ends_with("these stayed, because the pipeline did not make them: deleted.orders.rejects"),
         "{notes}"
     );
+}
+
+#[test]
+fn topics_of_the_same_names_in_another_kafka_cluster_are_others() {
+    let scene = Scene::with_secret("moved");
+    scene.pipeline(&json!({"shards": 2, "topicDeletionPolicy": "Delete"}));
+    let all = scene.created();
+    scene.topics(&all);
+    let elsewhere = Kafka::start().unwrap();
+    scene.patch(&json!({"kafka": {"bootstrapServers": [elsewhere.bootstrap()]}}));
+    let survey = Survey::open(elsewhere.config()).unwrap();
+    scene.until("topics in the other cluster", || {
+        let found = all.iter().filter(|name| survey.layout(name).unwrap().is_some()).count();
+        ((found == all.len()).then_some(()), format!("{found} of {}", all.len()))
+    });
+    scene.delete();
+    scene.gone();
+    scene.topics(&all);
+    assert!(all.iter().all(|name| survey.layout(name).unwrap().is_some()));
+    let here = survey.cluster().unwrap();
+    let notes = scene.kubectl(
+        &["get", "events.events.k8s.io", "-o", "jsonpath={range .items[?(@.reason==\"TopicsDeleted\")]}{.note}{end}"],
+        "",
+    );
+    assert!(notes.contains(&format!("these brokers are of the cluster {here}")), "{notes}");
+    assert!(notes.contains("no topics were deleted") && notes.contains("moved.orders.ingress"), "{notes}");
 }
 
 #[test]

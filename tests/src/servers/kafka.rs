@@ -19,9 +19,6 @@ const SECURE: &str = include_str!("../../servers/kafka/secure.properties");
 const AUTHORIZING: &str = include_str!("../../servers/kafka/authorizing.properties");
 const LOGGING: &str = include_str!("../../servers/kafka/log4j2.properties");
 
-/// Any valid id does: a cluster of one test is the only one there is.
-const CLUSTER_ID: &str = "AAAAAAAAQACAAAAAAAAAAA";
-
 /// A cold start takes 6 s on a quiet machine, and three nodes at once 14 s; loaded CI machines are several times slower.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
@@ -274,7 +271,7 @@ impl Cluster<'_> {
         let output = Command::new("java")
             .args(self.java(folder))
             .args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "--ignore-formatted"])
-            .args(["-t", CLUSTER_ID, "-c"])
+            .args(["-t", &self.id(), "-c"])
             .arg(properties)
             .args(self.users())
             .output()
@@ -282,6 +279,11 @@ impl Cluster<'_> {
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "cannot format: {said}{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    /// Base64 of 16 bytes, another one for each cluster that runs here.
+    fn id(&self) -> String {
+        format!("{:021}A", self.controllers.first().copied().unwrap_or_default())
     }
 
     fn users(&self) -> Vec<String> {

@@ -71,6 +71,19 @@ impl Survey {
         Ok(Survey { config, quiet, client, admin })
     }
 
+    /// The identity of the cluster, which it has for good.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`].
+    pub fn cluster(&self) -> Result<String, LogError> {
+        // Of brokers that are away the client only says that it knows none.
+        self.brokers()?;
+        let found = self.client.client().fetch_cluster_id(self.config.request_timeout());
+        found.ok_or_else(|| {
+            LogError::Unavailable(format!("{} does not say which cluster it is", self.config.bootstrap_servers))
+        })
+    }
+
     /// The brokers that are there, by number.
     ///
     /// # Errors
