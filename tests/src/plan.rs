@@ -75,6 +75,22 @@ pub fn owners(process: &Process, shards_per_stage: u32) -> Result<BTreeMap<(Stri
     Ok(owners)
 }
 
+/// So much of each worker's log is shown with what failed.
+const LINES_OF_LOG: usize = 60;
+
+/// What a step took too long for, by the workers' own words.
+fn with_logs<T>(waited: Result<T>, pipeline: &Pipeline) -> Result<T> {
+    waited.with_context(|| {
+        let end = |process: &Process| {
+            let log = process.log();
+            let skipped = log.lines().count().saturating_sub(LINES_OF_LOG);
+            let lines: Vec<&str> = log.lines().skip(skipped).collect();
+            format!("the end of what {} wrote:\n{}\n", process.name, lines.join("\n"))
+        };
+        pipeline.processes.iter().map(end).collect::<String>()
+    })
+}
+
 /// Waits until every shard has an owner, and none of these workers; how long it took.
 ///
 /// # Errors
@@ -82,14 +98,15 @@ pub fn owners(process: &Process, shards_per_stage: u32) -> Result<BTreeMap<(Stri
 pub fn recovered(pipeline: &Pipeline, shards: u32, without: &[&str]) -> Result<Duration> {
     let began = Instant::now();
     let asked = worker(pipeline, without)?;
-    until("an owner of every shard", || {
+    let waited = until("an owner of every shard", || {
         let owners = owners(asked, shards)?;
         let gone = owners.iter().find(|(_, owner)| without.contains(&owner.as_str()));
         if let Some((id, owner)) = gone {
             bail!("{id:?} is still {owner}'s");
         }
         Ok(Some(()))
-    })?;
+    });
+    with_logs(waited, pipeline)?;
     Ok(began.elapsed())
 }
 
@@ -125,18 +142,19 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// When that takes too long.
 pub fn works_again(pipeline: &Pipeline, shards_per_stage: u32, before: &Progress, since: Instant) -> Result<Duration> {
     let asked = worker(pipeline, &[])?;
-    until("work on every shard", || {
+    let waited = until("work on every shard", || {
         owners(asked, shards_per_stage)?;
         let elapsed = since.elapsed();
         for row in shards(asked)?.into_iter().filter(|row| row.role == "owner") {
             let heard_after = elapsed.saturating_sub(Duration::from_millis(row.heard_ms));
-            let (id, now) = ((row.stage, row.shard), (row.epoch, row.batch));
+            let (id, now) = ((row.stage.clone(), row.shard), (row.epoch, row.batch));
             // Reaction has no batches.
             let has_moved = now == (0, 0) || before.get(&id).is_none_or(|before| now > *before);
             let goes_on = has_moved && !heard_after.is_zero();
-            ensure!(goes_on || (row.lag == 0 && heard_after > SETTLED), "{id:?} is still at {now:?}");
+            ensure!(goes_on || (row.lag == 0 && heard_after > SETTLED), "{id:?} is still at {now:?}: {row:?}");
         }
         Ok(Some(()))
-    })?;
+    });
+    with_logs(waited, pipeline)?;
     Ok(since.elapsed())
 }

@@ -147,6 +147,19 @@ impl Shop {
         names.filter(|name| !ready.contains(name.as_str())).collect()
     }
 
+    /// What there is to know of these Pods, and what the operator did.
+    pub fn told_of(&self, names: &[&String]) -> String {
+        let mut told = String::new();
+        for name in names {
+            told += &self.kubectl(&["get", "pod", name, "-o", "jsonpath={.metadata.name}: {.status}"]);
+            told += "\n";
+            told += &self.kubectl(&["logs", name, "--tail=40"]);
+        }
+        told += &self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]);
+        let pods = "app.kubernetes.io/name=millstream-operator";
+        told + &self.kubectl.run(&["logs", "-n", SYSTEM, "-l", pods, "--tail=100"], "").unwrap_or_default()
+    }
+
     /// Where senders send.
     pub fn url(&self) -> String {
         let service = self.get("svc", "orders-gateway");

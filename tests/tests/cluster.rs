@@ -58,7 +58,9 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         shop.apply(&json!({"observability": {"logFilter": "info,millstream=debug"}}));
         until("another Pod everywhere", || {
             let unready = shop.unready(before.keys());
-            assert!(unready.len() <= 1, "more than one at a time: {unready:?}");
+            if unready.len() > 1 {
+                panic!("more than one at a time: {unready:?}\n{}", shop.told_of(&unready));
+            }
             let now = shop.pods();
             let others = before.iter().filter(|(name, pod)| now.get(*name).is_some_and(|now| now.0 != pod.0)).count();
             anyhow::ensure!(
