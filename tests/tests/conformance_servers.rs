@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream_shard::documents::DocumentStore;
-use millstream_shard::log::{Log, LogError, Retention, TopicPartition};
+use millstream_shard::log::{Log, LogError, Outgoing, Retention, TopicPartition};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::mongo::{MongoConfig, MongoDocuments};
-use millstream_tests::conformance::{documents, reader, unique};
+use millstream_tests::conformance::{documents, noise, reader, unique};
 use millstream_tests::servers::{Kafka, Mongo};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
@@ -398,4 +398,22 @@ fn a_topic_for_others_is_kept_for_as_long_as_is_said() {
     };
     assert_eq!((kept(&topics.events).as_str(), kept(&topics.rejects).as_str()), ("86400000", "604800000"));
     assert_eq!(kept(&topics.changelog("unify")), "-1", "what the pipeline stands on is nobody's to shorten");
+}
+
+#[test]
+fn a_transaction_of_more_than_its_topic_takes_at_once_is_sent_in_several_requests() {
+    let kafka = Kafka::shared().unwrap();
+    let topics = Topics::new(&unique("little"), 1, 1);
+    let takes_less = KafkaConfig { max_message_bytes: 2 << 20, ..kafka.config() };
+    KafkaLog::new(takes_less).unwrap().create_topics(&topics.specs()).unwrap();
+    let log = KafkaLog::new(kafka.config()).unwrap();
+    log.create_topics(&topics.specs()).unwrap();
+    let mut producer = log.transactional(&unique("little")).unwrap();
+    producer.begin().unwrap();
+    let payload = noise(500_000);
+    for _ in 0..8 {
+        let (topic, key, headers) = (&*topics.events, &[][..], &[][..]);
+        producer.send(Outgoing { topic, partition: 0, key, payload: &payload, headers }).unwrap();
+    }
+    producer.commit().unwrap();
 }

@@ -303,7 +303,7 @@ pub struct Kafka {
     #[serde(default = "default_compression")]
     pub compression: String,
     /// Largest message, before compression (default 8MiB, at least 2MiB): for producers, readers and topics that are created. Raise `max.message.bytes`
-    /// of topics that exist first. What a batch writes to a partition is one request of up to this size (1 MB with `create_topics: false`), and the state of a large user is one message.
+    /// of topics that exist first. What a batch writes to a partition is one request of up to this size, or as much as the topic that takes least does, and the state of a large user is one message.
     #[serde(default = "default_max_message")]
     pub max_message_bytes: Size,
 }

@@ -2,6 +2,7 @@
 //!
 //! Settings that the contract of [`millstream_shard::log::Log`] rests on are fixed here and refused in `properties`.
 
+use super::topics::DEFAULT_REQUEST;
 use millstream_shard::log::LogError;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use serde::Deserialize;
@@ -46,8 +47,6 @@ const BULK_BYTES: usize = 1_000_000;
 /// Measured at four shards per core, saturated: 1.6 turns of that loop per record with requests of 1 MB and 5 ms, 0.01 so.
 const TRANSACTION_LINGER_MS: u64 = 1000;
 const MOST_MESSAGES: u32 = 1_000_000;
-/// What a request to a topic of unknown limits measures at most.
-const REQUEST_BYTES: u32 = 1_000_000;
 /// librdkafka's own bound of `queue.buffering.max.kbytes`.
 const MOST_QUEUE_KILOBYTES: u64 = 2_147_483_647;
 /// librdkafka's own bound of `message.max.bytes`.
@@ -308,11 +307,6 @@ impl KafkaConfig {
         client
     }
 
-    /// Largest request of a transaction for a partition. Topics that somebody else makes may take no more than Kafka's default, 1 MB, as long as no single message is larger.
-    fn request_bytes(&self) -> u32 {
-        if self.create_topics { self.max_message_bytes } else { REQUEST_BYTES }
-    }
-
     fn writing(&self) -> ClientConfig {
         let mut client = self.common();
         client
@@ -329,7 +323,7 @@ impl KafkaConfig {
         let kilobytes = self.queue_bytes.div_ceil(1024).clamp(1, MOST_QUEUE_KILOBYTES);
         client
             .set("linger.ms", self.linger_ms.to_string())
-            .set("batch.size", REQUEST_BYTES.to_string())
+            .set("batch.size", DEFAULT_REQUEST.to_string())
             .set("batch.num.messages", "10000")
             .set("message.timeout.ms", self.delivery_timeout_ms.to_string())
             // The default is 1 GiB.
@@ -337,13 +331,14 @@ impl KafkaConfig {
         self.finish(client)
     }
 
-    pub(super) fn transactional(&self, id: &str) -> ClientConfig {
+    /// The producer of a transactional id, whose requests for a partition measure `request_bytes` at most.
+    pub(super) fn transactional(&self, id: &str, request_bytes: u32) -> ClientConfig {
         let mut client = self.writing();
         client
             .set("transactional.id", id)
             // Shorter than a message may take, or there is no client.
             .set("linger.ms", TRANSACTION_LINGER_MS.min(self.transaction_timeout_ms * 2 / 5).to_string())
-            .set("batch.size", self.request_bytes().to_string())
+            .set("batch.size", request_bytes.to_string())
             .set("batch.num.messages", MOST_MESSAGES.to_string())
             .set("queue.buffering.max.messages", MOST_MESSAGES.to_string())
             .set("transaction.timeout.ms", self.transaction_timeout_ms.to_string())
@@ -427,7 +422,7 @@ mod tests {
         for client in [config.reader(), config.bulk_reader()] {
             assert_eq!(client.get("fetch.wait.max.ms"), Some("10"));
         }
-        for client in [config.client(), config.producer(), config.transactional("t")] {
+        for client in [config.client(), config.producer(), config.transactional("t", 1_000_000)] {
             assert_eq!(client.get("reconnect.backoff.ms"), Some("70"));
         }
     }
@@ -443,12 +438,12 @@ mod tests {
         for transaction_timeout_ms in [1000, 1251, 10_000] {
             let config = KafkaConfig { transaction_timeout_ms, ..KafkaConfig::new("a:1") };
             config.check().unwrap();
-            let made: Result<rdkafka::producer::BaseProducer, _> = config.transactional("id").create();
+            let made: Result<rdkafka::producer::BaseProducer, _> = config.transactional("id", 1_000_000).create();
             assert!(made.is_ok(), "{transaction_timeout_ms}: {:?}", made.err());
         }
         let config = KafkaConfig { max_message_bytes: LEAST_MESSAGE, ..KafkaConfig::new("a:1") };
         config.check().unwrap();
-        for client in [config.reader(), config.producer(), config.transactional("t")] {
+        for client in [config.reader(), config.producer(), config.transactional("t", 1_000_000)] {
             assert_eq!(client.get("message.max.bytes"), Some("2097152"));
         }
     }

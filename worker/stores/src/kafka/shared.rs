@@ -12,6 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub(super) struct Shared {
     admin: AdminClient<Quiet>,
     bulk: Arc<Bulk>,
     topics: Mutex<HashMap<String, u32>>,
+    /// What the topic that takes least takes in one request for a partition, bytes, of those that were looked at.
+    request_bytes: AtomicU32,
 }
 
 fn reading(config: &ClientConfig) -> Result<Reading, LogError> {
@@ -54,7 +57,13 @@ impl Shared {
         let uncommitted = BaseConsumer::from_config_and_context(&reader, quiet.clone()).map_err(|e| creation(&e))?;
         let admin = AdminClient::from_config_and_context(&config.client(), quiet.clone()).map_err(|e| creation(&e))?;
         let (bulk, topics) = (Arc::default(), Mutex::default());
-        Ok(Shared { config, quiet, queries, uncommitted, admin, bulk, topics })
+        let request_bytes = AtomicU32::new(config.max_message_bytes);
+        Ok(Shared { config, quiet, queries, uncommitted, admin, bulk, topics, request_bytes })
+    }
+
+    /// How a producer of transactions is configured.
+    pub(super) fn transactional(&self, id: &str) -> ClientConfig {
+        self.config.transactional(id, self.request_bytes.load(Ordering::Relaxed))
     }
 
     /// A client to read with.
@@ -363,10 +372,11 @@ impl Shared {
             return Err(differs(format!("it exists with {partitions} partitions, not {}", topic.partitions)));
         }
         let found = self.once_known(|| self.settings_of(&topic.name))?;
-        match topics::differs(topics::demands(&self.config, topic), |name| value(&found, name)) {
-            Some(message) => Err(differs(message)),
-            None => Ok(()),
+        if let Some(message) = topics::differs(topics::demands(&self.config, topic), |name| value(&found, name)) {
+            return Err(differs(message));
         }
+        self.request_bytes.fetch_min(topics::request_bytes(|name| value(&found, name)), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Asks again while brokers do not know yet the topic that somebody else has just created.

@@ -7,6 +7,9 @@ use rdkafka::admin::{NewTopic, TopicReplication};
 /// Room for the batch header around a message of the largest size.
 const BATCH_OVERHEAD: u32 = 65_536;
 
+/// What a topic of unknown limits takes in one request for a partition: less than Kafka's default, bytes.
+pub(super) const DEFAULT_REQUEST: u32 = 1_000_000;
+
 /// What `topic_properties` cannot change where a topic's retention is ours.
 const OF_RETENTION: [&str; 5] = ["cleanup.policy", "retention.ms", "retention.bytes", "segment.ms", "segment.bytes"];
 
@@ -83,6 +86,11 @@ pub(super) fn deletes<'a>(found: impl Fn(&'static str) -> Option<&'a str>) -> De
     Deletes { after_ms: bound("retention.ms"), beyond_bytes: bound("retention.bytes") }
 }
 
+/// The largest request for a partition that a topic with these settings takes, bytes.
+pub(super) fn request_bytes<'a>(found: impl Fn(&'static str) -> Option<&'a str>) -> u32 {
+    found("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(DEFAULT_REQUEST)
+}
+
 /// A topic as the admin client takes it.
 pub(super) fn new_topic<'a>(config: &KafkaConfig, topic: &'a TopicSpec, settings: &'a [Setting<'a>]) -> NewTopic<'a> {
     let replication = TopicReplication::Fixed(i32::from(config.replication_factor));
@@ -131,6 +139,14 @@ mod tests {
         assert_eq!(of("compact, delete", "-1", "7"), bounds(None, Some(7)));
         assert_eq!(of("compact", "5", "7"), bounds(None, None));
         assert_eq!(of("delete", "-1", "-1"), bounds(None, None));
+    }
+
+    #[test]
+    fn a_request_is_no_larger_than_the_topic_takes() {
+        let of = |bytes: Option<&'static str>| request_bytes(|name| bytes.filter(|_| name == "max.message.bytes"));
+        assert_eq!(of(Some("8454144")), 8_454_144);
+        assert_eq!(of(Some("200")), 200);
+        assert_eq!((of(None), of(Some("much"))), (DEFAULT_REQUEST, DEFAULT_REQUEST));
     }
 
     #[test]

@@ -115,7 +115,7 @@ const FLUSH_SLICE: Duration = Duration::from_millis(20);
 impl KafkaTransactional {
     /// Fences the former producer of the id.
     pub(super) fn new(shared: Arc<Shared>, id: &str) -> Result<KafkaTransactional, LogError> {
-        let config = shared.config.transactional(id);
+        let config = shared.transactional(id);
         let client: BaseProducer<Watch> =
             BaseProducer::from_config_and_context(&config, Watch::default()).map_err(|error| creation(&error))?;
         let unavailable =
