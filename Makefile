@@ -88,6 +88,11 @@ bench-failover: setup-test ## longest gaps when a worker is killed, and when its
 	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-failover"
 	@tools/generate
 
+.PHONY: bench-tenants
+bench-tenants: setup-test ## what a change of one tenant among 5,000 takes, two minutes: bench/results/tenants.json
+	@cargo build --locked --workspace --bins
+	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-tenants"
+
 .PHONY: lint
 lint: setup-build ## formatting, clippy, rustdoc, licences and bans, unsafe rule, generated files, documents
 	@tools/check-unsafe

@@ -35,34 +35,46 @@ pub struct AtRisk {
     pub is_owned: bool,
 }
 
+/// What workers say of a shard.
+#[derive(Default)]
+struct Said<'a> {
+    /// Those that have it open.
+    open: Vec<(&'a str, &'a ShardStatus)>,
+    /// Those that had.
+    known: Vec<&'a Unread>,
+}
+
 impl Freshness {
     /// At a moment, milliseconds since 1970.
     pub fn of(view: &View, fleet: &Fleet, now_ms: u64) -> Freshness {
-        let mut of_shards: BTreeMap<&ShardId, Vec<(&str, &ShardStatus)>> = BTreeMap::new();
+        let mut of_shards: BTreeMap<&ShardId, Said<'_>> = BTreeMap::new();
         let Some(plan) = view.plan() else { return Freshness::default() };
         for (report, _) in view.reports().filter(|(report, _)| report.generation == plan.generation) {
             for (id, status) in &report.shards {
-                of_shards.entry(id).or_default().push((&report.worker, status));
+                of_shards.entry(id).or_default().open.push((&report.worker, status));
+            }
+            for (id, unread) in &report.known {
+                of_shards.entry(id).or_default().known.push(unread);
             }
         }
         let mut found = Freshness { oldest_ms: Some(0), shards: plan.placements.len(), ..Freshness::default() };
         for id in plan.placements.keys() {
             let owner = fleet.shards.get(id).and_then(|shard| shard.owner.as_deref());
-            found.add(id, owner, of_shards.get(id).map_or(&[], Vec::as_slice), now_ms);
+            found.add(id, owner, &of_shards.remove(id).unwrap_or_default(), now_ms);
         }
         found.oldest_ms = found.oldest_ms.filter(|_| found.shards > 0);
         found
     }
 
-    fn add(&mut self, id: &ShardId, owner: Option<&str>, said: &[(&str, &ShardStatus)], now_ms: u64) {
+    fn add(&mut self, id: &ShardId, owner: Option<&str>, said: &Said<'_>, now_ms: u64) {
         let is_owners = |(worker, status): &&(&str, &ShardStatus)| Some(*worker) == owner && status.role == Role::Owner;
-        let owners = said.iter().find(is_owners).map(|(_, status)| *status);
+        let owners = said.open.iter().find(is_owners).map(|(_, status)| *status);
         let unread_ms = owners.and_then(|status| status.unread_ms);
         self.oldest_ms = self.oldest_ms.and_then(|oldest_ms| Some(oldest_ms.max(unread_ms?)));
         // What others say of ages and ends is of another time.
-        let others = said.iter().filter_map(|(_, status)| status.unread.as_ref());
-        let others = others.map(|unread| Unread { age_ms: None, near_start: false, ..unread.clone() });
-        let for_good = others.max_by_key(|unread| unread.watermark_ms);
+        let others =
+            said.open.iter().filter_map(|(_, status)| status.unread.as_ref()).chain(said.known.iter().copied());
+        let for_good = others.map(Unread::for_good).max_by_key(|unread| unread.watermark_ms);
         let owners = owners.and_then(|status| status.unread.clone());
         let is_sure = |unread: &Unread| unread.danger(now_ms) != Danger::Unknown;
         let is_owned = owners.as_ref().is_some_and(is_sure);
@@ -157,7 +169,24 @@ mod tests {
             shards: [(id(), status.clone())].into(),
             control_offset: 0,
             version: String::new(),
+            known: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn what_one_who_left_knew_stays_known() {
+        let mut view = View::new(1, Bounds::default());
+        let placements = [(id(), Placement { owner: "a".into(), ..Placement::default() })].into();
+        view.control(Control::Plan(Plan { version: Version::default(), generation: 1, placements }), 0);
+        let left = WorkerStatus {
+            leaving: true,
+            shards: BTreeMap::new(),
+            known: [(id(), unread(Some(1), None).unwrap())].into(),
+            ..report("a", &ShardStatus::default())
+        };
+        view.status(left, 0);
+        let fleet = Fleet { shards: [(id(), Shard::default())].into(), ..Fleet::default() };
+        assert_eq!(Freshness::of(&view, &fleet, 6 * HOUR_MS).at_risk.len(), 1);
     }
 
     #[test]

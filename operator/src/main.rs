@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use futures::FutureExt;
-use kube::Client;
 use millstream_operator::admin::{self, Admin};
+use millstream_operator::client;
 use millstream_operator::controller::{self, Settings};
 use millstream_operator::lease::Claim;
 use std::net::SocketAddr;
@@ -59,14 +59,6 @@ fn run(args: &Args) -> Result<ExitCode> {
     tokio::runtime::Runtime::new()?.block_on(serve(args))
 }
 
-async fn connect() -> Result<Client> {
-    let client = Client::try_default()
-        .await
-        .context("cannot tell where the API server is: run inside of a cluster, or with KUBECONFIG")?;
-    client.apiserver_version().await.context("the API server does not answer")?;
-    Ok(client)
-}
-
 async fn serve(args: &Args) -> Result<ExitCode> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let told = async move {
@@ -82,7 +74,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
     let listener = listener.with_context(|| format!("cannot listen on the admin port {}", args.admin_listen))?;
     let serving = tokio::spawn(admin::serve(listener, Arc::clone(&admin)));
     let client = tokio::select! {
-        client = connect() => client?,
+        client = client::connect() => client?,
         () = told.clone() => return Ok(ExitCode::SUCCESS),
     };
     admin.is_ready.store(true, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! What the tests share: the conformance suites, faults, generated load, Millstream's processes, and the harness that starts real servers.
 
+pub mod api_proxy;
 pub mod collisions;
 pub mod conformance;
 pub mod counting;
@@ -9,5 +10,6 @@ pub mod load;
 pub mod pipeline;
 pub mod plan;
 pub mod proxy;
+pub mod scene;
 pub mod servers;
 pub mod shop;

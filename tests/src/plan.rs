@@ -145,14 +145,17 @@ pub fn works_again(pipeline: &Pipeline, shards_per_stage: u32, before: &Progress
     let waited = until("work on every shard", || {
         owners(asked, shards_per_stage)?;
         let elapsed = since.elapsed();
-        for row in shards(asked)?.into_iter().filter(|row| row.role == "owner") {
+        let stands_still = |row: &ShardRow| {
             let heard_after = elapsed.saturating_sub(Duration::from_millis(row.heard_ms));
             let (id, now) = ((row.stage.clone(), row.shard), (row.epoch, row.batch));
             // Reaction has no batches.
             let has_moved = now == (0, 0) || before.get(&id).is_none_or(|before| now > *before);
             let goes_on = has_moved && !heard_after.is_zero();
-            ensure!(goes_on || (row.lag == 0 && heard_after > SETTLED), "{id:?} is still at {now:?}: {row:?}");
-        }
+            !(goes_on || (row.lag == 0 && heard_after > SETTLED))
+        };
+        let owners = shards(asked)?.into_iter().filter(|row| row.role == "owner");
+        let stand_still: Vec<ShardRow> = owners.filter(stands_still).collect();
+        ensure!(stand_still.is_empty(), "these stand still: {stand_still:#?}");
         Ok(Some(()))
     });
     with_logs(waited, pipeline)?;

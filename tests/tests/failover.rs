@@ -182,7 +182,7 @@ fn a_pipeline_of_two_workers_per_stage_on_three_brokers_goes_on_through_everythi
 
 #[test]
 fn a_pipeline_of_two_workers_per_stage_on_one_broker_goes_on_through_everything() {
-    goes_on_through_everything(1, duration() * 2 / 5);
+    goes_on_through_everything(1, duration() * 2 / 7);
 }
 
 #[test]

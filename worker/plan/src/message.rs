@@ -296,6 +296,7 @@ mod tests {
                 .collect(),
             control_offset: 99,
             version: "1.2.3".into(),
+            known: [(ShardId::new("action", 9), unread(Some(Kept::For(7))))].into(),
         }
     }
 

@@ -76,9 +76,17 @@ pub struct WorkerStatus {
     pub control_offset: u64,
     /// Of its program; empty: not known.
     pub version: String,
+    /// What it knows for good of what waits for shards that it has not open: they were its, or those of a process of its name. It is in its last word, too.
+    pub known: BTreeMap<ShardId, Unread>,
 }
 
 impl WorkerStatus {
+    /// What it says for good of shards, open or not.
+    pub fn known_for_good(&self) -> BTreeMap<ShardId, Unread> {
+        let open = self.shards.iter().filter_map(|(id, shard)| Some((id, shard.unread.as_ref()?)));
+        self.known.iter().chain(open).map(|(id, unread)| (id.clone(), unread.for_good())).collect()
+    }
+
     /// Where it stands among the reports of its worker.
     pub fn order(&self) -> (&Incarnation, u64) {
         (&self.incarnation, self.sequence)

@@ -43,6 +43,12 @@ pub enum Danger {
 }
 
 impl Unread {
+    /// What of it stays true, whoever owns the shard.
+    #[must_use]
+    pub fn for_good(&self) -> Unread {
+        Unread { age_ms: None, near_start: false, ..self.clone() }
+    }
+
     /// How old it is at most, at a moment (milliseconds since 1970): by the owner's word, else by what is known for good.
     pub fn age_at(&self, now_ms: u64) -> Option<u64> {
         self.age_ms.or_else(|| self.watermark_ms.map(|since_ms| now_ms.saturating_sub(since_ms)))

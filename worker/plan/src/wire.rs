@@ -111,6 +111,7 @@ pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
         shards: status.shards.iter().map(shard_to_proto).collect(),
         control_offset: status.control_offset,
         version: status.version.clone(),
+        known: status.known.iter().map(known_to_proto).collect(),
     }
 }
 
@@ -132,7 +133,16 @@ pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerSta
         shards: status.shards.into_iter().map(shard_from_proto).collect(),
         control_offset: status.control_offset,
         version: status.version,
+        known: status.known.into_iter().filter_map(known_from_proto).collect(),
     })
+}
+
+fn known_to_proto((id, unread): (&ShardId, &Unread)) -> proto::KnownUnread {
+    proto::KnownUnread { stage: id.stage.clone(), shard: id.shard, unread: Some(unread_to_proto(unread)) }
+}
+
+fn known_from_proto(known: proto::KnownUnread) -> Option<(ShardId, Unread)> {
+    Some((ShardId { stage: known.stage, shard: known.shard }, unread_from_proto(known.unread?)))
 }
 
 fn shard_to_proto((id, shard): (&ShardId, &ShardStatus)) -> proto::ShardStatus {

@@ -114,6 +114,7 @@ impl Cluster {
             shards: BTreeMap::new(),
             control_offset: 0,
             version: String::new(),
+            known: BTreeMap::new(),
         };
         let view = View::new(GENERATION, Bounds::default());
         self.processes.push(Process { status, view, cut_until: 0, leaves_at: None });

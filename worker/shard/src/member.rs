@@ -15,6 +15,7 @@ use millstream_plan::incarnation::Incarnation;
 use millstream_plan::message;
 use millstream_plan::plan::ShardId;
 use millstream_plan::status::{ShardStatus, WorkerStatus};
+use millstream_plan::unread::Unread;
 use millstream_plan::view::{Bounds, Duty, Me, Verdict, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,6 +76,8 @@ pub struct Member {
     leaving: bool,
     sequence: u64,
     every_ms: u64,
+    /// What it knows for good of shards, open or not.
+    known: BTreeMap<ShardId, Unread>,
     /// When it reported last, and what.
     said: Option<(u64, Statuses)>,
     /// Why the newest report did not get out.
@@ -97,7 +100,10 @@ impl Member {
         let listener = Listener::open(log, topics, bounds, now.monotonic_ms)?;
         let newest = listener.view().newest_incarnation(&profile.worker);
         let incarnation = Incarnation::after(newest, now.wall_ms, random);
+        let former = listener.view().reports().find(|(report, _)| report.worker == profile.worker);
+        let known = former.map(|(report, _)| report.known_for_good()).unwrap_or_default();
         Ok(Member {
+            known,
             incarnation,
             generation: u32::from(topics.generation),
             started_ms: now.wall_ms,
@@ -111,6 +117,16 @@ impl Member {
             unsaid: Arc::default(),
             profile,
         })
+    }
+
+    /// What is known for good of shards, at first what the former process of its name knew.
+    pub fn known(&self) -> &BTreeMap<ShardId, Unread> {
+        &self.known
+    }
+
+    /// What is known for good of shards from here on. Reports tell it of those that are not open.
+    pub fn know(&mut self, known: BTreeMap<ShardId, Unread>) {
+        self.known = known;
     }
 
     /// Which process of its name this is.
@@ -230,6 +246,7 @@ impl Member {
             shards: shards.clone(),
             control_offset: self.listener.control_offset(),
             version,
+            known: self.known.iter().filter(|(id, _)| !shards.contains_key(id)).map(known_of).collect(),
         };
         let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;
@@ -237,6 +254,10 @@ impl Member {
         self.producer
             .send(outgoing, Box::new(move |sent| *unsaid.lock().unwrap_or_else(PoisonError::into_inner) = sent.err()));
     }
+}
+
+fn known_of((id, unread): (&ShardId, &Unread)) -> (ShardId, Unread) {
+    (id.clone(), unread.for_good())
 }
 
 /// Something that others act on.

@@ -244,7 +244,7 @@ impl Desk {
 
     fn status_at(&self, now: Instant) -> Option<ShardStatus> {
         let inner = self.lock();
-        let unread = inner.unread.as_ref().map(|unread| Unread { age_ms: None, near_start: false, ..unread.clone() });
+        let unread = inner.unread.as_ref().map(Unread::for_good);
         if let Some(condition) = self.hangs(&inner, now) {
             let status = inner.status.clone();
             return Some(ShardStatus { role: Role::Opening, condition, prepared: None, unread, ..status });
@@ -266,6 +266,16 @@ impl Desk {
             status.unread.clone_from(&inner.unread);
         }
         Some(status)
+    }
+
+    /// What is known for good of what waits for it.
+    pub fn known(&self) -> Option<Unread> {
+        self.lock().unread.as_ref().map(Unread::for_good)
+    }
+
+    /// The former process of this name knew this, unless this one knows more by now.
+    pub fn was_known(&self, unread: Unread) {
+        self.lock().unread.get_or_insert(unread);
     }
 
     /// Notes how far its inputs are read for good: nothing below will be read again, whatever happens.

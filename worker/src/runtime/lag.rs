@@ -5,12 +5,12 @@
 //! both the later counts, and it never goes back. Where everything is read, the age is 0, so that an idle shard stays at 0. Otherwise it is now less the watermark, never negative.
 //!
 //! - *Clocks.* Append times are the brokers' in `ingress`, the writers' elsewhere; now is this process's. One that is ahead counts as now, once.
-//! - *A shard that was just opened* has a watermark when it has read everything, or when it has processed a message. Before, it is told what this process knew of it when it owned it before; else
+//! - *A shard that was just opened* has a watermark when it has read everything, or when it has processed a message. Before, it is told what this process, or the former one of its name, knew of it when it owned it before; else
 //!   the age is not known, which is not the same as 0.
 //! - *Markers and aborted data at the end of the log* are passed by positions (`positions` of a consumer), so that they are no lag and have no age. What an open transaction holds back is no
 //!   lag either, but the watermark stays where that began, and when it counts as lag (below), it is as old as that.
 //! - *A log that does not answer* leaves nothing as read: ages grow from the watermark.
-//! - *A shard that nobody owns* is not looked at. Who owned it last goes on reporting its watermark, as long as it lives and has the shard open; its last report stays when it does not.
+//! - *A shard that nobody owns* is not looked at. Who owned it last goes on reporting its watermark, open or not, in its last word, too, which stays in the log.
 //!
 //! **What may be lost.** Topics are asked how long they keep what is in them (`DescribeConfigs`, which a worker may in order to check them). Of a shard's inputs the one that is nearest to that is
 //! reported ([`Unread::urgency`]). Where a topic deletes by size, or where it is not known how old what is unread is, it counts besides whether the position is in the oldest tenth of what a log that
@@ -173,7 +173,10 @@ impl LagWatch {
     fn tell(&self, desk: &Desk, inputs: &[(TopicPartition, u64, Option<u64>)], looked: &mut Looked, before_ms: u64) {
         let inputs: Vec<(&TopicPartition, Looking)> = inputs
             .iter()
-            .map(|(at, offset, processed_ms)| (at, self.input(at, *offset, *processed_ms, looked, before_ms)))
+            .map(|(at, offset, processed_ms)| {
+                looked.knew(at, desk);
+                (at, self.input(at, *offset, *processed_ms, looked, before_ms))
+            })
             .collect();
         let lag = looked.is_fresh.then(|| inputs.iter().map(|(_, input)| input.unread).sum());
         let held = inputs.iter().find(|(_, input)| input.is_held).map(|(at, _)| self.describe(desk, at));
@@ -260,6 +263,17 @@ impl LagWatch {
             "{at} is held back by a transaction that has been open for long (of {writer}) and that the brokers do not end; \
              `kafka-transactions.sh find-hanging` names it, `abort` ends it"
         )
+    }
+}
+
+impl Looked {
+    /// What the former process of this name knew of an input stays known.
+    fn knew(&mut self, at: &TopicPartition, desk: &Desk) {
+        let mark = self.marks.entry(at.clone()).or_default();
+        if mark.watermark_ms.is_none() {
+            let known = desk.known().filter(|known| *known.topic == *at.topic);
+            mark.watermark_ms = known.and_then(|known| known.watermark_ms);
+        }
     }
 }
 
@@ -536,6 +550,17 @@ mod tests {
         fixture.desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         assert!(fixture.desk.is_unmeasured());
         assert_eq!(fixture.age_at(120, 17), Some(20_000), "it is known how far it was");
+    }
+
+    #[test]
+    fn what_the_former_process_knew_counts_until_more_is_known() {
+        let mut fixture = Fixture::new();
+        let topic = fixture.watch.topics.actions.to_string();
+        fixture.desk.was_known(Unread { topic, watermark_ms: Some(100_000), ..Unread::default() });
+        assert_eq!(fixture.age_at(120, 17), Some(20_000));
+        assert_eq!(fixture.desk.known().unwrap().watermark_ms, Some(100_000));
+        fixture.desk.was_known(Unread { watermark_ms: Some(1), ..Unread::default() });
+        assert_eq!(fixture.desk.known().unwrap().watermark_ms, Some(100_000), "this one knows more");
     }
 
     #[test]

@@ -17,12 +17,14 @@ use crate::admin::Check;
 use crate::gateway::Keyring;
 use crate::telemetry::Metrics;
 use millstream_plan::plan::ShardId;
+use millstream_plan::unread::Unread;
 use millstream_plan::view::{Bounds, Verdict, View};
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::member::{Member, Now, Profile, Statuses};
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::Environment;
 use millstream_shard::topics::Topics;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -278,6 +280,9 @@ impl Membership {
         let incarnation = member.incarnation().to_string();
         tracing::info!(worker = self.settings.profile.worker, incarnation, "joined the pipeline");
         self.environment.claimant = Claimant::new(self.settings.profile.worker.as_str(), incarnation);
+        for desk in &self.desks {
+            member.known().get(&desk.id()).into_iter().for_each(|unread| desk.was_known(unread.clone()));
+        }
         let environment = self.environment.clone();
         let threads: Vec<_> = self.starters.drain(..).filter_map(|start| started(start(&environment))).collect();
         let mut leaving_since = None;
@@ -353,11 +358,16 @@ impl Membership {
             desk.set_order(orders.get(&desk.id()).cloned().unwrap_or_default());
         }
         self.judge(member);
+        member.know(self.known());
         member.report(self.statuses(), self.monotonic_ms());
         self.note_reports(member);
         if leaving_since.is_some_and(|since| self.has_left(member, since)) {
             self.shared.ended.notify_one();
         }
+    }
+
+    fn known(&self) -> BTreeMap<ShardId, Unread> {
+        self.desks.iter().filter_map(|desk| Some((desk.id(), desk.known()?))).collect()
     }
 
     fn statuses(&self) -> Statuses {
@@ -434,6 +444,8 @@ impl Membership {
             return;
         }
         member.leave();
+        // Nobody may own a shard from here on: how old what waits for it is must stay known.
+        member.know(self.known());
         member.report_now(Statuses::new(), self.monotonic_ms());
         let deadline = Instant::now() + LAST_REPORT;
         while !member.is_heard() && Instant::now() < deadline {

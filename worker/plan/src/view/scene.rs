@@ -33,6 +33,7 @@ pub(super) fn report(worker: &str, sequence: u64) -> WorkerStatus {
         shards: BTreeMap::new(),
         control_offset: 0,
         version: String::new(),
+        known: BTreeMap::new(),
     }
 }
 

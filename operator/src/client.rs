@@ -1,0 +1,66 @@
+//! How the operator asks the API server: every request but a watch has an answer in time, or is given up.
+//!
+//! An answer that never comes (a load balancer that lost the connection, a server that hangs) would otherwise hold its pipeline back for good: kube's client waits for answers without an end. Whatever was asked
+//! is asked again later, by the same rules as after an error; it may have been done, and does no harm twice. A watch that hears nothing is looked after by kube's runtime.
+
+use anyhow::{Context as _, Result};
+use futures::future::BoxFuture;
+use kube::client::{Body, ClientBuilder};
+use kube::{Client, Config};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tower::{BoxError, Layer, Service};
+
+/// As long as an admission webhook may take.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+
+/// A client of the API server that the surroundings name: of the cluster that this process runs in, or of `KUBECONFIG`.
+///
+/// # Errors
+/// When they name none, or it does not answer.
+pub async fn connect() -> Result<Client> {
+    let where_it_is = "cannot tell where the API server is: run inside of a cluster, or with KUBECONFIG";
+    let config = Config::infer().await.context(where_it_is)?;
+    let client = ClientBuilder::try_from(config).context(where_it_is)?.with_layer(&Bounded).build();
+    client.apiserver_version().await.context("the API server does not answer")?;
+    Ok(client)
+}
+
+/// Gives up what is not answered in time.
+struct Bounded;
+
+impl<S> Layer<S> for Bounded {
+    type Service = BoundedService<S>;
+
+    fn layer(&self, service: S) -> BoundedService<S> {
+        BoundedService(service)
+    }
+}
+
+struct BoundedService<S>(S);
+
+impl<S, R> Service<http::Request<Body>> for BoundedService<S>
+where
+    S: Service<http::Request<Body>, Response = R, Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = R;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<R, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let answer = self.0.call(request);
+        Box::pin(async move {
+            if is_watch {
+                return answer.await;
+            }
+            let late = |_| Err(format!("no answer within {} s", ANSWERS_WITHIN.as_secs()).into());
+            tokio::time::timeout(ANSWERS_WITHIN, answer).await.unwrap_or_else(late)
+        })
+    }
+}

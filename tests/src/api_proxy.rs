@@ -1,0 +1,204 @@
+//! A proxy between one client and a Kubernetes API server, for one client: it names each request that writes, and does with it what a test says.
+//!
+//! Everything else passes, watches as they come. Writes of Leases pass too, because who leads is not what these tests are about, and so do dry runs. When a write has *struck*, nothing passes any more
+//! until the proxy is told to go on: the client is about to be killed, and has done nothing else before.
+
+use anyhow::{Context, Result};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::runtime::Runtime;
+
+/// What becomes of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is done.
+    Done,
+    /// It is not done: this status code is the answer.
+    Refused(u16),
+    /// It is not done, and there is no answer.
+    Unanswered,
+    /// It is not done, and strikes.
+    StruckBefore,
+    /// It is done, its answer is lost, and it strikes.
+    StruckAfter,
+}
+
+/// Says what becomes of a write, by its name (`PATCH statefulsets/orders-unify`, `POST events`) and its body.
+pub type Judge = Box<dyn FnMut(&str, &str) -> Fate + Send>;
+
+/// A running proxy; it ends when it is dropped.
+pub struct ApiProxy {
+    kubeconfig: PathBuf,
+    shared: Arc<Shared>,
+    _folder: tempfile::TempDir,
+    _runtime: Runtime,
+}
+
+struct Shared {
+    upstream: String,
+    client: reqwest::Client,
+    state: Mutex<Judging>,
+}
+
+struct Judging {
+    judge: Judge,
+    writes: Vec<String>,
+    is_halted: bool,
+    has_struck: bool,
+}
+
+impl ApiProxy {
+    /// Starts one in front of the API server of a kubeconfig file.
+    ///
+    /// # Errors
+    /// When it cannot listen, or the file is not as our harness writes it.
+    pub fn start(kubeconfig: &Path) -> Result<ApiProxy> {
+        let text = std::fs::read_to_string(kubeconfig)?;
+        let mut config: Value = serde_yaml::from_str(&text)?;
+        let cluster = config.pointer_mut("/clusters/0/cluster").context("a kubeconfig without a cluster")?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let upstream = text(&cluster["server"]).context("a cluster without a server")?;
+        let authority = text(&cluster["certificate-authority"]).context("a cluster without an authority")?;
+        let authority = reqwest::Certificate::from_pem(&std::fs::read(authority)?)?;
+        let client = reqwest::Client::builder().add_root_certificate(authority).no_gzip().build()?;
+        let judging =
+            Judging { judge: Box::new(|_, _| Fate::Done), writes: Vec::new(), is_halted: false, has_struck: false };
+        let shared = Arc::new(Shared { upstream, client, state: Mutex::new(judging) });
+        let runtime = Runtime::new()?;
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+        *cluster = json!({"server": format!("http://{}", listener.local_addr()?)});
+        let router = Router::new().fallback(pass).with_state(Arc::clone(&shared));
+        runtime.spawn(async move { axum::serve(listener, router).await });
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("kubeconfig");
+        std::fs::write(&path, serde_yaml::to_string(&config)?)?;
+        Ok(ApiProxy { kubeconfig: path, shared, _folder: folder, _runtime: runtime })
+    }
+
+    /// For the client.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The same, as JSON.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn config(&self) -> Result<String> {
+        let config: Value = serde_yaml::from_str(&std::fs::read_to_string(&self.kubeconfig)?)?;
+        Ok(config.to_string())
+    }
+
+    /// From now on this one judges, and everything goes on; the names of the writes until now.
+    pub fn go_on(&self, judge: impl FnMut(&str, &str) -> Fate + Send + 'static) -> Vec<String> {
+        let judging = Judging { judge: Box::new(judge), writes: Vec::new(), is_halted: false, has_struck: false };
+        std::mem::replace(&mut *self.shared.judging(), judging).writes
+    }
+
+    /// Has a write struck, and is it done, if it is to be?
+    pub fn has_struck(&self) -> bool {
+        self.shared.judging().has_struck
+    }
+}
+
+impl Shared {
+    fn judging(&self) -> MutexGuard<'_, Judging> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing: it stands still.
+    fn fate(&self, write: Option<String>, body: &[u8]) -> Option<Fate> {
+        let mut judging = self.judging();
+        if judging.is_halted {
+            return None;
+        }
+        let Some(write) = write else { return Some(Fate::Done) };
+        let fate = (judging.judge)(&write, &String::from_utf8_lossy(body));
+        judging.writes.push(write);
+        judging.is_halted = matches!(fate, Fate::StruckBefore | Fate::StruckAfter);
+        Some(fate)
+    }
+
+    async fn forward(&self, head: Parts, body: Bytes) -> Result<Response> {
+        let target = format!("{}{}", self.upstream, head.uri);
+        let mut asked = self.client.request(head.method, target).body(body);
+        for (name, value) in head.headers.iter().filter(|(name, _)| !is_of_connection(name)) {
+            asked = asked.header(name, value);
+        }
+        let answer = asked.send().await?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let parts = futures::stream::unfold(answer, |mut answer| async {
+            let part = answer.chunk().await.map_err(std::io::Error::other).transpose();
+            part.map(|part| (part, answer))
+        });
+        let mut response = Response::new(Body::from_stream(parts));
+        *response.status_mut() = status;
+        response.headers_mut().extend(headers.into_iter().filter_map(|(name, value)| Some((name?, value))));
+        response.headers_mut().remove(header::TRANSFER_ENCODING);
+        Ok(response)
+    }
+}
+
+async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, usize::MAX).await else { return StatusCode::BAD_REQUEST.into_response() };
+    let fate = shared.fate(write(&head.method, &head.uri), &body);
+    match fate {
+        Some(Fate::Done) => shared.forward(head, body).await.unwrap_or_else(|error| away(&error)),
+        Some(Fate::Refused(code)) => refusal(code),
+        Some(Fate::StruckBefore) => {
+            shared.judging().has_struck = true;
+            std::future::pending().await
+        }
+        Some(Fate::StruckAfter) => {
+            // Its end is the end of the write.
+            if let Ok(response) = shared.forward(head, body).await {
+                drop(to_bytes(response.into_body(), usize::MAX).await);
+            }
+            shared.judging().has_struck = true;
+            std::future::pending().await
+        }
+        Some(Fate::Unanswered) | None => std::future::pending().await,
+    }
+}
+
+fn away(error: &anyhow::Error) -> Response {
+    (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response()
+}
+
+/// As the API server says it.
+fn refusal(code: u16) -> Response {
+    let reason = match code {
+        403 => "Forbidden",
+        404 => "NotFound",
+        409 => "Conflict",
+        422 => "Invalid",
+        429 => "TooManyRequests",
+        _ => "InternalError",
+    };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "the test refuses it", "reason": reason, "code": code});
+    (StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Json(status)).into_response()
+}
+
+/// The name of a request that writes.
+fn write(method: &Method, uri: &Uri) -> Option<String> {
+    if method == Method::GET || uri.query().is_some_and(|query| query.contains("dryRun")) {
+        return None;
+    }
+    let path = uri.path();
+    let what =
+        path.split_once("/namespaces/").and_then(|(_, rest)| rest.split_once('/')).map_or(path, |(_, what)| what);
+    (!what.starts_with("leases")).then(|| format!("{method} {what}"))
+}
+
+/// Headers that are about this connection only.
+fn is_of_connection(name: &HeaderName) -> bool {
+    [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
+}

@@ -1,0 +1,9 @@
+//! The operator, judged by those whom it is for: workers read the configurations, a real API server takes the objects, and users see what they expect with `kubectl`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod basics;
+mod deletion;
+mod objects;
+mod pods;
+mod retention;
+mod writes;

@@ -1,0 +1,212 @@
+//! With workers, as processes that are what Pods would be: plans, scales, tenants.
+
+use millstream_tests::pipeline;
+use millstream_tests::scene::{Pods, Scene};
+use millstream_tests::servers::Mongo;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// The planned owner of each shard of a stage.
+fn planned(pods: &Pods, stage: &str) -> BTreeSet<String> {
+    let config = pods.folder.path().join("orders-action-0/millstream.yaml");
+    let mut show = std::process::Command::new(pipeline::binary().unwrap());
+    let output = show.args(["plan", "show", "--config"]).arg(config).output().unwrap();
+    let plan: Value = serde_yaml::from_slice(&output.stdout).unwrap_or_default();
+    let shards = plan["stages"][stage].as_array().cloned().unwrap_or_default();
+    shards.iter().filter_map(|shard| shard["owner"].as_str().map(str::to_owned)).collect()
+}
+
+fn a_person_looks_and_moves_a_shard(scene: &Scene) {
+    let (said, code) = scene.plugin(&["status", "orders"]);
+    assert!(
+        code == 0
+            && said.contains("orders: ready, 12/12 shards have an owner")
+            && said.contains("standby orders-action-"),
+        "{said}"
+    );
+    let (json, _) = scene.plugin(&["status", "orders", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let rows = json[0]["shards"]["shards"].as_array().unwrap();
+    let is_first = |row: &&Value| row["stage"] == "action" && row["shard"] == 0;
+    let owner = rows.iter().find(is_first).unwrap()["owner"].as_str().unwrap();
+    let other = if owner == "orders-action-0" { "orders-action-1" } else { "orders-action-0" };
+    let (said, code) = scene.plugin(&["shards", "move", "orders", "action/0", "--to", other]);
+    assert!(code == 0 && said.ends_with(&format!("action/0 is {other}'s\n")), "{said}");
+    let (said, code) = scene.plugin(&["shards", "move", "orders", "action/0", "--to", "orders-action-7"]);
+    assert!(code == 2 && said.contains("no worker of action that is alive; there are orders-action-0"), "{said}");
+    assert_eq!(scene.plugin(&["shards", "unpin", "orders", "action/0"]).1, 0);
+    assert_eq!(
+        scene.get("mip", "orders").pointer("/metadata/annotations/ingestion.millstream.dev~1pinned-shards"),
+        None
+    );
+    assert_eq!(
+        scene.plugin(&["pause", "orders"]),
+        ("waiting for the operator to notice\norders is paused\n".to_owned(), 0)
+    );
+    scene.condition("Paused True PausedBySpec");
+    assert_eq!(scene.plugin(&["resume", "orders"]).1, 0);
+    scene.condition("Paused False NotPaused");
+    let metrics = scene.admin("/metrics");
+    let namespace = &scene.namespace;
+    for line in [
+        "millstream_operator_leader 1".to_owned(),
+        format!("millstream_pipeline_condition{{namespace=\"{namespace}\",pipeline=\"orders\",condition=\"Ready\"}} 1"),
+        format!(
+            "millstream_pipeline_shards{{namespace=\"{namespace}\",pipeline=\"orders\",stage=\"unify\",state=\"owned\"}} 4"
+        ),
+    ] {
+        assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+    }
+    let reasons = scene.kubectl(&["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"], "");
+    for reason in ["WorkersReady", "PausedBySpec", "NotPaused"] {
+        assert!(reasons.contains(reason), "{reason} is not among {reasons}");
+    }
+}
+
+#[test]
+fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
+    let scene = Scene::new("planned");
+    scene.secret(Mongo::shared().unwrap().uri());
+    scene.pipeline(&json!({"shards": 4, "stages": {"gateway": {"replicas": 1}}}));
+    scene.condition("Ready False WorkersNotReady");
+    let mut pods = Pods::default();
+    for stage in ["unify", "action", "reaction"] {
+        pods.start(&scene, stage, 0);
+        pods.start(&scene, stage, 1);
+    }
+    scene.all_ready();
+    scene.condition("Ready True WorkersReady");
+    let status = scene.get("mip", "orders")["status"].clone();
+    assert_eq!(status["shards"], json!("12/12"), "{status}");
+    scene.until("a standby of each shard", || {
+        let status = scene.get("mip", "orders")["status"].clone();
+        let stages = status["stages"].as_array().cloned().unwrap_or_default();
+        let is_followed = |stage: &Value| stage["shardsWithoutStandby"] == 0;
+        (stages.iter().all(is_followed).then_some(()), status.to_string())
+    });
+    scene.condition("Progressing False NothingToDo");
+    a_person_looks_and_moves_a_shard(&scene);
+    // Fewer: the last one's shards leave, and then it goes.
+    scene.kubectl(&["scale", "stagescale/orders-action", "--replicas=1"], "");
+    scene.until("one worker less", || {
+        let replicas = scene.get("sts", "orders-action")["spec"]["replicas"].clone();
+        ((replicas == 1).then_some(()), replicas.to_string())
+    });
+    assert_eq!(planned(&pods, "action"), BTreeSet::from(["orders-action-0".to_owned()]));
+    pods.kill("orders-action-1");
+    scene.all_ready();
+    scene.condition("Ready True WorkersReady");
+    // One that dies is replaced in the plan, and missed until it is back.
+    pods.kill("orders-unify-0");
+    scene.until("a plan without it", || {
+        let owners = planned(&pods, "unify");
+        ((owners == BTreeSet::from(["orders-unify-1".to_owned()])).then_some(()), format!("{owners:?}"))
+    });
+    pods.start(&scene, "unify", 0);
+    scene.until("a plan with it", || {
+        let owners = planned(&pods, "unify");
+        ((owners.len() == 2).then_some(()), format!("{owners:?}"))
+    });
+}
+
+#[test]
+fn tenants_come_change_and_go_without_a_restart() {
+    let scene = Scene::with_secret("tenants");
+    let tenant_on = |name: &str, keys: &[&str], terms: Value| {
+        let keys: Vec<Value> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
+        let mut spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": keys});
+        spec.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
+        scene.apply(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": spec}));
+    };
+    let tenant = |name: &str, keys: &[&str]| tenant_on(name, keys, json!({}));
+    let keys = |data: Value| {
+        let metadata = json!({"name": "keys", "labels": {"ingestion.millstream.dev/api-keys": "true"}});
+        scene.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}));
+    };
+    let effective = |name: &str, expected: &str| {
+        scene.until(expected, || {
+            let tenant = scene.get("tenant", name);
+            let it = tenant["status"]["conditions"][0].clone();
+            let said =
+                format!("{} {}", it["status"].as_str().unwrap_or_default(), it["reason"].as_str().unwrap_or_default());
+            let is_current = it["observedGeneration"] == tenant["metadata"]["generation"];
+            ((is_current && said == expected).then(|| it["message"].to_string()), it.to_string())
+        })
+    };
+    keys(json!({"one": "first-key", "two": "second-key"}));
+    tenant("acme", &["one"]);
+    assert!(effective("acme", "False PipelineMissing").contains("there is no IngestionPipeline orders"));
+    scene.pipeline(&json!({}));
+    effective("acme", "False NoGateways");
+    let mut pods = Pods::default();
+    pods.start(&scene, "gateway", 0);
+    pods.start(&scene, "gateway", 1);
+    let answers = |pods: &Pods, key: &str, expected: u16| {
+        for gateway in ["orders-gateway-0", "orders-gateway-1"] {
+            scene.until("an answer", || {
+                let answer = pods.answer(gateway, key);
+                (answer.as_ref().ok().filter(|code| **code == expected).map(drop), format!("{gateway}: {answer:?}"))
+            });
+        }
+    };
+    effective("acme", "True Known");
+    // What is known is in force.
+    for gateway in ["orders-gateway-0", "orders-gateway-1"] {
+        scene.until("an open port", || {
+            let answer = pods.answer(gateway, "first-key");
+            (answer.as_ref().ok().map(|code| assert_eq!(*code, 200)), format!("{answer:?}"))
+        });
+        assert_eq!(pods.answer(gateway, "second-key").unwrap(), 401);
+    }
+    // One key is replaced by another, with both for a while.
+    tenant("acme", &["one", "two"]);
+    effective("acme", "True Known");
+    answers(&pods, "first-key", 200);
+    answers(&pods, "second-key", 200);
+    tenant("acme", &["two"]);
+    answers(&pods, "first-key", 401);
+    answers(&pods, "second-key", 200);
+    // The Secret changes, and goes: whoever had a key keeps it.
+    keys(json!({"two": "third-key"}));
+    answers(&pods, "second-key", 401);
+    answers(&pods, "third-key", 200);
+    // Each of two gateways takes half of a rate, as the operator has counted them: of ten seconds' worth five records at once, and what flows in meanwhile.
+    tenant_on("acme", &["two"], json!({"rate": {"recordsPerSecond": 1}}));
+    effective("acme", "True Known");
+    let began = Instant::now();
+    let let_in = (0..20).take_while(|_| pods.answer("orders-gateway-0", "third-key").unwrap() == 200).count();
+    let flown = began.elapsed().as_secs() as usize;
+    assert!((5..=6 + flown).contains(&let_in), "{let_in} in {flown} s");
+    assert_eq!(pods.answer("orders-gateway-0", "third-key").unwrap(), 429);
+    tenant("acme", &["two"]);
+    answers(&pods, "third-key", 200);
+    // Whoever judges records must go by it, too.
+    pods.start(&scene, "unify", 0);
+    scene.until("shards of unify", || {
+        let shown = scene.admin(&format!("/v1/pipelines/{}/orders", scene.namespace));
+        (shown.contains("\"owner\":\"orders-unify-0\"").then_some(()), shown)
+    });
+    pods.running["orders-unify-0"].signal("STOP").unwrap();
+    tenant_on("acme", &["two"], json!({"identity": {"forbiddenValues": ["walk-in"]}}));
+    effective("acme", "False Waiting");
+    pods.running["orders-unify-0"].signal("CONT").unwrap();
+    effective("acme", "True Known");
+    tenant("globex", &["two"]);
+    assert!(effective("globex", "False KeyTaken").contains("tenant acme's"));
+    scene.kubectl(&["delete", "secret", "keys"], "");
+    effective("acme", "False SecretMissing");
+    assert_eq!(pods.answer("orders-gateway-0", "third-key").unwrap(), 200);
+    let version = || scene.get("tenant", "acme")["metadata"]["resourceVersion"].clone();
+    let before = version();
+    // A gateway that starts knows who may send before it opens its port.
+    pods.kill("orders-gateway-1");
+    pods.start(&scene, "gateway", 1);
+    scene.until("an open port", || {
+        let answer = pods.answer("orders-gateway-1", "third-key");
+        (answer.as_ref().ok().map(|code| assert_eq!(*code, 200)), format!("{answer:?}"))
+    });
+    assert_eq!(version(), before, "a tenant's status was written, and nothing of it has changed");
+    scene.kubectl(&["delete", "tenant", "acme", "--timeout=10s"], "");
+    answers(&pods, "third-key", 401);
+}

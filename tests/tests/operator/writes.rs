@@ -1,0 +1,190 @@
+//! What the operator writes to the API server, one write at a time: it dies before and after each, and each is refused, or never answered. What comes of it is what comes of a run in which nothing happened.
+
+use millstream_tests::api_proxy::{ApiProxy, Fate};
+use millstream_tests::scene::{FINALIZER, Scene, specs, start_from, there};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// What is there, by kind, without what is another one each time.
+fn state(scene: &Scene) -> Value {
+    let objects = scene.kubectl(&["get", "sa,cm,svc,netpol,pdb,sts,mss", "-o", "json"], "");
+    let mut objects: Value = serde_json::from_str(&objects).unwrap();
+    for object in objects["items"].as_array_mut().unwrap() {
+        let metadata = object["metadata"].as_object_mut().unwrap();
+        for name in ["uid", "resourceVersion", "creationTimestamp", "managedFields"] {
+            metadata.remove(name);
+        }
+        for owner in metadata.get_mut("ownerReferences").and_then(Value::as_array_mut).into_iter().flatten() {
+            owner["uid"].take();
+        }
+        let addresses = ["/spec/clusterIP", "/spec/clusterIPs"];
+        for path in addresses {
+            object.pointer_mut(path).map(Value::take);
+        }
+    }
+    let pipeline = scene.get("mip", "orders");
+    let short = |condition: &Value| json!([condition["type"], condition["status"], condition["reason"]]);
+    let conditions = pipeline.pointer("/status/conditions").and_then(Value::as_array);
+    let conditions: Vec<Value> = conditions.into_iter().flatten().map(short).collect();
+    let is_current = pipeline["status"]["observedGeneration"] == pipeline["metadata"]["generation"];
+    let created = &pipeline["status"]["createdTopics"];
+    let finalizers = &pipeline["metadata"]["finalizers"];
+    json!([objects["items"], conditions, is_current, created, finalizers])
+}
+
+/// A namespace with a proxy, through which one operator after the other works.
+struct Writes {
+    scene: Scene,
+    proxy: ApiProxy,
+}
+
+impl Writes {
+    fn new(namespace: &str) -> Writes {
+        let mut scene = Scene::with_secret(namespace);
+        // It is there for its namespace only.
+        scene.operator.kill().unwrap();
+        let proxy = ApiProxy::start(scene.server.kubeconfig()).unwrap();
+        Writes { scene, proxy }
+    }
+
+    /// The next operator, which need not wait until a dead one's lease is over.
+    fn start(&mut self) {
+        let lease = format!("lease/millstream-operator-{}", self.scene.namespace);
+        self.scene.kubectl(&["delete", &lease, "--ignore-not-found"], "");
+        let home = &self.scene.namespace;
+        (self.scene.operator, self.scene.admin) = start_from(self.proxy.kubeconfig(), home, home);
+    }
+
+    fn pipeline(&self) {
+        self.scene.pipeline(&json!({"shards": 2, "topicDeletionPolicy": "Delete"}));
+    }
+
+    /// Until something is so, each operator dies at the first write at which none has died yet: before it is done, the next one after. The names of these writes.
+    fn die_at_each_until(&mut self, what: &str, is_so: impl Fn(&Scene) -> bool) -> BTreeSet<String> {
+        let mut died: BTreeSet<(String, bool)> = BTreeSet::new();
+        loop {
+            let known = died.clone();
+            let (say, at) = std::sync::mpsc::channel();
+            self.proxy.go_on(move |name, body| {
+                // The status that says which topics are made is another one than those before.
+                let name = if body.contains("createdTopicsIn") { format!("{name} (topics)") } else { name.to_owned() };
+                for (is_done, fate) in [(false, Fate::StruckBefore), (true, Fate::StruckAfter)] {
+                    if !known.contains(&(name.clone(), is_done)) {
+                        let _ = say.send((name, is_done));
+                        return fate;
+                    }
+                }
+                Fate::Done
+            });
+            self.start();
+            self.scene.until(what, || {
+                let seen = format!("{} writes so far", died.len());
+                ((self.proxy.has_struck() || is_so(&self.scene)).then_some(()), seen)
+            });
+            let has_struck = self.proxy.has_struck();
+            self.scene.operator.kill().unwrap();
+            match at.try_recv() {
+                Ok(write) if has_struck => assert!(died.insert(write)),
+                _ => break,
+            }
+        }
+        died.into_iter().map(|(name, _)| name).collect()
+    }
+}
+
+fn is_gone(scene: &Scene) -> bool {
+    scene.names("mip").is_empty()
+}
+
+/// Nobody else removes what belonged to a pipeline here.
+fn clear(scene: &Scene) {
+    scene.kubectl(&["delete", "sa,cm,svc,netpol,pdb,sts,mss", "-l", "app.kubernetes.io/instance=orders"], "");
+}
+
+#[test]
+fn an_operator_that_dies_before_or_after_any_of_its_writes_has_done_no_harm() {
+    let mut writes = Writes::new("writes");
+    writes.start();
+    writes.pipeline();
+    writes.scene.condition("Ready False WorkersNotReady");
+    writes.scene.finalizers(&[FINALIZER]);
+    assert_eq!(writes.scene.created().len(), specs("writes").len());
+    let expected = state(&writes.scene);
+    writes.scene.delete();
+    writes.scene.gone();
+    writes.scene.operator.kill().unwrap();
+    let all = writes.proxy.go_on(|_, _| Fate::Done);
+    clear(&writes.scene);
+
+    writes.pipeline();
+    let mut died = writes.die_at_each_until("as before", |scene| state(scene) == expected);
+    assert_eq!(state(&writes.scene), expected);
+    writes.scene.delete();
+    died.extend(writes.die_at_each_until("gone", is_gone));
+    assert!(there(&specs("writes")).is_empty());
+    // All that the first run wrote, and nothing else.
+    let all: BTreeSet<String> = all.into_iter().collect();
+    let died: BTreeSet<String> = died.into_iter().map(|name| name.trim_end_matches(" (topics)").to_owned()).collect();
+    println!("died before and after each of these: {died:#?}");
+    assert_eq!(died, all);
+    assert!(all.len() > 20 && all.contains("PATCH statefulsets/orders-unify"), "{all:?}");
+}
+
+/// Where an answer is said: a condition, and by which words.
+const REFUSALS: [(u16, &str, &str); 3] = [
+    (403, "Degraded True Forbidden", "StatefulSet orders-unify: the test refuses it"),
+    (404, "Degraded True ObjectRefused", "StatefulSet orders-unify is refused: the test refuses it"),
+    (422, "Degraded True ObjectRefused", "StatefulSet orders-unify is refused: the test refuses it"),
+];
+
+#[test]
+fn what_the_api_server_refuses_is_said_and_done_when_it_does_not_any_more() {
+    let mut writes = Writes::new("refused");
+    writes.start();
+    writes.pipeline();
+    for (number, (code, condition, message)) in REFUSALS.into_iter().enumerate() {
+        writes.proxy.go_on(move |name, _| match name {
+            "PATCH statefulsets/orders-unify" => Fate::Refused(code),
+            _ => Fate::Done,
+        });
+        let change = |number: usize| json!({"observability": {"logFilter": format!("info,a{number}=debug")}});
+        writes.scene.patch(&change(2 * number));
+        let said = writes.scene.condition(condition);
+        assert!(said.contains(message), "{code}: {said}");
+        writes.proxy.go_on(|_, _| Fate::Done);
+        // A change is looked at at once, however long it would have been waited.
+        writes.scene.patch(&change(2 * number + 1));
+        writes.scene.condition("Degraded False AsExpected");
+    }
+}
+
+#[test]
+fn a_write_that_fails_once_or_is_never_answered_is_done_again() {
+    let mut writes = Writes::new("failing");
+    for fate in [Fate::Refused(409), Fate::Refused(429), Fate::Refused(500), Fate::Unanswered] {
+        let mut left = BTreeSet::from([
+            "PATCH statefulsets/orders-unify",
+            "PATCH ingestionpipelines/orders/status",
+            "PATCH ingestionpipelines/orders",
+            "POST stagescales",
+        ]);
+        if fate == Fate::Unanswered {
+            // Each is waited for until it is given up.
+            left.retain(|name| name.contains("statefulsets"));
+        }
+        writes.proxy.go_on(move |name, _| if left.remove(name) { fate } else { Fate::Done });
+        writes.start();
+        writes.pipeline();
+        writes.scene.until("all stages", || {
+            let sets = writes.scene.names("sts");
+            ((sets.len() == 4).then_some(()), format!("{fate:?}: {sets:?}"))
+        });
+        writes.scene.condition("Degraded False AsExpected");
+        writes.scene.finalizers(&[FINALIZER]);
+        assert!(writes.proxy.go_on(|_, _| Fate::Done).len() > 20, "it does not go this way");
+        writes.scene.delete();
+        writes.scene.gone();
+        writes.scene.operator.terminate().unwrap();
+        clear(&writes.scene);
+    }
+}
