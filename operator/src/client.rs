@@ -1,7 +1,7 @@
-//! How the operator asks the API server: every request but a watch has an answer in time, or is given up.
+//! How the operator asks the API server: every request but a watch begins to be answered in time, or is given up; so is a connection on which nothing comes any more.
 //!
 //! An answer that never comes (a load balancer that lost the connection, a server that hangs) would otherwise hold its pipeline back for good: kube's client waits for answers without an end. Whatever was asked
-//! is asked again later, by the same rules as after an error; it may have been done, and does no harm twice. A watch that hears nothing is looked after by kube's runtime.
+//! is asked again later, by the same rules as after an error; it may have been done, and does no harm twice. The body of an answer, and a watch that is never answered, are bounded by the silence of their connection.
 
 use anyhow::{Context as _, Result};
 use futures::future::BoxFuture;
@@ -11,8 +11,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tower::{BoxError, Layer, Service};
 
-/// As long as an admission webhook may take.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// The API server itself gives up after 60 s, with words of its own, and with those of an admission webhook before that.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(65);
+/// Longer than a watch: the API server ends one after 290 s, and kube's runtime waits a little longer.
+const SILENT_FOR: Duration = Duration::from_secs(330);
 
 /// A client of the API server that the surroundings name: of the cluster that this process runs in, or of `KUBECONFIG`.
 ///
@@ -20,7 +22,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 /// When they name none, or it does not answer.
 pub async fn connect() -> Result<Client> {
     let where_it_is = "cannot tell where the API server is: run inside of a cluster, or with KUBECONFIG";
-    let config = Config::infer().await.context(where_it_is)?;
+    let mut config = Config::infer().await.context(where_it_is)?;
+    // From when a request is sent, not from when its connection was used last.
+    (config.read_timeout, config.reset_reader_on_write) = (Some(SILENT_FOR), true);
     let client = ClientBuilder::try_from(config).context(where_it_is)?.with_layer(&Bounded).build();
     client.apiserver_version().await.context("the API server does not answer")?;
     Ok(client)
@@ -59,7 +63,8 @@ where
             if is_watch {
                 return answer.await;
             }
-            let late = |_| Err(format!("no answer within {} s", ANSWERS_WITHIN.as_secs()).into());
+            let seconds = ANSWERS_WITHIN.as_secs();
+            let late = |_| Err(format!("no answer within {seconds} s, or none but that it is overloaded").into());
             tokio::time::timeout(ANSWERS_WITHIN, answer).await.unwrap_or_else(late)
         })
     }

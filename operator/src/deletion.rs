@@ -174,21 +174,24 @@ fn delete(access: &Access, made_in: Option<&str>, ours: &[String], others: &[Str
     let log = KafkaLog::new(access.kafka.clone())?;
     log.brokers(BROKERS_WITHIN)?;
     let here = Survey::open(access.kafka.clone())?.cluster()?;
-    match made_in {
-        Some(made_in) if made_in == here => {
-            log.delete_topics(ours)?;
-            Ok(deleted(ours, others))
-        }
-        made_in => Ok(stayed(made_in.unwrap_or("unknown"), &here, ours)),
+    if made_in.is_some() && made_in == here.as_deref() {
+        log.delete_topics(ours)?;
+        return Ok(deleted(ours, others));
     }
+    let all: Vec<&str> = ours.iter().chain(others).map(String::as_str).collect();
+    Ok(stayed(made_in, here.as_deref(), &all))
 }
 
 /// Why topics of these names stay in a cluster where the pipeline did not make them.
-fn stayed(made_in: &str, here: &str, ours: &[String]) -> String {
-    format!(
-        "no topics were deleted: the pipeline made its topics in the Kafka cluster {made_in}, and these brokers are of the cluster {here}; delete by hand what nobody needs, in both: {}",
-        ours.join(", ")
-    )
+fn stayed(made_in: Option<&str>, here: Option<&str>, all: &[&str]) -> String {
+    let why = match (made_in, here) {
+        (Some(made_in), Some(here)) => {
+            format!("the pipeline made its topics in the Kafka cluster {made_in}, and these brokers are of the cluster {here}; look in both")
+        }
+        (None, _) => "it was not written down in which Kafka cluster the pipeline made its topics: its brokers did not say then, or an operator of before wrote it".to_owned(),
+        (_, None) => "these brokers do not say of which Kafka cluster they are".to_owned(),
+    };
+    format!("no topics were deleted: {why}; delete by hand what nobody needs of {}", all.join(", "))
 }
 
 /// The topics that the pipeline made.
@@ -204,7 +207,9 @@ fn deleted(ours: &[String], others: &[String]) -> String {
     };
     match others {
         [] => went,
-        others => format!("{went}; these stayed, because the pipeline did not make them: {}", others.join(", ")),
+        others => {
+            format!("{went}; these stayed, because the pipeline did not make them when it began: {}", others.join(", "))
+        }
     }
 }
 
@@ -292,8 +297,15 @@ mod tests {
         assert_eq!(deleted(&names(&["a", "b"]), &[]), "topics were deleted: a, b");
         assert_eq!(
             deleted(&[], &names(&["c"])),
-            "no topics were deleted; these stayed, because the pipeline did not make them: c"
+            "no topics were deleted; these stayed, because the pipeline did not make them when it began: c"
         );
-        assert!(stayed("k1", "k2", &names(&["a", "b"])).ends_with("delete by hand what nobody needs, in both: a, b"));
+        for (made_in, here, why) in [
+            (Some("k1"), Some("k2"), "look in both"),
+            (None, Some("k2"), "it was not written down"),
+            (Some("k1"), None, "these brokers do not say"),
+        ] {
+            let said = stayed(made_in, here, &["a", "b"]);
+            assert!(said.contains(why) && said.ends_with("delete by hand what nobody needs of a, b"), "{said}");
+        }
     }
 }

@@ -69,13 +69,20 @@ impl Freshness {
     fn add(&mut self, id: &ShardId, owner: Option<&str>, said: &Said<'_>, now_ms: u64) {
         let is_owners = |(worker, status): &&(&str, &ShardStatus)| Some(*worker) == owner && status.role == Role::Owner;
         let owners = said.open.iter().find(is_owners).map(|(_, status)| *status);
-        let unread_ms = owners.and_then(|status| status.unread_ms);
-        self.oldest_ms = self.oldest_ms.and_then(|oldest_ms| Some(oldest_ms.max(unread_ms?)));
         // What others say of ages and ends is of another time.
         let others =
             said.open.iter().filter_map(|(_, status)| status.unread.as_ref()).chain(said.known.iter().copied());
         let for_good = others.map(Unread::for_good).max_by_key(|unread| unread.watermark_ms);
-        let owners = owners.and_then(|status| status.unread.clone());
+        let mut unread_ms = owners.and_then(|status| status.unread_ms);
+        let owners = owners.and_then(|status| status.unread.clone()).map(|unread| {
+            let known = for_good.as_ref().filter(|known| known.topic == unread.topic);
+            let later = unread.bounded_by(known.and_then(|known| known.watermark_ms), now_ms);
+            if unread_ms == unread.age_ms {
+                unread_ms = later.age_ms;
+            }
+            later
+        });
+        self.oldest_ms = self.oldest_ms.and_then(|oldest_ms| Some(oldest_ms.max(unread_ms?)));
         let is_sure = |unread: &Unread| unread.danger(now_ms) != Danger::Unknown;
         let is_owned = owners.as_ref().is_some_and(is_sure);
         let unread = owners.filter(is_sure).or(for_good);
@@ -171,6 +178,16 @@ mod tests {
             version: String::new(),
             known: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn what_an_owner_remembers_from_long_ago_counts_less_than_what_others_have_said_since() {
+        let remembers = owner(Some(9 * HOUR_MS), unread(Some(HOUR_MS), Some(9 * HOUR_MS)));
+        let later = ShardStatus { unread: unread(Some(9 * HOUR_MS), None), ..ShardStatus::default() };
+        let alone = of(true, &[("a", remembers.clone())], 10 * HOUR_MS);
+        assert_eq!((alone.text().as_str(), alone.at_risk.len()), ("9h", 1));
+        let both = of(true, &[("a", remembers), ("b", later)], 10 * HOUR_MS);
+        assert_eq!((both.text().as_str(), both.at_risk.len()), ("1h", 0));
     }
 
     #[test]

@@ -82,8 +82,8 @@ pub(crate) enum Making {
 pub struct Absent {
     /// Their names.
     pub topics: Vec<String>,
-    /// The identity of the Kafka cluster where they are not.
-    pub cluster: String,
+    /// The identity of the Kafka cluster where they are not, if its brokers say it.
+    pub cluster: Option<String>,
 }
 
 /// Asks for the reconciliation of a pipeline.

@@ -99,7 +99,7 @@ pub fn status(
     let (created_topics, created_topics_in) = match (&before.created_topics, &outcome.absent_topics) {
         _ if !is_managed => (None, None),
         (Some(_), _) => (before.created_topics.clone(), before.created_topics_in.clone()),
-        (None, Some(Absent { topics, cluster })) => (Some(topics.clone()), Some(cluster.clone())),
+        (None, Some(Absent { topics, cluster })) => (Some(topics.clone()), cluster.clone()),
         (None, None) => (None, None),
     };
     IngestionPipelineStatus {
@@ -503,7 +503,7 @@ mod tests {
     #[test]
     fn which_topics_a_pipeline_made_is_written_once_and_forgotten_when_topics_become_others() {
         let absent = |topic: &str, cluster: &str| {
-            let absent = Absent { topics: vec![topic.to_owned()], cluster: cluster.to_owned() };
+            let absent = Absent { topics: vec![topic.to_owned()], cluster: Some(cluster.to_owned()) };
             Outcome { absent_topics: Some(absent), ..sets(2, 2) }
         };
         let made = |status: IngestionPipelineStatus| (status.created_topics, status.created_topics_in);

@@ -195,6 +195,8 @@ fn write(method: &Method, uri: &Uri) -> Option<String> {
     let path = uri.path();
     let what =
         path.split_once("/namespaces/").and_then(|(_, rest)| rest.split_once('/')).map_or(path, |(_, what)| what);
+    // One that repeats itself is counted in the first one, which has a name of its own.
+    let what = if what.starts_with("events") { "events" } else { what };
     (!what.starts_with("leases")).then(|| format!("{method} {what}"))
 }
 

@@ -59,7 +59,9 @@ fn topics_that_a_pipeline_made_go_with_it_when_its_workers_have_ended() {
     );
     assert!(
         notes.contains("deleted.orders.g1.changelog.action")
-            && notes.ends_with("these stayed, because the pipeline did not make them: deleted.orders.rejects"),
+            && notes.ends_with(
+                "these stayed, because the pipeline did not make them when it began: deleted.orders.rejects"
+            ),
         "{notes}"
     );
 }
@@ -81,7 +83,7 @@ fn topics_of_the_same_names_in_another_kafka_cluster_are_others() {
     scene.gone();
     scene.topics(&all);
     assert!(all.iter().all(|name| survey.layout(name).unwrap().is_some()));
-    let here = survey.cluster().unwrap();
+    let here = survey.cluster().unwrap().unwrap();
     let notes = scene.kubectl(
         &["get", "events.events.k8s.io", "-o", "jsonpath={range .items[?(@.reason==\"TopicsDeleted\")]}{.note}{end}"],
         "",

@@ -4,6 +4,7 @@ use millstream_tests::api_proxy::{ApiProxy, Fate};
 use millstream_tests::scene::{FINALIZER, Scene, specs, start_from, there};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 /// What is there, by kind, without what is another one each time.
 fn state(scene: &Scene) -> Value {
@@ -122,9 +123,11 @@ fn an_operator_that_dies_before_or_after_any_of_its_writes_has_done_no_harm() {
     writes.scene.delete();
     died.extend(writes.die_at_each_until("gone", is_gone));
     assert!(there(&specs("writes")).is_empty());
-    // All that the first run wrote, and nothing else.
-    let all: BTreeSet<String> = all.into_iter().collect();
-    let died: BTreeSet<String> = died.into_iter().map(|name| name.trim_end_matches(" (topics)").to_owned()).collect();
+    // All that the first run wrote, and nothing else. (Whether an Event is another one or repeats itself is a matter of time.)
+    let is_other = |name: &String| name != "PATCH events";
+    let all: BTreeSet<String> = all.into_iter().filter(is_other).collect();
+    let died = died.into_iter().map(|name| name.trim_end_matches(" (topics)").to_owned());
+    let died: BTreeSet<String> = died.filter(is_other).collect();
     println!("died before and after each of these: {died:#?}");
     assert_eq!(died, all);
     assert!(all.len() > 20 && all.contains("PATCH statefulsets/orders-unify"), "{all:?}");
@@ -172,7 +175,9 @@ fn a_write_that_fails_once_or_is_never_answered_is_done_again() {
             // Each is waited for until it is given up.
             left.retain(|name| name.contains("statefulsets"));
         }
-        writes.proxy.go_on(move |name, _| if left.remove(name) { fate } else { Fate::Done });
+        let left = Arc::new(Mutex::new(left));
+        let judged = Arc::clone(&left);
+        writes.proxy.go_on(move |name, _| if judged.lock().unwrap().remove(name) { fate } else { Fate::Done });
         writes.start();
         writes.pipeline();
         writes.scene.until("all stages", || {
@@ -181,7 +186,7 @@ fn a_write_that_fails_once_or_is_never_answered_is_done_again() {
         });
         writes.scene.condition("Degraded False AsExpected");
         writes.scene.finalizers(&[FINALIZER]);
-        assert!(writes.proxy.go_on(|_, _| Fate::Done).len() > 20, "it does not go this way");
+        assert!(left.lock().unwrap().is_empty(), "{fate:?}: never written: {left:?}");
         writes.scene.delete();
         writes.scene.gone();
         writes.scene.operator.terminate().unwrap();

@@ -76,7 +76,7 @@ pub struct WorkerStatus {
     pub control_offset: u64,
     /// Of its program; empty: not known.
     pub version: String,
-    /// What it knows for good of what waits for shards that it has not open: they were its, or those of a process of its name. It is in its last word, too.
+    /// What it knows for good of what waits for shards that it has not open: they were its, or those of a process of its name. In its first report, and when it leaves.
     pub known: BTreeMap<ShardId, Unread>,
 }
 

@@ -49,6 +49,16 @@ impl Unread {
         Unread { age_ms: None, near_start: false, ..self.clone() }
     }
 
+    /// With what somebody else knows for good of the same input: what waits is no older than that.
+    #[must_use]
+    pub fn bounded_by(&self, watermark_ms: Option<u64>, now_ms: u64) -> Unread {
+        let Some(since_ms) = watermark_ms.filter(|since_ms| Some(*since_ms) > self.watermark_ms) else {
+            return self.clone();
+        };
+        let age_ms = self.age_ms.map(|age_ms| age_ms.min(now_ms.saturating_sub(since_ms)));
+        Unread { watermark_ms, age_ms, ..self.clone() }
+    }
+
     /// How old it is at most, at a moment (milliseconds since 1970): by the owner's word, else by what is known for good.
     pub fn age_at(&self, now_ms: u64) -> Option<u64> {
         self.age_ms.or_else(|| self.watermark_ms.map(|since_ms| now_ms.saturating_sub(since_ms)))

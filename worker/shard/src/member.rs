@@ -100,7 +100,9 @@ impl Member {
         let listener = Listener::open(log, topics, bounds, now.monotonic_ms)?;
         let newest = listener.view().newest_incarnation(&profile.worker);
         let incarnation = Incarnation::after(newest, now.wall_ms, random);
-        let former = listener.view().reports().find(|(report, _)| report.worker == profile.worker);
+        let generation = u32::from(topics.generation);
+        let is_former = |report: &WorkerStatus| report.worker == profile.worker && report.generation == generation;
+        let former = listener.view().reports().find(|(report, _)| is_former(report));
         let known = former.map(|(report, _)| report.known_for_good()).unwrap_or_default();
         Ok(Member {
             known,
@@ -124,7 +126,7 @@ impl Member {
         &self.known
     }
 
-    /// What is known for good of shards from here on. Reports tell it of those that are not open.
+    /// What is known for good of shards from here on. The first report tells it of those that are not open, and those of a worker that leaves.
     pub fn know(&mut self, known: BTreeMap<ShardId, Unread>) {
         self.known = known;
     }
@@ -232,6 +234,9 @@ impl Member {
     fn say(&mut self, shards: &Statuses) {
         self.sequence += 1;
         let Profile { worker, zone, node, capacity, stages, version } = self.profile.clone();
+        // The first word, and the last ones: meanwhile those who own them say more.
+        let is_to_know = self.said.is_none() || self.leaving;
+        let known = self.known.iter().filter(|(id, _)| is_to_know && !shards.contains_key(id)).map(known_of).collect();
         let status = WorkerStatus {
             worker,
             incarnation: self.incarnation.clone(),
@@ -246,7 +251,7 @@ impl Member {
             shards: shards.clone(),
             control_offset: self.listener.control_offset(),
             version,
-            known: self.known.iter().filter(|(id, _)| !shards.contains_key(id)).map(known_of).collect(),
+            known,
         };
         let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;

@@ -186,7 +186,9 @@ impl LagWatch {
             .try_fold(None, |oldest: Option<u64>, age_ms| Some(oldest.max(Some(age_ms?))));
         let unread_ms = unread_ms.flatten();
         let now_ms = self.clock.now_ms();
-        let most = inputs.into_iter().map(|(_, input)| input.found).max_by_key(|found| found.urgency(now_ms));
+        // Of several that are as near to it the first, which others write to as well: `actions`, not the exchange.
+        let found = inputs.into_iter().map(|(_, input)| input.found).rev();
+        let most = found.max_by_key(|found| found.urgency(now_ms));
         let behind = Behind { lag, unread_ms, held_back: held };
         let (stage, shard) = (desk.stage, desk.shard);
         let why = behind.held_back.clone();

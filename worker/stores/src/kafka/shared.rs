@@ -66,6 +66,11 @@ impl Shared {
         self.config.transactional(id, self.request_bytes.load(Ordering::Relaxed))
     }
 
+    /// Requests of transactions for a partition measure no more from here on, bytes.
+    pub(super) fn takes_at_most(&self, bytes: u32) {
+        self.request_bytes.fetch_min(bytes, Ordering::Relaxed);
+    }
+
     /// A client to read with.
     pub(super) fn reader(&self, view: View) -> Result<Reading, LogError> {
         let mut config = self.config.reader();
@@ -375,7 +380,8 @@ impl Shared {
         if let Some(message) = topics::differs(topics::demands(&self.config, topic), |name| value(&found, name)) {
             return Err(differs(message));
         }
-        self.request_bytes.fetch_min(topics::request_bytes(|name| value(&found, name)), Ordering::Relaxed);
+        let takes = topics::request_bytes(topic, |name| value(&found, name));
+        takes.into_iter().for_each(|bytes| self.takes_at_most(bytes));
         Ok(())
     }
 

@@ -71,17 +71,14 @@ impl Survey {
         Ok(Survey { config, quiet, client, admin })
     }
 
-    /// The identity of the cluster, which it has for good.
+    /// The identity of the cluster, which it has for good; `None`: its brokers do not say.
     ///
     /// # Errors
     /// [`LogError::Unavailable`].
-    pub fn cluster(&self) -> Result<String, LogError> {
+    pub fn cluster(&self) -> Result<Option<String>, LogError> {
         // Of brokers that are away the client only says that it knows none.
         self.brokers()?;
-        let found = self.client.client().fetch_cluster_id(self.config.request_timeout());
-        found.ok_or_else(|| {
-            LogError::Unavailable(format!("{} does not say which cluster it is", self.config.bootstrap_servers))
-        })
+        Ok(self.client.client().fetch_cluster_id(self.config.request_timeout()))
     }
 
     /// The brokers that are there, by number.

@@ -86,9 +86,11 @@ pub(super) fn deletes<'a>(found: impl Fn(&'static str) -> Option<&'a str>) -> De
     Deletes { after_ms: bound("retention.ms"), beyond_bytes: bound("retention.bytes") }
 }
 
-/// The largest request for a partition that a topic with these settings takes, bytes.
-pub(super) fn request_bytes<'a>(found: impl Fn(&'static str) -> Option<&'a str>) -> u32 {
-    found("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(DEFAULT_REQUEST)
+/// The largest request of a transaction for a partition that a topic with these settings takes, bytes; `None`: no transaction writes to it.
+pub(super) fn request_bytes<'a>(topic: &TopicSpec, found: impl Fn(&'static str) -> Option<&'a str>) -> Option<u32> {
+    let is_of_transactions = !topic.append_time && topic.retention != Retention::Compact;
+    let takes = || found("max.message.bytes").and_then(|value| value.parse().ok()).unwrap_or(DEFAULT_REQUEST);
+    is_of_transactions.then(takes)
 }
 
 /// A topic as the admin client takes it.
@@ -143,10 +145,16 @@ mod tests {
 
     #[test]
     fn a_request_is_no_larger_than_the_topic_takes() {
-        let of = |bytes: Option<&'static str>| request_bytes(|name| bytes.filter(|_| name == "max.message.bytes"));
-        assert_eq!(of(Some("8454144")), 8_454_144);
-        assert_eq!(of(Some("200")), 200);
-        assert_eq!((of(None), of(Some("much"))), (DEFAULT_REQUEST, DEFAULT_REQUEST));
+        let mut topic =
+            TopicSpec { name: "t".into(), partitions: 1, append_time: false, retention: Retention::Cluster };
+        let of = |topic: &TopicSpec, bytes: Option<&'static str>| {
+            request_bytes(topic, |name| bytes.filter(|_| name == "max.message.bytes"))
+        };
+        assert_eq!(of(&topic, Some("8454144")), Some(8_454_144));
+        assert_eq!(of(&topic, Some("200")), Some(200));
+        assert_eq!([None, Some("much")].map(|bytes| of(&topic, bytes)), [Some(DEFAULT_REQUEST); 2]);
+        topic.append_time = true;
+        assert_eq!(of(&topic, Some("200")), None, "only gateways write to it");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::client::{about, creation, report};
 use super::producer::fate;
 use super::raw;
 use super::shared::Shared;
+use super::topics::DEFAULT_REQUEST;
 use millstream_shard::log::{LogError, Outgoing, Transactional};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -66,8 +67,7 @@ impl ClientContext for Watch {
         // A message that was refused: the rest of the transaction is not sent any more, and would be waited for in vain.
         if facility == "TXNERR" {
             let what = message.split_once("]: ").map_or(message, |(_, message)| message);
-            let hint =
-                if message.contains("MSG_SIZE_TOO_LARGE") { "; raise `max.message.bytes` of that topic" } else { "" };
+            let hint = if message.contains(REFUSED_SIZE) { "; raise `max.message.bytes` of that topic" } else { "" };
             self.note(format!("{what}{hint}"));
         }
         // What was never there cannot be lost.
@@ -109,6 +109,9 @@ struct KnownTopic {
     handle: raw::Topic,
 }
 
+/// What librdkafka calls a request that is larger than the topic takes.
+const REFUSED_SIZE: &str = "MSG_SIZE_TOO_LARGE";
+
 /// How long one flush waits before failures are looked at.
 const FLUSH_SLICE: Duration = Duration::from_millis(20);
 
@@ -137,6 +140,10 @@ impl KafkaTransactional {
     }
 
     fn die(&mut self, what: &str, why: String) -> LogError {
+        if why.contains(REFUSED_SIZE) {
+            // A topic takes less than it did. The next client sends less at once, unless a single message is larger.
+            self.shared.takes_at_most(DEFAULT_REQUEST);
+        }
         let message = format!("{}: {what}: {why}", self.id);
         self.dead = Some(why);
         LogError::Unknown(message)
