@@ -1,7 +1,6 @@
 //! TCP proxies that cut connections: [`CuttingProxy`] cuts every second one when its first answer begins, so that the server has done the work and the client never
 //! learns; [`Relay`] cuts all that there are, when it is told to; a [`Door`] asks for a password.
 
-use crate::servers::host;
 use anyhow::Result;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -72,7 +71,7 @@ impl CuttingProxy {
 }
 
 fn pass(client: TcpStream, upstream: u16, cuts: Option<Arc<AtomicU64>>) -> Result<()> {
-    let server = TcpStream::connect((host().as_str(), upstream))?;
+    let server = TcpStream::connect(("127.0.0.1", upstream))?;
     let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut from_client, &mut to_server);
@@ -106,13 +105,13 @@ pub struct Door {
 }
 
 impl Door {
-    /// Starts one in front of a port of a server, where servers listen.
+    /// Starts one in front of a loopback port.
     ///
     /// # Errors
     /// When it cannot listen.
     pub fn start(upstream: u16, password: &str) -> Result<Door> {
         let relay = Relay::start(upstream)?;
-        let listener = TcpListener::bind((host().as_str(), 0))?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
         let (password, refused) = (Arc::new(Mutex::new(password.to_owned())), Arc::new(AtomicU64::new(0)));
         let (behind, asked, counted) = (relay.port, Arc::clone(&password), Arc::clone(&refused));

@@ -82,7 +82,7 @@ fn answers(shop: &Shop, key: &str, expected: u16) {
 
 type Scenario = (&'static str, fn(&mut Shop, &Inside));
 
-const SCENARIOS: [Scenario; 17] = [
+const SCENARIOS: [Scenario; 16] = [
     ("at rest", |_, _| linger(30)),
     ("a setting that is refused", |shop, _| {
         let before = shop.pods();
@@ -132,21 +132,6 @@ const SCENARIOS: [Scenario; 17] = [
         answers(shop, "second-key", 200);
         shop.kubectl(&["delete", "tenant", "rotating"]);
         answers(shop, "second-key", 401);
-    }),
-    ("the document store's password is replaced", |shop, _| {
-        let before = shop.pods();
-        let of_reaction = |name: &&String| name.starts_with("orders-reaction-");
-        shop.change_password("second");
-        until("other Pods of the stage that uses it", || {
-            let now = shop.pods();
-            let mut names = before.keys().filter(of_reaction);
-            Ok(names.all(|name| now.get(name).is_some_and(|now| now.0 != before[name].0)).then_some(()))
-        })
-        .unwrap();
-        shop.ready();
-        let now = shop.pods();
-        let others = before.iter().filter(|(name, _)| !of_reaction(name));
-        assert!(others.into_iter().all(|(name, pod)| now.get(name) == Some(pod)), "others were replaced: {now:?}");
     }),
     ("a Pod is killed", |shop, _| {
         shop.kubectl(&["delete", "pod", "orders-unify-0", "--grace-period=1"]);
