@@ -37,6 +37,9 @@ struct Args {
     /// Where Kubernetes asks whether it lives and is ready.
     #[arg(long, env = "MILLSTREAM_ADMIN_LISTEN", default_value = "0.0.0.0:9090", value_name = "ADDRESS")]
     admin_listen: SocketAddr,
+    /// After so many seconds a request to the API server that has no answer is given up, and tried again later.
+    #[arg(long, env = "MILLSTREAM_API_TIMEOUT_SECONDS", default_value_t = 65, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    api_timeout_seconds: u64,
     /// What is logged, in the syntax of `RUST_LOG`.
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
     log_filter: String,
@@ -74,7 +77,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
     let listener = listener.with_context(|| format!("cannot listen on the admin port {}", args.admin_listen))?;
     let serving = tokio::spawn(admin::serve(listener, Arc::clone(&admin)));
     let client = tokio::select! {
-        client = client::connect() => client?,
+        client = client::connect(Duration::from_secs(args.api_timeout_seconds)) => client?,
         () = told.clone() => return Ok(ExitCode::SUCCESS),
     };
     admin.is_ready.store(true, Ordering::Relaxed);

@@ -42,7 +42,7 @@ impl Scene {
     pub fn run_from(namespace: &str, home: &str) -> Scene {
         let server = kubernetes();
         server.run(&["create", "namespace", namespace], "").unwrap();
-        let (operator, admin) = start_from(server.kubeconfig(), namespace, home);
+        let (operator, admin) = start_from(server.kubeconfig(), namespace, home, &[]);
         Scene { server, namespace: namespace.to_owned(), operator, admin }
     }
 
@@ -202,17 +202,22 @@ impl Scene {
 
 /// An operator, and the port on which it tells of itself.
 pub fn start(server: &Kubectl, namespace: &str) -> (Server, u16) {
-    start_from(server.kubeconfig(), namespace, namespace)
+    start_from(server.kubeconfig(), namespace, namespace, &[])
 }
 
-pub fn start_from(kubeconfig: &Path, namespace: &str, home: &str) -> (Server, u16) {
+pub fn start_from(kubeconfig: &Path, namespace: &str, home: &str, more: &[&str]) -> (Server, u16) {
     let folder = tempfile::Builder::new().prefix("millstream-operator-").tempdir().unwrap().keep();
     let kubeconfig = format!("KUBECONFIG={}", kubeconfig.display());
     let program = pipeline::program("millstream-operator").unwrap().display().to_string();
     let port = free_ports(1).unwrap()[0];
     let admin = format!("127.0.0.1:{port}");
     let places = ["--watch-namespace", namespace, "--namespace", home, "--admin-listen", &admin];
-    let command: Vec<String> = ["env", &kubeconfig, &program].into_iter().chain(places).map(str::to_owned).collect();
+    let command: Vec<String> = ["env", &kubeconfig, &program]
+        .into_iter()
+        .chain(places)
+        .chain(more.iter().copied())
+        .map(str::to_owned)
+        .collect();
     (Server::start(folder, Stop::Terminate, &command).unwrap(), port)
 }
 

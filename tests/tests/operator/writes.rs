@@ -53,7 +53,8 @@ impl Writes {
         let lease = format!("lease/millstream-operator-{}", self.scene.namespace);
         self.scene.kubectl(&["delete", &lease, "--ignore-not-found"], "");
         let home = &self.scene.namespace;
-        (self.scene.operator, self.scene.admin) = start_from(self.proxy.kubeconfig(), home, home);
+        (self.scene.operator, self.scene.admin) =
+            start_from(self.proxy.kubeconfig(), home, home, &["--api-timeout-seconds", "10"]);
     }
 
     fn pipeline(&self) {
