@@ -54,6 +54,12 @@ struct Judging {
     has_struck: bool,
 }
 
+impl Judging {
+    fn by(judge: impl FnMut(&str, &str) -> Fate + Send + 'static) -> Judging {
+        Judging { judge: Box::new(judge), writes: Vec::new(), is_halted: false, has_struck: false }
+    }
+}
+
 impl ApiProxy {
     /// Starts one in front of the API server of a kubeconfig file.
     ///
@@ -68,9 +74,8 @@ impl ApiProxy {
         let authority = text(&cluster["certificate-authority"]).context("a cluster without an authority")?;
         let authority = reqwest::Certificate::from_pem(&std::fs::read(authority)?)?;
         let client = reqwest::Client::builder().add_root_certificate(authority).no_gzip().build()?;
-        let judging =
-            Judging { judge: Box::new(|_, _| Fate::Done), writes: Vec::new(), is_halted: false, has_struck: false };
-        let shared = Arc::new(Shared { upstream, client, state: Mutex::new(judging) });
+        let state = Mutex::new(Judging::by(|_, _| Fate::Done));
+        let shared = Arc::new(Shared { upstream, client, state });
         let runtime = Runtime::new()?;
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
         *cluster = json!({"server": format!("http://{}", listener.local_addr()?)});
@@ -98,8 +103,7 @@ impl ApiProxy {
 
     /// From now on this one judges, and everything goes on; the names of the writes until now.
     pub fn go_on(&self, judge: impl FnMut(&str, &str) -> Fate + Send + 'static) -> Vec<String> {
-        let judging = Judging { judge: Box::new(judge), writes: Vec::new(), is_halted: false, has_struck: false };
-        std::mem::replace(&mut *self.shared.judging(), judging).writes
+        std::mem::replace(&mut *self.shared.judging(), Judging::by(judge)).writes
     }
 
     /// Has a write struck, and is it done, if it is to be?

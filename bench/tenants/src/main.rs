@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use millstream_tests::api_proxy::{ApiProxy, Fate};
+use millstream_tests::api_proxy::ApiProxy;
 use millstream_tests::pipeline::until;
 use millstream_tests::scene::{Pods, Scene};
 use reqwest::blocking::Client;
@@ -129,12 +129,57 @@ fn milliseconds(of: Duration) -> f64 {
     (of.as_secs_f64() * 1_000.0).round()
 }
 
+/// Makes so many tenants, each with a key of its own.
+fn make_all(api: &Api, count: usize) -> Result<()> {
+    std::thread::scope(|scope| -> Result<()> {
+        let makers: Vec<_> = (0..PARALLEL)
+            .map(|maker| {
+                scope.spawn(move || {
+                    (maker..count).step_by(PARALLEL).try_for_each(|number| {
+                        let spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": [{"name": "keys", "key": format!("k{number}")}], "rate": {"recordsPerSecond": 1_000}});
+                        api.create(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name(number)}, "spec": spec}))
+                    })
+                })
+            })
+            .collect();
+        makers.into_iter().try_for_each(|maker| maker.join().unwrap_or_else(|_| anyhow::bail!("a maker panicked")))
+    })
+}
+
+/// Gives as many tenants another key, one after the other; how long each took until a gateway let it in, and until its condition said so, the shortest first.
+fn change_some(api: &Api, pods: &Pods, tenants: usize, changes: usize) -> Result<(Vec<Duration>, Vec<Duration>)> {
+    let (mut let_in, mut told) = (Vec::new(), Vec::new());
+    for change in 0..changes {
+        let number = change * tenants / changes;
+        let began = Instant::now();
+        api.give(&name(number), &format!("k{}", tenants + change))?;
+        until("the new key let in", || Ok((pods.answer(GATEWAY, &key(tenants + change))? == 200).then_some(())))?;
+        let_in.push(began.elapsed());
+        ensure!(pods.answer(GATEWAY, &key(number))? == 401, "the former key is let in");
+        until("the change told", || Ok(is_effective(&api.get(&name(number))?).then_some(())))?;
+        told.push(began.elapsed());
+    }
+    let_in.sort_unstable();
+    told.sort_unstable();
+    Ok((let_in, told))
+}
+
+/// To how many tenants something is written while nothing is done.
+fn written_at_rest(api: &Api, rest: Duration) -> Result<usize> {
+    let versions = || -> Result<Vec<Value>> {
+        Ok(api.all()?.iter().filter_map(|tenant| tenant.pointer("/metadata/resourceVersion").cloned()).collect())
+    };
+    let before = versions()?;
+    // Nothing is to be waited for: it is nothing that is measured.
+    std::thread::sleep(rest);
+    Ok(before.iter().zip(versions()?).filter(|(before, now)| **before != *now).count())
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let (last, spares) = (args.tenants, args.changes);
     let scene = Scene::with_secret(NAMESPACE);
     let proxy = ApiProxy::start(scene.server.kubeconfig())?;
-    drop(proxy.go_on(|_, _| Fate::Done));
     let api = Api::of(&proxy)?;
     // Those behind the tenants' own are for the changes.
     let keys: serde_json::Map<String, Value> =
@@ -150,20 +195,7 @@ fn main() -> Result<()> {
     let before = operator()?;
 
     let began = Instant::now();
-    std::thread::scope(|scope| -> Result<()> {
-        let api = &api;
-        let makers: Vec<_> = (0..PARALLEL)
-            .map(|maker| {
-                scope.spawn(move || {
-                    (maker..last).step_by(PARALLEL).try_for_each(|number| {
-                        let spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": [{"name": "keys", "key": format!("k{number}")}], "rate": {"recordsPerSecond": 1_000}});
-                        api.create(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name(number)}, "spec": spec}))
-                    })
-                })
-            })
-            .collect();
-        makers.into_iter().try_for_each(|maker| maker.join().unwrap_or_else(|_| anyhow::bail!("a maker panicked")))
-    })?;
+    make_all(&api, last)?;
     let made = began.elapsed();
     until("all tenants in force", || {
         let count = api.all()?.iter().filter(|tenant| is_effective(tenant)).count();
@@ -173,26 +205,8 @@ fn main() -> Result<()> {
     let all = began.elapsed();
     println!("{last} tenants made within {made:?}, all in force after {all:?}");
 
-    let (mut let_in, mut told) = (Vec::new(), Vec::new());
-    for change in 0..args.changes {
-        let number = change * last / args.changes;
-        let began = Instant::now();
-        api.give(&name(number), &format!("k{}", last + change))?;
-        until("the new key let in", || Ok((pods.answer(GATEWAY, &key(last + change))? == 200).then_some(())))?;
-        let_in.push(began.elapsed());
-        ensure!(pods.answer(GATEWAY, &key(number))? == 401, "the former key is let in");
-        until("the change told", || Ok(is_effective(&api.get(&name(number))?).then_some(())))?;
-        told.push(began.elapsed());
-    }
-    let versions = || -> Result<Vec<Value>> {
-        Ok(api.all()?.iter().filter_map(|tenant| tenant.pointer("/metadata/resourceVersion").cloned()).collect())
-    };
-    let at_rest = versions()?;
-    // Nothing is to be waited for: it is nothing that is measured.
-    std::thread::sleep(Duration::from_secs(args.rest));
-    let written = at_rest.iter().zip(versions()?).filter(|(before, now)| **before != *now).count();
-    let_in.sort_unstable();
-    told.sort_unstable();
+    let (let_in, told) = change_some(&api, &pods, last, spares)?;
+    let written = written_at_rest(&api, Duration::from_secs(args.rest))?;
     let longest = |times: &[Duration]| times.last().copied().map_or(0.0, milliseconds);
     let median = |times: &[Duration]| times.get(times.len() / 2).copied().map_or(0.0, milliseconds);
     let of = format!("of {last} tenants one gets another key");

@@ -347,6 +347,10 @@ impl Membership {
         if let Some(problem) = member.problem() {
             tracing::warn!(problem, "plan and reports");
         }
+        if self.shared.leave.is_stopped() {
+            // Only who leaves tells it.
+            member.know(self.known());
+        }
         if self.shared.leave.is_stopped() && !member.is_leaving() {
             tracing::info!("leaving: shards are given to their successors");
             member.leave();
@@ -358,7 +362,6 @@ impl Membership {
             desk.set_order(orders.get(&desk.id()).cloned().unwrap_or_default());
         }
         self.judge(member);
-        member.know(self.known());
         member.report(self.statuses(), self.monotonic_ms());
         self.note_reports(member);
         if leaving_since.is_some_and(|since| self.has_left(member, since)) {
