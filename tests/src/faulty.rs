@@ -1,4 +1,5 @@
-//! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not. And whose brokers' clocks can be set back.
+//! A log whose commits can fail in the two ways that matter: reported as unknown although they took hold, or because they did not. Whose brokers' clocks can be set back, and whose readers can go
+//! deaf.
 
 use millstream_shard::log::{
     Consumer, Deletes, EachRead, Ends, Log, LogError, Message, Outgoing, Producer, Start, TopicPartition, TopicSpec,
@@ -49,6 +50,27 @@ pub struct FaultyLog {
     pub faults: Faults,
     /// By so much append times are earlier than the real log says, milliseconds: it alone never lets them go back.
     pub behind_ms: Arc<AtomicU64>,
+    /// Of the readers that were opened so far, those hear nothing any more that were opened before so many were.
+    pub deaf: Deafness,
+}
+
+/// Readers that hear nothing, and raise no error, from some moment on.
+#[derive(Clone, Default)]
+pub struct Deafness {
+    opened: Arc<AtomicU64>,
+    deaf: Arc<AtomicU64>,
+}
+
+impl Deafness {
+    /// All readers that are open hear nothing any more.
+    pub fn deafen(&self) {
+        self.deaf.store(self.opened.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// How many readers were opened.
+    pub fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
 }
 
 impl Log for FaultyLog {
@@ -68,7 +90,9 @@ impl Log for FaultyLog {
         self.inner.deletes(topic)
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
-        Ok(Box::new(Behind { inner: self.inner.consumer(assignments)?, ms: self.behind_ms.clone() }))
+        let number = self.deaf.opened.fetch_add(1, Ordering::Relaxed);
+        let (inner, ms, deaf) = (self.inner.consumer(assignments)?, self.behind_ms.clone(), self.deaf.deaf.clone());
+        Ok(Box::new(Reader { inner, ms, number, deaf }))
     }
     fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
         self.inner.read(of, view, each)
@@ -82,13 +106,18 @@ impl Log for FaultyLog {
     }
 }
 
-struct Behind {
+struct Reader {
     inner: Box<dyn Consumer>,
     ms: Arc<AtomicU64>,
+    number: u64,
+    deaf: Arc<AtomicU64>,
 }
 
-impl Consumer for Behind {
+impl Consumer for Reader {
     fn poll(&mut self, max: usize, timeout: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
+        if self.number < self.deaf.load(Ordering::Relaxed) {
+            return Ok(0);
+        }
         let ms = self.ms.load(Ordering::Relaxed);
         self.inner.poll(max, timeout, &mut |message| {
             each(Message { timestamp_ms: message.timestamp_ms.saturating_sub(ms), ..message });

@@ -4,10 +4,13 @@
 use millstream_model::frame::{self, Content};
 use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Envelope, Usage};
-use millstream_plan::view::Duty;
+use millstream_plan::plan::{Plan, Version};
+use millstream_plan::view::{Bounds, Duty};
+use millstream_shard::control::Publisher;
 use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
 use millstream_shard::member::Order;
 use millstream_shard::ownership::{self, Claimant};
+use millstream_shard::planning::{Planning, Wishes};
 use millstream_shard::runtime::{Environment, Limits, Shard};
 use millstream_shard::seat::{Parts, Seat};
 use millstream_shard::standby::{Acquired, Received, Standby};
@@ -18,7 +21,7 @@ use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, St
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Resources, RocksState};
-use millstream_tests::faulty::{Fault, Faults, FaultyLog};
+use millstream_tests::faulty::{Deafness, Fault, Faults, FaultyLog};
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,6 +119,7 @@ struct Fixture {
     clock: Arc<ManualClock>,
     /// By how much the brokers' clock is set back.
     behind_ms: Arc<AtomicU64>,
+    deaf: Deafness,
 }
 
 impl Fixture {
@@ -135,11 +139,21 @@ impl Fixture {
         let limits = Limits { dirty_bytes: usize::MAX, ..Limits::default() };
         // Ahead of the log's own clock, so that times are the log's.
         let clock = Arc::new(ManualClock(AtomicU64::new(FAR_FUTURE_MS)));
-        Fixture { folder, log, faults: Faults::default(), topics, limits, clock, behind_ms: Arc::default() }
+        Fixture {
+            folder,
+            log,
+            faults: Faults::default(),
+            topics,
+            limits,
+            clock,
+            behind_ms: Arc::default(),
+            deaf: Deafness::default(),
+        }
     }
 
     fn environment(&self, worker: &str) -> Environment {
-        let log = FaultyLog { inner: self.log.clone(), faults: self.faults.clone(), behind_ms: self.behind_ms.clone() };
+        let (faults, behind_ms, deaf) = (self.faults.clone(), self.behind_ms.clone(), self.deaf.clone());
+        let log = FaultyLog { inner: self.log.clone(), faults, behind_ms, deaf };
         Environment {
             log: Arc::new(log),
             clock: self.clock.clone(),
@@ -563,6 +577,99 @@ fn what_an_internal_reader_cannot_read_stops_it() {
     let mut shard = fixture.open();
     fixture.send_bytes(b"no frame");
     assert!(matches!(shard.run_batch(), Err(ShardError::Stopped(_))), "this stage rejects nothing");
+}
+
+#[test]
+fn an_owner_that_hears_nothing_reads_on_with_another_client() {
+    let fixture = Fixture::new();
+    let mut shard = fixture.open();
+    fixture.send(&["a"], 0);
+    run(&mut shard, 1);
+    fixture.deaf.deafen();
+    fixture.send(&["a", "b"], 0);
+    let before = shard.listened();
+    for _ in 0..3 {
+        assert!(shard.run_batch().unwrap().is_none(), "nothing comes, and nothing fails");
+    }
+    let after = shard.listened();
+    assert_eq!((&after.read_to, after.empty_polls), (&before.read_to, before.empty_polls + 3));
+    let at = TopicPartition::new(fixture.topics.ingress.clone(), 0);
+    assert!(after.read_to[0].1 < fixture.log.bounds(&at).unwrap().1);
+    shard.read_anew().unwrap();
+    run(&mut shard, 2);
+    assert_eq!(fixture.events(), ["a=1", "a=2", "b=1"], "nothing is lost, and nothing comes twice");
+}
+
+#[test]
+fn an_owner_reads_no_other_topic_of_the_same_name_with_another_client() {
+    let fixture = Fixture::new();
+    let mut seat = fixture.seat("a");
+    let own = Order { duty: Duty::Own, ..Order::default() };
+    while seat.shard().is_none() {
+        seat.step(&own).unwrap();
+    }
+    fixture.log.delete_topic(&fixture.topics.ingress).unwrap();
+    fixture.log.create_topics(&fixture.topics.specs()).unwrap();
+    let read = seat.read_anew();
+    assert!(matches!(&read, Err(ShardError::Stopped(why)) if why.contains("created again")), "{read:?}");
+    assert!(seat.shard().is_none(), "after an error the seat is closed");
+}
+
+#[test]
+fn a_standby_that_hears_nothing_is_opened_again() {
+    let fixture = Fixture::new();
+    let mut owner = fixture.open_at("a").unwrap();
+    let mut seat = fixture.seat("b");
+    let standby = Order { duty: Duty::Standby { prepare: false, soon: false }, ..Order::default() };
+    fixture.send(&["x"], 0);
+    run(&mut owner, 1);
+    while seat.status().batch_number < 1 {
+        seat.step(&standby).unwrap();
+    }
+    fixture.deaf.deafen();
+    owner.read_anew().unwrap();
+    fixture.send(&["y"], 0);
+    run(&mut owner, 1);
+    let (began_ms, mut steps) = (fixture.clock.now_ms(), 0);
+    let why = loop {
+        fixture.pass(1_000);
+        steps += 1;
+        if let Err(error) = seat.step(&standby) {
+            break error.to_string();
+        }
+        assert!(steps < 100, "it goes on listening to nothing");
+    };
+    assert!(why.contains("nothing was heard for 30 s"), "{why}");
+    assert!(fixture.clock.now_ms() - began_ms >= 30_000);
+    while seat.status().batch_number < 2 {
+        seat.step(&standby).unwrap();
+    }
+    for _ in 0..100 {
+        fixture.pass(1_000);
+        seat.step(&standby).expect("it hears again, and there is nothing more");
+    }
+}
+
+#[test]
+fn one_who_plans_and_hears_nothing_listens_anew() {
+    let fixture = Fixture::new();
+    let log = fixture.environment("operator").log;
+    let mut planning = Planning::open(log.clone(), fixture.topics.clone(), Bounds::default(), 0).unwrap();
+    fixture.deaf.deafen();
+    let plan = Plan { version: Version { term: 1, number: 1 }, generation: 1, ..Plan::default() };
+    Publisher::open(&*log, &fixture.topics).unwrap().publish(plan).unwrap();
+    let mut now_ms = 0;
+    let error = loop {
+        planning.listen(Duration::ZERO, now_ms).unwrap();
+        now_ms += 5_000;
+        if let Err(error) = planning.turn(&Wishes::default(), now_ms) {
+            break error.to_string();
+        }
+        assert!(now_ms < 100_000 && planning.current().is_none());
+    };
+    assert!(error.contains("nothing was heard for 30 s"), "{error}");
+    planning.turn(&Wishes::default(), now_ms).unwrap();
+    assert_eq!(planning.current(), Some(Version { term: 1, number: 1 }));
 }
 
 /// Follows until everything that is visible was read.

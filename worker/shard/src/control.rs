@@ -6,6 +6,7 @@
 //! A [`Publisher`] writes plans, and what else is in `control`, under one transactional id per pipeline, so that of two who publish only the newer one can: opening it fences the former, then
 //! reads the topic to its end, so that what it publishes is newer than everything that is there. Workers ignore lower versions, so that nothing depends on that.
 
+use crate::hearing::Listened;
 use crate::log::{Consumer, Log, LogError, Outgoing, Start, TopicPartition, Transactional};
 use crate::topics::Topics;
 use millstream_plan::message::{self, Control, MessageError};
@@ -32,6 +33,7 @@ pub struct Listener {
     /// `control` was heard up to here, exclusive.
     heard_to: u64,
     problem: Option<MessageError>,
+    empty_polls: u64,
 }
 
 impl Listener {
@@ -50,6 +52,7 @@ impl Listener {
             tenants: BTreeMap::new(),
             heard_to: 0,
             problem: None,
+            empty_polls: 0,
         };
         listener.read_to_end(log, now_ms)?;
         Ok(listener)
@@ -61,6 +64,7 @@ impl Listener {
     /// # Errors
     /// [`LogError`].
     pub fn open_again(&mut self, log: &dyn Log) -> Result<(), LogError> {
+        self.consumer.retire();
         self.consumer = log.consumer(&self.at.clone().map(|at| (at, Start::Earliest)))?;
         Ok(())
     }
@@ -108,7 +112,14 @@ impl Listener {
         });
         // A new reader begins again, and what was heard before stays heard.
         self.heard_to = self.heard_to.max(self.consumer.positions().first().copied().unwrap_or_default());
+        self.empty_polls += u64::from(matches!(heard, Ok(0)));
         heard
+    }
+
+    /// How far both topics were heard by this reader.
+    pub fn listened(&self) -> Listened {
+        let read_to = self.at.iter().cloned().zip(self.consumer.positions()).collect();
+        Listened { read_to, empty_polls: self.empty_polls }
     }
 
     /// What was heard.

@@ -7,6 +7,7 @@
 use crate::ShardError;
 use crate::changelog::{Assembler, ChangelogError, Step};
 use crate::changes::{self, Totals};
+use crate::hearing::{Hearing, Listened};
 use crate::log::{Consumer, Log, Start, TopicPartition};
 use crate::mutant::{self, Mutant};
 use crate::state::{Forget, StateStore, StoreError};
@@ -35,6 +36,8 @@ pub struct Follower {
     start: u64,
     store: Arc<dyn StateStore>,
     consumer: Box<dyn Consumer>,
+    empty_polls: u64,
+    hearing: Hearing,
     /// Behind the newest message that was read. What lies behind it, and is not visible, is not decided, or was aborted.
     read_to: u64,
     assembler: Assembler,
@@ -96,6 +99,8 @@ impl Follower {
             at,
             store,
             consumer,
+            empty_polls: 0,
+            hearing: Hearing::default(),
             assembler,
             position,
             has_genesis,
@@ -147,10 +152,16 @@ impl Follower {
     /// How many messages of the changelog are still to be read.
     ///
     /// # Errors
-    /// [`ShardError`].
-    pub fn lag(&self, log: &dyn Log) -> Result<u64, ShardError> {
-        let read = self.consumer.positions().first().copied().unwrap_or_default();
-        Ok(log.bounds(&self.at)?.1.saturating_sub(read))
+    /// [`ShardError::Reopen`] also when the reader does not hear them.
+    pub fn lag(&mut self, log: &dyn Log, now_ms: u64) -> Result<u64, ShardError> {
+        let read_to = self.consumer.positions().first().copied().unwrap_or_default();
+        let (_, visible) = log.bounds(&self.at)?;
+        let heard = Listened { read_to: vec![(self.at.clone(), read_to)], empty_polls: self.empty_polls };
+        if let Some(deaf) = self.hearing.look(&heard, Some(&[visible]), now_ms) {
+            self.consumer.retire();
+            return Err(ShardError::Reopen(deaf.to_string()));
+        }
+        Ok(visible.saturating_sub(read_to))
     }
 
     /// Writes what was read to the local store.
@@ -176,7 +187,7 @@ impl Follower {
     fn poll(&mut self, wait: Duration) -> Result<(), ShardError> {
         let mut steps = Vec::new();
         let (assembler, read_to, mut failed) = (&mut self.assembler, &mut self.read_to, None);
-        self.consumer.poll(MESSAGES, wait, &mut |message| {
+        let messages = self.consumer.poll(MESSAGES, wait, &mut |message| {
             if failed.is_none() && !message.is_empty() {
                 *read_to = message.offset + 1;
                 match assembler.read(message.offset, message.payload) {
@@ -185,6 +196,7 @@ impl Follower {
                 }
             }
         })?;
+        self.empty_polls += u64::from(messages == 0);
         for step in steps {
             self.apply(step)?;
         }

@@ -5,6 +5,7 @@
 //! position is then dropped.
 
 use crate::ShardError;
+use crate::hearing::Listened;
 use crate::log::{Consumer, Log, LogError, Message, Start, TopicPartition};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
@@ -27,6 +28,7 @@ struct Source {
 pub(crate) struct Inputs {
     sources: Vec<Source>,
     consumer: Box<dyn Consumer>,
+    empty_polls: u64,
 }
 
 impl Inputs {
@@ -51,7 +53,7 @@ impl Inputs {
             source.from = source.start(position)?;
             starts.push((source.at.clone(), Start::At(source.from)));
         }
-        Ok(Inputs { consumer: log.bulk_consumer(&starts)?, sources })
+        Ok(Inputs { consumer: log.bulk_consumer(&starts)?, sources, empty_polls: 0 })
     }
 
     /// What lies below the position is dropped from here on.
@@ -76,13 +78,27 @@ impl Inputs {
         each: &mut dyn FnMut(Input, Message<'_>),
     ) -> Result<usize, LogError> {
         let sources = &mut self.sources;
-        self.consumer.poll(max, wait, &mut |message| {
+        let messages = self.consumer.poll(max, wait, &mut |message| {
             let source = sources.get_mut(message.assignment);
             if let Some(source) = source.filter(|source| message.offset >= source.from) {
                 source.newest_ms = Some(message.timestamp_ms);
                 each(source.input, message);
             }
-        })
+        })?;
+        self.empty_polls += u64::from(messages == 0);
+        Ok(messages)
+    }
+
+    /// What it has heard.
+    pub(crate) fn listened(&self) -> Listened {
+        let positions = self.consumer.positions();
+        let read_to = self.sources.iter().zip(positions).map(|(source, position)| (source.at.clone(), position));
+        Listened { read_to: read_to.collect(), empty_polls: self.empty_polls }
+    }
+
+    /// It does not hear what it reads: those that take its place read with another client.
+    pub(crate) fn retire(&mut self) {
+        self.consumer.retire();
     }
 
     /// Append time of the newest message that was handed over of each input, in the order of [`Inputs::next`]; none where there was none.

@@ -13,6 +13,7 @@ pub mod documents;
 mod flush;
 pub mod follower;
 mod hanging;
+pub mod hearing;
 mod inputs;
 pub mod log;
 pub mod member;

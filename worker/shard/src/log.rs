@@ -297,6 +297,9 @@ pub trait Consumer: Send {
     /// For each assigned partition the offset up to which everything visible was handed over: like the next offset to read, but it also
     /// moves past control records and aborted data once the end is reached, so that it can be compared with [`Log::bounds`].
     fn positions(&self) -> Vec<u64>;
+
+    /// It does not hear what it reads ([`hearing`](crate::hearing)): whoever reads any of this next does so by other means.
+    fn retire(&mut self) {}
 }
 
 /// Called once when a send is decided: its offset, or why it failed.

@@ -8,6 +8,7 @@
 //! Nothing here decides who may write (I4): what a member says and hears is advice on when to try.
 
 use crate::control::Listener;
+use crate::hearing::Listened;
 use crate::log::{Log, LogError, Outgoing, Producer};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
@@ -144,12 +145,17 @@ impl Member {
         self.listener.listen(wait, monotonic_ms).map(drop)
     }
 
-    /// After [`Member::listen`] has failed: listens with a new reader.
+    /// After [`Member::listen`] has failed, or when its reader does not hear: listens with a new reader.
     ///
     /// # Errors
     /// [`LogError`].
     pub fn listen_anew(&mut self, log: &dyn Log) -> Result<(), LogError> {
         self.listener.open_again(log)
+    }
+
+    /// How far `control` and `status` were heard.
+    pub fn listened(&self) -> Listened {
+        self.listener.listened()
     }
 
     /// What was heard.

@@ -11,6 +11,8 @@
 //! Protocol: call [`Planning::listen`] and [`Planning::turn`] in turn, with milliseconds of a clock that never goes back.
 
 use crate::control::{Listener, Publisher};
+use crate::has_passed;
+use crate::hearing::Hearing;
 use crate::log::{Log, LogError, TopicPartition};
 use crate::topics::{SHARDED, Topics};
 use millstream_plan::message::{Control, Gateways, Tenant, Terms};
@@ -21,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often the log is asked whether there is more than was heard.
+const HEARING_EVERY_MS: u64 = 10_000;
 /// So many tenants are published in one transaction.
 const TENANTS_AT_ONCE: usize = 1_000;
 
@@ -77,8 +81,11 @@ pub struct Planning {
     began_ms: u64,
     /// Of what it publishes, once it has led.
     term: Option<u64>,
-    /// Its reader has failed.
+    /// Its reader has failed, or does not hear.
     is_deaf: bool,
+    hearing: Hearing,
+    /// When the log was asked what there is to hear.
+    asked_ms: u64,
 }
 
 impl Planning {
@@ -90,7 +97,19 @@ impl Planning {
         let listener = Listener::open(&*log, &topics, bounds, now_ms)?;
         let stages = SHARDED.iter().map(|stage| ((*stage).to_owned(), topics.shards)).collect();
         let role = Role::Looks;
-        Ok(Planning { log, topics, stages, bounds, listener, role, began_ms: now_ms, term: None, is_deaf: false })
+        Ok(Planning {
+            log,
+            topics,
+            stages,
+            bounds,
+            listener,
+            role,
+            began_ms: now_ms,
+            term: None,
+            is_deaf: false,
+            hearing: Hearing::default(),
+            asked_ms: now_ms,
+        })
     }
 
     /// From the next turn on it publishes, under a term of its own; also when it was replaced before.
@@ -172,6 +191,7 @@ impl Planning {
     }
 
     fn try_turn(&mut self, wishes: &Wishes, now_ms: u64) -> Result<Turn, LogError> {
+        self.check_hearing(now_ms)?;
         if self.is_deaf {
             self.listener.open_again(&*self.log)?;
             self.listener.read_to_end(&*self.log, now_ms)?;
@@ -196,6 +216,16 @@ impl Planning {
         }
         let is_published = self.publish_new(&mut outcome.plan)?;
         Ok(Turn::Planned { outcome, is_published })
+    }
+
+    /// Whoever hears nothing would take everybody for dead.
+    fn check_hearing(&mut self, now_ms: u64) -> Result<(), LogError> {
+        if !has_passed(HEARING_EVERY_MS, self.asked_ms, now_ms) {
+            return Ok(());
+        }
+        self.asked_ms = now_ms;
+        let deaf = self.hearing.ask(&self.listener.listened(), &*self.log, now_ms);
+        deaf.map_or(Ok(()), |deaf| Err(LogError::Unavailable(deaf.to_string())))
     }
 
     /// The term of one who was started later, if there is one.

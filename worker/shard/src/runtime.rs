@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
 use crate::flush::{Flushes, Work};
+use crate::hearing::Listened;
 use crate::inputs::Inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::memory::{Member, Pool};
@@ -309,9 +310,26 @@ impl<S: Stage> Shard<S> {
     fn go_on_in_place(&mut self) -> Result<(), ShardError> {
         let _ = self.producer.abort();
         self.out = Outbox::default();
-        let Environment { log, topics, .. } = &self.environment;
-        self.inputs = Inputs::open(&**log, topics, self.stage.name(), self.shard, &self.position)?;
+        self.read_anew()
+    }
+
+    /// Between two batches: reads on with another client from where the last batch ended, when this one does not hear its inputs.
+    ///
+    /// # Errors
+    /// [`ShardError`]: as those of [`Shard::run_batch`].
+    pub fn read_anew(&mut self) -> Result<(), ShardError> {
+        self.inputs.retire();
+        let Environment { log, topics, executor, .. } = &self.environment;
+        let inputs = Inputs::open(&**log, topics, self.stage.name(), self.shard, &self.position)?;
+        let former = std::mem::replace(&mut self.inputs, inputs);
+        // A client that does not hear may take long to end, too.
+        executor.run(Box::new(move || drop(former)));
         Ok(())
+    }
+
+    /// What it has heard of its inputs.
+    pub fn listened(&self) -> Listened {
+        self.inputs.listened()
     }
 
     /// A batch without a record: sends what waits, or, after a while, commits positions that moved.

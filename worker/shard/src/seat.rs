@@ -124,6 +124,15 @@ impl<S: Stage> Seat<S> {
         }
     }
 
+    /// An owner reads on with another client, because this one does not hear its inputs.
+    ///
+    /// # Errors
+    /// [`ShardError`]: as those of [`Seat::step`].
+    pub fn read_anew(&mut self) -> Result<(), ShardError> {
+        let Place::Owner(shard) = &mut self.place else { return Ok(()) };
+        shard.read_anew().inspect_err(|_| self.place = Place::Closed)
+    }
+
     /// What will stop it if nobody acts, though it works or follows.
     pub fn trouble(&self) -> Option<&str> {
         match &self.place {

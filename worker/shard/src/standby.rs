@@ -140,9 +140,10 @@ impl Standby {
     /// How many messages of the changelog are still to be read.
     ///
     /// # Errors
-    /// [`ShardError`].
-    pub fn lag(&self) -> Result<u64, ShardError> {
-        self.follower.lag(&*self.environment.log)
+    /// [`ShardError`]: open it again.
+    pub fn lag(&mut self) -> Result<u64, ShardError> {
+        let now_ms = self.environment.clock.now_ms();
+        self.follower.lag(&*self.environment.log, now_ms)
     }
 
     /// How far it is.

@@ -1,11 +1,13 @@
 //! What a shard's thread and the rest of the process share: orders go in; condition, sums and what to report come out.
 
+use super::ears::Ear;
 use millstream_model::proto::{Position, Usage};
 use millstream_plan::plan::ShardId;
 use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::unread::Unread;
 use millstream_plan::view::Duty;
 use millstream_shard::ShardError;
+use millstream_shard::hearing::Listened;
 use millstream_shard::member::Order;
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -79,6 +81,10 @@ struct Inner {
     behind: Option<Behind>,
     /// What was found last of the input nearest to its end: true for good but for what only an owner knows.
     unread: Option<Unread>,
+    /// What an owner has heard of its inputs.
+    heard: Listened,
+    /// It does not hear them.
+    is_deaf: bool,
     /// When its thread began its newest step; none before the first, nor while it pauses after a failure.
     stepped: Option<Instant>,
     /// Nobody is to wait for an order any more.
@@ -100,6 +106,8 @@ impl Desk {
             processed_ms: Vec::new(),
             behind: None,
             unread: None,
+            heard: Listened::default(),
+            is_deaf: false,
             stepped: None,
             is_awake: false,
         };
@@ -228,7 +236,7 @@ impl Desk {
         if inner.status.role != Role::Owner {
             if status.role == Role::Owner {
                 // Its inputs are read anew.
-                inner.behind = None;
+                (inner.behind, inner.heard, inner.is_deaf) = (None, Listened::default(), false);
             }
             // Opening it may have taken long.
             inner.stepped = inner.stepped.map(|_| Instant::now());
@@ -326,6 +334,16 @@ impl Desk {
         Some(is_new)
     }
 
+    /// Notes what an owner has heard of its inputs.
+    pub fn note_listened(&self, heard: Listened) {
+        self.lock().heard = heard;
+    }
+
+    /// Is its thread to read on with another client? It is told so once.
+    pub fn take_deaf(&self) -> bool {
+        std::mem::take(&mut self.lock().is_deaf)
+    }
+
     /// How far its inputs are read for good, as far as that is known.
     pub fn passed(&self) -> Vec<Position> {
         self.lock().passed.clone()
@@ -340,6 +358,21 @@ impl Desk {
     /// Does this process own the shard?
     pub fn is_owner(&self) -> bool {
         self.lock().status.role == Role::Owner
+    }
+}
+
+impl Ear for Desk {
+    fn name(&self) -> String {
+        self.id().to_string()
+    }
+
+    fn listened(&self) -> Option<Listened> {
+        let inner = self.lock();
+        (inner.status.role == Role::Owner).then(|| inner.heard.clone())
+    }
+
+    fn read_anew(&self) {
+        self.lock().is_deaf = true;
     }
 }
 

@@ -10,6 +10,7 @@
 //! **Fenced**: a newer process of the same name runs. This one ends, and does not release anything: its successor is itself.
 
 use super::desk::Desk;
+use super::ears::Ear;
 use super::rules::Rulebook;
 use super::stores::Creation;
 use super::system::Stop;
@@ -19,12 +20,14 @@ use crate::telemetry::Metrics;
 use millstream_plan::plan::ShardId;
 use millstream_plan::unread::Unread;
 use millstream_plan::view::{Bounds, Verdict, View};
+use millstream_shard::hearing::Listened;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::member::{Member, Now, Profile, Statuses};
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::Environment;
 use millstream_shard::topics::Topics;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -75,6 +78,10 @@ pub struct Shared {
     /// When it began to be a member.
     joined_at: Mutex<Option<Instant>>,
     reports: Mutex<Vec<Heard>>,
+    /// What was heard of `control` and `status`.
+    listened: Mutex<Listened>,
+    /// It does not hear them.
+    is_deaf: AtomicBool,
     /// Told to leave.
     leave: Stop,
     /// Has left, or must end.
@@ -142,6 +149,20 @@ impl Shared {
             Standing::Fenced(why) => Some(why),
             _ => None,
         }
+    }
+}
+
+impl Ear for Shared {
+    fn name(&self) -> String {
+        "plan and reports".to_owned()
+    }
+
+    fn listened(&self) -> Option<Listened> {
+        Some(self.listened.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn read_anew(&self) {
+        self.is_deaf.store(true, Ordering::Relaxed);
     }
 }
 
@@ -236,6 +257,8 @@ impl Membership {
             silence_ms: settings.bounds.silence_ms,
             standing: Mutex::new(Standing::Joining("has not heard the plan yet".to_owned())),
             reports: Mutex::default(),
+            listened: Mutex::default(),
+            is_deaf: AtomicBool::new(false),
             leave: Stop::default(),
             ended: tokio::sync::Notify::new(),
             joined: tokio::sync::watch::Sender::new(false),
@@ -331,14 +354,7 @@ impl Membership {
     }
 
     fn turn(&mut self, member: &mut Member, leaving_since: &mut Option<Instant>) {
-        if let Err(error) = member.listen(LISTEN, self.monotonic_ms()) {
-            tracing::warn!(%error, "cannot hear plan and reports");
-            self.stop.wait(PAUSE);
-            // A reader that has failed for whatever reason may go on failing.
-            if let Err(error) = member.listen_anew(&*self.log) {
-                tracing::warn!(%error, "cannot hear plan and reports yet");
-            }
-        }
+        self.listen(member);
         // Before it reports that it has heard it.
         let heard_to = member.control_offset();
         if std::mem::replace(&mut self.heard_to, heard_to) != heard_to {
@@ -366,6 +382,22 @@ impl Membership {
         self.note_reports(member);
         if leaving_since.is_some_and(|since| self.has_left(member, since)) {
             self.shared.ended.notify_one();
+        }
+    }
+
+    fn listen(&self, member: &mut Member) {
+        let heard = member.listen(LISTEN, self.monotonic_ms());
+        *self.shared.listened.lock().unwrap_or_else(PoisonError::into_inner) = member.listened();
+        let is_deaf = self.shared.is_deaf.swap(false, Ordering::Relaxed);
+        if let Err(error) = &heard {
+            tracing::warn!(%error, "cannot hear plan and reports");
+            self.stop.wait(PAUSE);
+        }
+        // A reader that has failed for whatever reason may go on failing.
+        if (heard.is_err() || is_deaf)
+            && let Err(error) = member.listen_anew(&*self.log)
+        {
+            tracing::warn!(%error, "cannot hear plan and reports yet");
         }
     }
 

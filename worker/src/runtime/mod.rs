@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod checks;
 pub mod desk;
 pub mod directory;
+mod ears;
 pub mod files;
 mod lag;
 mod late;
@@ -34,6 +35,7 @@ use anyhow::{Context, Result};
 use checks::{Phase, PhaseCheck, StoreCheck};
 use desk::Desk;
 use directory::{Directory, ShardCheck};
+use ears::{Ear, EarWatch};
 use lag::LagWatch;
 use membership::{MemberSettings, Membership, Senders, Starter};
 use memory::Parts;
@@ -291,6 +293,7 @@ impl Process {
         };
         let observer: Arc<dyn Observer> = Arc::new(Exports::new(process.metrics.clone(), process.spans.clone()));
         process.start_shards(roles, &observer)?;
+        process.threads.push(process.ear_watch().start()?);
         if !process.directory.desks().is_empty() {
             process.threads.push(process.lag_watch(observer).start()?);
         }
@@ -448,6 +451,13 @@ impl Process {
             config::Log::Embedded => Duration::ZERO,
             config::Log::Kafka(kafka) => kafka.transaction_timeout.duration(),
         }
+    }
+
+    fn ear_watch(&self) -> EarWatch {
+        let desks = self.directory.desks().iter().map(|desk| desk.clone() as Arc<dyn Ear>);
+        let membership = self.membership.iter().map(|membership| membership.clone() as Arc<dyn Ear>);
+        let ears = desks.chain(membership).collect();
+        EarWatch { log: self.log.clone(), ears, clock: Arc::new(SystemClock), stop: self.stop.clone() }
     }
 
     fn lag_watch(&self, observer: Arc<dyn Observer>) -> LagWatch {

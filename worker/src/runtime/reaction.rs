@@ -24,6 +24,7 @@ use millstream_plan::view::Duty;
 use millstream_shard::ShardError;
 use millstream_shard::changelog;
 use millstream_shard::documents::DocumentStore;
+use millstream_shard::hearing::Listened;
 use millstream_shard::log::{Consumer, LogError, Outgoing, Producer, Start, TopicPartition};
 use millstream_shard::runtime::Environment;
 use millstream_stages::reaction::{Decided, Reaction};
@@ -205,6 +206,7 @@ impl Work {
             in_flight: 0,
             pace: Pace::new(self.limits.bulk),
             struggles: false,
+            empty_polls: 0,
         };
         self.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
@@ -227,6 +229,10 @@ impl Work {
     ) -> Result<(), ShardError> {
         loop {
             self.desk.steps();
+            if self.desk.take_deaf() {
+                consumer.retire();
+                return Err(ShardError::Reopen("its mutations are to be read with another client".to_owned()));
+            }
             let stopping = !self.goes_on();
             if stopping && turn.in_flight == 0 {
                 return Ok(());
@@ -290,7 +296,11 @@ impl Work {
         if let Some(message) = failed {
             return Err(ShardError::Stopped(message));
         }
+        turn.empty_polls += u64::from(messages == 0);
         let position = consumer.positions().first().copied();
+        let mutations = TopicPartition::new(self.environment.topics.mutations.clone(), self.shard);
+        let read_to = position.map(|offset| (mutations, offset)).into_iter().collect();
+        self.desk.note_listened(Listened { read_to, empty_polls: turn.empty_polls });
         if let Some(offset) = position.filter(|_| messages == 0 && turn.reaction.backlog() == 0) {
             self.desk.note_reads_from(vec![self.position(turn, offset)]);
         }
@@ -491,6 +501,8 @@ struct Turn {
     pace: Pace,
     /// The store has been found to be in trouble, and the condition says so.
     struggles: bool,
+    /// Polls that brought nothing.
+    empty_polls: u64,
 }
 
 /// How old what is not decided is.

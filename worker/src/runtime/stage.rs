@@ -106,6 +106,7 @@ impl<S: Stage> Work<S> {
             // Before the step: a shard that it opens takes this, or what is newer.
             self.goes_by = self.adopt.as_ref().map_or(0, |adopt| adopt(self.seat.shard()));
             let stepped = self.creation.ensure(&self.stop).map_err(ShardError::from);
+            let stepped = stepped.and_then(|()| self.read_anew_if_deaf());
             let stepped = stepped.and_then(|()| self.seat.step(&order));
             if matches!(stepped, Ok(Step::Acquired { .. })) {
                 // Before it counts as owned: what is owned has all its sums.
@@ -129,6 +130,10 @@ impl<S: Stage> Work<S> {
         }
         self.report();
         drop(ended);
+    }
+
+    fn read_anew_if_deaf(&mut self) -> Result<(), ShardError> {
+        if self.desk.take_deaf() { self.seat.read_anew() } else { Ok(()) }
     }
 
     fn report(&self) {
@@ -187,6 +192,8 @@ impl<S: Stage> Work<S> {
             }
             Some(_) => {}
         }
+        let heard = self.seat.shard().map(|shard| shard.listened());
+        heard.into_iter().for_each(|heard| self.desk.note_listened(heard));
         let Some(report) = report else {
             if let Some(shard) = self.seat.shard() {
                 self.desk.note_reads_from(shard.reads_from());

@@ -244,4 +244,8 @@ impl Consumer for KafkaConsumer {
     fn positions(&self) -> Vec<u64> {
         self.positions.clone()
     }
+
+    fn retire(&mut self) {
+        self.share.iter().for_each(Share::retire);
+    }
 }

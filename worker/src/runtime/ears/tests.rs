@@ -1,0 +1,314 @@
+//! The watch, and those it watches, over an embedded log whose readers go deaf.
+
+use super::*;
+use crate::gateway::Keyring;
+use crate::runtime::desk::Desk;
+use crate::runtime::membership::{MemberSettings, Membership, PlanCheck, Senders};
+use crate::runtime::observe::Exports;
+use crate::runtime::reaction::{ReactionLimits, ReactionThread};
+use crate::runtime::rules::Rulebook;
+use crate::runtime::stage::SeatThread;
+use crate::runtime::stores::Creation;
+use crate::runtime::system::{SystemClock, Threads};
+use crate::telemetry::{Metrics, SpanExporter};
+use millstream_model::frame::{self, Content};
+use millstream_plan::plan::{Plan, Version};
+use millstream_plan::status::{Role, ShardStatus};
+use millstream_plan::view::{Bounds, Duty};
+use millstream_shard::control::Publisher;
+use millstream_shard::log::{
+    Consumer, EachRead, Ends, LogError, Message, Outgoing, Producer, Start, TopicSpec, Transactional, View,
+};
+use millstream_shard::member::Profile;
+use millstream_shard::ownership::Claimant;
+use millstream_shard::runtime::{Environment, Limits};
+use millstream_shard::topics::Topics;
+use millstream_stages::unify::{Unify, UnifyConfig};
+use millstream_stores::embedded::documents::EmbeddedDocuments;
+use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
+use millstream_stores::rocks::{Resources, RocksState};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+/// Readers that were opened before the newest deafness hear nothing of these topics.
+struct DeafLog {
+    inner: EmbeddedLog,
+    is_deaf: Arc<AtomicU64>,
+    is_away: AtomicBool,
+}
+
+struct Reader {
+    inner: Box<dyn Consumer>,
+    opened: u64,
+    deafened: Arc<AtomicU64>,
+}
+
+impl Consumer for Reader {
+    fn poll(&mut self, max: usize, wait: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
+        match self.deafened.load(Ordering::Relaxed) > self.opened {
+            true => Ok(0),
+            false => self.inner.poll(max, wait, each),
+        }
+    }
+    fn positions(&self) -> Vec<u64> {
+        self.inner.positions()
+    }
+}
+
+impl Log for DeafLog {
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+        self.inner.create_topics(topics)
+    }
+    fn topic_id(&self, topic: &str) -> Result<String, LogError> {
+        self.inner.topic_id(topic)
+    }
+    fn bounds(&self, at: &TopicPartition) -> Result<(u64, u64), LogError> {
+        self.inner.bounds(at)
+    }
+    fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+        match self.is_away.load(Ordering::Relaxed) {
+            true => Err(LogError::Unavailable("no broker".into())),
+            false => self.inner.ends(of),
+        }
+    }
+    fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
+        let (inner, deafened) = (self.inner.consumer(assignments)?, self.is_deaf.clone());
+        Ok(Box::new(Reader { inner, opened: deafened.load(Ordering::Relaxed), deafened }))
+    }
+    fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
+        self.inner.read(of, view, each)
+    }
+    fn producer(&self) -> Result<Box<dyn Producer>, LogError> {
+        self.inner.producer()
+    }
+    fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError> {
+        self.inner.transactional(id)
+    }
+}
+
+struct ManualClock(AtomicU64);
+
+impl Clock for ManualClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Fixture {
+    _folder: tempfile::TempDir,
+    log: Arc<DeafLog>,
+    topics: Topics,
+    stop: Arc<Stop>,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = EmbeddedLog::open(folder.path(), LogOptions::default(), Arc::new(SystemClock)).unwrap();
+        let log = Arc::new(DeafLog { inner, is_deaf: Arc::default(), is_away: AtomicBool::new(false) });
+        let topics = Topics::new("t", 1, 1);
+        log.create_topics(&topics.specs()).unwrap();
+        Fixture { _folder: folder, log, topics, stop: Arc::default() }
+    }
+
+    fn environment(&self) -> Environment {
+        Environment {
+            log: self.log.clone(),
+            clock: Arc::new(SystemClock),
+            executor: Arc::new(Threads),
+            topics: self.topics.clone(),
+            claimant: Claimant::new("w", "1"),
+        }
+    }
+
+    fn deafen(&self) {
+        self.log.is_deaf.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn creation(&self) -> Arc<Creation> {
+        Arc::new(Creation::new(self.log.clone(), self.topics.clone()))
+    }
+
+    fn send_mutations(&self) {
+        self.send_frame(&self.topics.mutations, Content::Mutation);
+    }
+
+    /// A frame without a record.
+    fn send_frame(&self, topic: &str, content: Content) {
+        let payload = frame::FrameWriter::new(content).finish();
+        let (done, waiting) = channel();
+        let message = Outgoing { topic, partition: 0, key: &[], payload: &payload, headers: &[] };
+        self.log.producer().unwrap().send(message, Box::new(move |sent| done.send(sent).unwrap()));
+        waiting.recv().unwrap().unwrap();
+    }
+
+    fn at_mutations(&self, offset: u64, empty_polls: u64) -> Listened {
+        let at = TopicPartition::new(self.topics.mutations.clone(), 0);
+        Listened { read_to: vec![(at, offset)], empty_polls }
+    }
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits for polls that bring nothing, of which one begins after this was called.
+fn polls(empty: &dyn Fn() -> u64) {
+    let before = empty();
+    eventually("polls that bring nothing", || empty() >= before + 2);
+}
+
+fn observer() -> Arc<Exports> {
+    Arc::new(Exports::new(Metrics::new(["acme"]), SpanExporter::disabled()))
+}
+
+/// One who has read a message goes deaf, gets another, is told, and reads it; then it ends.
+fn reads_on(fixture: &Fixture, desk: &Desk, send: &dyn Fn()) {
+    let has_read = |offset| {
+        let read_to = desk.listened().unwrap_or_default().read_to;
+        read_to.first().is_some_and(|(_, read_to)| *read_to == offset)
+    };
+    send();
+    eventually("the first frame", || has_read(1));
+    let empty = || desk.listened().unwrap_or_default().empty_polls;
+    fixture.deafen();
+    // A poll that began before still hears.
+    polls(&empty);
+    send();
+    polls(&empty);
+    assert!(has_read(1));
+    desk.read_anew();
+    eventually("the second frame", || has_read(2));
+    fixture.stop.stop();
+}
+
+#[test]
+fn only_an_owner_that_does_not_hear_what_there_is_is_told_so_once() {
+    let fixture = Fixture::new();
+    let clock = Arc::new(ManualClock(AtomicU64::new(0)));
+    let desks = ["unify", "reaction", "action"].map(|stage| Arc::new(Desk::new(stage, 0, Duty::Own)));
+    let ears = desks.iter().map(|desk| desk.clone() as Arc<dyn Ear>).collect();
+    let watch = EarWatch { log: fixture.log.clone(), ears, clock: clock.clone(), stop: Arc::default() };
+    let mut hearings = vec![Hearing::default(); desks.len()];
+    let mut look = |seconds: u64| {
+        clock.0.store(seconds * 1_000, Ordering::Relaxed);
+        watch.look(&mut hearings);
+        desks.each_ref().map(|desk| desk.take_deaf())
+    };
+    fixture.send_mutations();
+    // One hears everything, one nothing, and one is no owner any more.
+    let roles = [Role::Owner, Role::Owner, Role::Standby];
+    for ((desk, role), offset) in desks.iter().zip(roles).zip([1, 0, 0]) {
+        desk.report(ShardStatus { role, ..ShardStatus::default() });
+        desk.note_listened(fixture.at_mutations(offset, 0));
+    }
+    assert_eq!(look(0), [false; 3]);
+    for (desk, offset) in desks.iter().zip([1, 0, 0]) {
+        desk.note_listened(fixture.at_mutations(offset, 10));
+    }
+    assert_eq!(look(20), [false; 3]);
+    assert_eq!(look(30), [false, true, false]);
+    assert_eq!(look(31), [false; 3]);
+    fixture.log.is_away.store(true, Ordering::Relaxed);
+    for desk in &desks {
+        desk.note_listened(fixture.at_mutations(0, 100));
+    }
+    assert_eq!(look(1_000), [false; 3], "what there is is not known");
+    assert_eq!(look(2_000), [false; 3]);
+}
+
+#[test]
+fn who_owns_a_shard_anew_is_not_deaf_by_what_it_was_told_before() {
+    let desk = Desk::new("unify", 0, Duty::Own);
+    desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
+    desk.read_anew();
+    desk.report(ShardStatus::default());
+    desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
+    assert!(!desk.take_deaf());
+}
+
+#[test]
+fn a_partition_of_reaction_reads_on_with_another_client() {
+    let fixture = Fixture::new();
+    let folder = tempfile::tempdir().unwrap();
+    let desk = Arc::new(Desk::new("reaction", 0, Duty::Own));
+    let thread = ReactionThread {
+        desk: desk.clone(),
+        creation: fixture.creation(),
+        documents: Arc::new(EmbeddedDocuments::open(folder.path()).unwrap()),
+        limits: ReactionLimits::default(),
+        observer: observer(),
+        stop: fixture.stop.clone(),
+    };
+    let running = thread.start(&fixture.environment()).unwrap();
+    reads_on(&fixture, &desk, &|| fixture.send_mutations());
+    running.join().unwrap();
+}
+
+#[test]
+fn an_owner_reads_on_with_another_client() {
+    let fixture = Fixture::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (desk, state) = (Arc::new(Desk::new("unify", 0, Duty::Own)), folder.path().to_owned());
+    let thread = SeatThread {
+        desk: desk.clone(),
+        queries: channel().1,
+        make: Box::new(|| Unify::new(&UnifyConfig::default())),
+        adopt: None,
+        open_store: Box::new(move || Ok(Arc::new(RocksState::open(&state, &Resources::new(1 << 20))?))),
+        creation: fixture.creation(),
+        limits: Limits::default(),
+        observer: observer(),
+        stop: fixture.stop.clone(),
+    };
+    let running = thread.start(&fixture.environment()).unwrap();
+    reads_on(&fixture, &desk, &|| fixture.send_frame(&fixture.topics.ingress, Content::Envelope));
+    assert_eq!(desk.status().unwrap().epoch, 1, "it was not opened again");
+    running.join().unwrap();
+}
+
+#[test]
+fn a_process_hears_control_and_status_with_another_client() {
+    let fixture = Fixture::new();
+    let profile = Profile {
+        worker: "w".to_owned(),
+        zone: String::new(),
+        node: String::new(),
+        capacity: 1,
+        stages: BTreeSet::new(),
+        version: String::new(),
+    };
+    let settings = MemberSettings { profile, bounds: Bounds::default(), release: Duration::from_secs(1) };
+    let senders = Senders {
+        keys: Arc::new(Keyring::new(&[])),
+        metrics: Metrics::new(["acme"]),
+        rules: Arc::new(Rulebook::new(UnifyConfig::default())),
+    };
+    let (environment, creation) = (fixture.environment(), fixture.creation());
+    let (desks, starters) = (Vec::new(), Vec::new());
+    let membership = Membership::new(settings, environment, creation, senders, desks, starters, fixture.stop.clone());
+    let shared = membership.shared();
+    let running = membership.start().unwrap();
+    let check = PlanCheck { shared: shared.clone(), needs_plan: true };
+    let publish = |number| {
+        let plan = Plan { version: Version { term: 1, number }, generation: 1, ..Plan::default() };
+        Publisher::open(&*fixture.log, &fixture.topics).unwrap().publish(plan).unwrap();
+    };
+    let empty = || shared.listened().unwrap_or_default().empty_polls;
+    eventually("joining", || !shared.reports().is_empty());
+    fixture.deafen();
+    polls(&empty);
+    publish(1);
+    polls(&empty);
+    assert!(crate::admin::Check::check(&check).is_err(), "no plan was heard");
+    shared.read_anew();
+    eventually("the plan", || crate::admin::Check::check(&check).is_ok());
+    fixture.stop.stop();
+    running.join().unwrap();
+}
