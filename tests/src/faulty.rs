@@ -8,7 +8,7 @@ use millstream_shard::log::{
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What the next commits do.
@@ -50,26 +50,53 @@ pub struct FaultyLog {
     pub faults: Faults,
     /// By so much append times are earlier than the real log says, milliseconds: it alone never lets them go back.
     pub behind_ms: Arc<AtomicU64>,
-    /// Of the readers that were opened so far, those hear nothing any more that were opened before so many were.
+    /// Which of its readers hear nothing.
     pub deaf: Deafness,
 }
 
 /// Readers that hear nothing, and raise no error, from some moment on.
 #[derive(Clone, Default)]
-pub struct Deafness {
-    opened: Arc<AtomicU64>,
-    deaf: Arc<AtomicU64>,
+pub struct Deafness(Arc<Mutex<Deaf>>);
+
+#[derive(Default)]
+struct Deaf {
+    /// Readers that were opened so far.
+    opened: u64,
+    /// Those hear nothing that were opened before so many were.
+    before: u64,
+    /// Of this topic; of all.
+    topic: Option<String>,
+    refuses: bool,
 }
 
 impl Deafness {
-    /// All readers that are open hear nothing any more.
-    pub fn deafen(&self) {
-        self.deaf.store(self.opened.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// All readers that are open hear nothing any more of this topic, or of any.
+    pub fn deafen(&self, topic: Option<&str>) {
+        let mut deaf = self.lock();
+        (deaf.before, deaf.topic) = (deaf.opened, topic.map(str::to_owned));
     }
 
-    /// How many readers were opened.
-    pub fn opened(&self) -> u64 {
-        self.opened.load(Ordering::Relaxed)
+    /// Whether no reader can be opened.
+    pub fn refuse(&self, refuses: bool) {
+        self.lock().refuses = refuses;
+    }
+
+    fn opens(&self) -> Result<u64, LogError> {
+        let mut deaf = self.lock();
+        if deaf.refuses {
+            return Err(LogError::Unavailable("no reader can be had".to_owned()));
+        }
+        deaf.opened += 1;
+        Ok(deaf.opened - 1)
+    }
+
+    fn is_deaf(&self, reader: u64, at: &TopicPartition) -> bool {
+        let deaf = self.lock();
+        reader < deaf.before && deaf.topic.as_ref().is_none_or(|topic| *topic == *at.topic)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Deaf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,9 +117,11 @@ impl Log for FaultyLog {
         self.inner.deletes(topic)
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
-        let number = self.deaf.opened.fetch_add(1, Ordering::Relaxed);
-        let (inner, ms, deaf) = (self.inner.consumer(assignments)?, self.behind_ms.clone(), self.deaf.deaf.clone());
-        Ok(Box::new(Reader { inner, ms, number, deaf }))
+        let inner = self.inner.consumer(assignments)?;
+        let partitions: Vec<TopicPartition> = assignments.iter().map(|(at, _)| at.clone()).collect();
+        let stuck = vec![None; partitions.len()];
+        let (ms, number, deaf) = (self.behind_ms.clone(), self.deaf.opens()?, self.deaf.clone());
+        Ok(Box::new(Reader { inner, partitions, stuck, ms, number, deaf }))
     }
     fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
         self.inner.read(of, view, each)
@@ -108,23 +137,33 @@ impl Log for FaultyLog {
 
 struct Reader {
     inner: Box<dyn Consumer>,
+    partitions: Vec<TopicPartition>,
+    /// Where those stand of which nothing is heard any more.
+    stuck: Vec<Option<u64>>,
     ms: Arc<AtomicU64>,
     number: u64,
-    deaf: Arc<AtomicU64>,
+    deaf: Deafness,
 }
 
 impl Consumer for Reader {
     fn poll(&mut self, max: usize, timeout: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
-        if self.number < self.deaf.load(Ordering::Relaxed) {
-            return Ok(0);
+        for ((at, stuck), position) in self.partitions.iter().zip(&mut self.stuck).zip(self.inner.positions()) {
+            if stuck.is_none() && self.deaf.is_deaf(self.number, at) {
+                *stuck = Some(position);
+            }
         }
-        let ms = self.ms.load(Ordering::Relaxed);
+        let (ms, stuck, mut heard) = (self.ms.load(Ordering::Relaxed), &self.stuck, 0);
         self.inner.poll(max, timeout, &mut |message| {
-            each(Message { timestamp_ms: message.timestamp_ms.saturating_sub(ms), ..message });
-        })
+            if stuck.get(message.assignment).is_some_and(Option::is_none) {
+                heard += 1;
+                each(Message { timestamp_ms: message.timestamp_ms.saturating_sub(ms), ..message });
+            }
+        })?;
+        Ok(heard)
     }
     fn positions(&self) -> Vec<u64> {
-        self.inner.positions()
+        let positions = self.inner.positions().into_iter().zip(&self.stuck);
+        positions.map(|(position, stuck)| stuck.unwrap_or(position)).collect()
     }
 }
 

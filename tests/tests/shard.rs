@@ -221,8 +221,11 @@ impl Fixture {
     }
 
     fn send_bytes(&self, payload: &[u8]) {
+        self.send_to(&self.topics.ingress, payload);
+    }
+
+    fn send_to(&self, topic: &str, payload: &[u8]) {
         let (done, waiting) = channel();
-        let topic = &self.topics.ingress;
         let message = Outgoing { topic, partition: 0, key: &[], payload, headers: &[] };
         self.log.producer().unwrap().send(message, Box::new(move |result| done.send(result).unwrap()));
         waiting.recv().unwrap().unwrap();
@@ -585,14 +588,14 @@ fn an_owner_that_hears_nothing_reads_on_with_another_client() {
     let mut shard = fixture.open();
     fixture.send(&["a"], 0);
     run(&mut shard, 1);
-    fixture.deaf.deafen();
+    fixture.deaf.deafen(None);
     fixture.send(&["a", "b"], 0);
     let before = shard.listened();
     for _ in 0..3 {
         assert!(shard.run_batch().unwrap().is_none(), "nothing comes, and nothing fails");
     }
     let after = shard.listened();
-    assert_eq!((&after.read_to, after.empty_polls), (&before.read_to, before.empty_polls + 3));
+    assert_eq!((&after.read_to, after.looks), (&before.read_to, before.looks + 3));
     let at = TopicPartition::new(fixture.topics.ingress.clone(), 0);
     assert!(after.read_to[0].1 < fixture.log.bounds(&at).unwrap().1);
     shard.read_anew().unwrap();
@@ -626,13 +629,13 @@ fn a_standby_that_hears_nothing_is_opened_again() {
     while seat.status().batch_number < 1 {
         seat.step(&standby).unwrap();
     }
-    fixture.deaf.deafen();
+    fixture.deaf.deafen(None);
     owner.read_anew().unwrap();
     fixture.send(&["y"], 0);
     run(&mut owner, 1);
     let (began_ms, mut steps) = (fixture.clock.now_ms(), 0);
     let why = loop {
-        fixture.pass(1_000);
+        fixture.pass(3_000);
         steps += 1;
         if let Err(error) = seat.step(&standby) {
             break error.to_string();
@@ -644,23 +647,28 @@ fn a_standby_that_hears_nothing_is_opened_again() {
     while seat.status().batch_number < 2 {
         seat.step(&standby).unwrap();
     }
-    for _ in 0..100 {
-        fixture.pass(1_000);
+    for _ in 0..15 {
+        fixture.pass(3_000);
         seat.step(&standby).expect("it hears again, and there is nothing more");
     }
 }
 
 #[test]
-fn one_who_plans_and_hears_nothing_listens_anew() {
+fn one_who_plans_and_does_not_hear_the_plan_for_all_that_workers_say_listens_anew() {
     let fixture = Fixture::new();
     let log = fixture.environment("operator").log;
     let mut planning = Planning::open(log.clone(), fixture.topics.clone(), Bounds::default(), 0).unwrap();
-    fixture.deaf.deafen();
+    fixture.deaf.deafen(Some(&fixture.topics.control));
     let plan = Plan { version: Version { term: 1, number: 1 }, generation: 1, ..Plan::default() };
     Publisher::open(&*log, &fixture.topics).unwrap().publish(plan).unwrap();
     let mut now_ms = 0;
     let error = loop {
-        planning.listen(Duration::ZERO, now_ms).unwrap();
+        fixture.send_to(&fixture.topics.status, b"somebody says something");
+        assert_eq!(
+            planning.listen(Duration::from_secs(60), now_ms).unwrap(),
+            1,
+            "there is something to hear every time"
+        );
         now_ms += 5_000;
         if let Err(error) = planning.turn(&Wishes::default(), now_ms) {
             break error.to_string();
@@ -670,6 +678,23 @@ fn one_who_plans_and_hears_nothing_listens_anew() {
     assert!(error.contains("nothing was heard for 30 s"), "{error}");
     planning.turn(&Wishes::default(), now_ms).unwrap();
     assert_eq!(planning.current(), Some(Version { term: 1, number: 1 }));
+}
+
+#[test]
+fn an_owner_that_cannot_read_with_another_client_keeps_the_one_it_has() {
+    let fixture = Fixture::new();
+    let mut seat = fixture.seat("a");
+    let own = Order { duty: Duty::Own, ..Order::default() };
+    while seat.shard().is_none() {
+        seat.step(&own).unwrap();
+    }
+    fixture.deaf.refuse(true);
+    let read = seat.read_anew();
+    assert!(matches!(&read, Err(ShardError::Reopen(why)) if why.contains("no reader")), "{read:?}");
+    fixture.deaf.refuse(false);
+    fixture.send(&["a"], 0);
+    run(seat.shard().expect("it goes on"), 1);
+    assert_eq!(fixture.events(), ["a=1"]);
 }
 
 /// Follows until everything that is visible was read.

@@ -33,7 +33,7 @@ pub struct Listener {
     /// `control` was heard up to here, exclusive.
     heard_to: u64,
     problem: Option<MessageError>,
-    empty_polls: u64,
+    looks: u64,
 }
 
 impl Listener {
@@ -52,21 +52,21 @@ impl Listener {
             tenants: BTreeMap::new(),
             heard_to: 0,
             problem: None,
-            empty_polls: 0,
+            looks: 0,
         };
         listener.read_to_end(log, now_ms)?;
         Ok(listener)
     }
 
     /// Reads both topics once more, with a new reader: what was heard stays, and what is older says nothing. A reader that has failed may not come back by
-    /// itself.
+    /// itself. The former one is given back: to drop it may take long.
     ///
     /// # Errors
     /// [`LogError`].
-    pub fn open_again(&mut self, log: &dyn Log) -> Result<(), LogError> {
+    pub fn open_again(&mut self, log: &dyn Log) -> Result<Box<dyn Consumer>, LogError> {
         self.consumer.retire();
-        self.consumer = log.consumer(&self.at.clone().map(|at| (at, Start::Earliest)))?;
-        Ok(())
+        let consumer = log.consumer(&self.at.clone().map(|at| (at, Start::Earliest)))?;
+        Ok(std::mem::replace(&mut self.consumer, consumer))
     }
 
     /// Reads everything that is visible now.
@@ -112,14 +112,14 @@ impl Listener {
         });
         // A new reader begins again, and what was heard before stays heard.
         self.heard_to = self.heard_to.max(self.consumer.positions().first().copied().unwrap_or_default());
-        self.empty_polls += u64::from(matches!(heard, Ok(0)));
+        self.looks += u64::from(heard.as_ref().is_ok_and(|heard| *heard < MESSAGES));
         heard
     }
 
     /// How far both topics were heard by this reader.
     pub fn listened(&self) -> Listened {
         let read_to = self.at.iter().cloned().zip(self.consumer.positions()).collect();
-        Listened { read_to, empty_polls: self.empty_polls }
+        Listened { read_to, looks: self.looks }
     }
 
     /// What was heard.

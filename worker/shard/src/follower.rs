@@ -7,7 +7,7 @@
 use crate::ShardError;
 use crate::changelog::{Assembler, ChangelogError, Step};
 use crate::changes::{self, Totals};
-use crate::hearing::{Hearing, Listened};
+use crate::hearing::Listened;
 use crate::log::{Consumer, Log, Start, TopicPartition};
 use crate::mutant::{self, Mutant};
 use crate::state::{Forget, StateStore, StoreError};
@@ -36,8 +36,7 @@ pub struct Follower {
     start: u64,
     store: Arc<dyn StateStore>,
     consumer: Box<dyn Consumer>,
-    empty_polls: u64,
-    hearing: Hearing,
+    looks: u64,
     /// Behind the newest message that was read. What lies behind it, and is not visible, is not decided, or was aborted.
     read_to: u64,
     assembler: Assembler,
@@ -99,8 +98,7 @@ impl Follower {
             at,
             store,
             consumer,
-            empty_polls: 0,
-            hearing: Hearing::default(),
+            looks: 0,
             assembler,
             position,
             has_genesis,
@@ -152,16 +150,18 @@ impl Follower {
     /// How many messages of the changelog are still to be read.
     ///
     /// # Errors
-    /// [`ShardError::Reopen`] also when the reader does not hear them.
-    pub fn lag(&mut self, log: &dyn Log, now_ms: u64) -> Result<u64, ShardError> {
-        let read_to = self.consumer.positions().first().copied().unwrap_or_default();
-        let (_, visible) = log.bounds(&self.at)?;
-        let heard = Listened { read_to: vec![(self.at.clone(), read_to)], empty_polls: self.empty_polls };
-        if let Some(deaf) = self.hearing.look(&heard, Some(&[visible]), now_ms) {
-            self.consumer.retire();
-            return Err(ShardError::Reopen(deaf.to_string()));
-        }
-        Ok(visible.saturating_sub(read_to))
+    /// [`ShardError`].
+    pub fn lag(&self, log: &dyn Log) -> Result<u64, ShardError> {
+        Ok(log.bounds(&self.at)?.1.saturating_sub(self.reached()))
+    }
+
+    fn reached(&self) -> u64 {
+        self.consumer.positions().first().copied().unwrap_or_default()
+    }
+
+    /// What it has heard of the changelog.
+    pub(crate) fn listened(&self) -> Listened {
+        Listened { read_to: vec![(self.at.clone(), self.reached())], looks: self.looks }
     }
 
     /// Writes what was read to the local store.
@@ -196,7 +196,7 @@ impl Follower {
                 }
             }
         })?;
-        self.empty_polls += u64::from(messages == 0);
+        self.looks += u64::from(messages < MESSAGES);
         for step in steps {
             self.apply(step)?;
         }

@@ -4,11 +4,12 @@
 //! out (its issue 4492). Then a shard stands still, a standby falls behind, or a gateway goes on taking a key that was revoked. So whoever has such a reader compares now and then how far it
 //! is with the end that readers see, which another client asks for.
 //!
-//! A reader is *deaf* when for [`PATIENCE_MS`] it has come no further although readers see more, and has looked: at least two polls brought nothing meanwhile, so that one began after there
-//! was something. One that is paused, or busy with what it has, does not look. While the log does not say where it ends, nothing is known, and patience begins anew.
+//! A reader is *deaf* in a partition when for [`PATIENCE_MS`] it has come no further there although readers see more, and has looked: at least two polls took all that had come meanwhile, so that
+//! one began after there was something. What comes from its other partitions says nothing about this one. One that is paused, or has more than it takes, does not look. While the log does not
+//! say where a partition ends, nothing is known, and patience begins anew.
 //!
-//! It is opened anew where it is, with another client ([`Consumer::retire`](crate::log::Consumer::retire)): nothing is lost or read twice by that. If it did not help, the next time takes twice
-//! as long, up to [`MOST_PATIENCE_MS`]: then it is not the client's fault.
+//! It is opened anew where it is, with another client ([`Consumer::retire`](crate::log::Consumer::retire)): nothing is lost or read twice by that. If that did not help, the next time takes
+//! twice as long, up to [`MOST_PATIENCE_MS`]: then it is not the client's fault.
 
 use crate::log::{Log, TopicPartition};
 use std::collections::BTreeMap;
@@ -17,16 +18,16 @@ use std::collections::BTreeMap;
 pub const PATIENCE_MS: u64 = 30_000;
 /// Patience with one whom it did not help to be opened anew.
 pub const MOST_PATIENCE_MS: u64 = 16 * PATIENCE_MS;
-/// Polls that brought nothing, so that one of them began after there was something.
-const POLLS: u64 = 2;
+/// Polls that took all that had come, so that one of them began after there was something.
+const LOOKS: u64 = 2;
 
 /// What a reader says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listened {
     /// Up to where each of its partitions was handed over, as [`positions`](crate::log::Consumer::positions) tell.
     pub read_to: Vec<(TopicPartition, u64)>,
-    /// Polls that brought nothing.
-    pub empty_polls: u64,
+    /// Polls that took all that had come, of whichever partition.
+    pub looks: u64,
 }
 
 /// A partition that a reader does not hear.
@@ -57,7 +58,9 @@ impl std::fmt::Display for Deaf {
 #[derive(Clone, Copy, Debug, Default)]
 struct Waits {
     read_to: u64,
-    /// When it was seen first that there is more, milliseconds, and the empty polls by then.
+    /// It was read to here at most: who is opened anew may begin again before.
+    most: u64,
+    /// When it was seen first that there is more, milliseconds, and the looks by then.
     since: Option<(u64, u64)>,
     /// How often in a row it was found deaf here.
     times: u32,
@@ -77,27 +80,18 @@ impl Hearing {
 
     /// The first partition that the reader does not hear, when readers see up to here now, in the order of `heard`; `None`: the log did not say. Who is told opens it anew.
     pub fn look(&mut self, heard: &Listened, visible: Option<&[u64]>, now_ms: u64) -> Option<Deaf> {
-        self.0.retain(|at, _| heard.read_to.iter().any(|(of, _)| of == at));
+        for (at, waits) in &mut self.0 {
+            if !heard.read_to.iter().any(|(of, _)| of == at) {
+                waits.since = None;
+            }
+        }
         let mut found = None;
         for (place, (at, read_to)) in heard.read_to.iter().enumerate() {
+            let visible = visible.and_then(|visible| visible.get(place)).copied();
             let waits = self.0.entry(at.clone()).or_default();
-            if waits.read_to != *read_to {
-                *waits = Waits { read_to: *read_to, ..Waits::default() };
-            }
-            let Some(visible) = visible.and_then(|visible| visible.get(place)).filter(|visible| *visible > read_to)
-            else {
-                waits.since = None;
-                continue;
-            };
-            // Whoever has counted less than before is another reader.
-            waits.since = waits.since.filter(|(_, polls)| *polls <= heard.empty_polls);
-            let (since_ms, polls) = *waits.since.get_or_insert((now_ms, heard.empty_polls));
-            let for_ms = now_ms.saturating_sub(since_ms);
-            let has_looked = heard.empty_polls >= polls.saturating_add(POLLS);
-            if for_ms >= waits.patience_ms() && has_looked {
-                waits.times += 1;
-                waits.since = None;
-                found.get_or_insert(Deaf { at: at.clone(), read_to: *read_to, visible: *visible, for_ms });
+            if let Some(for_ms) = waits.look(*read_to, heard.looks, visible, now_ms) {
+                let visible = visible.unwrap_or_default();
+                found.get_or_insert(Deaf { at: at.clone(), read_to: *read_to, visible, for_ms });
             }
         }
         found
@@ -105,6 +99,25 @@ impl Hearing {
 }
 
 impl Waits {
+    /// For how long it was not heard, when that is for too long.
+    fn look(&mut self, read_to: u64, looks: u64, visible: Option<u64>, now_ms: u64) -> Option<u64> {
+        if read_to > self.most {
+            (self.most, self.times) = (read_to, 0);
+        }
+        let is_still = std::mem::replace(&mut self.read_to, read_to) == read_to;
+        let is_more = visible.is_some_and(|visible| visible > read_to);
+        // Whoever has counted less than before is another reader, and a clock that was set back tells nothing.
+        let since = self.since.filter(|(since_ms, before)| *since_ms <= now_ms && *before <= looks);
+        self.since = since.filter(|_| is_still).or(Some((now_ms, looks))).filter(|_| is_more);
+        let (since_ms, before) = self.since?;
+        let for_ms = now_ms - since_ms;
+        if for_ms < self.patience_ms() || looks < before.saturating_add(LOOKS) {
+            return None;
+        }
+        (self.since, self.times) = (None, self.times + 1);
+        Some(for_ms)
+    }
+
     fn patience_ms(&self) -> u64 {
         PATIENCE_MS.saturating_mul(1 << self.times.min(16)).min(MOST_PATIENCE_MS)
     }
@@ -115,8 +128,8 @@ mod tests {
     use super::*;
 
     /// One partition, read up to here.
-    fn heard(read_to: u64, empty_polls: u64) -> Listened {
-        Listened { read_to: vec![(TopicPartition::new("t", 0), read_to)], empty_polls }
+    fn heard(read_to: u64, looks: u64) -> Listened {
+        Listened { read_to: vec![(TopicPartition::new("t", 0), read_to)], looks }
     }
 
     fn is_deaf(hearing: &mut Hearing, heard: &Listened, visible: u64, seconds: u64) -> bool {
@@ -165,6 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn who_begins_again_before_and_comes_no_further_is_as_deaf_as_before() {
+        let mut hearing = Hearing::default();
+        assert!(!is_deaf(&mut hearing, &heard(10, 0), 11, 0));
+        assert!(is_deaf(&mut hearing, &heard(10, 9), 11, 30));
+        assert!(!is_deaf(&mut hearing, &heard(4, 0), 11, 31));
+        // It reads nothing for a while.
+        assert_eq!(hearing.look(&Listened::default(), Some(&[]), 40_000), None);
+        assert!(!is_deaf(&mut hearing, &heard(10, 9), 11, 50));
+        assert!(!is_deaf(&mut hearing, &heard(10, 99), 11, 109), "it was opened anew once, in vain");
+        assert!(is_deaf(&mut hearing, &heard(10, 99), 11, 110));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_tells_nothing() {
+        let mut hearing = Hearing::default();
+        assert!(!is_deaf(&mut hearing, &heard(10, 0), 11, 1_000));
+        assert!(!is_deaf(&mut hearing, &heard(10, 9), 11, 100));
+        assert!(!is_deaf(&mut hearing, &heard(10, 99), 11, 129));
+        assert!(is_deaf(&mut hearing, &heard(10, 99), 11, 130));
+    }
+
+    #[test]
     fn another_reader_of_the_same_has_its_own_time() {
         let mut hearing = Hearing::default();
         assert!(!is_deaf(&mut hearing, &heard(10, 70), 11, 0));
@@ -178,7 +213,7 @@ mod tests {
         let mut hearing = Hearing::default();
         let both = |first, polls| Listened {
             read_to: vec![(TopicPartition::new("t", 0), first), (TopicPartition::new("u", 0), 5)],
-            empty_polls: polls,
+            looks: polls,
         };
         assert_eq!(hearing.look(&both(1, 0), Some(&[100, 6]), 0), None);
         let deaf = hearing.look(&both(50, 10), Some(&[100, 6]), 30_000).unwrap();

@@ -28,7 +28,7 @@ struct Source {
 pub(crate) struct Inputs {
     sources: Vec<Source>,
     consumer: Box<dyn Consumer>,
-    empty_polls: u64,
+    looks: u64,
 }
 
 impl Inputs {
@@ -53,7 +53,7 @@ impl Inputs {
             source.from = source.start(position)?;
             starts.push((source.at.clone(), Start::At(source.from)));
         }
-        Ok(Inputs { consumer: log.bulk_consumer(&starts)?, sources, empty_polls: 0 })
+        Ok(Inputs { consumer: log.bulk_consumer(&starts)?, sources, looks: 0 })
     }
 
     /// What lies below the position is dropped from here on.
@@ -85,7 +85,7 @@ impl Inputs {
                 each(source.input, message);
             }
         })?;
-        self.empty_polls += u64::from(messages == 0);
+        self.looks += u64::from(messages < max);
         Ok(messages)
     }
 
@@ -93,7 +93,7 @@ impl Inputs {
     pub(crate) fn listened(&self) -> Listened {
         let positions = self.consumer.positions();
         let read_to = self.sources.iter().zip(positions).map(|(source, position)| (source.at.clone(), position));
-        Listened { read_to: read_to.collect(), empty_polls: self.empty_polls }
+        Listened { read_to: read_to.collect(), looks: self.looks }
     }
 
     /// It does not hear what it reads: those that take its place read with another client.

@@ -9,7 +9,7 @@
 
 use crate::control::Listener;
 use crate::hearing::Listened;
-use crate::log::{Log, LogError, Outgoing, Producer};
+use crate::log::{Consumer, Log, LogError, Outgoing, Producer};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
 use millstream_plan::incarnation::Incarnation;
@@ -145,11 +145,11 @@ impl Member {
         self.listener.listen(wait, monotonic_ms).map(drop)
     }
 
-    /// After [`Member::listen`] has failed, or when its reader does not hear: listens with a new reader.
+    /// After [`Member::listen`] has failed, or when its reader does not hear: listens with a new reader. The former one is given back: to drop it may take long.
     ///
     /// # Errors
     /// [`LogError`].
-    pub fn listen_anew(&mut self, log: &dyn Log) -> Result<(), LogError> {
+    pub fn listen_anew(&mut self, log: &dyn Log) -> Result<Box<dyn Consumer>, LogError> {
         self.listener.open_again(log)
     }
 

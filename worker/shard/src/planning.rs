@@ -193,7 +193,7 @@ impl Planning {
     fn try_turn(&mut self, wishes: &Wishes, now_ms: u64) -> Result<Turn, LogError> {
         self.check_hearing(now_ms)?;
         if self.is_deaf {
-            self.listener.open_again(&*self.log)?;
+            drop(self.listener.open_again(&*self.log)?);
             self.listener.read_to_end(&*self.log, now_ms)?;
             self.is_deaf = false;
         }

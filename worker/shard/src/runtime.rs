@@ -316,7 +316,7 @@ impl<S: Stage> Shard<S> {
     /// Between two batches: reads on with another client from where the last batch ended, when this one does not hear its inputs.
     ///
     /// # Errors
-    /// [`ShardError`]: as those of [`Shard::run_batch`].
+    /// [`ShardError::Reopen`]: it has the client that it had; [`ShardError::Stopped`].
     pub fn read_anew(&mut self) -> Result<(), ShardError> {
         self.inputs.retire();
         let Environment { log, topics, executor, .. } = &self.environment;

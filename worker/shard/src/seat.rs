@@ -17,6 +17,7 @@
 //! cost a second. After any error the seat is closed, its clients are dropped (ownership rule 6), and the next step opens it again.
 
 use crate::follower;
+use crate::hearing::{Hearing, Listened};
 use crate::log::TopicPartition;
 use crate::member::Order;
 use crate::mutant::{self, Mutant};
@@ -93,12 +94,14 @@ pub struct Seat<S: Stage> {
     place: Place<S>,
     lag: u64,
     lag_noted_ms: u64,
+    /// Of its standby.
+    hearing: Hearing,
 }
 
 impl<S: Stage> Seat<S> {
     /// A closed seat.
     pub fn new(parts: Parts<S>) -> Seat<S> {
-        Seat { parts, place: Place::Closed, lag: 0, lag_noted_ms: 0 }
+        Seat { parts, place: Place::Closed, lag: 0, lag_noted_ms: 0, hearing: Hearing::default() }
     }
 
     /// Does the next thing that the order asks for.
@@ -127,10 +130,14 @@ impl<S: Stage> Seat<S> {
     /// An owner reads on with another client, because this one does not hear its inputs.
     ///
     /// # Errors
-    /// [`ShardError`]: as those of [`Seat::step`].
+    /// [`ShardError::Reopen`]: it goes on with the client that it has; after [`ShardError::Stopped`] the seat is closed.
     pub fn read_anew(&mut self) -> Result<(), ShardError> {
         let Place::Owner(shard) = &mut self.place else { return Ok(()) };
-        shard.read_anew().inspect_err(|_| self.place = Place::Closed)
+        let read = shard.read_anew();
+        if matches!(read, Err(ShardError::Stopped(_))) {
+            self.place = Place::Closed;
+        }
+        read
     }
 
     /// What will stop it if nobody acts, though it works or follows.
@@ -239,8 +246,15 @@ impl<S: Stage> Seat<S> {
         }
         if has_passed(LAG_EVERY_MS, self.lag_noted_ms, now_ms) {
             (self.lag, self.lag_noted_ms) = (standby.lag()?, now_ms);
+            self.check_hearing(&standby.listened(), now_ms)?;
         }
         Ok((Place::Standby(standby), Step::Followed))
+    }
+
+    fn check_hearing(&mut self, heard: &Listened, now_ms: u64) -> Result<(), ShardError> {
+        let visible: Vec<u64> = heard.read_to.iter().map(|(_, read_to)| read_to + self.lag).collect();
+        let deaf = self.hearing.look(heard, Some(&visible), now_ms);
+        deaf.map_or(Ok(()), |deaf| Err(ShardError::Reopen(deaf.to_string())))
     }
 
     fn acquire(&mut self, mut standby: Box<Standby>, order: &Order) -> Result<(Place<S>, Step), ShardError> {

@@ -6,6 +6,7 @@
 //! While it follows, it makes its local state safe now and then, in the background: after a crash there is no more to read again than an owner would have.
 
 use crate::follower::Follower;
+use crate::hearing::Listened;
 use crate::inputs::Inputs;
 use crate::log::TopicPartition;
 use crate::output;
@@ -140,10 +141,14 @@ impl Standby {
     /// How many messages of the changelog are still to be read.
     ///
     /// # Errors
-    /// [`ShardError`]: open it again.
-    pub fn lag(&mut self) -> Result<u64, ShardError> {
-        let now_ms = self.environment.clock.now_ms();
-        self.follower.lag(&*self.environment.log, now_ms)
+    /// [`ShardError`].
+    pub fn lag(&self) -> Result<u64, ShardError> {
+        self.follower.lag(&*self.environment.log)
+    }
+
+    /// What it has heard of the changelog.
+    pub fn listened(&self) -> Listened {
+        self.follower.listened()
     }
 
     /// How far it is.

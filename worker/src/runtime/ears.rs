@@ -1,16 +1,16 @@
 //! Whoever reads in this process hears: owners their inputs, the process `control` and `status`.
 //!
 //! One thread asks the log now and then what there is to hear, with a client of its own, so that nobody who works waits for the answer. Whoever does not hear it for long
-//! ([`millstream_shard::hearing`]) is told to read on with another client, which its own thread does between two steps.
+//! ([`millstream_shard::hearing`]) is told to read on with another client, which its own thread does between two steps. (Standbys look by themselves: they ask how far they are behind anyway.)
 
 use super::system::Stop;
-use millstream_shard::Clock;
+use crate::telemetry::Metrics;
 use millstream_shard::hearing::{Hearing, Listened};
 use millstream_shard::log::{Log, TopicPartition};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the log is asked.
 const EVERY: Duration = Duration::from_secs(10);
@@ -31,8 +31,8 @@ pub(super) struct EarWatch {
     pub(super) log: Arc<dyn Log>,
     /// Who reads.
     pub(super) ears: Vec<Arc<dyn Ear>>,
-    /// Now.
-    pub(super) clock: Arc<dyn Clock>,
+    /// Counts those that did not hear.
+    pub(super) metrics: Arc<Metrics>,
     /// When to end.
     pub(super) stop: Arc<Stop>,
 }
@@ -45,34 +45,41 @@ impl EarWatch {
     pub(super) fn start(self) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("ears".into()).spawn(move || {
             let mut hearings = vec![Hearing::default(); self.ears.len()];
+            let began = Instant::now();
             while !self.stop.wait(EVERY) {
-                self.look(&mut hearings);
+                let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.look(&mut hearings, now_ms);
             }
         })
     }
 
-    fn look(&self, hearings: &mut [Hearing]) {
+    fn look(&self, hearings: &mut [Hearing], now_ms: u64) {
         let heard: Vec<Listened> = self.ears.iter().map(|ear| ear.listened().unwrap_or_default()).collect();
-        let partitions: BTreeSet<&TopicPartition> = heard.iter().flat_map(|it| &it.read_to).map(|(at, _)| at).collect();
-        let partitions: Vec<TopicPartition> = partitions.into_iter().cloned().collect();
-        // What is said of a log that is away, others say.
-        let ends = self
-            .log
-            .ends(&partitions)
-            .inspect_err(|error| tracing::debug!(%error, "it is not known what there is to hear"));
-        let now_ms = self.clock.now_ms();
+        let all: BTreeSet<&TopicPartition> = heard.iter().flat_map(|it| &it.read_to).map(|(at, _)| at).collect();
+        let all = self.visible(&all.into_iter().cloned().collect::<Vec<_>>());
         for ((ear, heard), hearing) in self.ears.iter().zip(&heard).zip(hearings) {
-            let visible = ends.as_ref().ok().map(|ends| {
-                let end = |at| {
-                    partitions.binary_search(at).ok().and_then(|place| ends.get(place)).map_or(0, |ends| ends.visible)
-                };
-                heard.read_to.iter().map(|(at, _)| end(at)).collect::<Vec<u64>>()
-            });
+            let of: Vec<TopicPartition> = heard.read_to.iter().map(|(at, _)| at.clone()).collect();
+            let visible = match &all {
+                Some(all) => Some(all.clone()),
+                // One that has no leader keeps nobody from hearing the others.
+                None if self.stop.is_stopped() => return,
+                None => self.visible(&of),
+            };
+            let visible: Option<Vec<u64>> =
+                visible.and_then(|ends| of.iter().map(|at| ends.get(at).copied()).collect());
             if let Some(deaf) = hearing.look(heard, visible.as_deref(), now_ms) {
                 tracing::warn!(who = ear.name(), why = %deaf, "it is read with another client");
+                self.metrics.deaf_readers.inc();
                 ear.read_anew();
             }
         }
+    }
+
+    /// What readers see of these ends there; `None`: the log does not say. What is said of a log that is away, others say.
+    fn visible(&self, of: &[TopicPartition]) -> Option<BTreeMap<TopicPartition, u64>> {
+        let ends =
+            self.log.ends(of).inspect_err(|error| tracing::debug!(%error, "it is not known what there is to hear"));
+        Some(of.iter().cloned().zip(ends.ok()?.iter().map(|ends| ends.visible)).collect())
     }
 }
 

@@ -393,11 +393,13 @@ impl Membership {
             tracing::warn!(%error, "cannot hear plan and reports");
             self.stop.wait(PAUSE);
         }
+        if heard.is_ok() && !is_deaf {
+            return;
+        }
         // A reader that has failed for whatever reason may go on failing.
-        if (heard.is_err() || is_deaf)
-            && let Err(error) = member.listen_anew(&*self.log)
-        {
-            tracing::warn!(%error, "cannot hear plan and reports yet");
+        match member.listen_anew(&*self.log) {
+            Ok(former) => drop(self.environment.executor.run(Box::new(move || drop(former)))),
+            Err(error) => tracing::warn!(%error, "cannot hear plan and reports yet"),
         }
     }
 

@@ -457,7 +457,7 @@ impl Process {
         let desks = self.directory.desks().iter().map(|desk| desk.clone() as Arc<dyn Ear>);
         let membership = self.membership.iter().map(|membership| membership.clone() as Arc<dyn Ear>);
         let ears = desks.chain(membership).collect();
-        EarWatch { log: self.log.clone(), ears, clock: Arc::new(SystemClock), stop: self.stop.clone() }
+        EarWatch { log: self.log.clone(), ears, metrics: self.metrics.clone(), stop: self.stop.clone() }
     }
 
     fn lag_watch(&self, observer: Arc<dyn Observer>) -> LagWatch {

@@ -206,7 +206,7 @@ impl Work {
             in_flight: 0,
             pace: Pace::new(self.limits.bulk),
             struggles: false,
-            empty_polls: 0,
+            looks: 0,
         };
         self.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
@@ -296,11 +296,11 @@ impl Work {
         if let Some(message) = failed {
             return Err(ShardError::Stopped(message));
         }
-        turn.empty_polls += u64::from(messages == 0);
+        turn.looks += u64::from(messages < MESSAGES);
         let position = consumer.positions().first().copied();
         let mutations = TopicPartition::new(self.environment.topics.mutations.clone(), self.shard);
         let read_to = position.map(|offset| (mutations, offset)).into_iter().collect();
-        self.desk.note_listened(Listened { read_to, empty_polls: turn.empty_polls });
+        self.desk.note_listened(Listened { read_to, looks: turn.looks });
         if let Some(offset) = position.filter(|_| messages == 0 && turn.reaction.backlog() == 0) {
             self.desk.note_reads_from(vec![self.position(turn, offset)]);
         }
@@ -501,8 +501,8 @@ struct Turn {
     pace: Pace,
     /// The store has been found to be in trouble, and the condition says so.
     struggles: bool,
-    /// Polls that brought nothing.
-    empty_polls: u64,
+    /// Polls that took all that had come.
+    looks: u64,
 }
 
 /// How old what is not decided is.

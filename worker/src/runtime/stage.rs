@@ -133,7 +133,18 @@ impl<S: Stage> Work<S> {
     }
 
     fn read_anew_if_deaf(&mut self) -> Result<(), ShardError> {
-        if self.desk.take_deaf() { self.seat.read_anew() } else { Ok(()) }
+        if !self.desk.take_deaf() {
+            return Ok(());
+        }
+        match self.seat.read_anew() {
+            // It is told again when that stays so.
+            Err(ShardError::Reopen(message)) => {
+                let (stage, shard) = (self.desk.stage, self.desk.shard);
+                tracing::warn!(stage, shard, message, "inputs cannot be read with another client yet");
+                Ok(())
+            }
+            read => read,
+        }
     }
 
     fn report(&self) {

@@ -84,6 +84,8 @@ pub struct Metrics {
     pub caches: CacheMetrics,
     /// The trace exporter's.
     pub spans: SpanMetrics,
+    /// Readers that heard nothing of what there was, and were replaced.
+    pub deaf_readers: Counter,
 }
 
 impl Metrics {
@@ -104,7 +106,10 @@ impl Metrics {
             state.register_collector(Box::new(figures));
         }
         let spans = SpanMetrics::new(registry.sub_registry_with_prefix("spans"));
-        Arc::new(Metrics { registry, tenants, gateway, stages, caches, spans })
+        let deaf_readers = Counter::default();
+        let help = "Readers that heard nothing of what there was, and were replaced by others with another client";
+        registry.register("deaf_readers", help, deaf_readers.clone());
+        Arc::new(Metrics { registry, tenants, gateway, stages, caches, spans, deaf_readers })
     }
 
     /// These tenants were published: from now on they count under their own names, as far as there is room ([`PUBLISHED_TENANTS`]). One that is gone keeps its place, since what it has counted

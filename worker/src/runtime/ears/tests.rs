@@ -88,14 +88,6 @@ impl Log for DeafLog {
     }
 }
 
-struct ManualClock(AtomicU64);
-
-impl Clock for ManualClock {
-    fn now_ms(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 struct Fixture {
     _folder: tempfile::TempDir,
     log: Arc<DeafLog>,
@@ -144,9 +136,9 @@ impl Fixture {
         waiting.recv().unwrap().unwrap();
     }
 
-    fn at_mutations(&self, offset: u64, empty_polls: u64) -> Listened {
+    fn at_mutations(&self, offset: u64, looks: u64) -> Listened {
         let at = TopicPartition::new(self.topics.mutations.clone(), 0);
-        Listened { read_to: vec![(at, offset)], empty_polls }
+        Listened { read_to: vec![(at, offset)], looks }
     }
 }
 
@@ -176,7 +168,7 @@ fn reads_on(fixture: &Fixture, desk: &Desk, send: &dyn Fn()) {
     };
     send();
     eventually("the first frame", || has_read(1));
-    let empty = || desk.listened().unwrap_or_default().empty_polls;
+    let empty = || desk.listened().unwrap_or_default().looks;
     fixture.deafen();
     // A poll that began before still hears.
     polls(&empty);
@@ -191,14 +183,13 @@ fn reads_on(fixture: &Fixture, desk: &Desk, send: &dyn Fn()) {
 #[test]
 fn only_an_owner_that_does_not_hear_what_there_is_is_told_so_once() {
     let fixture = Fixture::new();
-    let clock = Arc::new(ManualClock(AtomicU64::new(0)));
     let desks = ["unify", "reaction", "action"].map(|stage| Arc::new(Desk::new(stage, 0, Duty::Own)));
     let ears = desks.iter().map(|desk| desk.clone() as Arc<dyn Ear>).collect();
-    let watch = EarWatch { log: fixture.log.clone(), ears, clock: clock.clone(), stop: Arc::default() };
+    let metrics = Metrics::new([]);
+    let watch = EarWatch { log: fixture.log.clone(), ears, metrics: metrics.clone(), stop: Arc::default() };
     let mut hearings = vec![Hearing::default(); desks.len()];
     let mut look = |seconds: u64| {
-        clock.0.store(seconds * 1_000, Ordering::Relaxed);
-        watch.look(&mut hearings);
+        watch.look(&mut hearings, seconds * 1_000);
         desks.each_ref().map(|desk| desk.take_deaf())
     };
     fixture.send_mutations();
@@ -214,6 +205,7 @@ fn only_an_owner_that_does_not_hear_what_there_is_is_told_so_once() {
     }
     assert_eq!(look(20), [false; 3]);
     assert_eq!(look(30), [false, true, false]);
+    assert!(metrics.render().contains("millstream_deaf_readers_total 1"));
     assert_eq!(look(31), [false; 3]);
     fixture.log.is_away.store(true, Ordering::Relaxed);
     for desk in &desks {
@@ -221,6 +213,29 @@ fn only_an_owner_that_does_not_hear_what_there_is_is_told_so_once() {
     }
     assert_eq!(look(1_000), [false; 3], "what there is is not known");
     assert_eq!(look(2_000), [false; 3]);
+}
+
+#[test]
+fn a_partition_that_does_not_answer_keeps_nobody_from_hearing_the_others() {
+    let fixture = Fixture::new();
+    fixture.send_mutations();
+    let desks = ["action", "reaction"].map(|stage| Arc::new(Desk::new(stage, 0, Duty::Own)));
+    let ears = desks.iter().map(|desk| desk.clone() as Arc<dyn Ear>).collect();
+    let watch = EarWatch { log: fixture.log.clone(), ears, metrics: Metrics::new([]), stop: Arc::default() };
+    let mut hearings = vec![Hearing::default(); desks.len()];
+    let nowhere = Listened { read_to: vec![(TopicPartition::new("no such topic", 0), 0)], looks: 0 };
+    let mut look = |seconds: u64| {
+        let [action, reaction] = &desks;
+        action.note_listened(nowhere.clone());
+        reaction.note_listened(fixture.at_mutations(0, seconds));
+        watch.look(&mut hearings, seconds * 1_000);
+        [action.take_deaf(), reaction.take_deaf()]
+    };
+    for desk in &desks {
+        desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
+    }
+    assert_eq!(look(0), [false; 2]);
+    assert_eq!(look(30), [false, true]);
 }
 
 #[test]
@@ -300,7 +315,7 @@ fn a_process_hears_control_and_status_with_another_client() {
         let plan = Plan { version: Version { term: 1, number }, generation: 1, ..Plan::default() };
         Publisher::open(&*fixture.log, &fixture.topics).unwrap().publish(plan).unwrap();
     };
-    let empty = || shared.listened().unwrap_or_default().empty_polls;
+    let empty = || shared.listened().unwrap_or_default().looks;
     eventually("joining", || !shared.reports().is_empty());
     fixture.deafen();
     polls(&empty);
