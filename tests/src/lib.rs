@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod counting;
 pub mod faulty;
 pub mod freshness;
+pub mod kafka_proxy;
 pub mod load;
 pub mod pipeline;
 pub mod plan;

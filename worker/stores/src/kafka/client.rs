@@ -5,21 +5,53 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A client to read with; several readers may share one, each with partitions of its own.
 pub(super) type Reading = Arc<BaseConsumer<Quiet>>;
+
+/// As librdkafka takes it.
+pub(super) fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// Remembers that a client has lost all brokers, for whoever uses it next.
+///
+/// A broker that has just come back may answer before it is in its own picture of the cluster: then it names topics, and no broker. librdkafka believes that, lets go of all brokers, and
+/// begins anew where it is configured to, unless what begins anew is called off by the end of that very answer, which is a matter of microseconds: then it has no brokers for ever (its issue
+/// 5301). So whoever uses a client that has lost all brokers tells it again where they are ([`super::raw::add_brokers`]), which changes nothing where it knows.
+#[derive(Debug, Default)]
+pub(super) struct AllDown(AtomicBool);
+
+impl AllDown {
+    /// Notes an error of the client.
+    pub(super) fn note(&self, error: &KafkaError) -> bool {
+        let is_it = code(error) == RDKafkaErrorCode::AllBrokersDown;
+        self.0.fetch_or(is_it, Ordering::Relaxed);
+        is_it
+    }
+
+    /// Has it lost them since this was asked last?
+    pub(super) fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
 
 /// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls, but for one thing:
 /// why there is no connection (a refused password, a certificate that is not trusted) is a log line or an error event of the client, whichever it has room for,
 /// and a call says that it timed out. So the last one is kept, for the error of the call.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Quiet(Arc<Mutex<Option<String>>>);
+pub(super) struct Quiet {
+    trouble: Arc<Mutex<Option<String>>>,
+    all_down: Arc<AllDown>,
+}
 
 impl Quiet {
     /// A call has come back: how it fared decides what is kept, and an error that says nothing says why.
     pub(super) fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
-        let mut trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match (result, &*trouble) {
             (Ok(done), _) => {
                 *trouble = None;
@@ -30,8 +62,13 @@ impl Quiet {
         }
     }
 
+    /// Has the client lost all brokers since this was asked last?
+    pub(super) fn take_all_down(&self) -> bool {
+        self.all_down.take()
+    }
+
     fn keep(&self, why: &str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 }
 
@@ -48,7 +85,7 @@ impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client");
         // That all brokers are down follows from what came before, which says why.
-        if code(&error) != RDKafkaErrorCode::AllBrokersDown {
+        if !self.all_down.note(&error) {
             self.keep(reason);
         }
     }

@@ -224,7 +224,7 @@ impl Consumer for KafkaConsumer {
         self.check()?;
         if self.served.elapsed() >= SERVE_EVERY {
             self.served = Instant::now();
-            self.reader.serve();
+            self.reader.serve(&self.shared.config.bootstrap_servers);
         }
         let deadline = Instant::now() + timeout;
         let mut messages = 0;

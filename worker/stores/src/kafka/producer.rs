@@ -1,18 +1,20 @@
 //! Sending without transactions: idempotent, acknowledged by all in-sync replicas, each message's fate reported once.
 
-use super::client::{Quiet, creation, is_configuration, is_forbidden, is_missing, report};
+use super::client::{AllDown, Quiet, creation, is_configuration, is_forbidden, is_missing, report};
+use super::raw;
 use super::shared::Shared;
 use millstream_shard::log::{Acknowledge, LogError, Outgoing, Producer};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Reports the fates of messages.
-struct Reports;
+#[derive(Default)]
+struct Reports(AllDown);
 
 /// What waits for one message's fate.
 struct Waiting {
@@ -36,6 +38,7 @@ impl ClientContext for Reports {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.0.note(&error);
         Quiet::default().error(error, reason);
     }
 }
@@ -112,7 +115,8 @@ impl KafkaProducer {
 }
 
 fn connect(shared: &Shared) -> Result<ThreadedProducer<Reports>, LogError> {
-    ThreadedProducer::from_config_and_context(&shared.config.producer(), Reports).map_err(|error| creation(&error))
+    ThreadedProducer::from_config_and_context(&shared.config.producer(), Reports::default())
+        .map_err(|error| creation(&error))
 }
 
 impl Producer for KafkaProducer {
@@ -133,6 +137,9 @@ impl Producer for KafkaProducer {
         record.key = (!message.key.is_empty()).then_some(message.key);
         record.headers = headers(&message);
         let client = self.client();
+        if client.context().0.take() {
+            raw::add_brokers(client.client(), &self.shared.config.bootstrap_servers);
+        }
         if let Err((error, record)) = client.send(record) {
             let code = super::client::code(&error);
             if code == RDKafkaErrorCode::Fatal {

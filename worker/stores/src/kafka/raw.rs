@@ -1,6 +1,7 @@
 //! The few librdkafka calls that the safe API lacks. The only unsafe code of the project.
 //!
 //! - [`flush`]: the safe flush sleeps in slices of 100 ms while something is in flight, which makes a commit of 2 ms take 100 ms.
+//! - [`add_brokers`]: the safe clients take brokers only when they are made.
 //! - [`Topic`]: the safe producer looks a topic up by its name, in an allocation of its own, for every message.
 //! - [`topic_id`]: the safe admin client has no DescribeTopics.
 //! - [`Reader`]: the safe consumer hands over one message per call, in an allocation of its own, and reports the end of a partition
@@ -8,7 +9,7 @@
 
 #![allow(unsafe_code)]
 
-use super::client::Reading;
+use super::client::{Reading, milliseconds};
 use super::consumer::{Item, item};
 use millstream_shard::log::Outgoing;
 use rdkafka::client::{Client, ClientContext};
@@ -21,15 +22,17 @@ use std::time::Duration;
 
 const NO_ERROR: sys::rd_kafka_resp_err_t = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
 
-fn milliseconds(duration: Duration) -> i32 {
-    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
-}
-
 /// Waits until the producer has nothing in flight, sending at once what lingers. Failed messages count as in flight until they are polled.
 pub(super) fn flush<C: ClientContext>(client: &Client<C>, wait: Duration) -> bool {
     // SAFETY: the client lives as long as the borrow, and rd_kafka_flush may be called from any thread.
-    let code = unsafe { sys::rd_kafka_flush(client.native_ptr(), milliseconds(wait)) };
-    code == NO_ERROR
+    unsafe { sys::rd_kafka_flush(client.native_ptr(), milliseconds(wait)) == NO_ERROR }
+}
+
+/// These brokers, `host:port` with commas between, are where the client may begin, unless it knows them already.
+pub(super) fn add_brokers<C: ClientContext>(client: &Client<C>, servers: &str) {
+    let servers = CString::new(servers).unwrap_or_default();
+    // SAFETY: the client lives as long as the borrow and copies the list, and brokers may be added from any thread.
+    unsafe { sys::rd_kafka_brokers_add(client.native_ptr(), servers.as_ptr()) };
 }
 
 /// A topic of one producer.
@@ -106,14 +109,8 @@ fn native_headers(headers: &[(&str, &str)]) -> *mut sys::rd_kafka_headers_t {
     unsafe {
         let native = sys::rd_kafka_headers_new(headers.len());
         for (name, value) in headers {
-            let (name, value) = (name.as_bytes(), value.as_bytes());
-            sys::rd_kafka_header_add(
-                native,
-                name.as_ptr().cast(),
-                name.len() as isize,
-                value.as_ptr().cast(),
-                value.len() as isize,
-            );
+            let (name_len, value_len) = (name.len() as isize, value.len() as isize);
+            sys::rd_kafka_header_add(native, name.as_ptr().cast(), name_len, value.as_ptr().cast(), value_len);
         }
         native
     }
@@ -201,9 +198,12 @@ impl Reader {
         Reader { queue, sources: Vec::new(), batch: Vec::new(), with_headers, consumer }
     }
 
-    /// Serves the client's events: logs and errors go to its context.
-    pub(super) fn serve(&self) {
+    /// Serves the client's events: logs and errors go to its context. One that has lost all brokers is told where they are.
+    pub(super) fn serve(&self, servers: &str) {
         while self.consumer.poll(Duration::ZERO).is_some() {}
+        if self.consumer.context().take_all_down() {
+            add_brokers(self.consumer.client(), servers);
+        }
     }
 
     /// Starts to read a partition; its index is the number of those started before.

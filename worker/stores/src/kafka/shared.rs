@@ -7,6 +7,7 @@ use super::raw;
 use super::topics::{self, new_topic};
 use millstream_shard::log::{Deletes, Ends, LogError, TopicPartition, TopicSpec, View};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
+use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -91,10 +92,18 @@ impl Shared {
     /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like
     /// nothing; it reads nothing, so that events are all there is.
     fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
+        if result.is_err() {
+            self.remind(self.queries.client());
+        }
         for _ in 0..EVENTS {
             drop(self.queries.poll(Duration::ZERO));
         }
         self.quiet.explain(result)
+    }
+
+    /// A client that gets no answer may have lost all brokers for good, see [`AllDown`](super::client::AllDown).
+    fn remind(&self, client: &Client<Quiet>) {
+        raw::add_brokers(client, &self.config.bootstrap_servers);
     }
 
     /// The number of brokers that are there.
@@ -209,6 +218,7 @@ impl Shared {
             if left() <= METADATA_BACKOFF {
                 return Err(LogError::Unavailable(error.to_string()));
             }
+            self.remind(client.client());
             let topics: BTreeSet<&str> = of.iter().map(|at| &*at.topic).collect();
             for topic in topics {
                 refresh(client, topic, left().min(ANSWERS_WITHIN))?;
@@ -237,6 +247,7 @@ impl Shared {
         let metadata = self.admin.inner().fetch_metadata(Some(PROBE), wait);
         if let Err(error) = metadata {
             tracing::debug!(%error, "no metadata for the admin client");
+            self.remind(self.admin.inner());
         }
     }
 
