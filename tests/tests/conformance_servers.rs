@@ -2,19 +2,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream_shard::documents::DocumentStore;
-use millstream_shard::log::{Log, LogError, Outgoing, Retention, Start, TopicPartition};
+use millstream_shard::log::{Log, LogError, Outgoing, Retention, TopicPartition};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::mongo::{MongoConfig, MongoDocuments};
-use millstream_tests::conformance::{documents, eventually, noise, reader, unique};
-use millstream_tests::kafka_proxy::KafkaProxy;
+use millstream_tests::conformance::{documents, noise, reader, unique};
 use millstream_tests::servers::{Kafka, Mongo};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 struct OnKafka(&'static Kafka);
 
@@ -419,67 +417,4 @@ fn a_transaction_of_more_than_its_topic_takes_at_once_is_sent_in_several_request
         producer.send(Outgoing { topic, partition: 0, key, payload: &payload, headers }).unwrap();
     }
     producer.commit().unwrap();
-}
-
-/// As it happens after a broker was away: it answers before it is in its own picture of the cluster, and whoever asks in that moment is told of topics, but of no broker at all. With many
-/// partitions in that answer, the client is long enough at it to lose all brokers for good.
-#[test]
-fn clients_that_were_told_that_there_is_no_broker_find_the_brokers_again() {
-    let kafka = Kafka::shared().unwrap();
-    let upstream = kafka.bootstrap().rsplit_once(':').unwrap().1.parse().unwrap();
-    let proxy = KafkaProxy::start(upstream).unwrap();
-    let bootstrap_servers = format!("127.0.0.1:{}", proxy.port);
-    let log: Arc<dyn Log> = Arc::new(
-        KafkaLog::new(KafkaConfig { bootstrap_servers, request_timeout_ms: 1_000, ..kafka.config() }).unwrap(),
-    );
-    let topic = reader::topic(&log, "nobody", 300);
-    let at = TopicPartition::new(topic.as_str(), 0);
-    let producer = log.producer().unwrap();
-    let send = || {
-        let (done, waiting) = channel();
-        let outgoing = Outgoing { topic: &topic, partition: 0, key: b"k", payload: b"v", headers: &[] };
-        producer.send(outgoing, Box::new(move |sent| drop(done.send(sent))));
-        waiting
-    };
-    let mut reader = log.bulk_consumer(&[(at.clone(), Start::Earliest)]).unwrap();
-    let mut sent = send();
-    let mut sends = || match sent.try_recv() {
-        Ok(fate) => {
-            sent = send();
-            fate.is_ok()
-        }
-        Err(_) => false,
-    };
-    let mut reads = || {
-        let mut count = 0;
-        reader.poll(10, Duration::from_millis(10), &mut |_| count += 1).unwrap();
-        if count > 0 {
-            drop(send());
-        }
-        count > 0
-    };
-    let clients: [(&str, usize, &mut dyn FnMut() -> bool); 5] = [
-        ("that asks what readers see", 0, &mut || log.bounds(&at).is_ok()),
-        ("that asks for all ends", 0, &mut || log.ends(std::slice::from_ref(&at)).is_ok()),
-        ("that administers", 0, &mut || log.topic_id(&topic).is_ok()),
-        ("that sends", 10, &mut sends),
-        ("that reads", 10, &mut reads),
-    ];
-    for (client, refusals, works) in clients {
-        eventually(&format!("the client {client} at first"), || works().then_some(()));
-        for round in 0..if refusals > 0 { 5 } else { 2 } {
-            proxy.go_away();
-            eventually("it tries to come back", || {
-                let _ = refusals > 0 && works();
-                (proxy.refused() >= refusals).then_some(())
-            });
-            proxy.name_nobody();
-            eventually(&format!("the client {client} asks"), || {
-                works();
-                (proxy.told() > 0).then_some(())
-            });
-            proxy.name_itself();
-            eventually(&format!("the client {client} after {round} times"), || works().then_some(()));
-        }
-    }
 }

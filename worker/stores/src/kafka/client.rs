@@ -17,26 +17,13 @@ pub(super) fn milliseconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
 }
 
-/// Remembers that a client has lost all brokers, for whoever uses it next.
+/// Has the client lost all brokers?
 ///
 /// A broker that has just come back may answer before it is in its own picture of the cluster: then it names topics, and no broker. librdkafka believes that, lets go of all brokers, and
 /// begins anew where it is configured to, unless what begins anew is called off by the end of that very answer, which is a matter of microseconds: then it has no brokers for ever (its issue
-/// 5301). So whoever uses a client that has lost all brokers tells it again where they are ([`super::raw::add_brokers`]), which changes nothing where it knows.
-#[derive(Debug, Default)]
-pub(super) struct AllDown(AtomicBool);
-
-impl AllDown {
-    /// Notes an error of the client.
-    pub(super) fn note(&self, error: &KafkaError) -> bool {
-        let is_it = code(error) == RDKafkaErrorCode::AllBrokersDown;
-        self.0.fetch_or(is_it, Ordering::Relaxed);
-        is_it
-    }
-
-    /// Has it lost them since this was asked last?
-    pub(super) fn take(&self) -> bool {
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
-    }
+/// 5301). So a client that has lost all brokers is told again where they are ([`super::raw::add_brokers`]), which changes nothing where it knows.
+pub(super) fn is_all_down(error: &KafkaError) -> bool {
+    code(error) == RDKafkaErrorCode::AllBrokersDown
 }
 
 /// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls, but for one thing:
@@ -45,7 +32,7 @@ impl AllDown {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quiet {
     trouble: Arc<Mutex<Option<String>>>,
-    all_down: Arc<AllDown>,
+    has_lost_all: Arc<AtomicBool>,
 }
 
 impl Quiet {
@@ -63,8 +50,8 @@ impl Quiet {
     }
 
     /// Has the client lost all brokers since this was asked last?
-    pub(super) fn take_all_down(&self) -> bool {
-        self.all_down.take()
+    pub(super) fn take_lost_all(&self) -> bool {
+        self.has_lost_all.swap(false, Ordering::Relaxed)
     }
 
     fn keep(&self, why: &str) {
@@ -85,7 +72,9 @@ impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client");
         // That all brokers are down follows from what came before, which says why.
-        if !self.all_down.note(&error) {
+        if is_all_down(&error) {
+            self.has_lost_all.store(true, Ordering::Relaxed);
+        } else {
             self.keep(reason);
         }
     }

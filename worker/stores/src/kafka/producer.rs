@@ -1,6 +1,6 @@
 //! Sending without transactions: idempotent, acknowledged by all in-sync replicas, each message's fate reported once.
 
-use super::client::{AllDown, Quiet, creation, is_configuration, is_forbidden, is_missing, report};
+use super::client::{Quiet, creation, is_all_down, is_configuration, is_forbidden, is_missing, report};
 use super::raw;
 use super::shared::Shared;
 use millstream_shard::log::{Acknowledge, LogError, Outgoing, Producer};
@@ -9,12 +9,28 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-/// Reports the fates of messages.
-#[derive(Default)]
-struct Reports(AllDown);
+/// Reports the fates of messages, and reminds its client of the brokers when it has lost all.
+struct Reports {
+    servers: String,
+    client: OnceLock<Weak<ThreadedProducer<Reports>>>,
+}
+
+impl Reports {
+    /// In a thread of its own: who calls is the client's, and must not be the last to let go of it.
+    fn remind(&self) {
+        let Some(client) = self.client.get().cloned() else { return };
+        let servers = self.servers.clone();
+        let remind = move || {
+            client.upgrade().into_iter().for_each(|client| raw::add_brokers(client.client(), &servers));
+        };
+        if let Err(error) = std::thread::Builder::new().name("brokers".into()).spawn(remind) {
+            tracing::warn!(%error, "cannot start a thread");
+        }
+    }
+}
 
 /// What waits for one message's fate.
 struct Waiting {
@@ -38,7 +54,9 @@ impl ClientContext for Reports {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.note(&error);
+        if is_all_down(&error) {
+            self.remind();
+        }
         Quiet::default().error(error, reason);
     }
 }
@@ -94,7 +112,7 @@ const METADATA_WAIT: Duration = Duration::from_secs(1);
 
 impl KafkaProducer {
     pub(super) fn new(shared: Arc<Shared>) -> Result<KafkaProducer, LogError> {
-        let client = RwLock::new(Arc::new(connect(&shared)?));
+        let client = RwLock::new(connect(&shared)?);
         Ok(KafkaProducer { shared, client })
     }
 
@@ -107,16 +125,19 @@ impl KafkaProducer {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&client, dead) {
             match connect(&self.shared) {
-                Ok(new) => *client = Arc::new(new),
+                Ok(new) => *client = new,
                 Err(error) => tracing::warn!(%error, "cannot renew the producer"),
             }
         }
     }
 }
 
-fn connect(shared: &Shared) -> Result<ThreadedProducer<Reports>, LogError> {
-    ThreadedProducer::from_config_and_context(&shared.config.producer(), Reports::default())
-        .map_err(|error| creation(&error))
+fn connect(shared: &Shared) -> Result<Arc<ThreadedProducer<Reports>>, LogError> {
+    let reports = Reports { servers: shared.config.bootstrap_servers.clone(), client: OnceLock::new() };
+    let client = ThreadedProducer::from_config_and_context(&shared.config.producer(), reports);
+    let client = Arc::new(client.map_err(|error| creation(&error))?);
+    let _ = client.context().client.set(Arc::downgrade(&client));
+    Ok(client)
 }
 
 impl Producer for KafkaProducer {
@@ -137,9 +158,6 @@ impl Producer for KafkaProducer {
         record.key = (!message.key.is_empty()).then_some(message.key);
         record.headers = headers(&message);
         let client = self.client();
-        if client.context().0.take() {
-            raw::add_brokers(client.client(), &self.shared.config.bootstrap_servers);
-        }
         if let Err((error, record)) = client.send(record) {
             let code = super::client::code(&error);
             if code == RDKafkaErrorCode::Fatal {

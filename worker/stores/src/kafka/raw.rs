@@ -201,7 +201,7 @@ impl Reader {
     /// Serves the client's events: logs and errors go to its context. One that has lost all brokers is told where they are.
     pub(super) fn serve(&self, servers: &str) {
         while self.consumer.poll(Duration::ZERO).is_some() {}
-        if self.consumer.context().take_all_down() {
+        if self.consumer.context().take_lost_all() {
             add_brokers(self.consumer.client(), servers);
         }
     }

@@ -101,7 +101,7 @@ impl Shared {
         self.quiet.explain(result)
     }
 
-    /// A client that gets no answer may have lost all brokers for good, see [`AllDown`](super::client::AllDown).
+    /// A client that gets no answer may have lost all brokers for good, see [`is_all_down`](super::client::is_all_down).
     fn remind(&self, client: &Client<Quiet>) {
         raw::add_brokers(client, &self.config.bootstrap_servers);
     }
