@@ -76,12 +76,16 @@ names! {
         AppendTimeBack,
         /// What was read and processed is deleted from an input.
         InputTrimmed,
-        /// Control or status come late.
+        /// A report comes late, perhaps after newer ones.
         GossipDelayed,
-        /// Control or status come twice.
+        /// A report comes twice.
         GossipRepeated,
-        /// Control or status are lost.
+        /// A report is lost.
         GossipLost,
+        /// A plan comes late for some of its readers.
+        PlanDelayed,
+        /// A plan comes once more, perhaps after newer ones.
+        PlanRepeated,
         /// A crash loses the newest writes of a local store.
         WritesLost,
         /// A crash loses nothing that a local store was given.

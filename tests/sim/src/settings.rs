@@ -57,7 +57,7 @@ pub enum Gap {
 }
 
 /// Faults of calls: with how much chance they are in a run, and then how often.
-const OF_CALLS: [(Fault, u64, u32); 23] = [
+const OF_CALLS: [(Fault, u64, u32); 25] = [
     (Fault::CommitUnknownHappened, 2, 400),
     (Fault::CommitUnknownLost, 2, 400),
     (Fault::CommitUnknownLater, 2, 600),
@@ -77,6 +77,8 @@ const OF_CALLS: [(Fault, u64, u32); 23] = [
     (Fault::GossipDelayed, 2, 1_500),
     (Fault::GossipRepeated, 2, 1_000),
     (Fault::GossipLost, 2, 1_000),
+    (Fault::PlanDelayed, 2, 200),
+    (Fault::PlanRepeated, 2, 4_000),
     (Fault::FilesTorn, 3, 2_000),
     (Fault::DiskFailed, 4, 30),
     (Fault::RecordRepeated, 2, 800),

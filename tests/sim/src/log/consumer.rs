@@ -2,6 +2,7 @@
 
 use super::broker::Broker;
 use super::client::SimLog;
+use super::transactional::is_control;
 use crate::counts::Fault;
 use millstream_shard::log::{Consumer, LogError, Message, Start, TopicPartition};
 use std::sync::Arc;
@@ -11,6 +12,8 @@ struct Assigned {
     at: TopicPartition,
     index: usize,
     next: u64,
+    /// Nothing is heard before, microseconds of the simulation.
+    late_until_us: u64,
 }
 
 /// A message that was fetched, to be handed over without holding a lock.
@@ -42,14 +45,14 @@ impl SimConsumer {
                 Start::Latest => partition.end(),
                 Start::At(offset) => *offset,
             };
-            assigned.push(Assigned { at: at.clone(), index, next });
+            assigned.push(Assigned { at: at.clone(), index, next, late_until_us: 0 });
         }
         drop(broker);
         Ok(SimConsumer { log, assigned, turn: 0 })
     }
 
     /// What is there, up to `max` messages; past control records and aborted data.
-    fn fetch(&mut self, broker: &Broker, max: usize) -> Result<Vec<Fetched>, LogError> {
+    fn fetch(&mut self, broker: &Broker, max: usize, now_us: u64) -> Result<Vec<Fetched>, LogError> {
         let mut fetched = Vec::new();
         let count = self.assigned.len();
         for place in 0..count {
@@ -72,7 +75,7 @@ impl SimConsumer {
                 }
                 continue;
             }
-            while assigned.next < partition.end() && fetched.len() < max {
+            while assigned.next < partition.end() && fetched.len() < max && assigned.late_until_us <= now_us {
                 let offset = assigned.next;
                 let entry = &partition.entries[offset as usize];
                 assigned.next += 1;
@@ -93,11 +96,17 @@ impl SimConsumer {
         let Some(world) = self.log.shared.world.clone() else { return Ok(Vec::new()) };
         world.step("poll");
         let until_us = world.now_us() + timeout.as_micros() as u64;
+        if self.assigned.iter().any(|it| is_control(&it.at.topic)) && self.log.happens(Fault::PlanDelayed) {
+            let late_until_us = world.now_us() + world.draw(|rng| rng.between(100_000, 6_000_000));
+            let control = self.assigned.iter_mut().filter(|it| is_control(&it.at.topic));
+            control.for_each(|it| it.late_until_us = late_until_us);
+        }
         loop {
             let max = if max > 1 { world.draw(|rng| if rng.one_in(8) { 1 } else { max }) } else { max };
             let shared = self.log.shared.clone();
             let broker = shared.lock();
-            let fetched = if self.log.happens(Fault::PollEmpty) { Vec::new() } else { self.fetch(&broker, max)? };
+            let fetched =
+                if self.log.happens(Fault::PollEmpty) { Vec::new() } else { self.fetch(&broker, max, world.now_us())? };
             drop(broker);
             if !fetched.is_empty() || world.now_us() >= until_us || self.log.is_dead() {
                 return Ok(fetched);
@@ -116,7 +125,7 @@ impl SimConsumer {
         let (begin, shared) = (Instant::now(), self.log.shared.clone());
         let mut broker = shared.lock();
         loop {
-            let fetched = self.fetch(&broker, max)?;
+            let fetched = self.fetch(&broker, max, 0)?;
             let left = timeout.saturating_sub(begin.elapsed());
             if !fetched.is_empty() || left.is_zero() {
                 return Ok(fetched);

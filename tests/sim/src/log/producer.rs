@@ -1,7 +1,7 @@
 //! Sending without transactions.
 //!
-//! Messages are on their way for a while. Those of one producer to one partition arrive in the order in which they were sent. Not so `control` and `status`: what is said there
-//! must be understood in any order, and also when some of it comes twice or never.
+//! Messages are on their way for a while. Those of one producer to one partition arrive in the order in which they were sent. Not so `status`: what is said there
+//! must be understood in any order, and also when some of it comes twice or never. (What is said in `control` is sent in transactions, see there.)
 
 use super::client::{Shared, SimLog};
 use crate::counts::Fault;
@@ -79,7 +79,7 @@ impl SimProducer {
         }
     }
 
-    /// On `control` and `status`.
+    /// On `status`.
     fn gossip(&self, world: &World, parcel: Parcel, acknowledge: Acknowledge) {
         let now_us = world.now_us();
         let delay_us = if world.happens(Fault::GossipDelayed) {
@@ -126,5 +126,5 @@ impl Producer for SimProducer {
 }
 
 fn is_gossip(topic: &str) -> bool {
-    topic.ends_with(".control") || topic.ends_with(".status")
+    topic.ends_with(".status")
 }

@@ -18,6 +18,8 @@ pub(super) struct SimTransactional {
     spent: bool,
     /// A connection was lost since a commit.
     doubt: bool,
+    /// What the open transaction says in `control`: partition, key, payload.
+    plans: Vec<(usize, Vec<u8>, Vec<u8>)>,
 }
 
 fn unknown(why: &str) -> LogError {
@@ -26,7 +28,7 @@ fn unknown(why: &str) -> LogError {
 
 impl SimTransactional {
     pub(super) fn new(log: SimLog, session: usize) -> SimTransactional {
-        SimTransactional { log, session, begun: false, spent: false, doubt: false }
+        SimTransactional { log, session, begun: false, spent: false, doubt: false, plans: Vec::new() }
     }
 
     fn guarded<T>(&mut self, work: impl FnOnce(&mut SimTransactional) -> Result<T, LogError>) -> Result<T, LogError> {
@@ -54,6 +56,9 @@ impl SimTransactional {
     fn add(&mut self, message: &Outgoing<'_>) -> Result<(), LogError> {
         let shared = self.log.shared.clone();
         let index = shared.lock().admit(message)?;
+        if is_control(message.topic) {
+            self.plans.push((index, message.key.to_vec(), message.payload.to_vec()));
+        }
         if let Some(world) = &shared.world {
             world.step("send");
             while shared.lock().is_landing(self.session) {
@@ -127,6 +132,21 @@ impl SimTransactional {
         Ok(())
     }
 
+    /// What was published may come once more, when newer plans are there.
+    fn repeat_plans(&mut self) {
+        let shared = &self.log.shared;
+        let Some(world) = &shared.world else { return };
+        for (index, key, payload) in self.plans.drain(..) {
+            if world.happens(Fault::PlanRepeated) {
+                let (shared, again_us) = (shared.clone(), world.draw(|rng| rng.below(8_000_000)));
+                world.after(again_us, move |world| {
+                    let now_ms = world.true_ms();
+                    shared.with(|broker| broker.append_plain(index, &key.into(), &payload.into(), now_ms));
+                });
+            }
+        }
+    }
+
     fn end_outside(&mut self, commit: bool) -> Result<(), LogError> {
         let shared = self.log.shared.clone();
         let now_ms = shared.now_ms();
@@ -139,6 +159,11 @@ impl SimTransactional {
         });
         ended.map(drop).map_err(|_| self.fenced())
     }
+}
+
+/// Is this where plans are?
+pub(super) fn is_control(topic: &str) -> bool {
+    topic.ends_with(".control")
 }
 
 /// The markers land, one here, one there.
@@ -202,6 +227,7 @@ impl Transactional for SimTransactional {
                 return Err(client.fenced());
             }
             client.begun = true;
+            client.plans.clear();
             Ok(())
         })
     }
@@ -220,7 +246,9 @@ impl Transactional for SimTransactional {
             if !std::mem::take(&mut client.begun) {
                 return Err(unknown("no transaction was begun"));
             }
-            client.end(true)
+            client.end(true)?;
+            client.repeat_plans();
+            Ok(())
         })
     }
 
