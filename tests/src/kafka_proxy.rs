@@ -56,10 +56,13 @@ impl KafkaProxy {
         std::thread::spawn(move || {
             for (number, client) in listener.incoming().flatten().enumerate() {
                 let state = state.clone();
-                if lock(&state).mode == Mode::IsAway {
-                    lock(&state).refused += 1;
+                let mut now = lock(&state);
+                if now.mode == Mode::IsAway {
+                    now.refused += 1;
                     continue;
                 }
+                now.open.extend(client.try_clone());
+                drop(now);
                 std::thread::spawn(move || {
                     let passed = pass(&client, (upstream, port), number, &state);
                     let _ = client.shutdown(Shutdown::Both);
@@ -119,7 +122,6 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N]> {
 
 /// Passes a connection on, in both directions, until one end closes.
 fn pass(client: &TcpStream, (upstream, port): (u16, u16), number: usize, state: &Arc<Mutex<State>>) -> Result<()> {
-    lock(state).open.push(client.try_clone()?);
     let server = TcpStream::connect(("127.0.0.1", upstream))?;
     let asked: Arc<Mutex<HashMap<[u8; 4], i16>>> = Arc::default();
     let (mut requests, mut to_server, known) = (client.try_clone()?, server.try_clone()?, asked.clone());

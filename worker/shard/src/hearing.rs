@@ -78,6 +78,11 @@ impl Hearing {
         self.look(heard, visible.as_deref(), now_ms)
     }
 
+    /// Another reader begins: what the one before waited for says nothing, but how often it was in vain.
+    pub fn begin(&mut self) {
+        self.0.values_mut().for_each(|waits| waits.since = None);
+    }
+
     /// The first partition that the reader does not hear, when readers see up to here now, in the order of `heard`; `None`: the log did not say. Who is told opens it anew.
     pub fn look(&mut self, heard: &Listened, visible: Option<&[u64]>, now_ms: u64) -> Option<Deaf> {
         for (at, waits) in &mut self.0 {
@@ -185,6 +190,8 @@ mod tests {
         assert!(!is_deaf(&mut hearing, &heard(4, 0), 11, 31));
         // It reads nothing for a while.
         assert_eq!(hearing.look(&Listened::default(), Some(&[]), 40_000), None);
+        assert!(!is_deaf(&mut hearing, &heard(10, 0), 11, 41));
+        hearing.begin();
         assert!(!is_deaf(&mut hearing, &heard(10, 9), 11, 50));
         assert!(!is_deaf(&mut hearing, &heard(10, 99), 11, 109), "it was opened anew once, in vain");
         assert!(is_deaf(&mut hearing, &heard(10, 99), 11, 110));

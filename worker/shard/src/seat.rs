@@ -211,7 +211,8 @@ impl<S: Stage> Seat<S> {
         }
     }
 
-    fn open(&self, store: Arc<dyn StateStore>) -> Result<Box<Standby>, ShardError> {
+    fn open(&mut self, store: Arc<dyn StateStore>) -> Result<Box<Standby>, ShardError> {
+        self.hearing.begin();
         let Parts { name, shard, environment, .. } = &self.parts;
         Standby::open(name, *shard, environment.clone(), store).map(Box::new)
     }

@@ -47,13 +47,12 @@ impl EarWatch {
             let mut hearings = vec![Hearing::default(); self.ears.len()];
             let began = Instant::now();
             while !self.stop.wait(EVERY) {
-                let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                self.look(&mut hearings, now_ms);
+                self.look(&mut hearings, &|| u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
             }
         })
     }
 
-    fn look(&self, hearings: &mut [Hearing], now_ms: u64) {
+    fn look(&self, hearings: &mut [Hearing], now_ms: &dyn Fn() -> u64) {
         let heard: Vec<Listened> = self.ears.iter().map(|ear| ear.listened().unwrap_or_default()).collect();
         let all: BTreeSet<&TopicPartition> = heard.iter().flat_map(|it| &it.read_to).map(|(at, _)| at).collect();
         let all = self.visible(&all.into_iter().cloned().collect::<Vec<_>>());
@@ -67,7 +66,8 @@ impl EarWatch {
             };
             let visible: Option<Vec<u64>> =
                 visible.and_then(|ends| of.iter().map(|at| ends.get(at).copied()).collect());
-            if let Some(deaf) = hearing.look(heard, visible.as_deref(), now_ms) {
+            // After the answer, which may have taken long: what was seen first then has not waited for longer.
+            if let Some(deaf) = hearing.look(heard, visible.as_deref(), now_ms()) {
                 tracing::warn!(who = ear.name(), why = %deaf, "it is read with another client");
                 self.metrics.deaf_readers.inc();
                 ear.read_anew();

@@ -189,7 +189,7 @@ fn only_an_owner_that_does_not_hear_what_there_is_is_told_so_once() {
     let watch = EarWatch { log: fixture.log.clone(), ears, metrics: metrics.clone(), stop: Arc::default() };
     let mut hearings = vec![Hearing::default(); desks.len()];
     let mut look = |seconds: u64| {
-        watch.look(&mut hearings, seconds * 1_000);
+        watch.look(&mut hearings, &|| seconds * 1_000);
         desks.each_ref().map(|desk| desk.take_deaf())
     };
     fixture.send_mutations();
@@ -228,7 +228,7 @@ fn a_partition_that_does_not_answer_keeps_nobody_from_hearing_the_others() {
         let [action, reaction] = &desks;
         action.note_listened(nowhere.clone());
         reaction.note_listened(fixture.at_mutations(0, seconds));
-        watch.look(&mut hearings, seconds * 1_000);
+        watch.look(&mut hearings, &|| seconds * 1_000);
         [action.take_deaf(), reaction.take_deaf()]
     };
     for desk in &desks {

@@ -7,7 +7,10 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Events of a client that may have come since it was polled last: some of each broker that is away.
+pub(super) const EVENTS: usize = 32;
 
 /// A client to read with; several readers may share one, each with partitions of its own.
 pub(super) type Reading = Arc<BaseConsumer<Quiet>>;
@@ -18,12 +21,47 @@ pub(super) fn milliseconds(duration: Duration) -> i32 {
 }
 
 /// Has the client lost all brokers?
+pub(super) fn is_all_down(error: &KafkaError) -> bool {
+    code(error) == RDKafkaErrorCode::AllBrokersDown
+}
+
+/// When a client is told again where the brokers are.
 ///
 /// A broker that has just come back may answer before it is in its own picture of the cluster: then it names topics, and no broker. librdkafka believes that, lets go of all brokers, and
 /// begins anew where it is configured to, unless what begins anew is called off by the end of that very answer, which is a matter of microseconds: then it has no brokers for ever (its issue
-/// 5301). So a client that has lost all brokers is told again where they are ([`super::raw::add_brokers`]), which changes nothing where it knows.
-pub(super) fn is_all_down(error: &KafkaError) -> bool {
-    code(error) == RDKafkaErrorCode::AllBrokersDown
+/// 5301). So a client that has lost all brokers, or gets no answer, is told again where they are ([`super::raw::add_brokers`]).
+///
+/// Not more often than every [`REMIND_EVERY`]: librdkafka keeps every list that it is given, and goes through all of them each time it begins anew.
+#[derive(Debug, Default)]
+pub(super) struct Reminder {
+    has_lost_all: AtomicBool,
+    reminded: Mutex<Option<Instant>>,
+}
+
+/// How long a client is left to itself after it was told where the brokers are.
+pub(super) const REMIND_EVERY: Duration = Duration::from_secs(10);
+
+impl Reminder {
+    /// The client has lost all brokers: it is to be told, as soon as it may be.
+    pub(super) fn lost_all(&self) {
+        self.has_lost_all.store(true, Ordering::Relaxed);
+    }
+
+    /// Is it to be told now? Whoever asks tells it.
+    pub(super) fn take(&self) -> bool {
+        self.has_lost_all.load(Ordering::Relaxed) && self.may()
+    }
+
+    /// May it be told now? Whoever asks tells it.
+    pub(super) fn may(&self) -> bool {
+        let mut reminded = self.reminded.lock().unwrap_or_else(PoisonError::into_inner);
+        if reminded.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
+            return false;
+        }
+        *reminded = Some(Instant::now());
+        self.has_lost_all.store(false, Ordering::Relaxed);
+        true
+    }
 }
 
 /// A client whose log lines and errors go to our log. librdkafka retries on its own; what matters comes back from the calls, but for one thing:
@@ -32,7 +70,7 @@ pub(super) fn is_all_down(error: &KafkaError) -> bool {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quiet {
     trouble: Arc<Mutex<Option<String>>>,
-    has_lost_all: Arc<AtomicBool>,
+    reminder: Arc<Reminder>,
 }
 
 impl Quiet {
@@ -49,9 +87,9 @@ impl Quiet {
         }
     }
 
-    /// Has the client lost all brokers since this was asked last?
-    pub(super) fn take_lost_all(&self) -> bool {
-        self.has_lost_all.swap(false, Ordering::Relaxed)
+    /// When the client is told again where the brokers are.
+    pub(super) fn reminder(&self) -> &Reminder {
+        &self.reminder
     }
 
     fn keep(&self, why: &str) {
@@ -73,7 +111,7 @@ impl ClientContext for Quiet {
         tracing::debug!(%error, reason, "kafka client");
         // That all brokers are down follows from what came before, which says why.
         if is_all_down(&error) {
-            self.has_lost_all.store(true, Ordering::Relaxed);
+            self.reminder.lost_all();
         } else {
             self.keep(reason);
         }

@@ -4,10 +4,11 @@
 //! comes as an event with the last stable offset that the reader reached; it moves positions past control records and aborted data.
 
 use super::bulk::Share;
-use super::client::{Reading, about, is_configuration, is_forbidden, is_missing};
+use super::client::{EVENTS, Reading, about, is_configuration, is_forbidden, is_missing};
 use super::raw::{self, Reader, Source};
 use super::shared::Shared;
 use millstream_shard::log::{Consumer, EachRead, LogError, Message, Start, TopicPartition, View, Whole};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use std::ops::Range;
@@ -109,6 +110,17 @@ impl KafkaConsumer {
             Item::Error { assignment: Some(assignment), code } if is_final(code) => *fault = Some((assignment, code)),
             Item::Error { code, .. } => tracing::debug!(%code, "kafka reader"),
         })
+    }
+
+    /// Serves the client's events: logs and errors go to its context. One that has lost all brokers is told where they are.
+    fn serve(&self) {
+        let client = &self.reader.consumer;
+        for _ in 0..EVENTS {
+            drop(client.poll(Duration::ZERO));
+        }
+        if client.context().reminder().take() {
+            raw::add_brokers(client.client(), &self.shared.config.bootstrap_servers);
+        }
     }
 
     fn check(&self) -> Result<(), LogError> {
@@ -224,7 +236,7 @@ impl Consumer for KafkaConsumer {
         self.check()?;
         if self.served.elapsed() >= SERVE_EVERY {
             self.served = Instant::now();
-            self.reader.serve(&self.shared.config.bootstrap_servers);
+            self.serve();
         }
         let deadline = Instant::now() + timeout;
         let mut messages = 0;

@@ -1,6 +1,8 @@
 //! Sending without transactions: idempotent, acknowledged by all in-sync replicas, each message's fate reported once.
 
-use super::client::{Quiet, creation, is_all_down, is_configuration, is_forbidden, is_missing, report};
+use super::client::{
+    Quiet, REMIND_EVERY, Reminder, creation, is_all_down, is_configuration, is_forbidden, is_missing, report,
+};
 use super::raw;
 use super::shared::Shared;
 use millstream_shard::log::{Acknowledge, LogError, Outgoing, Producer};
@@ -9,6 +11,7 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -16,18 +19,34 @@ use std::time::Duration;
 struct Reports {
     servers: String,
     client: OnceLock<Weak<ThreadedProducer<Reports>>>,
+    reminder: Reminder,
+    /// A thread is about to remind it.
+    is_pending: AtomicBool,
 }
 
 impl Reports {
-    /// In a thread of its own: who calls is the client's, and must not be the last to let go of it.
-    fn remind(&self) {
+    /// In a thread of its own: who calls is the client's, and must not be the last to let go of it. There is one at a time.
+    fn lost_all(&self) {
+        self.reminder.lost_all();
         let Some(client) = self.client.get().cloned() else { return };
-        let servers = self.servers.clone();
+        if self.is_pending.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let remind = move || {
-            client.upgrade().into_iter().for_each(|client| raw::add_brokers(client.client(), &servers));
+            while let Some(client) = client.upgrade() {
+                let reports = client.context();
+                if reports.reminder.take() {
+                    raw::add_brokers(client.client(), &reports.servers);
+                    reports.is_pending.store(false, Ordering::Relaxed);
+                    return;
+                }
+                drop(client);
+                std::thread::sleep(REMIND_EVERY / 10);
+            }
         };
         if let Err(error) = std::thread::Builder::new().name("brokers".into()).spawn(remind) {
             tracing::warn!(%error, "cannot start a thread");
+            self.is_pending.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -55,7 +74,7 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if is_all_down(&error) {
-            self.remind();
+            self.lost_all();
         }
         Quiet::default().error(error, reason);
     }
@@ -67,7 +86,13 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, waiting: Box<Waiting>) {
         let fate = match result {
             Ok(message) => Ok(u64::try_from(message.offset()).unwrap_or(0)),
-            Err((error, _)) => Err(fate(super::client::code(error), &waiting.topic, waiting.size)),
+            Err((error, _)) => {
+                let code = super::client::code(error);
+                if code == RDKafkaErrorCode::MessageTimedOut {
+                    self.lost_all();
+                }
+                Err(fate(code, &waiting.topic, waiting.size))
+            }
         };
         waiting.decide(fate);
     }
@@ -133,7 +158,9 @@ impl KafkaProducer {
 }
 
 fn connect(shared: &Shared) -> Result<Arc<ThreadedProducer<Reports>>, LogError> {
-    let reports = Reports { servers: shared.config.bootstrap_servers.clone(), client: OnceLock::new() };
+    let servers = shared.config.bootstrap_servers.clone();
+    let (client, reminder, is_pending) = (OnceLock::new(), Reminder::default(), AtomicBool::new(false));
+    let reports = Reports { servers, client, reminder, is_pending };
     let client = ThreadedProducer::from_config_and_context(&shared.config.producer(), reports);
     let client = Arc::new(client.map_err(|error| creation(&error))?);
     let _ = client.context().client.set(Arc::downgrade(&client));

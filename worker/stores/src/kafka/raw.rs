@@ -184,7 +184,7 @@ pub(super) struct Reader {
     pub(super) sources: Vec<Source>,
     batch: Vec<*mut sys::rd_kafka_message_t>,
     pub(super) with_headers: bool,
-    consumer: Reading,
+    pub(super) consumer: Reading,
 }
 
 // SAFETY: librdkafka's handles may be used from any thread; the reader is used by one at a time, as it is not Sync.
@@ -196,14 +196,6 @@ impl Reader {
         // SAFETY: the client lives as long as the reader, which destroys the queue before it lets go of it.
         let queue = unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) };
         Reader { queue, sources: Vec::new(), batch: Vec::new(), with_headers, consumer }
-    }
-
-    /// Serves the client's events: logs and errors go to its context. One that has lost all brokers is told where they are.
-    pub(super) fn serve(&self, servers: &str) {
-        while self.consumer.poll(Duration::ZERO).is_some() {}
-        if self.consumer.context().take_lost_all() {
-            add_brokers(self.consumer.client(), servers);
-        }
     }
 
     /// Starts to read a partition; its index is the number of those started before.

@@ -1,13 +1,12 @@
 //! What the clients of one log share: configuration, the client that asks about offsets, the admin client, known topics.
 
 use super::bulk::{Bulk, Share};
-use super::client::{Quiet, Reading, about, code, creation, is_missing};
+use super::client::{EVENTS, Quiet, Reading, about, code, creation, is_missing};
 use super::config::KafkaConfig;
 use super::raw;
 use super::topics::{self, new_topic};
 use millstream_shard::log::{Deletes, Ends, LogError, TopicPartition, TopicSpec, View};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
-use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -19,9 +18,6 @@ use std::time::{Duration, Instant};
 
 /// How long to wait before asking again for metadata that is on its way.
 const METADATA_BACKOFF: Duration = Duration::from_millis(20);
-
-/// Events that may have come since the last call: some of each broker that is away.
-pub(super) const EVENTS: usize = 32;
 
 /// A topic that is not there: metadata that is asked about it says which brokers there are, and little else.
 pub(super) const PROBE: &str = "__millstream_probe";
@@ -92,8 +88,8 @@ impl Shared {
     /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like
     /// nothing; it reads nothing, so that events are all there is.
     fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
-        if result.is_err() {
-            self.remind(self.queries.client());
+        if matches!(result, Err(LogError::Unavailable(_))) {
+            self.remind();
         }
         for _ in 0..EVENTS {
             drop(self.queries.poll(Duration::ZERO));
@@ -101,9 +97,13 @@ impl Shared {
         self.quiet.explain(result)
     }
 
-    /// A client that gets no answer may have lost all brokers for good, see [`is_all_down`](super::client::is_all_down).
-    fn remind(&self, client: &Client<Quiet>) {
-        raw::add_brokers(client, &self.config.bootstrap_servers);
+    /// Clients that ask and get no answer may have lost all brokers for good, see [`Reminder`](super::client::Reminder).
+    fn remind(&self) {
+        if self.quiet.reminder().may() {
+            for client in [self.queries.client(), self.uncommitted.client(), self.admin.inner()] {
+                raw::add_brokers(client, &self.config.bootstrap_servers);
+            }
+        }
     }
 
     /// The number of brokers that are there.
@@ -210,7 +210,9 @@ impl Shared {
         let left = || deadline.saturating_duration_since(Instant::now());
         loop {
             let answer = ask(left().min(ANSWERS_WITHIN));
-            while client.poll(Duration::ZERO).is_some() {}
+            for _ in 0..EVENTS {
+                drop(client.poll(Duration::ZERO));
+            }
             let error = match answer {
                 Err(error @ (LogError::Unavailable(_) | LogError::Topic { .. })) => error,
                 decided => return decided,
@@ -218,7 +220,7 @@ impl Shared {
             if left() <= METADATA_BACKOFF {
                 return Err(LogError::Unavailable(error.to_string()));
             }
-            self.remind(client.client());
+            self.remind();
             let topics: BTreeSet<&str> = of.iter().map(|at| &*at.topic).collect();
             for topic in topics {
                 refresh(client, topic, left().min(ANSWERS_WITHIN))?;
@@ -231,7 +233,7 @@ impl Shared {
         let deadline = Instant::now() + self.config.request_timeout();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            self.learn_controller(left);
+            self.learn_controller(left.min(ANSWERS_WITHIN));
             let found = raw::topic_id(self.admin.inner(), topic, left.min(ANSWERS_WITHIN));
             let is_over = Instant::now() >= deadline;
             match found {
@@ -247,7 +249,7 @@ impl Shared {
         let metadata = self.admin.inner().fetch_metadata(Some(PROBE), wait);
         if let Err(error) = metadata {
             tracing::debug!(%error, "no metadata for the admin client");
-            self.remind(self.admin.inner());
+            self.remind();
         }
     }
 

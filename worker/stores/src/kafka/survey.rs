@@ -3,9 +3,10 @@
 //! It joins no group, takes no transactional id, produces and creates nothing. What is asked: metadata, by a client that does not let brokers create the topics that it
 //! asks about; settings; and whether the brokers *would* create a topic, which they check and answer without doing it (`validate_only`).
 
+use super::client::EVENTS;
 use super::client::{Quiet, about, code, creation, is_missing};
 use super::config::KafkaConfig;
-use super::shared::{EVENTS, PROBE, creation_error};
+use super::shared::{PROBE, creation_error};
 use super::topics::{self, new_topic};
 use millstream_shard::log::{LogError, TopicSpec};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};

@@ -16,7 +16,7 @@
 //! - A commit never uses librdkafka's own flush: it sleeps 100 ms at a time, or, called raw, waits for ever for reports of failures that
 //!   nobody polls.
 
-use super::client::{about, creation, report};
+use super::client::{Reminder, about, creation, is_all_down, report};
 use super::producer::fate;
 use super::raw;
 use super::shared::Shared;
@@ -36,6 +36,7 @@ struct Watch {
     trouble: Mutex<Option<String>>,
     /// The first connection that was there and is lost.
     lost: Mutex<Option<String>>,
+    reminder: Reminder,
 }
 
 impl Watch {
@@ -77,6 +78,9 @@ impl ClientContext for Watch {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if is_all_down(&error) {
+            self.reminder.lost_all();
+        }
         self.note(format!("{error}: {reason}"));
     }
 }
@@ -244,6 +248,10 @@ impl Transactional for KafkaTransactional {
             return Err(self.die("begin", format!("in doubt since its last transaction: {why}")));
         }
         self.client.context().clear();
+        // It may have been prepared long ago, and nobody has looked after it since.
+        if self.client.context().reminder.take() {
+            raw::add_brokers(self.client.client(), &self.shared.config.bootstrap_servers);
+        }
         self.client.begin_transaction().map_err(|error| self.die("begin", error.to_string()))
     }
 
