@@ -166,6 +166,10 @@ impl Shared {
 
     /// Both ends of several partitions, each asked of the leaders, in one request per leader.
     pub(super) fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError> {
+        if of.is_empty() {
+            // Nobody is asked: what keeps the brokers from answering is as it was.
+            return Ok(Vec::new());
+        }
         let whole = self.latest(&self.uncommitted, of)?;
         let visible = self.explain(self.latest(&self.queries, of))?;
         Ok(visible.into_iter().zip(whole).map(|(visible, end)| Ends { visible, end }).collect())
@@ -173,9 +177,6 @@ impl Shared {
 
     /// The newest offset of each partition, by the client's isolation level.
     fn latest(&self, client: &BaseConsumer<Quiet>, of: &[TopicPartition]) -> Result<Vec<u64>, LogError> {
-        if of.is_empty() {
-            return Ok(Vec::new());
-        }
         let mut wanted = TopicPartitionList::with_capacity(of.len());
         for at in of {
             wanted
