@@ -41,7 +41,7 @@ test: ## everything that must pass: lint, docs, test servers, all tests
 	@$(TIMED) program cargo build --locked --workspace --bins
 	@$(TIMED) build cargo test --locked --workspace --no-run --quiet
 	@$(TIMED) tests cargo test --locked --workspace --exclude millstream-operator-tests
-	@$(TIMED) operator cargo test --locked -p millstream-operator-tests -- --test-threads 8
+	@$(TIMED) operator cargo test --locked -p millstream-operator-tests -- --test-threads 4
 	@$(TIMED) mutants $(MAKE) --no-print-directory mutants
 
 .PHONY: unit
