@@ -10,7 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Events of a client that may have come since it was polled last: some of each broker that is away.
-pub(super) const EVENTS: usize = 32;
+const EVENTS: usize = 32;
+
+/// Hands what a client has to say to its context. It comes one at a time, and a log line looks like nothing; whoever reads with the client has a queue of its own.
+pub(super) fn serve(client: &BaseConsumer<Quiet>) {
+    for _ in 0..EVENTS {
+        drop(client.poll(Duration::ZERO));
+    }
+}
 
 /// A client to read with; several readers may share one, each with partitions of its own.
 pub(super) type Reading = Arc<BaseConsumer<Quiet>>;

@@ -4,7 +4,7 @@
 //! comes as an event with the last stable offset that the reader reached; it moves positions past control records and aborted data.
 
 use super::bulk::Share;
-use super::client::{EVENTS, Reading, about, is_configuration, is_forbidden, is_missing};
+use super::client::{Reading, about, is_configuration, is_forbidden, is_missing, serve};
 use super::raw::{self, Reader, Source};
 use super::shared::Shared;
 use millstream_shard::log::{Consumer, EachRead, LogError, Message, Start, TopicPartition, View, Whole};
@@ -115,9 +115,7 @@ impl KafkaConsumer {
     /// Serves the client's events: logs and errors go to its context. One that has lost all brokers is told where they are.
     fn serve(&self) {
         let client = &self.reader.consumer;
-        for _ in 0..EVENTS {
-            drop(client.poll(Duration::ZERO));
-        }
+        serve(client);
         if client.context().reminder().take() {
             raw::add_brokers(client.client(), &self.shared.config.bootstrap_servers);
         }

@@ -1,7 +1,7 @@
 //! What the clients of one log share: configuration, the client that asks about offsets, the admin client, known topics.
 
 use super::bulk::{Bulk, Share};
-use super::client::{EVENTS, Quiet, Reading, about, code, creation, is_missing};
+use super::client::{Quiet, Reading, about, code, creation, is_missing, serve};
 use super::config::KafkaConfig;
 use super::raw;
 use super::topics::{self, new_topic};
@@ -85,15 +85,12 @@ impl Shared {
         self.bulk.join(of, topics, || reading(&self.config.bulk_reader()))
     }
 
-    /// An error of a call that says why, when the client knows. Its events come only when it is polled, one at a time, and a log line looks like
-    /// nothing; it reads nothing, so that events are all there is.
+    /// An error of a call that says why, when the client knows. It reads nothing, so that events are all there is.
     fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
         if matches!(result, Err(LogError::Unavailable(_))) {
             self.remind();
         }
-        for _ in 0..EVENTS {
-            drop(self.queries.poll(Duration::ZERO));
-        }
+        serve(&self.queries);
         self.quiet.explain(result)
     }
 
@@ -211,9 +208,7 @@ impl Shared {
         let left = || deadline.saturating_duration_since(Instant::now());
         loop {
             let answer = ask(left().min(ANSWERS_WITHIN));
-            for _ in 0..EVENTS {
-                drop(client.poll(Duration::ZERO));
-            }
+            serve(client);
             let error = match answer {
                 Err(error @ (LogError::Unavailable(_) | LogError::Topic { .. })) => error,
                 decided => return decided,

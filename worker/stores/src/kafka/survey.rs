@@ -3,8 +3,7 @@
 //! It joins no group, takes no transactional id, produces and creates nothing. What is asked: metadata, by a client that does not let brokers create the topics that it
 //! asks about; settings; and whether the brokers *would* create a topic, which they check and answer without doing it (`validate_only`).
 
-use super::client::EVENTS;
-use super::client::{Quiet, about, code, creation, is_missing};
+use super::client::{Quiet, about, code, creation, is_missing, serve};
 use super::config::KafkaConfig;
 use super::shared::{PROBE, creation_error};
 use super::topics::{self, new_topic};
@@ -164,9 +163,7 @@ impl Survey {
 
     /// An error says why, when a client knows.
     fn explain<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
-        for _ in 0..EVENTS {
-            drop(self.client.poll(Duration::ZERO));
-        }
+        serve(&self.client);
         self.quiet.explain(result)
     }
 }
