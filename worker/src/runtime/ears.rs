@@ -58,14 +58,17 @@ impl EarWatch {
         let all = self.visible(&all.into_iter().cloned().collect::<Vec<_>>());
         for ((ear, heard), hearing) in self.ears.iter().zip(&heard).zip(hearings) {
             let of: Vec<TopicPartition> = heard.read_to.iter().map(|(at, _)| at.clone()).collect();
-            let visible = match &all {
-                Some(all) => Some(all.clone()),
+            let own;
+            let ends = match &all {
+                Some(all) => Some(all),
                 // One that has no leader keeps nobody from hearing the others.
                 None if self.stop.is_stopped() => return,
-                None => self.visible(&of),
+                None => {
+                    own = self.visible(&of);
+                    own.as_ref()
+                }
             };
-            let visible: Option<Vec<u64>> =
-                visible.and_then(|ends| of.iter().map(|at| ends.get(at).copied()).collect());
+            let visible: Option<Vec<u64>> = ends.and_then(|ends| of.iter().map(|at| ends.get(at).copied()).collect());
             // After the answer, which may have taken long: what was seen first then has not waited for longer.
             if let Some(deaf) = hearing.look(heard, visible.as_deref(), now_ms()) {
                 tracing::warn!(who = ear.name(), why = %deaf, "it is read with another client");

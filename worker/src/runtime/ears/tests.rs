@@ -32,10 +32,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
-/// Readers that were opened before the newest deafness hear nothing of these topics.
+/// Readers that were opened before it was deafened last hear nothing.
 struct DeafLog {
     inner: EmbeddedLog,
-    is_deaf: Arc<AtomicU64>,
+    deafened: Arc<AtomicU64>,
     is_away: AtomicBool,
 }
 
@@ -74,7 +74,7 @@ impl Log for DeafLog {
         }
     }
     fn consumer(&self, assignments: &[(TopicPartition, Start)]) -> Result<Box<dyn Consumer>, LogError> {
-        let (inner, deafened) = (self.inner.consumer(assignments)?, self.is_deaf.clone());
+        let (inner, deafened) = (self.inner.consumer(assignments)?, self.deafened.clone());
         Ok(Box::new(Reader { inner, opened: deafened.load(Ordering::Relaxed), deafened }))
     }
     fn read(&self, of: &[(TopicPartition, Range<u64>)], view: View, each: EachRead<'_>) -> Result<(), LogError> {
@@ -99,7 +99,7 @@ impl Fixture {
     fn new() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let inner = EmbeddedLog::open(folder.path(), LogOptions::default(), Arc::new(SystemClock)).unwrap();
-        let log = Arc::new(DeafLog { inner, is_deaf: Arc::default(), is_away: AtomicBool::new(false) });
+        let log = Arc::new(DeafLog { inner, deafened: Arc::default(), is_away: AtomicBool::new(false) });
         let topics = Topics::new("t", 1, 1);
         log.create_topics(&topics.specs()).unwrap();
         Fixture { _folder: folder, log, topics, stop: Arc::default() }
@@ -116,7 +116,7 @@ impl Fixture {
     }
 
     fn deafen(&self) {
-        self.log.is_deaf.fetch_add(1, Ordering::Relaxed);
+        self.log.deafened.fetch_add(1, Ordering::Relaxed);
     }
 
     fn creation(&self) -> Arc<Creation> {
