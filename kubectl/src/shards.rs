@@ -77,8 +77,25 @@ async fn unpin(which: &Which) -> anyhow::Result<Outcome> {
     Ok(Outcome::Good)
 }
 
-/// Writes where a shard is pinned, or that it is not; was it before? What others write meanwhile is not lost: the write fails then.
+/// How often a write is tried that somebody else comes before: nobody changes a pipeline so often for long.
+const ATTEMPTS: u32 = 20;
+
+/// Writes where a shard is pinned, or that it is not; was it before? What others write meanwhile is not lost: it is looked at, and the write done again on top of it.
 async fn pin(cluster: &Cluster, which: &Which, to: Option<&str>) -> anyhow::Result<bool> {
+    let mut attempt = 1;
+    loop {
+        match try_pin(cluster, which, to).await? {
+            Ok(was_pinned) => return Ok(was_pinned),
+            Err(error) if attempt == ATTEMPTS => {
+                return Err(error).context("somebody changes the pipeline all the time; try again");
+            }
+            Err(_) => attempt += 1,
+        }
+    }
+}
+
+/// Writes it if nobody has changed the pipeline since it was read; the inner error says that somebody has.
+async fn try_pin(cluster: &Cluster, which: &Which, to: Option<&str>) -> anyhow::Result<Result<bool, kube::Error>> {
     let pipeline = cluster.pipeline(&which.pipeline).await?;
     let annotations = pipeline.metadata.annotations.as_ref();
     let text = annotations.and_then(|annotations| annotations.get(pins::ANNOTATION)).map_or("", String::as_str);
@@ -96,8 +113,11 @@ async fn pin(cluster: &Cluster, which: &Which, to: Option<&str>) -> anyhow::Resu
     });
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let patch = Patch::Merge(json!({"metadata": metadata}));
-    cluster.pipelines().patch(&which.pipeline, &params, &patch).await.context("changing the pipeline")?;
-    Ok(before.is_some())
+    match cluster.pipelines().patch(&which.pipeline, &params, &patch).await {
+        Ok(_) => Ok(Ok(before.is_some())),
+        Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Err(kube::Error::Api(status))),
+        Err(error) => Err(error).context("changing the pipeline"),
+    }
 }
 
 fn row<'a>(shards: &'a PipelineShards, id: &ShardId) -> Option<&'a ShardRow> {

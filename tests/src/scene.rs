@@ -172,9 +172,14 @@ impl Scene {
 
     /// What the plugin prints, and its exit code.
     pub fn plugin(&self, arguments: &[&str]) -> (String, i32) {
+        self.plugin_at(self.server.kubeconfig(), arguments)
+    }
+
+    /// The same, with an API server of this kubeconfig file.
+    pub fn plugin_at(&self, kubeconfig: &Path, arguments: &[&str]) -> (String, i32) {
         let url = format!("http://127.0.0.1:{}", self.admin);
         let mut plugin = std::process::Command::new(pipeline::binary().unwrap());
-        plugin.env("KUBECONFIG", self.server.kubeconfig()).env("MILLSTREAM_OPERATOR_URL", url);
+        plugin.env("KUBECONFIG", kubeconfig).env("MILLSTREAM_OPERATOR_URL", url);
         let output = plugin.arg("kubectl").args(arguments).args(["-n", &self.namespace]).output().unwrap();
         let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
         (said, output.status.code().unwrap())

@@ -147,17 +147,22 @@ impl Shop {
         names.filter(|name| !ready.contains(name.as_str())).collect()
     }
 
-    /// What there is to know of these Pods, and what the operator did.
+    /// What there is to know of these Pods and their nodes, and what the operator did; what cannot be told says why.
     pub fn told_of(&self, names: &[&String]) -> String {
+        let tell = |arguments: &[&str]| {
+            let said = self.kubectl.run(arguments, "").unwrap_or_else(|error| format!("{error:#}"));
+            format!("$ kubectl {}\n{said}\n", arguments.join(" "))
+        };
         let mut told = String::new();
         for name in names {
-            told += &self.kubectl(&["get", "pod", name, "-o", "jsonpath={.metadata.name}: {.status}"]);
-            told += "\n";
-            told += &self.kubectl(&["logs", name, "--tail=40"]);
+            told += &tell(&["get", "pod", name, "-n", "shop", "-o", "jsonpath={.spec.nodeName}: {.status}"]);
+            told += &tell(&["logs", name, "-n", "shop", "--previous", "--tail=40"]);
+            told += &tell(&["logs", name, "-n", "shop", "--tail=40"]);
         }
-        told += &self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]);
-        let pods = "app.kubernetes.io/name=millstream-operator";
-        told + &self.kubectl.run(&["logs", "-n", SYSTEM, "-l", pods, "--tail=100"], "").unwrap_or_default()
+        told += &tell(&["get", "pods", "-n", "shop", "-o", "wide"]);
+        told += &tell(&["describe", "nodes"]);
+        told += &tell(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
+        told + &tell(&["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=millstream-operator", "--tail=100"])
     }
 
     /// Where senders send.

@@ -1,5 +1,6 @@
 //! With workers, as processes that are what Pods would be: plans, scales, tenants.
 
+use millstream_tests::api_proxy::{ApiProxy, Fate};
 use millstream_tests::pipeline;
 use millstream_tests::scene::{Pods, Scene};
 use millstream_tests::servers::Mongo;
@@ -15,6 +16,23 @@ fn planned(pods: &Pods, stage: &str) -> BTreeSet<String> {
     let plan: Value = serde_yaml::from_slice(&output.stdout).unwrap_or_default();
     let shards = plan["stages"][stage].as_array().cloned().unwrap_or_default();
     shards.iter().filter_map(|shard| shard["owner"].as_str().map(str::to_owned)).collect()
+}
+
+/// The operator writes a pipeline's status as it pleases: who changes an annotation at the same time does it again.
+fn somebody_changes_the_pipeline_meanwhile(scene: &Scene) {
+    let proxy = ApiProxy::start(scene.server.kubeconfig()).unwrap();
+    let unpin = ["shards", "unpin", "orders", "action/0"];
+    proxy.go_on(|_, _| Fate::Refused(409));
+    let (said, code) = scene.plugin_at(proxy.kubeconfig(), &unpin);
+    assert!(code == 2 && said.contains("somebody changes the pipeline all the time; try again"), "{said}");
+    assert_eq!(proxy.go_on(|_, _| Fate::Done).len(), 20);
+    let mut refused = 0;
+    proxy.go_on(move |_, _| {
+        refused += 1;
+        if refused < 20 { Fate::Refused(409) } else { Fate::Done }
+    });
+    let (said, code) = scene.plugin_at(proxy.kubeconfig(), &unpin);
+    assert!(code == 0 && said == "action/0 is the operator's to place again\n", "{said}");
 }
 
 fn a_person_looks_and_moves_a_shard(scene: &Scene) {
@@ -35,7 +53,7 @@ fn a_person_looks_and_moves_a_shard(scene: &Scene) {
     assert!(code == 0 && said.ends_with(&format!("action/0 is {other}'s\n")), "{said}");
     let (said, code) = scene.plugin(&["shards", "move", "orders", "action/0", "--to", "orders-action-7"]);
     assert!(code == 2 && said.contains("no worker of action that is alive; there are orders-action-0"), "{said}");
-    assert_eq!(scene.plugin(&["shards", "unpin", "orders", "action/0"]).1, 0);
+    somebody_changes_the_pipeline_meanwhile(scene);
     assert_eq!(
         scene.get("mip", "orders").pointer("/metadata/annotations/ingestion.millstream.dev~1pinned-shards"),
         None
