@@ -65,7 +65,7 @@ impl KafkaLog {
         self.shared.delete_topic(topic)
     }
 
-    /// Deletes these topics, and no others; those that are not there count as deleted. Returns when the brokers have noted it.
+    /// Deletes these topics, and no others; those that are not there count as deleted. Returns when they are gone.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] with the brokers' reason for the first that could not be deleted: the others are deleted all the same.

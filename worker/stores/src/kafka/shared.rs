@@ -333,7 +333,11 @@ impl Shared {
         if let Some(Err((name, code))) = results.into_iter().next() {
             return Err(about(&name, code, "cannot delete topic"));
         }
-        let deadline = Instant::now() + self.config.request_timeout();
+        self.await_gone(topic, Instant::now() + self.config.request_timeout())
+    }
+
+    /// Brokers name a topic for a moment after its deletion was noted: whoever made it anew, or looked whether it is there, would meet the former one.
+    fn await_gone(&self, topic: &str, deadline: Instant) -> Result<(), LogError> {
         loop {
             self.forget(topic);
             match self.partitions(topic, self.config.request_timeout()) {
@@ -354,7 +358,11 @@ impl Shared {
             .map_err(|error| about("(several)", code(&error), "cannot delete topics"));
         topics.iter().for_each(|topic| self.forget(topic));
         let failed = self.explain(results)?.into_iter().filter_map(Result::err).find(|(_, code)| !is_missing(*code));
-        failed.map_or(Ok(()), |(name, code)| Err(about(&name, code, "cannot delete topic")))
+        if let Some((name, code)) = failed {
+            return Err(about(&name, code, "cannot delete topic"));
+        }
+        let deadline = Instant::now() + self.config.request_timeout();
+        topics.iter().try_for_each(|topic| self.await_gone(topic, deadline))
     }
 
     pub(super) fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
