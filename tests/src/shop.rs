@@ -112,8 +112,8 @@ impl Shop {
             };
             anyhow::ensure!(is("Ready", "True") && is("Progressing", "False"), "{conditions:#?}");
             // By their own word, too: what the operator says may be about a moment ago.
-            let pods: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"]))?;
-            let unready: Vec<&Value> = pods["items"].as_array().unwrap().iter().filter(|pod| !is_ready(pod)).collect();
+            let pods = self.pod_list();
+            let unready: Vec<&Value> = pods.iter().filter(|pod| !is_ready(pod)).collect();
             anyhow::ensure!(unready.is_empty(), "not ready: {unready:#?}");
             Ok(Some(()))
         });
@@ -128,33 +128,34 @@ impl Shop {
 
     /// The Pods, by name: uid and address.
     pub fn pods(&self) -> BTreeMap<String, (String, String)> {
-        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
-        let text = |pod: &Value, path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let of = |pod: &Value| (text(pod, "/metadata/name"), (text(pod, "/metadata/uid"), text(pod, "/status/podIP")));
-        list["items"].as_array().unwrap().iter().map(of).collect()
+        let of = |pod: &Value| {
+            let [name, uid, address] = [NAME, UID, "/status/podIP"].map(|path| text(pod, path).to_owned());
+            (name, (uid, address))
+        };
+        self.pod_list().iter().map(of).collect()
+    }
+
+    fn pod_list(&self) -> Vec<Value> {
+        let mut list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
+        serde_json::from_value(list["items"].take()).unwrap()
     }
 
     /// Those of these Pods that are not there, or not ready.
     pub fn unready<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
-        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
-        let ready: BTreeSet<&str> = list["items"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|pod| is_ready(pod))
-            .filter_map(|pod| pod["metadata"]["name"].as_str())
-            .collect();
+        let list = self.pod_list();
+        let ready: BTreeSet<&str> = list.iter().filter(|pod| is_ready(pod)).map(|pod| text(pod, NAME)).collect();
         names.filter(|name| !ready.contains(name.as_str())).collect()
     }
 
     /// What there is to know of these Pods and their nodes, and what the operator did; what cannot be told says why.
-    pub fn told_of(&self, names: &[&String]) -> String {
+    pub fn told_of(&self, names: &[impl AsRef<str>]) -> String {
         let tell = |arguments: &[&str]| {
             let said = self.kubectl.run(arguments, "").unwrap_or_else(|error| format!("{error:#}"));
             format!("$ kubectl {}\n{said}\n", arguments.join(" "))
         };
         let mut told = String::new();
         for name in names {
+            let name = name.as_ref();
             told += &tell(&["get", "pod", name, "-n", "shop", "-o", "jsonpath={.spec.nodeName}: {.status}"]);
             told += &tell(&["logs", name, "-n", "shop", "--previous", "--tail=40"]);
             told += &tell(&["logs", name, "-n", "shop", "--tail=40"]);
@@ -177,6 +178,61 @@ impl Shop {
     }
 }
 
+/// All Pods that there are, while they are replaced.
+pub struct Replacing<'a> {
+    shop: &'a Shop,
+    /// Uids, by name.
+    before: BTreeMap<String, String>,
+    /// Uids of those that were made since, and have been ready.
+    done: BTreeSet<String>,
+}
+
+impl Replacing<'_> {
+    /// From now on.
+    pub fn begin(shop: &Shop) -> Replacing<'_> {
+        let before = shop.pods().into_iter().map(|(name, (uid, _))| (name, uid)).collect();
+        Replacing { shop, before, done: BTreeSet::new() }
+    }
+
+    /// How many have been replaced, of how many; one at a time: the next one goes when the one before has been ready.
+    /// One that works no more by itself (its node may be slow to be heard) is not one of those.
+    pub fn check(&mut self) -> (usize, usize) {
+        let pods = self.shop.pod_list();
+        let mut under_way: BTreeSet<&str> = self.before.keys().map(String::as_str).collect();
+        for pod in &pods {
+            let (name, uid) = (text(pod, NAME), text(pod, UID));
+            if is_ready(pod) && self.before.get(name).is_none_or(|before| before != uid) {
+                self.done.insert(uid.to_owned());
+            }
+            let is_first = self.before.get(name).is_some_and(|before| before == uid);
+            if pod.pointer(ENDS).is_none() && (is_first || self.done.contains(uid)) {
+                under_way.remove(name);
+            }
+        }
+        let under_way: Vec<&str> = under_way.into_iter().collect();
+        assert!(under_way.len() < 2, "more than one at a time: {under_way:?}\n{}", self.shop.told_of(&under_way));
+        let is_done = |name: &str| pods.iter().any(|pod| text(pod, NAME) == name && self.done.contains(text(pod, UID)));
+        (self.before.keys().filter(|name| is_done(name)).count(), self.before.len())
+    }
+
+    /// Nobody's container ended by itself.
+    pub fn end(self) {
+        let restarts = |pod: &Value| pod.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_u64);
+        let pods = self.shop.pod_list();
+        let restarted: Vec<&str> =
+            pods.iter().filter(|pod| restarts(pod) != Some(0)).map(|pod| text(pod, NAME)).collect();
+        assert!(restarted.is_empty(), "were restarted: {restarted:?}\n{}", self.shop.told_of(&restarted));
+    }
+}
+
+const NAME: &str = "/metadata/name";
+const UID: &str = "/metadata/uid";
+const ENDS: &str = "/metadata/deletionTimestamp";
+
+fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+    object.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
 /// Field by field.
 fn lay_over(below: &mut Value, above: &Value) {
     match (below, above) {
@@ -189,8 +245,7 @@ fn lay_over(below: &mut Value, above: &Value) {
 
 pub fn is_ready(pod: &Value) -> bool {
     let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    conditions.into_iter().any(|it| it["type"] == "Ready" && it["status"] == "True")
-        && pod.pointer("/metadata/deletionTimestamp").is_none()
+    conditions.into_iter().any(|it| it["type"] == "Ready" && it["status"] == "True") && pod.pointer(ENDS).is_none()
 }
 
 /// Runs this test inside of a cluster of so many nodes; where none can be had, it says so.

@@ -6,7 +6,7 @@
 use millstream_shard::topics::Topics;
 use millstream_tests::load::{Sending, check_against_ingress_at, generated};
 use millstream_tests::pipeline::{program, until};
-use millstream_tests::shop::{CHARTS, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, timed};
+use millstream_tests::shop::{CHARTS, Replacing, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, timed};
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::Duration;
@@ -54,25 +54,16 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         shop.ready();
     });
     timed("another template for all stages", || {
-        let before = shop.pods();
+        let mut replacing = Replacing::begin(&shop);
         shop.apply(&json!({"observability": {"logFilter": "info,millstream=debug"}}));
         until("another Pod everywhere", || {
-            let unready = shop.unready(before.keys());
-            if unready.len() > 1 {
-                panic!("more than one at a time: {unready:?}\n{}", shop.told_of(&unready));
-            }
-            let now = shop.pods();
-            let others = before.iter().filter(|(name, pod)| now.get(*name).is_some_and(|now| now.0 != pod.0)).count();
-            anyhow::ensure!(
-                others == before.len(),
-                "{others} of {}: {}",
-                before.len(),
-                shop.get("mip", "orders")["status"]
-            );
+            let (done, all) = replacing.check();
+            anyhow::ensure!(done == all, "{done} of {all}: {}", shop.get("mip", "orders")["status"]);
             Ok(Some(()))
         })
         .unwrap();
         shop.ready();
+        replacing.end();
     });
     timed("a shard is moved by hand", || {
         let said = plugin(&shop, &["shards", "move", "orders", "action/0", "--to", "orders-action-1"]);
