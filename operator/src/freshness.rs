@@ -44,6 +44,59 @@ struct Said<'a> {
     known: Vec<&'a Unread>,
 }
 
+/// What is said of one input of a shard.
+struct Input {
+    /// By its owner: as it says, and with what others know for good.
+    owners: Option<(Unread, Unread)>,
+    /// By others. What they say of ages and ends is of another time.
+    for_good: Option<Unread>,
+}
+
+impl Said<'_> {
+    /// What is said of each input: of those of the owner in their order, then of others.
+    fn inputs(&self, owners: Option<&ShardStatus>, now_ms: u64) -> Vec<Input> {
+        let all: Vec<&Unread> =
+            self.open.iter().flat_map(|(_, status)| &status.unread).chain(self.known.iter().copied()).collect();
+        let owners = owners.map_or(&[][..], |status| &status.unread);
+        let mut topics: Vec<&str> = Vec::new();
+        for unread in owners.iter().chain(all.iter().copied()) {
+            if !topics.contains(&unread.topic.as_str()) {
+                topics.push(&unread.topic);
+            }
+        }
+        let input = |topic: &str| {
+            let of_it = all.iter().filter(|unread| unread.topic == topic);
+            let for_good = of_it.map(|unread| unread.for_good()).max_by_key(|unread| unread.watermark_ms);
+            let owners = owners.iter().find(|unread| unread.topic == topic).map(|unread| {
+                let watermark_ms = for_good.as_ref().and_then(|known| known.watermark_ms);
+                (unread.clone(), unread.bounded_by(watermark_ms, now_ms))
+            });
+            Input { owners, for_good }
+        };
+        topics.into_iter().map(input).collect()
+    }
+}
+
+impl Input {
+    /// What counts, and whether its owner says so.
+    fn most(self, now_ms: u64) -> (Option<Unread>, bool) {
+        let is_sure = |unread: &Unread| unread.danger(now_ms) != Danger::Unknown;
+        let owners = self.owners.map(|(_, bounded)| bounded).filter(is_sure);
+        let is_owned = owners.is_some();
+        (owners.or(self.for_good), is_owned)
+    }
+}
+
+/// How old what an owner has not processed is at most, when others know more of its inputs. (One of a former version tells of one input only.)
+fn oldest(owners: &ShardStatus, inputs: &[Input]) -> Option<u64> {
+    let ages = |which: fn(&(Unread, Unread)) -> Option<u64>| {
+        let mut ages = inputs.iter().filter_map(|input| input.owners.as_ref()).map(which);
+        ages.try_fold(None, |oldest: Option<u64>, age_ms| Some(oldest.max(Some(age_ms?)))).flatten()
+    };
+    let is_of_all = ages(|(said, _)| said.age_ms) == owners.unread_ms;
+    if is_of_all { ages(|(_, bounded)| bounded.age_ms) } else { owners.unread_ms }
+}
+
 impl Freshness {
     /// At a moment, milliseconds since 1970.
     pub fn of(view: &View, fleet: &Fleet, now_ms: u64) -> Freshness {
@@ -54,7 +107,7 @@ impl Freshness {
                 of_shards.entry(id).or_default().open.push((&report.worker, status));
             }
             for (id, unread) in &report.known {
-                of_shards.entry(id).or_default().known.push(unread);
+                of_shards.entry(id).or_default().known.extend(unread);
             }
         }
         let mut found = Freshness { oldest_ms: Some(0), shards: plan.placements.len(), ..Freshness::default() };
@@ -69,30 +122,21 @@ impl Freshness {
     fn add(&mut self, id: &ShardId, owner: Option<&str>, said: &Said<'_>, now_ms: u64) {
         let is_owners = |(worker, status): &&(&str, &ShardStatus)| Some(*worker) == owner && status.role == Role::Owner;
         let owners = said.open.iter().find(is_owners).map(|(_, status)| *status);
-        // What others say of ages and ends is of another time.
-        let others =
-            said.open.iter().filter_map(|(_, status)| status.unread.as_ref()).chain(said.known.iter().copied());
-        let for_good = others.map(Unread::for_good).max_by_key(|unread| unread.watermark_ms);
-        let mut unread_ms = owners.and_then(|status| status.unread_ms);
-        let owners = owners.and_then(|status| status.unread.clone()).map(|unread| {
-            let known = for_good.as_ref().filter(|known| known.topic == unread.topic);
-            let later = unread.bounded_by(known.and_then(|known| known.watermark_ms), now_ms);
-            if unread_ms == unread.age_ms {
-                unread_ms = later.age_ms;
-            }
-            later
+        let inputs = said.inputs(owners, now_ms);
+        self.oldest_ms = self.oldest_ms.and_then(|oldest_ms| Some(oldest_ms.max(oldest(owners?, &inputs)?)));
+        let found = inputs.into_iter().map(|input| input.most(now_ms));
+        // Of several that are as near to it the first, which others write to as well: `actions`, not the exchange.
+        let worst = found.rev().max_by_key(|(unread, _)| {
+            let urgency = |unread: &Unread| unread.urgency(now_ms);
+            unread.as_ref().map_or((Danger::Unknown, 0, std::cmp::Reverse(u64::MAX)), urgency)
         });
-        self.oldest_ms = self.oldest_ms.and_then(|oldest_ms| Some(oldest_ms.max(unread_ms?)));
-        let is_sure = |unread: &Unread| unread.danger(now_ms) != Danger::Unknown;
-        let is_owned = owners.as_ref().is_some_and(is_sure);
-        let unread = owners.filter(is_sure).or(for_good);
-        match unread {
-            Some(unread) if unread.danger(now_ms) == Danger::None => {}
-            Some(unread) if unread.danger(now_ms) == Danger::Near => {
+        match worst {
+            Some((Some(unread), _)) if unread.danger(now_ms) == Danger::None => {}
+            Some((Some(unread), is_owned)) if unread.danger(now_ms) == Danger::Near => {
                 let age_ms = unread.age_at(now_ms);
                 self.at_risk.insert(id.clone(), AtRisk { unread, age_ms, is_owned });
             }
-            unread => self.unknown.push((id.clone(), unread)),
+            unread => self.unknown.push((id.clone(), unread.and_then(|(unread, _)| unread))),
         }
     }
 
@@ -136,11 +180,15 @@ mod tests {
         ShardId::new("action", 3)
     }
 
-    fn unread(watermark_ms: Option<u64>, age_ms: Option<u64>) -> Option<Unread> {
-        Some(Unread { topic: "orders.g1.actions".into(), watermark_ms, age_ms, kept: KEPT, near_start: false })
+    fn unread(watermark_ms: Option<u64>, age_ms: Option<u64>) -> Vec<Unread> {
+        vec![Unread { topic: "orders.g1.actions".into(), watermark_ms, age_ms, kept: KEPT, near_start: false }]
     }
 
-    fn owner(unread_ms: Option<u64>, unread: Option<Unread>) -> ShardStatus {
+    fn exchange(watermark_ms: Option<u64>, age_ms: Option<u64>) -> Unread {
+        Unread { topic: "orders.g1.exchange".into(), watermark_ms, age_ms, kept: KEPT, near_start: false }
+    }
+
+    fn owner(unread_ms: Option<u64>, unread: Vec<Unread>) -> ShardStatus {
         ShardStatus { role: Role::Owner, unread_ms, unread, ..ShardStatus::default() }
     }
 
@@ -198,7 +246,7 @@ mod tests {
         let left = WorkerStatus {
             leaving: true,
             shards: BTreeMap::new(),
-            known: [(id(), unread(Some(1), None).unwrap())].into(),
+            known: [(id(), unread(Some(1), None))].into(),
             ..report("a", &ShardStatus::default())
         };
         view.status(left, 0);
@@ -236,6 +284,32 @@ mod tests {
         let before = ShardStatus { unread: unread(Some(HOUR_MS), None), ..ShardStatus::default() };
         let helped = of(true, &[opened, ("b", before)], 2 * HOUR_MS);
         assert_eq!((helped.text().as_str(), helped.unknown.len(), helped.at_risk.len()), ("unknown", 0, 0));
+    }
+
+    #[test]
+    fn each_input_counts_for_itself() {
+        // The exchange was read an hour ago, and says nothing about actions.
+        let both = |actions_ms, exchange_ms| {
+            [unread(Some(actions_ms), None), vec![exchange(Some(exchange_ms), None)]].concat()
+        };
+        let left = ShardStatus { unread: both(HOUR_MS, 9 * HOUR_MS), ..ShardStatus::default() };
+        let late = of(false, &[("a", left)], 10 * HOUR_MS);
+        assert!(late.at_risk[&id()].describe().contains("orders.g1.actions is up to 9h old"), "{late:?}");
+        // What one knows of an input, and another of the other one.
+        let first = ShardStatus { unread: both(9 * HOUR_MS, HOUR_MS), ..ShardStatus::default() };
+        let second = ShardStatus { unread: both(HOUR_MS, 9 * HOUR_MS), ..ShardStatus::default() };
+        assert_eq!(of(false, &[("a", first), ("b", second)], 10 * HOUR_MS).at_risk.len(), 0);
+        // An owner is as late as the latest of its inputs, and is helped with each.
+        let opened = [unread(None, Some(0)), vec![exchange(Some(HOUR_MS), Some(7 * HOUR_MS))]].concat();
+        let opened = ("a", owner(Some(7 * HOUR_MS), opened));
+        let alone = of(true, std::slice::from_ref(&opened), 8 * HOUR_MS);
+        assert_eq!((alone.text().as_str(), alone.at_risk.len()), ("7h", 1));
+        let knows = ShardStatus { unread: vec![exchange(Some(6 * HOUR_MS), None)], ..ShardStatus::default() };
+        let helped = of(true, &[opened, ("b", knows)], 8 * HOUR_MS);
+        assert_eq!((helped.text().as_str(), helped.at_risk.len()), ("2h", 0));
+        // One of a former version tells of one input only, but how old all of it is.
+        let former = ("a", owner(Some(3 * HOUR_MS), vec![exchange(Some(HOUR_MS), Some(0))]));
+        assert_eq!(of(true, &[former], 8 * HOUR_MS).text(), "3h");
     }
 
     #[test]

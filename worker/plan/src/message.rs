@@ -272,12 +272,12 @@ mod tests {
             condition: "disk is slow".into(),
             prepared: Some("b-17".into()),
             unread_ms: Some(0),
-            unread: Some(unread(Some(Kept::For(7)))),
+            unread: vec![unread(Some(Kept::For(7))), unread(None)],
             control_offset: 98,
         };
-        let for_ever = ShardStatus { unread: Some(unread(Some(Kept::ForEver))), ..ShardStatus::default() };
+        let for_ever = ShardStatus { unread: vec![unread(Some(Kept::ForEver))], ..ShardStatus::default() };
         let not_known = Unread { watermark_ms: None, age_ms: None, near_start: false, ..unread(None) };
-        let unlike = ShardStatus { unread: Some(not_known), ..ShardStatus::default() };
+        let unlike = ShardStatus { unread: vec![not_known], ..ShardStatus::default() };
         WorkerStatus {
             worker: "b".into(),
             incarnation: Incarnation::new(1, 2),
@@ -296,7 +296,7 @@ mod tests {
                 .collect(),
             control_offset: 99,
             version: "1.2.3".into(),
-            known: [(ShardId::new("action", 9), unread(Some(Kept::For(7))))].into(),
+            known: [(ShardId::new("action", 9), vec![unread(Some(Kept::For(7))), unread(None)])].into(),
         }
     }
 
@@ -331,6 +331,18 @@ mod tests {
         newer.shards[0].role = 99;
         let read = decode_status(&frame::single(Content::Status, &newer)).unwrap();
         assert_eq!(read.shards[&ShardId::new("action", 1)].role, Role::Opening);
+    }
+
+    #[test]
+    fn a_former_version_tells_of_one_input() {
+        let mut former = status_to_proto(&status());
+        for shard in &mut former.shards {
+            shard.unread = shard.inputs.drain(..).next();
+        }
+        former.known.iter_mut().for_each(|known| known.unread = known.inputs.drain(..).next());
+        let read = decode_status(&frame::single(Content::Status, &former)).unwrap();
+        assert_eq!(read.shards[&ShardId::new("action", 1)].unread, [unread(Some(Kept::For(7)))]);
+        assert_eq!(read.known[&ShardId::new("action", 9)], [unread(Some(Kept::For(7)))]);
     }
 
     #[test]

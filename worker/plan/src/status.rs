@@ -41,8 +41,8 @@ pub struct ShardStatus {
     pub prepared: Option<String>,
     /// An owner: what it has not processed was appended at most so many milliseconds ago; 0: nothing is left. `None`: not known.
     pub unread_ms: Option<u64>,
-    /// Of its inputs the one that is nearest to losing what was not processed, once somebody has looked.
-    pub unread: Option<Unread>,
+    /// Of each of its inputs, in their order, once somebody has looked.
+    pub unread: Vec<Unread>,
     /// Of unify: the rules of tenants that it applies are those of `control` up to here, exclusive; 0: it applies none, as former versions do.
     pub control_offset: u64,
 }
@@ -77,14 +77,15 @@ pub struct WorkerStatus {
     /// Of its program; empty: not known.
     pub version: String,
     /// What it knows for good of what waits for shards that it has not open: they were its, or those of a process of its name. In its first report, and when it leaves.
-    pub known: BTreeMap<ShardId, Unread>,
+    pub known: BTreeMap<ShardId, Vec<Unread>>,
 }
 
 impl WorkerStatus {
     /// What it says for good of shards, open or not.
-    pub fn known_for_good(&self) -> BTreeMap<ShardId, Unread> {
-        let open = self.shards.iter().filter_map(|(id, shard)| Some((id, shard.unread.as_ref()?)));
-        self.known.iter().chain(open).map(|(id, unread)| (id.clone(), unread.for_good())).collect()
+    pub fn known_for_good(&self) -> BTreeMap<ShardId, Vec<Unread>> {
+        let open = self.shards.iter().map(|(id, shard)| (id, &shard.unread)).filter(|(_, unread)| !unread.is_empty());
+        let for_good = |unread: &Vec<Unread>| unread.iter().map(Unread::for_good).collect();
+        self.known.iter().chain(open).map(|(id, unread)| (id.clone(), for_good(unread))).collect()
     }
 
     /// Where it stands among the reports of its worker.

@@ -133,16 +133,18 @@ pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerSta
         shards: status.shards.into_iter().map(shard_from_proto).collect(),
         control_offset: status.control_offset,
         version: status.version,
-        known: status.known.into_iter().filter_map(known_from_proto).collect(),
+        known: status.known.into_iter().map(known_from_proto).collect(),
     })
 }
 
-fn known_to_proto((id, unread): (&ShardId, &Unread)) -> proto::KnownUnread {
-    proto::KnownUnread { stage: id.stage.clone(), shard: id.shard, unread: Some(unread_to_proto(unread)) }
+fn known_to_proto((id, unread): (&ShardId, &Vec<Unread>)) -> proto::KnownUnread {
+    let inputs = unread.iter().map(unread_to_proto).collect();
+    proto::KnownUnread { stage: id.stage.clone(), shard: id.shard, unread: None, inputs }
 }
 
-fn known_from_proto(known: proto::KnownUnread) -> Option<(ShardId, Unread)> {
-    Some((ShardId { stage: known.stage, shard: known.shard }, unread_from_proto(known.unread?)))
+fn known_from_proto(known: proto::KnownUnread) -> (ShardId, Vec<Unread>) {
+    let inputs = inputs_from_proto(known.inputs, known.unread);
+    (ShardId { stage: known.stage, shard: known.shard }, inputs)
 }
 
 fn shard_to_proto((id, shard): (&ShardId, &ShardStatus)) -> proto::ShardStatus {
@@ -163,7 +165,8 @@ fn shard_to_proto((id, shard): (&ShardId, &ShardStatus)) -> proto::ShardStatus {
         condition: shard.condition.clone(),
         prepared_client: shard.prepared.clone().unwrap_or_default(),
         unread_ms: shard.unread_ms,
-        unread: shard.unread.as_ref().map(unread_to_proto),
+        unread: None,
+        inputs: shard.unread.iter().map(unread_to_proto).collect(),
         control_offset: shard.control_offset,
     }
 }
@@ -182,6 +185,12 @@ fn unread_to_proto(unread: &Unread) -> proto::Unread {
         }),
         near_start: unread.near_start,
     }
+}
+
+/// Former versions tell of one input only.
+fn inputs_from_proto(inputs: Vec<proto::Unread>, former: Option<proto::Unread>) -> Vec<Unread> {
+    let former = former.filter(|_| inputs.is_empty());
+    inputs.into_iter().chain(former).map(unread_from_proto).collect()
 }
 
 fn unread_from_proto(unread: proto::Unread) -> Unread {
@@ -210,7 +219,7 @@ fn shard_from_proto(shard: proto::ShardStatus) -> (ShardId, ShardStatus) {
         condition: shard.condition,
         prepared: Some(shard.prepared_client).filter(|client| !client.is_empty()),
         unread_ms: shard.unread_ms,
-        unread: shard.unread.map(unread_from_proto),
+        unread: inputs_from_proto(shard.inputs, shard.unread),
         control_offset: shard.control_offset,
     };
     (ShardId { stage: shard.stage, shard: shard.shard }, status)

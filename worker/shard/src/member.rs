@@ -78,7 +78,7 @@ pub struct Member {
     sequence: u64,
     every_ms: u64,
     /// What it knows for good of shards, open or not.
-    known: BTreeMap<ShardId, Unread>,
+    known: BTreeMap<ShardId, Vec<Unread>>,
     /// When it reported last, and what.
     said: Option<(u64, Statuses)>,
     /// Why the newest report did not get out.
@@ -123,12 +123,12 @@ impl Member {
     }
 
     /// What is known for good of shards, at first what the former process of its name knew.
-    pub fn known(&self) -> &BTreeMap<ShardId, Unread> {
+    pub fn known(&self) -> &BTreeMap<ShardId, Vec<Unread>> {
         &self.known
     }
 
     /// What is known for good of shards from here on. The first report tells it of those that are not open, and those of a worker that leaves.
-    pub fn know(&mut self, known: BTreeMap<ShardId, Unread>) {
+    pub fn know(&mut self, known: BTreeMap<ShardId, Vec<Unread>>) {
         self.known = known;
     }
 
@@ -267,8 +267,8 @@ impl Member {
     }
 }
 
-fn known_of((id, unread): (&ShardId, &Unread)) -> (ShardId, Unread) {
-    (id.clone(), unread.for_good())
+fn known_of((id, unread): (&ShardId, &Vec<Unread>)) -> (ShardId, Vec<Unread>) {
+    (id.clone(), unread.iter().map(Unread::for_good).collect())
 }
 
 /// Something that others act on.

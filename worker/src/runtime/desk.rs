@@ -79,8 +79,8 @@ struct Inner {
     processed_ms: Vec<Option<u64>>,
     /// How far an owner is behind its inputs, once somebody has looked.
     behind: Option<Behind>,
-    /// What was found last of the input nearest to its end: true for good but for what only an owner knows.
-    unread: Option<Unread>,
+    /// What was found last of each input: true for good but for what only an owner knows.
+    unread: Vec<Unread>,
     /// What an owner has heard of its inputs.
     heard: Listened,
     /// It does not hear them.
@@ -105,7 +105,7 @@ impl Desk {
             reads_from: Vec::new(),
             processed_ms: Vec::new(),
             behind: None,
-            unread: None,
+            unread: Vec::new(),
             heard: Listened::default(),
             is_deaf: false,
             stepped: None,
@@ -252,7 +252,7 @@ impl Desk {
 
     fn status_at(&self, now: Instant) -> Option<ShardStatus> {
         let inner = self.lock();
-        let unread = inner.unread.as_ref().map(Unread::for_good);
+        let unread = inner.unread.iter().map(Unread::for_good).collect();
         if let Some(condition) = self.hangs(&inner, now) {
             let status = inner.status.clone();
             return Some(ShardStatus { role: Role::Opening, condition, prepared: None, unread, ..status });
@@ -276,14 +276,19 @@ impl Desk {
         Some(status)
     }
 
-    /// What is known for good of what waits for it.
-    pub fn known(&self) -> Option<Unread> {
-        self.lock().unread.as_ref().map(Unread::for_good)
+    /// What is known for good of what waits for it, of each input; nothing: nobody has looked yet.
+    pub fn known(&self) -> Vec<Unread> {
+        self.lock().unread.iter().map(Unread::for_good).collect()
     }
 
-    /// The former process of this name knew this, unless this one knows more by now.
-    pub fn was_known(&self, unread: Unread) {
-        self.lock().unread.get_or_insert(unread);
+    /// The former process of this name knew this of its inputs, unless this one knows more by now.
+    pub fn was_known(&self, unread: Vec<Unread>) {
+        let known = &mut self.lock().unread;
+        for former in unread {
+            if known.iter().all(|known| known.topic != former.topic) {
+                known.push(former);
+            }
+        }
     }
 
     /// Notes how far its inputs are read for good: nothing below will be read again, whatever happens.
@@ -317,8 +322,8 @@ impl Desk {
         inner.status.role == Role::Owner && inner.behind.is_none()
     }
 
-    /// Notes how far an owner is behind its inputs, and the most urgent one of them; tells whether something has begun or ended to keep them from it. `None`: it is no owner any more.
-    pub fn is_behind(&self, mut behind: Behind, unread: Option<Unread>) -> Option<bool> {
+    /// Notes how far an owner is behind its inputs, and what is known of each; tells whether something has begun or ended to keep them from it. `None`: it is no owner any more.
+    pub fn is_behind(&self, mut behind: Behind, unread: Vec<Unread>) -> Option<bool> {
         let mut inner = self.lock();
         if inner.status.role != Role::Owner {
             return None;
@@ -330,7 +335,7 @@ impl Desk {
         }
         let was_held = inner.behind.as_ref().is_some_and(|before| before.held_back.is_some());
         let is_new = was_held != behind.held_back.is_some();
-        (inner.behind, inner.unread) = (Some(behind), unread.or(inner.unread.take()));
+        (inner.behind, inner.unread) = (Some(behind), unread);
         Some(is_new)
     }
 

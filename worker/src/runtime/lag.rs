@@ -12,9 +12,9 @@
 //! - *A log that does not answer* leaves nothing as read: ages grow from the watermark.
 //! - *A shard that nobody owns* is not looked at. Who owned it last goes on reporting its watermark, open or not, in its last word, too, which stays in the log.
 //!
-//! **What may be lost.** Topics are asked how long they keep what is in them (`DescribeConfigs`, which a worker may in order to check them). Of a shard's inputs the one that is nearest to that is
-//! reported ([`Unread::urgency`]). Where a topic deletes by size, or where it is not known how old what is unread is, it counts besides whether the position is in the oldest tenth of what a log that
-//! has already deleted still has. That such a log is small and was read through before tells nothing; so what is younger than a minute is not counted.
+//! **What may be lost.** Topics are asked how long they keep what is in them (`DescribeConfigs`, which a worker may in order to check them), and each of a shard's inputs is reported with that. Where a
+//! topic deletes by size, or where it is not known how old what is unread is, it counts besides whether the position is in the oldest tenth of what a log that has already deleted still has. That such
+//! a log is small and was read through before tells nothing; so what is younger than a minute is not counted.
 //!
 //! **What holds it back.**
 //! A reader sees nothing at or behind the first open transaction of a partition. The brokers abort one that is open for longer than its time-out; where they do not
@@ -185,14 +185,11 @@ impl LagWatch {
             .map(|(_, input)| input.found.age_ms)
             .try_fold(None, |oldest: Option<u64>, age_ms| Some(oldest.max(Some(age_ms?))));
         let unread_ms = unread_ms.flatten();
-        let now_ms = self.clock.now_ms();
-        // Of several that are as near to it the first, which others write to as well: `actions`, not the exchange.
-        let found = inputs.into_iter().map(|(_, input)| input.found).rev();
-        let most = found.max_by_key(|found| found.urgency(now_ms));
+        let found = inputs.into_iter().map(|(_, input)| input.found).collect();
         let behind = Behind { lag, unread_ms, held_back: held };
         let (stage, shard) = (desk.stage, desk.shard);
         let why = behind.held_back.clone();
-        let Some(is_new) = desk.is_behind(behind, most) else { return };
+        let Some(is_new) = desk.is_behind(behind, found) else { return };
         match why {
             Some(why) if is_new => tracing::warn!(stage, shard, why, "shard is held back"),
             None if is_new => tracing::info!(stage, shard, "shard is not held back any more"),
@@ -273,7 +270,7 @@ impl Looked {
     fn knew(&mut self, at: &TopicPartition, desk: &Desk) {
         let mark = self.marks.entry(at.clone()).or_default();
         if mark.watermark_ms.is_none() {
-            let known = desk.known().filter(|known| *known.topic == *at.topic);
+            let known = desk.known().into_iter().find(|known| *known.topic == *at.topic);
             mark.watermark_ms = known.and_then(|known| known.watermark_ms);
         }
     }
@@ -462,7 +459,7 @@ mod tests {
 
         /// Of the input that it has.
         fn unread(&self) -> Unread {
-            self.desk.status().unwrap().unread.unwrap()
+            self.desk.status().unwrap().unread.remove(0)
         }
 
         fn danger(&self) -> Danger {
@@ -547,7 +544,7 @@ mod tests {
         let kept = Some(Kept::For(60_000));
         let topic = fixture.watch.topics.actions.to_string();
         let expected = Unread { topic, watermark_ms: Some(100_000), age_ms: None, kept, near_start: false };
-        assert_eq!((status.unread_ms, status.unread), (None, Some(expected)));
+        assert_eq!((status.unread_ms, status.unread), (None, vec![expected]));
         assert_eq!([130_000, 130_001].map(|now_ms| fixture.unread().danger(now_ms)), [Danger::None, Danger::Near]);
         fixture.desk.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         assert!(fixture.desk.is_unmeasured());
@@ -558,11 +555,13 @@ mod tests {
     fn what_the_former_process_knew_counts_until_more_is_known() {
         let mut fixture = Fixture::new();
         let topic = fixture.watch.topics.actions.to_string();
-        fixture.desk.was_known(Unread { topic, watermark_ms: Some(100_000), ..Unread::default() });
+        let known = |watermark_ms| Unread { topic: topic.clone(), watermark_ms, ..Unread::default() };
+        fixture.desk.was_known(vec![Unread::default(), known(Some(100_000))]);
         assert_eq!(fixture.age_at(120, 17), Some(20_000));
-        assert_eq!(fixture.desk.known().unwrap().watermark_ms, Some(100_000));
-        fixture.desk.was_known(Unread { watermark_ms: Some(1), ..Unread::default() });
-        assert_eq!(fixture.desk.known().unwrap().watermark_ms, Some(100_000), "this one knows more");
+        let watermarks = || fixture.desk.known().into_iter().map(|known| known.watermark_ms).collect::<Vec<_>>();
+        assert_eq!(watermarks(), [Some(100_000)], "of the inputs that it has");
+        fixture.desk.was_known(vec![known(Some(1))]);
+        assert_eq!(watermarks(), [Some(100_000)], "this one knows more");
     }
 
     #[test]

@@ -403,8 +403,8 @@ impl Membership {
         }
     }
 
-    fn known(&self) -> BTreeMap<ShardId, Unread> {
-        self.desks.iter().filter_map(|desk| Some((desk.id(), desk.known()?))).collect()
+    fn known(&self) -> BTreeMap<ShardId, Vec<Unread>> {
+        self.desks.iter().map(|desk| (desk.id(), desk.known())).filter(|(_, known)| !known.is_empty()).collect()
     }
 
     fn statuses(&self) -> Statuses {
