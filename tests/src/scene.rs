@@ -75,6 +75,20 @@ impl Scene {
         self.apply(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "IngestionPipeline", "metadata": {"name": "orders"}, "spec": spec}));
     }
 
+    /// A Secret of API keys.
+    pub fn keys(&self, data: Value) {
+        let metadata = json!({"name": "keys", "labels": {"ingestion.millstream.dev/api-keys": "true"}});
+        self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}));
+    }
+
+    /// A tenant with these of the keys, on these terms.
+    pub fn tenant(&self, name: &str, keys: &[&str], terms: Value) {
+        let keys: Vec<Value> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
+        let mut spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": keys});
+        spec.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
+        self.apply(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": spec}));
+    }
+
     pub fn get(&self, kind: &str, name: &str) -> Value {
         serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"], "")).unwrap()
     }
@@ -247,11 +261,13 @@ pub fn make(topics: &[TopicSpec]) {
 pub struct Pods {
     pub folder: tempfile::TempDir,
     pub running: BTreeMap<String, Server>,
+    /// Brokers that the operator reaches by another way than they do, and theirs.
+    pub bootstrap: Option<(String, String)>,
 }
 
 impl Default for Pods {
     fn default() -> Pods {
-        Pods { folder: tempfile::tempdir().unwrap(), running: BTreeMap::new() }
+        Pods { folder: tempfile::tempdir().unwrap(), running: BTreeMap::new(), bootstrap: None }
     }
 }
 
@@ -266,6 +282,8 @@ impl Pods {
         let map = volumes.iter().find_map(|volume| volume.pointer("/configMap/name")?.as_str()).unwrap();
         let config = scene.get("cm", map)["data"]["millstream.yaml"].as_str().unwrap().to_owned();
         let [http, admin] = <[u16; 2]>::try_from(free_ports(2).unwrap()).unwrap();
+        let (operators, ours) = self.bootstrap.clone().unwrap_or_default();
+        let config = if operators.is_empty() { config } else { config.replace(&operators, &ours) };
         let config = config
             .replace("0.0.0.0:8080", &format!("127.0.0.1:{http}"))
             .replace("0.0.0.0:9090", &format!("127.0.0.1:{admin}"))
@@ -286,6 +304,16 @@ impl Pods {
     /// As Kubernetes ends a Pod.
     pub fn end(&mut self, name: &str) {
         self.running.remove(name).unwrap().terminate().unwrap();
+    }
+
+    /// The planned owners of a stage's shards, as a worker of action sees the plan.
+    pub fn planned(&self, stage: &str) -> BTreeSet<String> {
+        let config = self.folder.path().join("orders-action-0/millstream.yaml");
+        let mut show = std::process::Command::new(pipeline::binary().unwrap());
+        let output = show.args(["plan", "show", "--config"]).arg(config).output().unwrap();
+        let plan: Value = serde_yaml::from_slice(&output.stdout).unwrap_or_default();
+        let shards = plan["stages"][stage].as_array().cloned().unwrap_or_default();
+        shards.iter().filter_map(|shard| shard["owner"].as_str().map(str::to_owned)).collect()
     }
 
     /// The process of a Pod.

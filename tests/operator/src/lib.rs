@@ -7,6 +7,7 @@
 
 mod basics;
 mod deletion;
+mod kafka_writes;
 mod objects;
 mod pods;
 mod retention;

@@ -1,22 +1,11 @@
 //! With workers, as processes that are what Pods would be: plans, scales, tenants.
 
 use millstream_tests::api_proxy::{ApiProxy, Fate};
-use millstream_tests::pipeline;
 use millstream_tests::scene::{Pods, Scene};
 use millstream_tests::servers::Mongo;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Instant;
-
-/// The planned owner of each shard of a stage.
-fn planned(pods: &Pods, stage: &str) -> BTreeSet<String> {
-    let config = pods.folder.path().join("orders-action-0/millstream.yaml");
-    let mut show = std::process::Command::new(pipeline::binary().unwrap());
-    let output = show.args(["plan", "show", "--config"]).arg(config).output().unwrap();
-    let plan: Value = serde_yaml::from_slice(&output.stdout).unwrap_or_default();
-    let shards = plan["stages"][stage].as_array().cloned().unwrap_or_default();
-    shards.iter().filter_map(|shard| shard["owner"].as_str().map(str::to_owned)).collect()
-}
 
 /// The operator writes a pipeline's status as it pleases: who changes an annotation at the same time does it again.
 fn somebody_changes_the_pipeline_meanwhile(scene: &Scene) {
@@ -111,19 +100,19 @@ fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
         let replicas = scene.get("sts", "orders-action")["spec"]["replicas"].clone();
         ((replicas == 1).then_some(()), replicas.to_string())
     });
-    assert_eq!(planned(&pods, "action"), BTreeSet::from(["orders-action-0".to_owned()]));
+    assert_eq!(pods.planned("action"), BTreeSet::from(["orders-action-0".to_owned()]));
     pods.kill("orders-action-1");
     scene.all_ready();
     scene.condition("Ready True WorkersReady");
     // One that dies is replaced in the plan, and missed until it is back.
     pods.kill("orders-unify-0");
     scene.until("a plan without it", || {
-        let owners = planned(&pods, "unify");
+        let owners = pods.planned("unify");
         ((owners == BTreeSet::from(["orders-unify-1".to_owned()])).then_some(()), format!("{owners:?}"))
     });
     pods.start(&scene, "unify", 0);
     scene.until("a plan with it", || {
-        let owners = planned(&pods, "unify");
+        let owners = pods.planned("unify");
         ((owners.len() == 2).then_some(()), format!("{owners:?}"))
     });
 }
@@ -131,17 +120,8 @@ fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
 #[test]
 fn tenants_come_change_and_go_without_a_restart() {
     let scene = Scene::with_secret("tenants");
-    let tenant_on = |name: &str, keys: &[&str], terms: Value| {
-        let keys: Vec<Value> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
-        let mut spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": keys});
-        spec.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
-        scene.apply(&json!({"apiVersion": "ingestion.millstream.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": spec}));
-    };
-    let tenant = |name: &str, keys: &[&str]| tenant_on(name, keys, json!({}));
-    let keys = |data: Value| {
-        let metadata = json!({"name": "keys", "labels": {"ingestion.millstream.dev/api-keys": "true"}});
-        scene.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}));
-    };
+    let tenant = |name: &str, keys: &[&str]| scene.tenant(name, keys, json!({}));
+    let keys = |data: Value| scene.keys(data);
     let effective = |name: &str, expected: &str| {
         scene.until(expected, || {
             let tenant = scene.get("tenant", name);
@@ -190,7 +170,7 @@ fn tenants_come_change_and_go_without_a_restart() {
     answers(&pods, "second-key", 401);
     answers(&pods, "third-key", 200);
     // Each of two gateways takes half of a rate, as the operator has counted them: of ten seconds' worth five records at once, and what flows in meanwhile.
-    tenant_on("acme", &["two"], json!({"rate": {"recordsPerSecond": 1}}));
+    scene.tenant("acme", &["two"], json!({"rate": {"recordsPerSecond": 1}}));
     effective("acme", "True Known");
     let began = Instant::now();
     let let_in = (0..20).take_while(|_| pods.answer("orders-gateway-0", "third-key").unwrap() == 200).count();
@@ -206,7 +186,7 @@ fn tenants_come_change_and_go_without_a_restart() {
         (shown.contains("\"owner\":\"orders-unify-0\"").then_some(()), shown)
     });
     pods.running["orders-unify-0"].signal("STOP").unwrap();
-    tenant_on("acme", &["two"], json!({"identity": {"forbiddenValues": ["walk-in"]}}));
+    scene.tenant("acme", &["two"], json!({"identity": {"forbiddenValues": ["walk-in"]}}));
     effective("acme", "False Waiting");
     pods.running["orders-unify-0"].signal("CONT").unwrap();
     effective("acme", "True Known");

@@ -261,6 +261,11 @@ mod tests {
         Unread { topic: "p.ingress".into(), watermark_ms: Some(5), age_ms: Some(0), kept, near_start: true }
     }
 
+    /// Of an input that was processed further.
+    fn further() -> Unread {
+        Unread { topic: "p.exchange".into(), watermark_ms: Some(6), ..unread(None) }
+    }
+
     fn status() -> WorkerStatus {
         let shard = ShardStatus {
             role: Role::Standby,
@@ -272,7 +277,7 @@ mod tests {
             condition: "disk is slow".into(),
             prepared: Some("b-17".into()),
             unread_ms: Some(0),
-            unread: vec![unread(Some(Kept::For(7))), unread(None)],
+            unread: vec![further(), unread(Some(Kept::For(7)))],
             control_offset: 98,
         };
         let for_ever = ShardStatus { unread: vec![unread(Some(Kept::ForEver))], ..ShardStatus::default() };
@@ -296,7 +301,7 @@ mod tests {
                 .collect(),
             control_offset: 99,
             version: "1.2.3".into(),
-            known: [(ShardId::new("action", 9), vec![unread(Some(Kept::For(7))), unread(None)])].into(),
+            known: [(ShardId::new("action", 9), vec![further(), unread(Some(Kept::For(7)))])].into(),
         }
     }
 
@@ -336,10 +341,8 @@ mod tests {
     #[test]
     fn a_former_version_tells_of_one_input() {
         let mut former = status_to_proto(&status());
-        for shard in &mut former.shards {
-            shard.unread = shard.inputs.drain(..).next();
-        }
-        former.known.iter_mut().for_each(|known| known.unread = known.inputs.drain(..).next());
+        former.shards.iter_mut().for_each(|shard| shard.inputs.clear());
+        former.known.iter_mut().for_each(|known| known.inputs.clear());
         let read = decode_status(&frame::single(Content::Status, &former)).unwrap();
         assert_eq!(read.shards[&ShardId::new("action", 1)].unread, [unread(Some(Kept::For(7)))]);
         assert_eq!(read.known[&ShardId::new("action", 9)], [unread(Some(Kept::For(7)))]);

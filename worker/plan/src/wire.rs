@@ -139,7 +139,7 @@ pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerSta
 
 fn known_to_proto((id, unread): (&ShardId, &Vec<Unread>)) -> proto::KnownUnread {
     let inputs = unread.iter().map(unread_to_proto).collect();
-    proto::KnownUnread { stage: id.stage.clone(), shard: id.shard, unread: None, inputs }
+    proto::KnownUnread { stage: id.stage.clone(), shard: id.shard, unread: for_former(unread), inputs }
 }
 
 fn known_from_proto(known: proto::KnownUnread) -> (ShardId, Vec<Unread>) {
@@ -165,7 +165,7 @@ fn shard_to_proto((id, shard): (&ShardId, &ShardStatus)) -> proto::ShardStatus {
         condition: shard.condition.clone(),
         prepared_client: shard.prepared.clone().unwrap_or_default(),
         unread_ms: shard.unread_ms,
-        unread: None,
+        unread: for_former(&shard.unread),
         inputs: shard.unread.iter().map(unread_to_proto).collect(),
         control_offset: shard.control_offset,
     }
@@ -185,6 +185,12 @@ fn unread_to_proto(unread: &Unread) -> proto::Unread {
         }),
         near_start: unread.near_start,
     }
+}
+
+/// Former versions hear of one input only: the one that was processed least far.
+fn for_former(inputs: &[Unread]) -> Option<proto::Unread> {
+    let least = inputs.iter().min_by_key(|unread| unread.watermark_ms.unwrap_or(u64::MAX));
+    least.map(unread_to_proto)
 }
 
 /// Former versions tell of one input only.
