@@ -1,6 +1,7 @@
 //! TCP proxies that cut connections: [`CuttingProxy`] cuts every second one when its first answer begins, so that the server has done the work and the client never
 //! learns; [`Relay`] cuts all that there are, when it is told to; a [`Door`] asks for a password.
 
+use crate::servers::host;
 use anyhow::Result;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -71,7 +72,7 @@ impl CuttingProxy {
 }
 
 fn pass(client: TcpStream, upstream: u16, cuts: Option<Arc<AtomicU64>>) -> Result<()> {
-    let server = TcpStream::connect(("127.0.0.1", upstream))?;
+    let server = TcpStream::connect((host().as_str(), upstream))?;
     let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut from_client, &mut to_server);
@@ -105,13 +106,13 @@ pub struct Door {
 }
 
 impl Door {
-    /// Starts one in front of a loopback port.
+    /// Starts one in front of a server's port, where servers listen.
     ///
     /// # Errors
     /// When it cannot listen.
     pub fn start(upstream: u16, password: &str) -> Result<Door> {
         let relay = Relay::start(upstream)?;
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let listener = TcpListener::bind((host().as_str(), 0))?;
         let port = listener.local_addr()?.port();
         let (password, refused) = (Arc::new(Mutex::new(password.to_owned())), Arc::new(AtomicU64::new(0)));
         let (behind, asked, counted) = (relay.port, Arc::clone(&password), Arc::clone(&refused));
@@ -134,14 +135,27 @@ impl Door {
 /// `OP_MSG`.
 const MESSAGE: i32 = 2013;
 
-/// Passes messages of a client on until it goes, but answers those in which it says who it is.
-fn let_in(mut client: TcpStream, upstream: u16, password: &Mutex<String>, refused: &AtomicU64) -> Result<()> {
-    let mut server = TcpStream::connect(("127.0.0.1", upstream))?;
+/// Passes a client on until one end closes; then no thread and no connection is left of it.
+fn let_in(client: TcpStream, upstream: u16, password: &Mutex<String>, refused: &AtomicU64) -> Result<()> {
+    let server = TcpStream::connect(("127.0.0.1", upstream))?;
     let (mut answers, mut to_client) = (server.try_clone()?, client.try_clone()?);
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut answers, &mut to_client);
         let _ = to_client.shutdown(Shutdown::Both);
     });
+    let passed = pass_messages(client, &server, password, refused);
+    // The copy above has the connection open, too.
+    server.shutdown(Shutdown::Both)?;
+    passed
+}
+
+/// Passes messages of a client on until it goes, but answers those in which it says who it is.
+fn pass_messages(
+    mut client: TcpStream,
+    mut server: &TcpStream,
+    password: &Mutex<String>,
+    refused: &AtomicU64,
+) -> Result<()> {
     loop {
         let mut message = vec![0; 16];
         client.read_exact(&mut message)?;

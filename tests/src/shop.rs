@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use crate::pipeline::{program, until};
-use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, install_helm};
+use crate::proxy::Door;
+use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, host, install_helm};
 use millstream::generate::Load;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Instant;
 
 pub const CHARTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts");
@@ -21,7 +23,11 @@ pub const SHARDS: u32 = 4;
 pub struct Shop {
     pub kubectl: Kubectl,
     pub kafka: Kafka,
-    pub mongo: Mongo,
+    /// What workers reach the document store through, and what must live for that.
+    pub door: Door,
+    _mongo: Mongo,
+    /// Of the document store, as the Secret has it.
+    password: Mutex<&'static str>,
     pub load: Load,
 }
 
@@ -59,7 +65,9 @@ impl Shop {
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
         kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
-        let shop = Shop { kubectl, kafka, mongo, load };
+        let password = "first";
+        let door = Door::start(mongo.port(), password).unwrap();
+        let shop = Shop { kubectl, kafka, door, _mongo: mongo, password: Mutex::new(password), load };
         shop.apply(&json!({}));
         shop.ready();
         shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
@@ -85,13 +93,30 @@ impl Shop {
             (secret["stringData"]["key"], tenant["spec"]["apiKeys"][0]["name"]) = (key.into(), name.into());
             objects.extend([secret, tenant]);
         }
-        objects[0]["stringData"]["uri"] = self.mongo.uri().into();
+        objects[0]["stringData"]["uri"] = self.documents_uri().into();
         let spec = &mut objects[1]["spec"];
         (spec["image"], spec["imagePullPolicy"]) = (IMAGE.into(), "Never".into());
         spec["kafka"] = json!({"bootstrapServers": [self.kafka.bootstrap()], "replication": 1});
         lay_over(spec, more);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
+    }
+
+    /// Where workers find the document store, with its password.
+    fn documents_uri(&self) -> String {
+        let (password, host, port) = (self.password.lock().unwrap(), host(), self.door.port);
+        format!("mongodb://millstream:{password}@{host}:{port}/?directConnection=true&authMechanism=PLAIN")
+    }
+
+    /// The document store has another password from now on, and so has the Secret, of which nothing else changes.
+    pub fn change_password(&self, password: &'static str) {
+        *self.password.lock().unwrap() = password;
+        self.door.change_password(password);
+        let example = std::fs::read_to_string(EXAMPLE).unwrap();
+        let mut objects = serde_yaml::Deserializer::from_str(&example);
+        let mut secret: Value = serde::Deserialize::deserialize(objects.next().unwrap()).unwrap();
+        secret["stringData"]["uri"] = self.documents_uri().into();
+        self.kubectl.run(&["apply", "--server-side", "-f", "-"], &secret.to_string()).unwrap();
     }
 
     pub fn get(&self, kind: &str, name: &str) -> Value {

@@ -80,9 +80,34 @@ fn answers(shop: &Shop, key: &str, expected: u16) {
     until("the answer", || Ok((answer(shop, key) == expected).then_some(()))).unwrap();
 }
 
+/// Done when a scenario ends, however it does: those that follow must find the cluster as it was.
+struct Undo<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Undo<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// A stage both of whose Pods are on one node would not survive that node; what spreads them is a preference, which drains of nodes leave behind.
+fn keep_apart(shop: &Shop) {
+    for stage in ["gateway", "unify", "action", "reaction"] {
+        let [first, second] = [0, 1].map(|ordinal| format!("orders-{stage}-{ordinal}"));
+        let node = node_of(shop, "shop", &first);
+        if node != node_of(shop, "shop", &second) {
+            continue;
+        }
+        let node = format!("node{node}");
+        shop.kubectl.run(&["cordon", &node], "").unwrap();
+        let _uncordon = Undo(|| drop(shop.kubectl.run(&["uncordon", &node], "")));
+        shop.kubectl(&["delete", "pod", &second]);
+        shop.ready();
+    }
+}
+
 type Scenario = (&'static str, fn(&mut Shop, &Inside));
 
-const SCENARIOS: [Scenario; 16] = [
+const SCENARIOS: [Scenario; 17] = [
     ("at rest", |_, _| linger(30)),
     ("a setting that is refused", |shop, _| {
         let before = shop.pods();
@@ -133,6 +158,21 @@ const SCENARIOS: [Scenario; 16] = [
         shop.kubectl(&["delete", "tenant", "rotating"]);
         answers(shop, "second-key", 401);
     }),
+    ("the document store's password is replaced", |shop, _| {
+        let before = shop.pods();
+        let of_reaction = |name: &&String| name.starts_with("orders-reaction-");
+        shop.change_password("second");
+        until("other Pods of the stage that uses it", || {
+            let now = shop.pods();
+            let mut names = before.keys().filter(of_reaction);
+            Ok(names.all(|name| now.get(name).is_some_and(|now| now.0 != before[name].0)).then_some(()))
+        })
+        .unwrap();
+        shop.ready();
+        let now = shop.pods();
+        let mut others = before.iter().filter(|(name, _)| !of_reaction(name));
+        assert!(others.all(|(name, pod)| now.get(name) == Some(pod)), "others were replaced: {now:?}");
+    }),
     ("a Pod is killed", |shop, _| {
         shop.kubectl(&["delete", "pod", "orders-unify-0", "--grace-period=1"]);
         linger(2);
@@ -144,33 +184,35 @@ const SCENARIOS: [Scenario; 16] = [
     ("a node is drained", |shop, _| {
         let node = node_of(shop, "shop", "orders-action-0");
         let drain = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"];
+        let _uncordon = Undo(|| drop(shop.kubectl.run(&["uncordon", &format!("node{node}")], "")));
         shop.kubectl.run(&[&["drain", &format!("node{node}")][..], &drain].concat(), "").unwrap();
         shop.ready();
-        shop.kubectl.run(&["uncordon", &format!("node{node}")], "").unwrap();
     }),
     ("the node of the operator that leads is drained", |shop, _| {
         let node = node_of(shop, SYSTEM, &leader(shop));
         let drain = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"];
+        let _uncordon = Undo(|| drop(shop.kubectl.run(&["uncordon", &format!("node{node}")], "")));
         shop.kubectl.run(&[&["drain", &format!("node{node}")][..], &drain].concat(), "").unwrap();
         shop.ready();
-        shop.kubectl.run(&["uncordon", &format!("node{node}")], "").unwrap();
     }),
     ("the power of the node with the leader fails", |shop, inside| {
+        keep_apart(shop);
         let before = leader(shop);
         let node = node_of(shop, SYSTEM, &before);
         inside.node("kill", node).unwrap();
+        let _power = Undo(|| drop(inside.node("start", node)));
         until("another leader", || Ok((leader(shop) != before).then_some(()))).unwrap();
         // The control plane takes some seconds until it takes the node for lost; shards move without it.
         linger(15);
         all_owned(shop);
-        inside.node("start", node).unwrap();
     }),
     ("a kubelet hangs", |shop, inside| {
+        keep_apart(shop);
         let node = node_of(shop, "shop", "orders-action-1");
         inside.node("pause", node).unwrap();
+        let _resumes = Undo(|| drop(inside.node("resume", node)));
         linger(30);
         all_owned(shop);
-        inside.node("resume", node).unwrap();
     }),
     ("the API server stands still for half a minute", |shop, inside| {
         let restarts = |shop: &Shop| {
@@ -178,8 +220,9 @@ const SCENARIOS: [Scenario; 16] = [
         };
         let before = restarts(shop);
         inside.signal("kube-apiserver", "STOP").unwrap();
+        let goes_on = Undo(|| drop(inside.signal("kube-apiserver", "CONT")));
         linger(30);
-        inside.signal("kube-apiserver", "CONT").unwrap();
+        drop(goes_on);
         shop.ready();
         assert_eq!(restarts(shop), before, "a worker was restarted");
     }),
