@@ -15,6 +15,12 @@ use std::collections::BTreeMap;
 #[x_kube(validation = Rule::new("(has(self.prefix) ? self.prefix : '') == (has(oldSelf.prefix) ? oldSelf.prefix : '')").message(
     "kafka.prefix is fixed once the pipeline exists, because it is in the names of its topics: create another pipeline"
 ))]
+#[x_kube(validation = Rule::new("has(self.strimzi) == has(oldSelf.strimzi) && (!has(self.strimzi) || self.strimzi == oldSelf.strimzi)").message(
+    "kafka.strimzi is fixed once the pipeline exists, because its topics stay where they were made: for topics that Strimzi has already, create the pipeline with kafka.topics: Existing"
+))]
+#[x_kube(validation = Rule::new("(has(self.topics) && self.topics == 'Strimzi') == has(self.strimzi)").message(
+    "kafka.topics: Strimzi needs kafka.strimzi.cluster, the name of the Kafka resource; kafka.strimzi is for nothing else: set both, or neither"
+))]
 pub struct Kafka {
     /// `host:port` of some brokers: enough that one of them is always there.
     #[schemars(
@@ -45,6 +51,10 @@ pub struct Kafka {
     /// Who makes the topics (default `Managed`).
     #[serde(default)]
     pub topics: TopicManagement,
+
+    /// Where Strimzi's Topic Operator looks for topics: with `topics: Strimzi` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strimzi: Option<Strimzi>,
 
     /// How long topics for others keep what is in them.
     #[serde(default)]
@@ -112,9 +122,25 @@ pub enum TopicManagement {
     Managed,
     /// Somebody else creates them: they are only checked, and what is missing, or not as it must be, is named.
     Existing,
+    /// Strimzi's Topic Operator (0.49 and later) creates those that are not there: each from a `KafkaTopic`, which is created for it. They are checked when it says that they are ready.
+    Strimzi,
 }
 
-/// How long topics keep what is in them, from when they are created on: a later change is for whoever administers the cluster (`kafka-configs --alter`). Internal topics are trimmed by what was processed and checkpointed, not by time.
+/// Where Strimzi's Topic Operator looks for topics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Strimzi {
+    /// Name of the `Kafka` resource whose topics these are: their label `strimzi.io/cluster`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub cluster: String,
+
+    /// The namespace that its Topic Operator watches (default: the pipeline's own). Millstream's operator needs a Role there: the chart's `strimziNamespaces`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: Option<String>,
+}
+
+/// How long topics keep what is in them, from when they are created on: a later change is for whoever administers the cluster (`kafka-configs --alter`; with `topics: Strimzi`, the `KafkaTopic`). Internal topics are trimmed by what was processed and checkpointed, not by time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retention {

@@ -28,7 +28,7 @@ mod stores;
 mod tenant;
 
 pub use common::{HumanDuration, LocalObject, SecretKey};
-pub use kafka::{Kafka, Retention, Sasl, SaslMechanism, Tls, TopicManagement};
+pub use kafka::{Kafka, Retention, Sasl, SaslMechanism, Strimzi, Tls, TopicManagement};
 pub use observability::{LogFormat, Observability};
 pub use pipeline::{DeletionPolicy, ImagePullPolicy, IngestionPipeline, IngestionPipelineSpec};
 pub use scale::{StageName, StageScale, StageScaleSpec, StageScaleStatus};

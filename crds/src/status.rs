@@ -44,7 +44,7 @@ pub struct IngestionPipelineStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub stages: Vec<StageStatus>,
 
-    /// With `kafka.topics: Managed`, the topics that were not there when the pipeline began, so that it made them: written before the first one is made. These, and no others, `topicDeletionPolicy: Delete` deletes.
+    /// With `kafka.topics: Managed` or `Strimzi`, the topics that were not there when the pipeline began, so that it made them: written before the first one is made. These, and no others, `topicDeletionPolicy: Delete` deletes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(max = 249)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

@@ -20,7 +20,7 @@ use crate::tell::Teller;
 use crate::tenants::{self, Registry, Standing};
 use crate::trouble::Trouble;
 use crate::validate::validate;
-use crate::{FIELD_MANAGER, Prepared};
+use crate::{FIELD_MANAGER, Prepared, strimzi};
 use futures::StreamExt;
 use futures::channel::mpsc::unbounded;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -231,13 +231,14 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
     let told = context.teller.tell(pipeline, outcome).await;
     let failed = result.as_ref().err().or(told.as_ref().err()).map(Trouble::reason);
     context.metrics.reconciled("IngestionPipeline", began.elapsed(), failed);
-    let again = if outcome.doing.is_empty() && outcome.deleting.is_none() { ANYWAY } else { WHILE_DOING };
+    let is_waiting = !outcome.doing.is_empty() || outcome.deleting.is_some() || outcome.topics.is_some();
+    let again = if is_waiting { WHILE_DOING } else { ANYWAY };
     let outcome = result?;
     let untold = told?;
     context.forget(pipeline);
     if outcome.absent_topics.is_some() {
         // That is written down now.
-        context.plans.may_make(pipeline);
+        context.plans.is_written(pipeline);
         return Ok(Action::requeue(Duration::ZERO));
     }
     Ok(Action::requeue(untold.map_or(again, |left| left.min(again))))
@@ -271,9 +272,22 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     }
     let mut objects = build(&prepared)?;
     let observed = observe(client, &prepared).await?;
-    let Said { heard, freshness, making } = context.plans.heard(pipeline, access).map_err(Trouble::Threads)?;
-    if making != Making::Allowed && observed.stateful_sets.is_empty() {
-        // Workers make topics, too.
+    let has_workers = observed.stateful_sets.iter().any(|set| is_owned(set, pipeline));
+    let created = context.teller.created_topics(pipeline);
+    let said = context.plans.heard(pipeline, access, created.is_some()).map_err(Trouble::Threads)?;
+    let Said { heard, freshness, making } = said;
+    let topics = match making {
+        Making::Others if !has_workers => {
+            strimzi::settle(client, created.as_deref(), &objects.kafka_topics, pipeline.spec.paused).await?
+        }
+        _ => None,
+    };
+    if making == Making::Others && topics.is_none() {
+        context.plans.are_made(pipeline);
+    }
+    let is_early = matches!(making, Making::Looking | Making::Absent(_)) || topics.is_some();
+    if is_early && !has_workers {
+        // Workers make topics, too, or end without them.
         objects.stateful_sets.clear();
     }
     let now = k8s_openapi::jiff::Timestamp::now();
@@ -297,7 +311,7 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
     let absent_topics = match making {
         Making::Absent(absent) => Some(absent),
-        Making::Looking | Making::Allowed => None,
+        Making::Looking | Making::Others | Making::Allowed => None,
     };
     Ok(Outcome {
         stateful_sets,
@@ -309,8 +323,14 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
         pins_ignored,
         doing,
         absent_topics,
+        topics,
         ..Outcome::default()
     })
+}
+
+/// A StatefulSet of a former pipeline of the name may be there for a moment.
+fn is_owned(set: &StatefulSet, pipeline: &IngestionPipeline) -> bool {
+    set.owner_references().iter().any(|owner| Some(&owner.uid) == pipeline.metadata.uid.as_ref())
 }
 
 /// What is wanted of the pipeline's plan.

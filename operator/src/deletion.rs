@@ -19,13 +19,13 @@ use crate::plans::Access;
 use crate::reason::Reason;
 use crate::status::Outcome;
 use crate::trouble::Trouble;
-use crate::{FIELD_MANAGER, apply};
+use crate::{FIELD_MANAGER, apply, strimzi};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
-use millstream_crds::{DeletionPolicy, IngestionPipeline, IngestionPipelineSpec, StageName, TopicManagement};
+use millstream_crds::{DeletionPolicy, IngestionPipeline, IngestionPipelineSpec, StageName, Strimzi, TopicManagement};
 use millstream_shard::log::LogError;
 use millstream_stores::kafka::KafkaLog;
 use millstream_stores::kafka::survey::Survey;
@@ -118,8 +118,19 @@ pub(crate) async fn finish(context: &Context, pipeline: &IngestionPipeline) -> R
     }
     if is_terminating(&context.client, &namespace).await? {
         hold(&context.client, &pipeline.metadata, false).await?;
+        let goes = pipeline
+            .spec
+            .kafka
+            .strimzi
+            .as_ref()
+            .is_some_and(|strimzi| strimzi.namespace.as_ref().is_none_or(|its| *its == namespace));
+        let became = if goes {
+            "its KafkaTopics go with the namespace, and their topics with them"
+        } else {
+            "its topics stayed"
+        };
         let note = format!(
-            "namespace {namespace} is being deleted: IngestionPipeline {name} was let go at once, and its topics stayed: {}",
+            "namespace {namespace} is being deleted: IngestionPipeline {name} was let go at once, and {became}: {}",
             created(&pipeline).join(", ")
         );
         context.teller.elsewhere(&pipeline, &context.operator, &says(true, Reason::TopicsRetained, note)).await;
@@ -156,8 +167,11 @@ async fn remove_topics(
     if ours.is_empty() {
         return Ok(Ok(deleted(&ours, &others)));
     }
-    if !problems.is_empty() {
+    if !problems.is_empty() && pipeline.spec.kafka.strimzi.is_none() {
         return Ok(Err(Box::new(Outcome { problems, ..waits(format!("its topics cannot be deleted; {WAY_OUT}")) })));
+    }
+    if let Some(strimzi) = &pipeline.spec.kafka.strimzi {
+        return remove_kafka_topics(context, pipeline, strimzi, (&ours, &others)).await;
     }
     let made_in = pipeline.status.as_ref().and_then(|status| status.created_topics_in.clone());
     let done = tokio::task::spawn_blocking(move || delete(&access, made_in.as_deref(), &ours, &others)).await;
@@ -167,6 +181,38 @@ async fn remove_topics(
         let trouble = Some((Reason::LogUnavailable, message.clone()));
         Box::new(Outcome { trouble, ..waits(message) })
     }))
+}
+
+/// Deletes what Strimzi's Topic Operator made topics from: it deletes those then.
+async fn remove_kafka_topics(
+    context: &Context,
+    pipeline: &IngestionPipeline,
+    strimzi: &Strimzi,
+    (ours, others): (&[String], &[String]),
+) -> Result<Result<String, Box<Outcome>>, Trouble> {
+    let namespace = strimzi.namespace.clone().or_else(|| pipeline.namespace()).unwrap_or_default();
+    let uid = pipeline.uid().unwrap_or_default();
+    let removed = match strimzi::remove(&context.client, &namespace, &uid, ours).await {
+        Ok(removed) => removed,
+        Err(trouble) => {
+            let message = format!("its topics cannot be deleted: {trouble}; it is tried again; {WAY_OUT}");
+            let trouble = Some((trouble.reason(), message.clone()));
+            return Ok(Err(Box::new(Outcome { trouble, ..waits(message) })));
+        }
+    };
+    if removed.left.is_empty() {
+        let (stay, went): (Vec<String>, Vec<String>) =
+            ours.iter().cloned().partition(|name| removed.others.contains(name));
+        let stay = [&stay, others].concat().join(", ");
+        return Ok(Ok(format!(
+            "the KafkaTopics of these are gone, and Strimzi deletes the topics with them (look in Kafka if it did not run, or did not manage them): {}; these stayed, because the pipeline did not make them when it began, or somebody else has a KafkaTopic of them: {stay}",
+            went.join(", ")
+        )));
+    }
+    let (count, named) = (removed.left.len(), removed.left.into_iter().take(NAMED).collect::<Vec<_>>().join(", "));
+    Ok(Err(Box::new(waits(format!(
+        "Strimzi's Topic Operator deletes {count} topics, whose KafkaTopics are in namespace {namespace}: {named}; {WAY_OUT}"
+    )))))
 }
 
 /// Deletes `ours`, if this is the cluster where they were made; what was done, for people.

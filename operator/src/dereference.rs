@@ -5,15 +5,14 @@
 
 use crate::build::config::security;
 use crate::build::secrets::{self, needed};
+use crate::build::topics;
 use crate::plans::Access;
 use crate::trouble::Trouble;
 use crate::validate::Problem;
 use crate::{Prepared, SecretHashes};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use millstream_crds::{IngestionPipeline, Retention, SecretKey, StageName, StageScale, TopicManagement};
-use millstream_shard::topics::Topics;
-use millstream_stores::kafka::KafkaConfig;
+use millstream_crds::{IngestionPipeline, SecretKey, StageName, StageScale, TopicManagement};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,9 +84,8 @@ pub(crate) async fn log_of(
 /// With everything in memory: the client takes certificates as text, too.
 fn access(prepared: &Prepared, contents: &Contents) -> Access {
     let kafka = &prepared.pipeline.spec.kafka;
-    let mut config = KafkaConfig::new(kafka.bootstrap_servers.join(","));
-    config.replication_factor = u16::try_from(kafka.replication).unwrap_or(u16::MAX);
-    config.properties = kafka.properties.clone();
+    let (topics, mut config) = (topics::names(prepared), topics::config(prepared));
+    config.create_topics = kafka.topics == TopicManagement::Managed;
     config.security.extend(security(kafka).into_iter().map(|(name, value)| (name.to_owned(), value)));
     let files = needed(&prepared.pipeline.spec, StageName::Gateway);
     config.security.extend(files.into_iter().filter_map(|(key, file)| {
@@ -101,13 +99,7 @@ fn access(prepared: &Prepared, contents: &Contents) -> Access {
         let content = contents.get(&(key.name, key.key))?;
         Some((name.to_owned(), String::from_utf8_lossy(content).trim_end_matches(['\r', '\n']).to_owned()))
     }));
-    let shards = u32::try_from(prepared.pipeline.spec.shards).unwrap_or(1);
-    let topics = Topics::new(&prepared.prefix(), shards, prepared.generation());
-    config.create_topics = kafka.topics == TopicManagement::Managed;
-    let Retention { ingress, events, rejects } = &kafka.retention;
-    let kept = [(&topics.ingress, ingress), (&topics.events, events), (&topics.rejects, rejects)];
-    config.retention_ms = kept.iter().filter_map(|(name, kept)| Some((name.to_string(), kept.millis()?))).collect();
-    Access { kafka: config, topics }
+    Access { kafka: config, topics, made_by: kafka.topics }
 }
 
 type Contents = BTreeMap<(String, String), Vec<u8>>;

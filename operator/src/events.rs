@@ -52,7 +52,7 @@ pub fn happenings(before: Option<&IngestionPipelineStatus>, now: &IngestionPipel
             }
             // What begins is not ready yet.
             ("False", reason)
-                if reason == Reason::WorkersNotReady.as_str()
+                if [Reason::WorkersNotReady, Reason::TopicsNotReady].iter().any(|it| it.as_str() == reason)
                     && before.is_none_or(|before| before.stages.is_empty()) => {}
             ("False", _) => says(true, &is.reason, &is.message),
             _ => {}

@@ -36,6 +36,7 @@ mod plans;
 mod prepared;
 mod reason;
 pub mod status;
+mod strimzi;
 mod tell;
 pub mod tenants;
 mod trouble;

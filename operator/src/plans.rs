@@ -13,7 +13,7 @@ use crate::reason::Reason;
 use crate::tenants::{Id, Registry, Standing, Wanted};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use millstream_crds::IngestionPipeline;
+use millstream_crds::{IngestionPipeline, TopicManagement};
 use millstream_plan::message::Terms;
 use millstream_plan::plan::ShardId;
 use millstream_plan::view::{Bounds, Horizon};
@@ -43,6 +43,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub(crate) struct Access {
     pub(crate) kafka: KafkaConfig,
     pub(crate) topics: Topics,
+    /// Who makes them.
+    pub(crate) made_by: TopicManagement,
 }
 
 /// What is known of a pipeline's workers.
@@ -73,8 +75,19 @@ pub(crate) enum Making {
     Looking,
     /// These are not there. That is to be written down.
     Absent(Absent),
-    /// It is written down, or nothing is made here.
+    /// It is written down, and somebody else makes them.
+    Others,
+    /// It is written down, or nothing is made; or all are there.
     Allowed,
+}
+
+impl Making {
+    fn after_writing(made_by: TopicManagement) -> Making {
+        match made_by {
+            TopicManagement::Managed | TopicManagement::Existing => Making::Allowed,
+            TopicManagement::Strimzi => Making::Others,
+        }
+    }
 }
 
 /// Topics that are not there.
@@ -172,11 +185,16 @@ impl Plans {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of a pipeline's workers, and of what waits for them; from the first call on somebody listens to them.
+    /// What is known of a pipeline's workers, and of what waits for them; from the first call on somebody listens to them. `is_written`: it is written down which topics were not there.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(crate) fn heard(&self, pipeline: &IngestionPipeline, access: Access) -> std::io::Result<Said> {
+    pub(crate) fn heard(
+        &self,
+        pipeline: &IngestionPipeline,
+        access: Access,
+        is_written: bool,
+    ) -> std::io::Result<Said> {
         let uid = pipeline.metadata.uid.clone().unwrap_or_default();
         let mut threads = self.locked();
         // One that has panicked is replaced, too.
@@ -188,8 +206,10 @@ impl Plans {
             let State { heard, freshness, making, .. } = &*state;
             return Ok(Said { heard: heard.clone(), freshness: freshness.clone(), making: making.clone() });
         }
-        let is_written = pipeline.status.as_ref().is_some_and(|status| status.created_topics.is_some());
-        let making = if is_written || !access.kafka.create_topics { Making::Allowed } else { Making::Looking };
+        let making = match access.made_by {
+            TopicManagement::Managed | TopicManagement::Strimzi if !is_written => Making::Looking,
+            made_by => Making::after_writing(made_by),
+        };
         let state = State { making: making.clone(), ..State::default() };
         let shared = Arc::new(Shared { state: Mutex::new(state), stopped: Condvar::new() });
         let worker = Worker {
@@ -207,10 +227,19 @@ impl Plans {
     }
 
     /// It is written down which topics of a pipeline are not there: they may be made.
-    pub(crate) fn may_make(&self, pipeline: &IngestionPipeline) {
+    pub(crate) fn is_written(&self, pipeline: &IngestionPipeline) {
+        self.make(pipeline, Making::after_writing(pipeline.spec.kafka.topics));
+    }
+
+    /// Whoever makes a pipeline's topics has made them.
+    pub(crate) fn are_made(&self, pipeline: &IngestionPipeline) {
+        self.make(pipeline, Making::Allowed);
+    }
+
+    fn make(&self, pipeline: &IngestionPipeline, making: Making) {
         let uid = pipeline.metadata.uid.as_deref().unwrap_or_default();
         if let Some(running) = self.locked().get(uid) {
-            running.shared.locked().making = Making::Allowed;
+            running.shared.locked().making = making;
             running.shared.stopped.notify_all();
         }
     }
@@ -376,7 +405,10 @@ impl Worker {
                 absent.topics.push(topic.name);
             }
         }
-        self.shared.locked().making = Making::Absent(absent);
+        let mut state = self.shared.locked();
+        // The brokers have answered.
+        (state.making, state.heard.problem) = (Making::Absent(absent), None);
+        drop(state);
         (self.asks.pipeline)(&self.pipeline);
         Ok(())
     }

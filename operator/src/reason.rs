@@ -59,6 +59,8 @@ reasons! {
     LogUnavailable,
     /// A topic is not there, or not as it must be.
     TopicMismatch,
+    /// Strimzi's Topic Operator has not made a topic yet, or cannot.
+    TopicsNotReady,
     /// Owners say that something is wrong with their shards.
     ShardsInTrouble,
     /// A worker should have ended, and did not.

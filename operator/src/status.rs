@@ -45,8 +45,19 @@ pub struct Outcome {
     pub doing: Vec<String>,
     /// The topics that were not there when the pipeline began, once that is known.
     pub absent_topics: Option<Absent>,
+    /// What its topics wait for, which somebody else makes.
+    pub topics: Option<WaitsForTopics>,
     /// It is deleted: what it waits for.
     pub deleting: Option<String>,
+}
+
+/// Topics that are not as they are to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitsForTopics {
+    /// Which, and why, if that is known.
+    pub message: String,
+    /// Whoever makes them says that it cannot.
+    pub is_refused: bool,
 }
 
 impl Outcome {
@@ -95,7 +106,7 @@ pub fn status(
     let unheard = outcome.unheard.as_ref().map(|_| "unknown".to_owned());
     let freshness = outcome.freshness.as_ref().map(Freshness::text).or(unheard).or_else(|| before.freshness.clone());
     // What was written once stays: topics that it made are there from then on. Of topics that are others' it made none.
-    let is_managed = pipeline.spec.kafka.topics == TopicManagement::Managed;
+    let is_managed = pipeline.spec.kafka.topics != TopicManagement::Existing;
     let (created_topics, created_topics_in) = match (&before.created_topics, &outcome.absent_topics) {
         _ if !is_managed => (None, None),
         (Some(_), _) => (before.created_topics.clone(), before.created_topics_in.clone()),
@@ -150,6 +161,7 @@ fn said(
         None if outcome.deleting.is_some() => {
             (ConditionType::Ready, "False", Reason::Deleting, outcome.deleting.clone().unwrap_or_default())
         }
+        None if outcome.topics.is_some() => (ConditionType::Ready, "False", Reason::TopicsNotReady, of_topics(outcome)),
         None if stages.is_empty() => (ConditionType::Ready, "Unknown", Reason::NotObserved, String::new()),
         None if pipeline.spec.suspend => {
             (ConditionType::Ready, "False", Reason::Suspended, "no workers run while spec.suspend is true".to_owned())
@@ -167,6 +179,7 @@ fn said(
     let (status, reason, message) = match &wrong {
         _ if outcome.deleting.is_some() => ("True", Reason::Deleting, outcome.deleting.clone().unwrap_or_default()),
         Some(_) => ("False", Reason::NothingToDo, String::new()),
+        None if outcome.topics.is_some() => ("True", Reason::TopicsNotReady, of_topics(outcome)),
         None if !outcome.doing.is_empty() => ("True", Reason::WorkersChanging, outcome.doing.join("; ")),
         None if !waiting.is_empty() => ("True", Reason::WorkersStarting, waiting.join("; ")),
         None if moving > 0 => ("True", Reason::ShardsMoving, "shards move to where they belong".to_owned()),
@@ -174,6 +187,7 @@ fn said(
     };
     let progressing = (ConditionType::Progressing, status, reason, message);
     let degraded = match wrong
+        .or_else(|| refused_topics(outcome))
         .or_else(|| outcome.unheard.clone())
         .or_else(|| complaints(outcome))
         .or_else(|| lost(outcome))
@@ -191,17 +205,31 @@ fn said(
         ),
         false => (ConditionType::Paused, "False", Reason::NotPaused, String::new()),
     };
-    [ready, progressing, degraded, paused, retention(before, outcome)]
+    [ready, progressing, degraded, paused, retention(pipeline, before, outcome)]
+}
+
+fn of_topics(outcome: &Outcome) -> String {
+    outcome.topics.iter().map(|waits| waits.message.clone()).collect()
+}
+
+fn refused_topics(outcome: &Outcome) -> Option<(Reason, String)> {
+    let refused = outcome.topics.as_ref().filter(|waits| waits.is_refused)?;
+    Some((Reason::TopicsNotReady, refused.message.clone()))
 }
 
 /// Whether records may be deleted before they are processed. No part of whether a pipeline is ready: it works, for now.
-fn retention(before: &IngestionPipelineStatus, outcome: &Outcome) -> Said {
+fn retention(pipeline: &IngestionPipeline, before: &IngestionPipelineStatus, outcome: &Outcome) -> Said {
     let (status, reason, message) = match &outcome.freshness {
         Some(freshness) if !freshness.at_risk.is_empty() => {
             let named: Vec<String> =
                 freshness.at_risk.iter().take(NAMED).map(|(id, risk)| format!("{id}: {}", risk.describe())).collect();
+            // The Topic Operator sets back what is not in the KafkaTopic.
+            let place = match pipeline.spec.kafka.strimzi {
+                Some(_) => "in spec.config of the topic's KafkaTopic, if it has one, or else with kafka-configs.sh,",
+                None => "of the topic with kafka-configs.sh",
+            };
             let message = format!(
-                "{} shards: raise retention.ms (or retention.bytes) of the topic with kafka-configs.sh at once, then see why the stage is behind; {}",
+                "{} shards: raise retention.ms (or retention.bytes) {place} at once, then see why the stage is behind; {}",
                 freshness.at_risk.len(),
                 named.join("; ")
             );

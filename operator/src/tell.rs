@@ -69,6 +69,14 @@ impl Teller {
         Ok(None)
     }
 
+    /// The topics that a pipeline made, as was said last. What the watch has heard may be older.
+    pub(crate) fn created_topics(&self, pipeline: &IngestionPipeline) -> Option<Vec<String>> {
+        let uid = pipeline.metadata.uid.as_deref().unwrap_or_default();
+        let written = self.written();
+        let said = written.get(uid).map(|(_, said)| said).or(pipeline.status.as_ref());
+        said.and_then(|said| said.created_topics.clone())
+    }
+
     async fn tell_events(
         &self,
         pipeline: &IngestionPipeline,

@@ -76,13 +76,13 @@ impl Scene {
     }
 
     /// A Secret of API keys.
-    pub fn keys(&self, data: Value) {
+    pub fn keys(&self, data: &Value) {
         let metadata = json!({"name": "keys", "labels": {"ingestion.millstream.dev/api-keys": "true"}});
         self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}));
     }
 
     /// A tenant with these of the keys, on these terms.
-    pub fn tenant(&self, name: &str, keys: &[&str], terms: Value) {
+    pub fn tenant(&self, name: &str, keys: &[&str], terms: &Value) {
         let keys: Vec<Value> = keys.iter().map(|key| json!({"name": "keys", "key": key})).collect();
         let mut spec = json!({"pipelineRef": {"name": "orders"}, "apiKeys": keys});
         spec.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());

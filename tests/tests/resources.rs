@@ -70,6 +70,8 @@ fn what_is_wrong_is_refused_with_what_to_do() {
         ("/spec/kafka/bootstrapServers", json!(["a:1", "a:1"]), "duplicate"),
         ("/spec/kafka/sasl", plain("PLAIN"), "sends the password in the clear"),
         ("/spec/kafka/topics", json!("Mine"), "Managed"),
+        ("/spec/kafka/topics", json!("Strimzi"), "needs kafka.strimzi.cluster"),
+        ("/spec/kafka/strimzi", json!({"cluster": "main"}), "set both, or neither"),
         ("/spec/kafka/retention/ingress", json!("a week"), "spec.kafka.retention.ingress"),
         ("/spec/documentStore", json!({}), "exactly one document store"),
         ("/spec/objectStore", json!({}), "exactly one object store"),
@@ -101,16 +103,16 @@ fn what_is_wrong_is_refused_with_what_to_do() {
 #[test]
 fn what_is_fixed_cannot_be_changed() {
     let claim = |class: &str| json!({"persistentVolumeClaim": {"size": "1Gi", "storageClassName": class}});
-    let first = with(
-        with(pipeline("fixed"), "/spec/stages/action/storage", claim("fast")),
-        "/spec/kafka/prefix",
-        json!("mine"),
-    );
+    let kafka = json!({"bootstrapServers": ["kafka:9092"], "prefix": "mine", "topics": "Strimzi", "strimzi": {"cluster": "main"}});
+    let first = with(with(pipeline("fixed"), "/spec/stages/action/storage", claim("fast")), "/spec/kafka", kafka);
     apply(&first);
     let cases = [
         ("/spec/shards", json!(16), "shards is fixed"),
         ("/spec/kafka/prefix", json!("other"), "prefix is fixed"),
         ("/spec/kafka/prefix", Value::Null, "prefix is fixed"),
+        ("/spec/kafka/strimzi/cluster", json!("other"), "kafka.strimzi is fixed"),
+        ("/spec/kafka/strimzi/namespace", json!("other"), "kafka.strimzi is fixed"),
+        ("/spec/kafka", json!({"bootstrapServers": ["kafka:9092"], "prefix": "mine"}), "kafka.strimzi is fixed"),
         ("/spec/stages/action/storage", json!({"emptyDir": {}}), "kind of storage is fixed"),
         ("/spec/stages/action/storage", claim("slow"), "storageClassName is fixed"),
         ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("2Gi"), "size is fixed"),

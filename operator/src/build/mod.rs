@@ -13,6 +13,7 @@ mod overlay;
 pub(crate) mod pods;
 pub(crate) mod quantity;
 pub(crate) mod secrets;
+pub(crate) mod topics;
 mod workloads;
 
 use crate::Prepared;
@@ -20,6 +21,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::DynamicObject;
 use millstream_crds::{StageName, StageScale};
 use serde::Serialize;
 use serde_json::Value;
@@ -30,6 +32,8 @@ pub const TEMPLATE_HASH: &str = "ingestion.millstream.dev/template-hash";
 /// The objects of a pipeline, in the order in which they are applied: what others refer to comes first.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
+    /// What Strimzi's Topic Operator makes topics from: created for those that are not there, and neither changed nor removed later.
+    pub kafka_topics: Vec<DynamicObject>,
     /// The identity of its Pods.
     pub accounts: Vec<ServiceAccount>,
     /// The configuration of each stage.
@@ -71,7 +75,7 @@ pub enum BuildError {
 }
 
 impl Objects {
-    /// Each as JSON, in order.
+    /// Each that is applied, as JSON, in order.
     ///
     /// # Errors
     /// [`BuildError::Unwritable`].
@@ -103,6 +107,7 @@ fn add<T: Serialize>(all: &mut Vec<Value>, objects: &[T]) -> Result<(), BuildErr
 pub fn build(prepared: &Prepared) -> Result<Objects, BuildError> {
     let names = names::Names::of(prepared)?;
     let mut objects = Objects {
+        kafka_topics: topics::kafka_topics(prepared)?,
         accounts: vec![workloads::account(&names)],
         services: vec![network::gateway_service(&names)],
         policies: network::policies(prepared, &names),

@@ -103,8 +103,8 @@ fn an_operator_that_dies_before_or_after_any_of_its_writes_to_kafka_has_done_no_
         let owned = ["unify", "action", "reaction"].map(|stage| it.pods.borrow().planned(stage).len());
         owned == [1, 1, 1]
     });
-    writes.scene.keys(json!({"one": "the-key"}));
-    writes.scene.tenant("acme", &["one"], json!({}));
+    writes.scene.keys(&json!({"one": "the-key"}));
+    writes.scene.tenant("acme", &["one"], &json!({}));
     writes.die_at_each_until("a tenant", |it| it.is_answered(200));
     writes.scene.kubectl(&["delete", "tenant", "acme", "--timeout=10s"], "");
     writes.die_at_each_until("a tenant goes", |it| it.is_answered(401));

@@ -120,8 +120,8 @@ fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
 #[test]
 fn tenants_come_change_and_go_without_a_restart() {
     let scene = Scene::with_secret("tenants");
-    let tenant = |name: &str, keys: &[&str]| scene.tenant(name, keys, json!({}));
-    let keys = |data: Value| scene.keys(data);
+    let tenant = |name: &str, keys: &[&str]| scene.tenant(name, keys, &json!({}));
+    let keys = |data: Value| scene.keys(&data);
     let effective = |name: &str, expected: &str| {
         scene.until(expected, || {
             let tenant = scene.get("tenant", name);
@@ -170,7 +170,7 @@ fn tenants_come_change_and_go_without_a_restart() {
     answers(&pods, "second-key", 401);
     answers(&pods, "third-key", 200);
     // Each of two gateways takes half of a rate, as the operator has counted them: of ten seconds' worth five records at once, and what flows in meanwhile.
-    scene.tenant("acme", &["two"], json!({"rate": {"recordsPerSecond": 1}}));
+    scene.tenant("acme", &["two"], &json!({"rate": {"recordsPerSecond": 1}}));
     effective("acme", "True Known");
     let began = Instant::now();
     let let_in = (0..20).take_while(|_| pods.answer("orders-gateway-0", "third-key").unwrap() == 200).count();
@@ -186,7 +186,7 @@ fn tenants_come_change_and_go_without_a_restart() {
         (shown.contains("\"owner\":\"orders-unify-0\"").then_some(()), shown)
     });
     pods.running["orders-unify-0"].signal("STOP").unwrap();
-    scene.tenant("acme", &["two"], json!({"identity": {"forbiddenValues": ["walk-in"]}}));
+    scene.tenant("acme", &["two"], &json!({"identity": {"forbiddenValues": ["walk-in"]}}));
     effective("acme", "False Waiting");
     pods.running["orders-unify-0"].signal("CONT").unwrap();
     effective("acme", "True Known");

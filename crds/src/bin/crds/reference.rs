@@ -191,7 +191,7 @@ mod tests {
         }
         for row in [
             "| `spec.kafka.replication` | integer, 1 to 7 | `3` |",
-            "| `spec.kafka.topics` | `Managed`, `Existing` | `Managed` |",
+            "| `spec.kafka.topics` | `Managed`, `Existing`, `Strimzi` | `Managed` |",
             "| `spec.kafka.bootstrapServers` | list of string, 1 to 32 | required |",
             "| `status.stages[].readyReplicas` | integer | required |",
             "- `spec.kafka`: SASL/PLAIN without TLS",
