@@ -2,6 +2,8 @@
 //!
 //! Everything else passes, watches as they come. Writes of Leases pass too, because who leads is not what these tests are about, and so do dry runs. When a write has *struck*, nothing passes any more
 //! until the proxy is told to go on: the client is about to be killed, and has done nothing else before.
+//!
+//! What watches hear can be held back, so that what the client has heard is older than what it has written.
 
 use anyhow::{Context, Result};
 use axum::body::{Body, Bytes, to_bytes};
@@ -33,6 +35,36 @@ pub enum Fate {
 /// Says what becomes of a write, by its name (`PATCH statefulsets/orders-unify`, `POST events`) and its body.
 pub type Judge = Box<dyn FnMut(&str, &str) -> Fate + Send>;
 
+/// What watches hear. Cheap to clone.
+#[derive(Clone)]
+pub struct Watches {
+    is_held: Arc<tokio::sync::watch::Sender<bool>>,
+    heard: Arc<Mutex<String>>,
+}
+
+impl Watches {
+    /// From now on no watch hears anything.
+    pub fn hold(&self) {
+        self.is_held.send_replace(true);
+    }
+
+    /// Watches hear what was held back, and everything else.
+    pub fn release(&self) {
+        self.is_held.send_replace(false);
+    }
+
+    /// What they have heard since the last call, as JSON.
+    pub fn heard(&self) -> String {
+        std::mem::take(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn pass(&self, part: &[u8]) {
+        // Its sender lives as long as the proxy.
+        let _ = self.is_held.subscribe().wait_for(|is_held| !is_held).await;
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(part));
+    }
+}
+
 /// A running proxy; it ends when it is dropped.
 pub struct ApiProxy {
     kubeconfig: PathBuf,
@@ -45,6 +77,7 @@ struct Shared {
     upstream: String,
     client: reqwest::Client,
     state: Mutex<Judging>,
+    watches: Watches,
 }
 
 struct Judging {
@@ -75,7 +108,8 @@ impl ApiProxy {
         let authority = reqwest::Certificate::from_pem(&std::fs::read(authority)?)?;
         let client = reqwest::Client::builder().add_root_certificate(authority).no_gzip().build()?;
         let state = Mutex::new(Judging::by(|_, _| Fate::Done));
-        let shared = Arc::new(Shared { upstream, client, state });
+        let watches = Watches { is_held: Arc::new(tokio::sync::watch::Sender::new(false)), heard: Arc::default() };
+        let shared = Arc::new(Shared { upstream, client, state, watches });
         let runtime = Runtime::new()?;
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
         *cluster = json!({"server": format!("http://{}", listener.local_addr()?)});
@@ -99,6 +133,11 @@ impl ApiProxy {
     pub fn config(&self) -> Result<String> {
         let config: Value = serde_yaml::from_str(&std::fs::read_to_string(&self.kubeconfig)?)?;
         Ok(config.to_string())
+    }
+
+    /// What watches hear.
+    pub fn watches(&self) -> Watches {
+        self.shared.watches.clone()
     }
 
     /// From now on this one judges, and everything goes on; the names of the writes until now.
@@ -132,15 +171,20 @@ impl Shared {
 
     async fn forward(&self, head: Parts, body: Bytes) -> Result<Response> {
         let target = format!("{}{}", self.upstream, head.uri);
+        let is_watch = head.uri.query().is_some_and(|query| query.contains("watch=true"));
         let mut asked = self.client.request(head.method, target).body(body);
         for (name, value) in head.headers.iter().filter(|(name, _)| !is_of_connection(name)) {
             asked = asked.header(name, value);
         }
         let answer = asked.send().await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let parts = futures::stream::unfold(answer, |mut answer| async {
-            let part = answer.chunk().await.map_err(std::io::Error::other).transpose();
-            part.map(|part| (part, answer))
+        let watches = is_watch.then(|| self.watches.clone());
+        let parts = futures::stream::unfold((answer, watches), |(mut answer, watches)| async {
+            let part = answer.chunk().await.map_err(std::io::Error::other).transpose()?;
+            if let (Some(watches), Ok(part)) = (&watches, &part) {
+                watches.pass(part).await;
+            }
+            Some((part, (answer, watches)))
         });
         let mut response = Response::new(Body::from_stream(parts));
         *response.status_mut() = status;
@@ -153,7 +197,8 @@ impl Shared {
 async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let Ok(body) = to_bytes(body, usize::MAX).await else { return StatusCode::BAD_REQUEST.into_response() };
-    let fate = shared.fate(write(&head.method, &head.uri), &body);
+    // A judge may wait for what a watch hears.
+    let fate = tokio::task::block_in_place(|| shared.fate(write(&head.method, &head.uri), &body));
     match fate {
         Some(Fate::Done) => shared.forward(head, body).await.unwrap_or_else(|error| away(&error)),
         Some(Fate::Refused(code)) => refusal(code),

@@ -5,10 +5,9 @@
 #![cfg(test)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-mod api_writes;
+mod at_each_write;
 mod basics;
 mod deletion;
-mod kafka_writes;
 mod objects;
 mod pods;
 mod retention;

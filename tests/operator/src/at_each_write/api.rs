@@ -5,6 +5,7 @@ use millstream_tests::scene::{FINALIZER, Scene, specs, start_from, there};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What is there, by kind, without what is another one each time.
 fn state(scene: &Scene) -> Value {
@@ -193,4 +194,40 @@ fn a_write_that_fails_once_or_is_never_answered_is_done_again() {
         writes.scene.operator.terminate().unwrap();
         clear(&writes.scene);
     }
+}
+
+#[test]
+fn what_the_operator_has_said_counts_before_the_watch_has_heard_it() {
+    let mut writes = Writes::new("stale");
+    writes.start();
+    writes.pipeline();
+    assert_eq!(writes.scene.created().len(), specs("stale").len());
+    // They become others' for a moment. Before the operator has said so, they are its own again, and it has heard that; its own word it does not hear.
+    let (server, watches) = (writes.scene.server, writes.proxy.watches());
+    let (say, said) = std::sync::mpsc::channel();
+    let mut say = Some(say);
+    writes.proxy.go_on(move |name, body| {
+        if name != "PATCH ingestionpipelines/orders/status" || body.contains("createdTopics") {
+            return Fate::Done;
+        }
+        if let Some(say) = say.take() {
+            watches.heard();
+            let managed = r#"{"spec":{"kafka":{"topics":"Managed"}}}"#;
+            server.run(&["patch", "mip", "orders", "-n", "stale", "--type=merge", "-p", managed], "").unwrap();
+            let mut heard = String::new();
+            while !heard.contains(r#""topics":"Managed""#) {
+                heard += &watches.heard();
+                std::thread::yield_now();
+            }
+            watches.hold();
+            say.send(()).unwrap();
+        }
+        Fate::Done
+    });
+    writes.scene.patch(&json!({"kafka": {"topics": "Existing"}}));
+    said.recv_timeout(Duration::from_secs(60)).unwrap();
+    // They were there when it looked again.
+    assert_eq!(writes.scene.created(), BTreeSet::new());
+    writes.proxy.watches().release();
+    writes.scene.condition("Degraded False AsExpected");
 }
