@@ -36,7 +36,15 @@ pub fn program(name: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 /// After [`DEADLINE`].
-pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(what: &str, check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_by(Duration::from_millis(20), what, check)
+}
+
+/// The same, with another pause between looks, for those that cost more.
+///
+/// # Errors
+/// After [`DEADLINE`].
+pub fn until_by<T>(pause: Duration, what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + DEADLINE;
     let mut last = "not yet".to_owned();
     while Instant::now() < end {
@@ -46,7 +54,7 @@ pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Res
             Err(error) => last = format!("{error:#}"),
         }
         // Conditions outside this process cannot be waited for otherwise.
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
     bail!("{what} did not happen within {DEADLINE:?}: {last}")
 }

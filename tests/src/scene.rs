@@ -11,6 +11,7 @@ use millstream_stores::kafka::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 pub fn least() -> Value {
     json!({
@@ -101,7 +102,8 @@ impl Scene {
 
     /// Waits until it is so; the last thing that was seen is in the failure.
     pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> (Option<T>, String)) -> T {
-        let seen = pipeline::until(what, || {
+        // Each look is a kubectl, a tenth of a second of a core: many that wait would keep all others from working.
+        let seen = pipeline::until_by(Duration::from_millis(250), what, || {
             let (found, seen) = look();
             anyhow::ensure!(found.is_some(), "{seen}");
             Ok(found)
