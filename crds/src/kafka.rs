@@ -140,6 +140,13 @@ pub struct Strimzi {
     pub namespace: Option<String>,
 }
 
+impl Strimzi {
+    /// Where the Topic Operator looks for the topics of a pipeline in this namespace.
+    pub fn namespace_for<'a>(&'a self, pipelines: &'a str) -> &'a str {
+        self.namespace.as_deref().unwrap_or(pipelines)
+    }
+}
+
 /// How long topics keep what is in them, from when they are created on: a later change is for whoever administers the cluster (`kafka-configs --alter`; with `topics: Strimzi`, the `KafkaTopic`). Internal topics are trimmed by what was processed and checkpointed, not by time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

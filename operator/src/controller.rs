@@ -328,8 +328,8 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     })
 }
 
-/// A StatefulSet of a former pipeline of the name may be there for a moment.
-fn is_owned(set: &StatefulSet, pipeline: &IngestionPipeline) -> bool {
+/// Is it this very pipeline's? One of a former pipeline of the name may be there for a moment.
+pub(crate) fn is_owned(set: &StatefulSet, pipeline: &IngestionPipeline) -> bool {
     set.owner_references().iter().any(|owner| Some(&owner.uid) == pipeline.metadata.uid.as_ref())
 }
 

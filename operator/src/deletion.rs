@@ -12,7 +12,7 @@
 //! Nothing is remembered between the steps: each is read off the API server and Kafka, so that an operator goes on where another stopped, and whatever was done already is done again without harm.
 
 use crate::build::names;
-use crate::controller::Context;
+use crate::controller::{Context, is_owned};
 use crate::dereference;
 use crate::events::Happening;
 use crate::plans::Access;
@@ -118,12 +118,8 @@ pub(crate) async fn finish(context: &Context, pipeline: &IngestionPipeline) -> R
     }
     if is_terminating(&context.client, &namespace).await? {
         hold(&context.client, &pipeline.metadata, false).await?;
-        let goes = pipeline
-            .spec
-            .kafka
-            .strimzi
-            .as_ref()
-            .is_some_and(|strimzi| strimzi.namespace.as_ref().is_none_or(|its| *its == namespace));
+        let strimzi = pipeline.spec.kafka.strimzi.as_ref();
+        let goes = strimzi.is_some_and(|strimzi| strimzi.namespace_for(&namespace) == namespace);
         let became = if goes {
             "its KafkaTopics go with the namespace, and their topics with them"
         } else {
@@ -167,20 +163,16 @@ async fn remove_topics(
     if ours.is_empty() {
         return Ok(Ok(deleted(&ours, &others)));
     }
-    if !problems.is_empty() && pipeline.spec.kafka.strimzi.is_none() {
-        return Ok(Err(Box::new(Outcome { problems, ..waits(format!("its topics cannot be deleted; {WAY_OUT}")) })));
-    }
     if let Some(strimzi) = &pipeline.spec.kafka.strimzi {
         return remove_kafka_topics(context, pipeline, strimzi, (&ours, &others)).await;
+    }
+    if !problems.is_empty() {
+        return Ok(Err(Box::new(Outcome { problems, ..waits(format!("its topics cannot be deleted; {WAY_OUT}")) })));
     }
     let made_in = pipeline.status.as_ref().and_then(|status| status.created_topics_in.clone());
     let done = tokio::task::spawn_blocking(move || delete(&access, made_in.as_deref(), &ours, &others)).await;
     let done = done.unwrap_or_else(|error| Err(LogError::Unavailable(error.to_string())));
-    Ok(done.map_err(|error| {
-        let message = format!("its topics cannot be deleted: {error}; it is tried again; {WAY_OUT}");
-        let trouble = Some((Reason::LogUnavailable, message.clone()));
-        Box::new(Outcome { trouble, ..waits(message) })
-    }))
+    Ok(done.map_err(|error| Box::new(failed(Reason::LogUnavailable, &error))))
 }
 
 /// Deletes what Strimzi's Topic Operator made topics from: it deletes those then.
@@ -190,15 +182,11 @@ async fn remove_kafka_topics(
     strimzi: &Strimzi,
     (ours, others): (&[String], &[String]),
 ) -> Result<Result<String, Box<Outcome>>, Trouble> {
-    let namespace = strimzi.namespace.clone().or_else(|| pipeline.namespace()).unwrap_or_default();
-    let uid = pipeline.uid().unwrap_or_default();
-    let removed = match strimzi::remove(&context.client, &namespace, &uid, ours).await {
+    let pipelines = pipeline.namespace().unwrap_or_default();
+    let (namespace, uid) = (strimzi.namespace_for(&pipelines), pipeline.uid().unwrap_or_default());
+    let removed = match strimzi::remove(&context.client, namespace, &uid, ours).await {
         Ok(removed) => removed,
-        Err(trouble) => {
-            let message = format!("its topics cannot be deleted: {trouble}; it is tried again; {WAY_OUT}");
-            let trouble = Some((trouble.reason(), message.clone()));
-            return Ok(Err(Box::new(Outcome { trouble, ..waits(message) })));
-        }
+        Err(trouble) => return Ok(Err(Box::new(failed(trouble.reason(), &trouble)))),
     };
     if removed.left.is_empty() {
         let (stay, went): (Vec<String>, Vec<String>) =
@@ -259,6 +247,11 @@ fn deleted(ours: &[String], others: &[String]) -> String {
     }
 }
 
+fn failed(reason: Reason, error: &dyn std::error::Error) -> Outcome {
+    let message = format!("its topics cannot be deleted: {error}; it is tried again; {WAY_OUT}");
+    Outcome { trouble: Some((reason, message.clone())), ..waits(message) }
+}
+
 fn waits(what: String) -> Outcome {
     Outcome { deleting: Some(what), ..Outcome::default() }
 }
@@ -282,10 +275,8 @@ async fn end_workers(client: &Client, pipeline: &IngestionPipeline) -> Result<Ve
     let ours =
         ListParams::default().labels(&format!("{}={name},{}={FIELD_MANAGER}", names::INSTANCE, names::MANAGED_BY));
     let found = sets.list(&ours).await.map_err(|error| Trouble::of("list StatefulSets", error))?;
-    let uid = pipeline.uid();
-    let is_ours = |set: &StatefulSet| set.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref());
     let mut left = Vec::new();
-    for set in found.items.into_iter().filter(is_ours) {
+    for set in found.items.into_iter().filter(|set| is_owned(set, pipeline)) {
         if set.metadata.deletion_timestamp.is_none() {
             apply::delete(&sets, &set.name_any(), set.uid()).await?;
         }

@@ -8,7 +8,7 @@ use super::names::MANAGED_BY;
 use crate::{FIELD_MANAGER, Prepared};
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
-use millstream_crds::{Retention, Strimzi};
+use millstream_crds::Retention;
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, topics};
 use serde_json::{Map, Value, json};
@@ -52,8 +52,9 @@ pub(super) fn kafka_topics(prepared: &Prepared) -> Result<Vec<DynamicObject>, Bu
     let topic = |topic: &millstream_shard::log::TopicSpec| {
         let settings = topics::settings(&config, topic).into_iter();
         let settings: Map<String, Value> = settings.map(|(name, value)| (name.to_owned(), setting(&value))).collect();
-        let mut object =
-            DynamicObject::new(&topic.name, &resource()).within(namespace(strimzi, prepared)).data(json!({
+        let mut object = DynamicObject::new(&topic.name, &resource())
+            .within(strimzi.namespace_for(prepared.namespace()))
+            .data(json!({
                 "spec": {"partitions": topic.partitions, "replicas": config.replication_factor, "config": settings},
             }));
         // Not by `app.kubernetes.io/instance`: tools that prune what is an instance's and has no owner would take the topic with it.
@@ -72,9 +73,4 @@ pub(super) fn kafka_topics(prepared: &Prepared) -> Result<Vec<DynamicObject>, Bu
 /// Numbers are numbers there: the Topic Operator reckons with some of them.
 fn setting(value: &str) -> Value {
     value.parse::<i64>().map_or_else(|_| value.into(), Value::from)
-}
-
-/// Where the Topic Operator looks for them.
-pub(crate) fn namespace<'a>(strimzi: &'a Strimzi, prepared: &'a Prepared) -> &'a str {
-    strimzi.namespace.as_deref().unwrap_or_else(|| prepared.namespace())
 }
