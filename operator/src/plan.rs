@@ -11,6 +11,8 @@
 //!   never taken over from what there is.
 //! - **Who does not work holds up nobody.** A worker that is not alive holds nothing, by the plan's own judgement, and is replaced at once when its turn has come. A Pod that does not end (its
 //!   node is lost) holds up its own stage, because Kubernetes waits for it, and no other.
+//! - **The last gateway is not taken away.** Gateways hold no shards, so nothing else keeps one from being replaced while the others are not ready, and then nobody takes in anything. It waits for them as
+//!   long as they may come back by themselves ([`SETTLES`]); later the new template may be what mends them.
 
 use crate::Prepared;
 use crate::build::{Objects, TEMPLATE_HASH, names};
@@ -27,6 +29,9 @@ pub const AT_REST: i32 = 4096;
 
 /// A Pod that has not ended so long after it should have: nobody waits for it any more but Kubernetes.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(30);
+
+/// A Pod that has not been ready for so long does not come back by itself.
+const SETTLES: SignedDuration = SignedDuration::from_secs(120);
 
 /// Readers before writers: whoever reads understands what those who write will write.
 const ORDER: [StageName; 4] = [StageName::Reaction, StageName::Action, StageName::Unify, StageName::Gateway];
@@ -60,6 +65,8 @@ pub struct PodSeen {
     pub revision: String,
     /// It is ready, and is to stay.
     pub is_ready: bool,
+    /// It is not ready, and was a short while ago, or has just been made.
+    pub is_settling: bool,
     /// It should have ended some time ago: its node may be lost.
     pub is_overdue: bool,
     /// It was told to end.
@@ -160,11 +167,14 @@ impl StageSeen {
 impl PodSeen {
     fn of(pod: &Pod, now: Timestamp) -> PodSeen {
         let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let is_ready = conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True");
+        let ready = conditions.into_iter().find(|it| it.type_ == "Ready");
+        let is_ready = ready.is_some_and(|it| it.status == "True");
+        let since = ready.and_then(|it| it.last_transition_time.as_ref()).or(pod.metadata.creation_timestamp.as_ref());
         let ends = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
         PodSeen {
             revision: pod.labels().get("controller-revision-hash").cloned().unwrap_or_default(),
             is_ready: is_ready && ends.is_none(),
+            is_settling: !is_ready && since.is_none_or(|since| now.duration_since(since.0) < SETTLES),
             // The moment by which it should have ended is in the mark itself.
             is_overdue: ends.is_some_and(|ends| now.duration_since(ends) > OVERDUE),
             is_ending: ends.is_some(),
@@ -344,6 +354,19 @@ impl Step<'_> {
                     intent.doing.push(format!("{pod} does not end"));
                     return Turn { partition: None, is_over: true };
                 }
+                Some(PodSeen { revision, is_ready, .. })
+                    if self.stage == StageName::Gateway
+                        && *revision != seen.newest
+                        && *is_ready
+                        && let Some(other) = settling(ordinal, seen) =>
+                {
+                    let other = self.pod(other);
+                    intent.doing.push(format!(
+                        "{pod} gets a new template when {other} is ready, or does not get ready for two minutes"
+                    ));
+                    let above = Some(ordinal + 1).filter(|above| *above < seen.replicas);
+                    return Turn { partition: Some(above.unwrap_or(AT_REST)), is_over: false };
+                }
                 Some(PodSeen { revision, uid, .. }) if *revision != seen.newest => {
                     let can_leave = self.can_leave(ordinal, seen.replicas, &intent.leaving);
                     if can_leave && self.stage != StageName::Gateway {
@@ -370,6 +393,16 @@ impl Step<'_> {
         // Until Kubernetes has noted it, a Pod that is made again must get the newest one.
         Turn { partition: None, is_over: true }
     }
+}
+
+/// Of the others none is ready, and this one may be so by itself; `None` when nobody is to be waited for.
+fn settling(ordinal: i32, seen: &StageSeen) -> Option<i32> {
+    let others = || (0..seen.replicas).filter(|other| *other != ordinal);
+    let pod = |other: &i32| seen.pods.get(other);
+    if others().any(|other| pod(&other).is_some_and(|pod| pod.is_ready)) {
+        return None;
+    }
+    others().find(|other| pod(other).is_none_or(|pod| pod.is_settling))
 }
 
 /// A Pod that does not work and has an old template stays where Kubernetes counts unready Pods before it replaces one (`MaxUnavailableStatefulSet`): it was told to replace it, and has looked.

@@ -283,6 +283,51 @@ fn who_does_not_work_is_replaced_at_once_and_who_is_alone_too() {
 }
 
 #[test]
+fn the_last_gateway_that_works_waits_for_the_others_as_long_as_they_may_come_back() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Gateway;
+    scene.changed(stage);
+    assert_eq!(scene.plan().sizes[&stage], (2, 1));
+    let unready = |is_settling| PodSeen { revision: "a".to_owned(), is_settling, ..PodSeen::default() };
+    scene.of(stage).pods.insert(0, unready(true));
+    let intent = scene.plan();
+    assert_eq!(intent.sizes[&stage], (2, AT_REST));
+    assert!(intent.doing[0].contains("when orders-gateway-0 is ready"), "{:?}", intent.doing);
+    scene.of(stage).pods.remove(&0);
+    assert_eq!(scene.plan().sizes[&stage], (2, AT_REST), "it is being made again");
+    scene.of(stage).pods.insert(0, unready(false));
+    assert_eq!(scene.plan().sizes[&stage], (2, 1), "the new template may mend it");
+    scene.of(stage).pods = pods(&["a", "b"]);
+    assert_eq!(scene.plan().sizes[&stage], (2, 0));
+    // Which does not work is replaced whoever else does.
+    scene.of(stage).pods = [(0, unready(true)), (1, unready(true))].into();
+    assert_eq!(scene.plan().sizes[&stage], (2, 1));
+    // One alone has nobody to wait for.
+    let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
+    scene.changed(stage);
+    scene.of(stage).replicas = 1;
+    scene.of(stage).pods = pods(&["a"]);
+    assert_eq!(scene.plan().sizes[&stage], (1, 0));
+}
+
+#[test]
+fn a_pod_settles_for_two_minutes() {
+    let pod = |condition: Value| -> Pod {
+        let status = json!({"conditions": [condition]});
+        serde_json::from_value(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "status": status}))
+            .unwrap()
+    };
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let unready = pod(json!({"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T01:00:00Z"}));
+    let new = pod(json!({"type": "PodScheduled", "status": "False"}));
+    let settles = |pod: &Pod, now: &str| PodSeen::of(pod, at(now)).is_settling;
+    assert!(settles(&unready, "2026-01-01T01:01:59Z") && !settles(&unready, "2026-01-01T01:02:00Z"));
+    assert!(settles(&new, "2026-01-01T00:01:59Z") && !settles(&new, "2026-01-01T00:02:00Z"));
+    let ready = pod(json!({"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T01:00:00Z"}));
+    assert!(!settles(&ready, "2026-01-01T01:00:01Z"));
+}
+
+#[test]
 fn fewer_workers_are_left_when_their_shards_have_left() {
     let stage = StageName::Action;
     let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
