@@ -35,7 +35,9 @@ pub use scale::{StageName, StageScale, StageScaleSpec, StageScaleStatus};
 pub use stage::{Claim, EmptyDir, FreeForm, LostNode, Resources, Stage, Stages, Storage};
 pub use status::{ConditionType, IngestionPipelineStatus, StageStatus};
 pub use stores::{DocumentStore, Mongodb, ObjectStore, S3};
-pub use tenant::{API_KEYS_LABEL, Tenant, TenantIdentity, TenantLimits, TenantRate, TenantSpec, TenantStatus};
+pub use tenant::{
+    API_KEYS_LABEL, Tenant, TenantDeletionPolicy, TenantIdentity, TenantLimits, TenantRate, TenantSpec, TenantStatus,
+};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

@@ -5,6 +5,7 @@
 use crate::common::{LocalObject, SecretKey};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A customer of the platform, who sends to one pipeline with API keys of its own. Its name is the name of this resource.
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
     status = "TenantStatus",
     shortname = "mtn",
     category = "millstream",
-    doc = "A customer of the platform, who sends to one pipeline with API keys of its own, on terms of its own. Changes take effect within seconds, and restart nothing. When it is deleted, its keys are good no more; what it has sent stays.",
+    doc = "A customer of the platform, who sends to one pipeline with API keys of its own, on terms of its own. Changes take effect within seconds, and restart nothing. When it is deleted, its keys are good no more; what it has sent stays, unless `deletionPolicy` says otherwise.",
     printcolumn(name = "Pipeline", type_ = "string", json_path = ".spec.pipelineRef.name"),
     printcolumn(
         name = "Effective",
@@ -60,6 +61,20 @@ pub struct TenantSpec {
     /// Whom its records may be about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<TenantIdentity>,
+
+    /// What becomes of what it has sent when it is deleted (default `Retain`). With `Erase`, its users and devices are taken out of the pipeline's state, and their documents out of the document store; until that is done a finalizer keeps the Tenant, and its condition says how far it is. What stays: messages in Kafka, until the retention of their topics ends (in the changelogs, until Kafka compacts them); of each document its id and revision, marked `_deleted`; sums of records; hashes of message ids, until the window for duplicates ends. It can be changed for as long as the Tenant is there, also while it is being deleted: `Retain` lets it go at once then, and leaves what is not erased yet.
+    #[serde(default)]
+    pub deletion_policy: TenantDeletionPolicy,
+}
+
+/// What becomes of what a tenant has sent when it is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TenantDeletionPolicy {
+    /// It stays.
+    #[default]
+    Retain,
+    /// Its users, devices and documents go, and the Tenant after them.
+    Erase,
 }
 
 /// Bounds of numbers, as the schema has them.
@@ -194,7 +209,7 @@ pub struct TenantStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Effective`: every gateway of the pipeline, and every shard of unify, goes by what the spec says.
+    /// `Effective`: every gateway of the pipeline, and every shard of unify, goes by what the spec says. While what the tenant has sent is erased, its reason is `Erasing`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -19,17 +19,16 @@ use crate::plans::Access;
 use crate::reason::Reason;
 use crate::status::Outcome;
 use crate::trouble::Trouble;
-use crate::{FIELD_MANAGER, apply, strimzi};
+use crate::{FIELD_MANAGER, apply, finalizer, strimzi};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use millstream_crds::{DeletionPolicy, IngestionPipeline, IngestionPipelineSpec, StageName, Strimzi, TopicManagement};
 use millstream_shard::log::LogError;
 use millstream_stores::kafka::KafkaLog;
 use millstream_stores::kafka::survey::Survey;
-use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -49,7 +48,7 @@ fn is_wanted(spec: &IngestionPipelineSpec) -> bool {
 
 /// Is the finalizer there?
 pub(crate) fn is_held(metadata: &ObjectMeta) -> bool {
-    metadata.finalizers.iter().flatten().any(|it| it == FINALIZER)
+    finalizer::is_held(metadata, FINALIZER)
 }
 
 /// The finalizer of a pipeline that lives comes and goes with its policy.
@@ -64,26 +63,8 @@ pub(crate) async fn settle(client: &Client, pipeline: &IngestionPipeline) -> Res
     hold(client, &pipeline.metadata, wanted).await
 }
 
-/// Adds the finalizer to this very object, or takes it away. Others' finalizers stay as they are: the write is conditional on what was read.
 async fn hold(client: &Client, metadata: &ObjectMeta, wanted: bool) -> Result<(), Trouble> {
-    let (namespace, name) =
-        (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
-    let what = || format!("patch the finalizers of IngestionPipeline {name}");
-    let api: Api<IngestionPipeline> = Api::namespaced(client.clone(), namespace);
-    let found = api.get_metadata_opt(name).await.map_err(|error| Trouble::of(what(), error))?;
-    let Some(found) = found.filter(|found| found.metadata.uid == metadata.uid) else { return Ok(()) };
-    if wanted == is_held(&found.metadata) {
-        return Ok(());
-    }
-    let others = found.metadata.finalizers.unwrap_or_default().into_iter().filter(|it| it != FINALIZER);
-    let finalizers: Vec<String> = others.chain(wanted.then(|| FINALIZER.to_owned())).collect();
-    let patch = json!({"metadata": {"resourceVersion": found.metadata.resource_version, "finalizers": finalizers}});
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match api.patch_metadata(name, &params, &Patch::Merge(&patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(Trouble::of(what(), error)),
-    }
+    finalizer::hold::<IngestionPipeline>(client, metadata, FINALIZER, wanted).await
 }
 
 /// A resource that cannot be read may go: what is to become of its topics cannot be known.
@@ -261,7 +242,10 @@ fn says(is_warning: bool, reason: Reason, note: String) -> Happening {
 }
 
 /// Is the namespace itself being deleted?
-async fn is_terminating(client: &Client, namespace: &str) -> Result<bool, Trouble> {
+///
+/// # Errors
+/// [`Trouble`].
+pub(crate) async fn is_terminating(client: &Client, namespace: &str) -> Result<bool, Trouble> {
     let api: Api<Namespace> = Api::all(client.clone());
     let found = api.get_metadata_opt(namespace).await;
     let found = found.map_err(|error| Trouble::of(format!("get Namespace {namespace}"), error))?;
@@ -298,6 +282,7 @@ fn is_worker(pipeline: &str, pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn spec(policy: &str, topics: &str) -> IngestionPipelineSpec {
         let spec = json!({

@@ -7,6 +7,7 @@
 //! a higher term. (Of operators only one leads, by its lease, and one that has lost it ends.)
 
 use crate::admin::{Name, PipelineShards, ShardRow, StandbyRow};
+use crate::erasure::{self, Progress};
 use crate::fleet::{Fleet, Shard};
 use crate::freshness::Freshness;
 use crate::reason::Reason;
@@ -14,7 +15,7 @@ use crate::tenants::{Id, Registry, Standing, Wanted};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use millstream_crds::{IngestionPipeline, TopicManagement};
-use millstream_plan::message::Terms;
+use millstream_plan::message::{Tenant, Terms};
 use millstream_plan::plan::ShardId;
 use millstream_plan::view::{Bounds, Horizon};
 use millstream_shard::log::{Log, LogError};
@@ -344,6 +345,10 @@ struct Basis {
     /// What all who let in or judge records go by.
     horizon: Horizon,
     is_leading: bool,
+    /// How far each erasure is.
+    erasures: BTreeMap<String, Progress>,
+    /// Of so many tenants, what is erased is not over yet.
+    erased_ahead: usize,
 }
 
 /// Shards without an owner, since when, and who had them: in a handoff there is none for a moment, until the next one reports.
@@ -373,6 +378,11 @@ impl Unowned {
             }
         }
     }
+}
+
+/// Milliseconds since 1970.
+fn wall_ms() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
 }
 
 impl Worker {
@@ -472,20 +482,24 @@ impl Worker {
         }
     }
 
-    /// Publishes who may send, on which terms, and how many gateways share their rates; and notes which of them everybody goes by.
+    /// Publishes who may send, on which terms, who is erased, and how many gateways share the rates; and notes which of them everybody goes by.
     fn tenants(&self, planning: &mut Planning, basis: &mut Basis) -> Result<(), LogError> {
+        let (now_ms, wall_ms) = (self.now_ms(), wall_ms());
+        let is_ahead = |tenant: &&Tenant| tenant.erased_ms > wall_ms;
         let now = Basis {
             changes: self.tenants.changes(),
             control_offset: planning.control_offset(),
-            horizon: Horizon::of(&planning.view().judges(self.now_ms())),
+            horizon: Horizon::of(&planning.view().judges(now_ms)),
             is_leading: planning.is_leading(),
+            erasures: erasure::all(planning, now_ms),
+            erased_ahead: planning.view().tenants().values().filter(is_ahead).count(),
         };
         if *basis == now {
             return Ok(());
         }
-        let Some(wanted) = self.wanted(planning) else { return Ok(()) };
-        let published = planning.publish_tenants(&wanted.terms);
-        self.note_standings(planning, &wanted, &now.horizon);
+        let Some(wanted) = self.wanted(planning, &now.erasures, wall_ms) else { return Ok(()) };
+        let published = planning.publish_tenants(&wanted.terms, wall_ms);
+        self.note_standings(planning, &wanted, &now);
         let published = published?;
         if published > 0 {
             tracing::info!(pipeline = self.access.topics.pipeline, published, "published tenants");
@@ -501,15 +515,21 @@ impl Worker {
 
     /// The log is away: what cannot be published now is not known to any gateway. Of the rest stays said what was.
     fn tell_tenants(&self, planning: &Planning, basis: &Basis) {
-        if let Some(wanted) = self.wanted(planning).filter(|_| basis.changes != self.tenants.changes()) {
-            self.note_standings(planning, &wanted, &basis.horizon);
+        if basis.changes == self.tenants.changes() {
+            return;
+        }
+        if let Some(wanted) = self.wanted(planning, &basis.erasures, wall_ms()) {
+            self.note_standings(planning, &wanted, basis);
         }
     }
 
-    /// Who may send: whoever has a problem keeps the keys that it has; one that cannot be read keeps all.
-    fn wanted(&self, planning: &Planning) -> Option<Wanted> {
+    /// Who may send: whoever has a problem keeps the keys that it has; one that cannot be read keeps all. An erasure whose step is done is at the next one.
+    fn wanted(&self, planning: &Planning, erasures: &BTreeMap<String, Progress>, wall_ms: u64) -> Option<Wanted> {
         let published = planning.view().tenants();
-        let mut wanted = self.tenants.wanted(&self.pipeline, published)?;
+        let mut wanted = self.tenants.wanted(&self.pipeline, published, wall_ms)?;
+        for (name, terms) in wanted.terms.iter_mut().filter(|(_, terms)| terms.erasing.is_some()) {
+            terms.erasing = erasures.get(name).and_then(Progress::next).or(terms.erasing);
+        }
         for name in wanted.problems.keys() {
             let known = published.get(name).filter(|tenant| !tenant.is_deleted);
             let terms = |known: &Terms| match wanted.keyless.get(name) {
@@ -521,11 +541,17 @@ impl Worker {
         Some(wanted)
     }
 
-    fn note_standings(&self, planning: &Planning, wanted: &Wanted, horizon: &Horizon) {
+    fn note_standings(&self, planning: &Planning, wanted: &Wanted, basis: &Basis) {
+        let Basis { horizon, erasures, .. } = basis;
         let is_said = |name: &str, terms: &Terms| {
             planning.view().tenants().get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.terms == *terms)
         };
+        let erasing = |name: &String| match erasures.get(name).copied().unwrap_or_default() {
+            progress if progress.is_done() => Standing::Erased,
+            progress => Standing::Erasing(progress),
+        };
         let standing = |name: &String, terms: &Terms| match is_said(name, terms) && planning.all_go_by(horizon, name) {
+            _ if terms.erasing.is_some() => erasing(name),
             _ if horizon.gateways == 0 => Standing::NoGateways,
             true => Standing::Effective,
             false => Standing::Waiting,
@@ -538,8 +564,9 @@ impl Worker {
             wanted.ids.iter().filter_map(|(name, id)| Some((name.clone(), (id.clone(), of(name)?)))).collect();
         let before = std::mem::replace(&mut self.shared.locked().tenants, standings.clone());
         let namespace = self.pipeline.metadata.namespace.as_deref().unwrap_or_default();
-        for (name, standing) in &standings {
-            if before.get(name) != Some(standing) {
+        for (name, (id, standing)) in &standings {
+            let before = before.get(name).filter(|(before, _)| before == id).map(|(_, before)| before);
+            if standing.is_news(before) {
                 (self.asks.tenant)(namespace, name);
             }
         }
@@ -573,8 +600,7 @@ impl Worker {
             report.shards.iter().map(move |(id, status)| (of(id), (status.lag, status.unread_ms)))
         });
         self.shared.locked().lags = lags.collect();
-        let wall_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0);
-        let freshness = heard.fleet.as_ref().map(|fleet| Freshness::of(planning.view(), fleet, wall_ms));
+        let freshness = heard.fleet.as_ref().map(|fleet| Freshness::of(planning.view(), fleet, wall_ms()));
         self.says(heard, freshness);
         Ok(())
     }

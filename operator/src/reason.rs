@@ -91,6 +91,8 @@ reasons! {
     Known,
     /// Not every gateway, or not every shard of unify, goes by a tenant's terms.
     Waiting,
+    /// The tenant is deleted, and what it has sent is erased before it goes.
+    Erasing,
     /// No gateway reports.
     NoGateways,
     /// There is no such pipeline.

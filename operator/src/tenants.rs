@@ -6,9 +6,11 @@
 //!
 //! A tenant is `Effective` when all who let in or judge its records go by what was published: gateways, workers of unify, and each shard that these own ([`millstream_plan::view::View::judges`]).
 //!
-//! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts.
+//! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts. How far an erasure is ([`crate::erasure`]) it does count, and is
+//! written every few seconds at most.
 
 use crate::controller::{Context, api, readable, tell_status};
+use crate::erasure::{self, Course, Progress};
 use crate::reason::Reason;
 use crate::trouble::Trouble;
 use futures::{Stream, StreamExt};
@@ -18,7 +20,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use millstream_crds::{API_KEYS_LABEL, IngestionPipeline, SecretKey, Tenant, TenantSpec, TenantStatus};
 use millstream_plan::message::{Limits, Rate, Rules, Tenant as Published, Terms};
 use sha2::{Digest, Sha256};
@@ -34,6 +36,8 @@ pub(crate) type Guarded = DeserializeGuard<Tenant>;
 const AT_ONCE: u16 = 16;
 /// What comes in so short a time is one change.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often a tenant is looked at that is being erased: how far that is, and whether its pipeline or namespace goes meanwhile.
+const WHILE_ERASING: Duration = Duration::from_secs(5);
 
 /// The SHA-256 of an API key.
 pub type KeyHash = [u8; 32];
@@ -41,7 +45,7 @@ pub type KeyHash = [u8; 32];
 /// The tenants of a pipeline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Those whose keys are known.
+    /// Those whose keys are known, and those that are being erased, which have none.
     pub terms: BTreeMap<String, Terms>,
     /// Those that have a problem with their keys: the rest of their terms.
     pub keyless: BTreeMap<String, Terms>,
@@ -58,30 +62,38 @@ pub(crate) fn id(tenant: &Tenant) -> Id {
     (tenant.uid().unwrap_or_default(), tenant.metadata.generation.unwrap_or_default())
 }
 
-/// The tenants of a pipeline, from all that there are. A key that two have stays with the one that was published with it, and is the first one's, by name, otherwise.
+/// The tenants of a pipeline, from all that there are, `now_ms` milliseconds after 1970 began. A key that two have stays with the one that was published with it, and is the first one's, by name, otherwise.
+/// An erasure is at the step that was published.
 pub fn wanted<'a>(
     namespace: &str,
     pipeline: &str,
     tenants: impl Iterator<Item = &'a Tenant>,
     secret: impl Fn(&str) -> Option<Arc<Secret>>,
     published: &BTreeMap<String, Published>,
+    now_ms: u64,
 ) -> Wanted {
     let is_its = |tenant: &&Tenant| {
         tenant.metadata.namespace.as_deref() == Some(namespace)
             && tenant.spec.pipeline_ref.name == pipeline
-            && tenant.metadata.deletion_timestamp.is_none()
+            && Course::of(tenant) != Course::Goes
     };
     let (mut wanted, mut taken) = (Wanted::default(), HashMap::<KeyHash, String>::new());
     let mut all = BTreeMap::new();
     for tenant in tenants.filter(is_its) {
         let name = tenant.name_any();
+        wanted.ids.insert(name.clone(), id(tenant));
+        let before = published.get(&name);
+        if Course::of(tenant) == Course::Erased {
+            wanted.terms.insert(name, erasure::terms(before));
+            continue;
+        }
         let hashes = tenant.spec.api_keys.iter().map(|key| hash(key, &secret)).collect::<Result<BTreeSet<_>, _>>();
-        if let Some(published) = published.get(&name).filter(|published| !published.is_deleted) {
+        let hashes = hashes.and_then(|hashes| erasure::ready(tenant, before, now_ms).map(|()| hashes));
+        if let Some(published) = before.filter(|published| !published.is_deleted) {
             // Whoever has a problem keeps what it has.
             let stays = |key: &&KeyHash| hashes.as_ref().map_or(true, |hashes| hashes.contains(*key));
             taken.extend(published.terms.api_keys.iter().filter(stays).map(|key| (*key, name.clone())));
         }
-        wanted.ids.insert(name.clone(), id(tenant));
         all.insert(name, (hashes, terms(&tenant.spec)));
     }
     for (name, (hashes, terms)) in all {
@@ -121,7 +133,7 @@ fn terms(spec: &TenantSpec) -> Terms {
     let rate = Rate { records: large(rate.records_per_second), bytes: large(rate.bytes_per_second) };
     let forbidden_values =
         spec.identity.iter().flat_map(|identity| identity.forbidden_values.iter().cloned()).collect();
-    Terms { api_keys: BTreeSet::new(), rules: Rules { limits, forbidden_values }, rate }
+    Terms { api_keys: BTreeSet::new(), rules: Rules { limits, forbidden_values }, rate, erasing: None }
 }
 
 /// The hash of a key in a Secret.
@@ -173,6 +185,7 @@ impl Registry {
         &self,
         pipeline: &IngestionPipeline,
         published: &BTreeMap<String, Published>,
+        now_ms: u64,
     ) -> Option<Wanted> {
         if !self.is_ready.load(Ordering::Acquire) {
             return None;
@@ -181,7 +194,7 @@ impl Registry {
         let all = self.tenants.state();
         let tenants = all.iter().filter_map(|guarded| guarded.0.as_ref().ok());
         let secret = |name: &str| self.secrets.get(&ObjectRef::new(name).within(&namespace));
-        let mut wanted = wanted(&namespace, &name, tenants, secret, published);
+        let mut wanted = wanted(&namespace, &name, tenants, secret, published, now_ms);
         // One that cannot be read (written by a newer version, say) is not gone: it keeps what it has.
         for invalid in all.iter().filter_map(|guarded| guarded.0.as_ref().err()) {
             if invalid.metadata.namespace.as_deref() == Some(&namespace) {
@@ -251,8 +264,22 @@ pub(crate) enum Standing {
     Waiting,
     /// There is none.
     NoGateways,
+    /// It is deleted, and what it has sent is being erased.
+    Erasing(Progress),
+    /// All of that is erased.
+    Erased,
     /// A reason, and what to do.
     Problem(Reason, String),
+}
+
+impl Standing {
+    /// Is it to be told at once?
+    pub(crate) fn is_news(&self, before: Option<&Standing>) -> bool {
+        match (self, before) {
+            (Standing::Erasing(now), Some(Standing::Erasing(before))) => now.is_news(before),
+            (now, before) => Some(now) != before,
+        }
+    }
 }
 
 /// Tells each tenant's status, until `stop`.
@@ -282,24 +309,42 @@ pub(crate) async fn run(
 }
 
 async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
-    let Some(tenant) = readable(&guarded) else { return Ok(Action::await_change()) };
-    if tenant.metadata.deletion_timestamp.is_some() {
+    let Some(tenant) = readable(&guarded) else {
+        erasure::let_go_unread(&context.client, guarded.meta()).await?;
         return Ok(Action::await_change());
-    }
-    let standing = context.standing_of(tenant);
+    };
+    let began = Instant::now();
+    let (standing, failed) = match erasure::settle(&context, tenant).await {
+        Ok(true) => return Ok(Action::await_change()),
+        Ok(false) => (context.standing_of(tenant), None),
+        // A person has to mend it.
+        Err(trouble @ (Trouble::Forbidden { .. } | Trouble::Refused { .. })) => {
+            (Some(Standing::Problem(trouble.reason(), trouble.to_string())), Some(trouble))
+        }
+        Err(trouble) => return Err(trouble),
+    };
     let is_told = |it: &Condition| it.type_ == EFFECTIVE && it.observed_generation == tenant.metadata.generation;
     // An operator that has just started knows nothing yet: what was said stays said.
-    if standing.is_none() && tenant.status.iter().flat_map(|status| &status.conditions).any(is_told) {
-        return Ok(Action::await_change());
-    }
+    let stays = standing.is_none() && tenant.status.iter().flat_map(|status| &status.conditions).any(is_told);
+    let is_deleted = tenant.metadata.deletion_timestamp.is_some();
+    let standing = match standing {
+        None | Some(Standing::Waiting | Standing::NoGateways | Standing::Effective) if is_deleted => {
+            Some(Standing::Erasing(Progress::default()))
+        }
+        standing => standing,
+    };
     let said = status(tenant, standing.as_ref(), &Time(k8s_openapi::jiff::Timestamp::now()));
-    if tenant.status.as_ref() != Some(&said) {
-        let began = Instant::now();
+    if !stays && tenant.status.as_ref() != Some(&said) {
         let told = tell_status(&context.client, tenant, &said).await;
-        context.metrics.reconciled("Tenant", began.elapsed(), told.as_ref().err().map(Trouble::reason));
+        let reason = failed.as_ref().or(told.as_ref().err()).map(Trouble::reason);
+        context.metrics.reconciled("Tenant", began.elapsed(), reason);
         told?;
     }
-    Ok(Action::await_change())
+    match failed {
+        Some(trouble) => Err(trouble),
+        None if is_deleted => Ok(Action::requeue(WHILE_ERASING)),
+        None => Ok(Action::await_change()),
+    }
 }
 
 /// What is to be said now.
@@ -313,6 +358,8 @@ fn status(tenant: &Tenant, standing: Option<&Standing>, now: &Time) -> TenantSta
         Some(Standing::Waiting) => {
             ("False", Reason::Waiting, "not every gateway, or not every shard of unify, goes by it yet".to_owned())
         }
+        Some(Standing::Erasing(progress)) => ("False", Reason::Erasing, progress.text()),
+        Some(Standing::Erased) => ("False", Reason::Erasing, "all that it has sent is erased".to_owned()),
         Some(Standing::Problem(reason, message)) => ("False", *reason, message.clone()),
     };
     let before = tenant.status.iter().flat_map(|status| &status.conditions);
@@ -334,6 +381,8 @@ const EFFECTIVE: &str = "Effective";
 mod tests {
     use super::*;
     use k8s_openapi::ByteString;
+    use millstream_crds::TenantDeletionPolicy;
+    use millstream_plan::message::Erasing;
     use serde_json::json;
 
     fn tenant(name: &str, pipeline: &str, keys: &[(&str, &str)]) -> Tenant {
@@ -373,7 +422,7 @@ mod tests {
             going,
             elsewhere,
         ];
-        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new());
+        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new(), 0);
         let expected = [("acme", vec!["k1", "k2"]), ("globex", vec!["k3"])];
         let expected: BTreeMap<String, BTreeSet<KeyHash>> = expected
             .into_iter()
@@ -396,7 +445,7 @@ mod tests {
             tenant("f", "orders", &[("s", "nothing")]),
             tenant("g", "orders", &[("s", "colon")]),
         ];
-        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new());
+        let wanted = wanted("shop", "orders", all.iter(), |name| secrets.get(name).cloned(), &BTreeMap::new(), 0);
         assert_eq!(wanted.terms.keys().collect::<Vec<_>>(), ["a"]);
         let expected = [
             ("b", "KeyTaken", "tenant a's"),
@@ -426,7 +475,7 @@ mod tests {
             let mut spec = serde_json::to_value(&tenant.spec).unwrap();
             spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             tenant.spec = serde_json::from_value(spec).unwrap();
-            wanted("shop", "orders", [tenant].iter(), |name| secrets.get(name).cloned(), &BTreeMap::new())
+            wanted("shop", "orders", [tenant].iter(), |name| secrets.get(name).cloned(), &BTreeMap::new(), 0)
         };
         let limits = Limits {
             max_record_bytes: Some(2048),
@@ -437,7 +486,7 @@ mod tests {
         };
         let rules = Rules { limits, forbidden_values: ["none".to_owned(), "test".to_owned()].into() };
         let rate = Rate { records: Some(5), bytes: Some(6000) };
-        let expected = Terms { api_keys: [hash_of("k1")].into(), rules, rate };
+        let expected = Terms { api_keys: [hash_of("k1")].into(), rules, rate, erasing: None };
         assert_eq!(of("s").terms["acme"], expected);
         let without = of("missing");
         assert!(without.terms.is_empty());
@@ -449,21 +498,63 @@ mod tests {
         let secrets = secrets(&[("s", &[("one", "k1"), ("two", "k2")])]);
         let published = |name: &str, key: &str| {
             let terms = Terms { api_keys: [hash_of(key)].into(), ..Terms::default() };
-            (name.to_owned(), Published { name: name.to_owned(), version: 1, terms, is_deleted: false })
+            (name.to_owned(), Published { name: name.to_owned(), version: 1, terms, is_deleted: false, erased_ms: 0 })
         };
         let secret = |name: &str| secrets.get(name).cloned();
         // A copy under a name that comes first.
         let all = [tenant("acme", "orders", &[("s", "one")]), tenant("old", "orders", &[("s", "one")])];
-        let of = wanted("shop", "orders", all.iter(), secret, &[published("old", "k1")].into());
+        let of = wanted("shop", "orders", all.iter(), secret, &[published("old", "k1")].into(), 0);
         assert_eq!(of.terms.keys().collect::<Vec<_>>(), ["old"]);
         assert_eq!(of.problems["acme"].0, Reason::KeyTaken);
         // One whose Secret is missing keeps its key; one that has another by now does not.
         let all = [tenant("a", "orders", &[("none", "x")]), tenant("b", "orders", &[("s", "one")])];
-        let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into());
+        let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into(), 0);
         assert_eq!((of.problems["a"].0, of.problems["b"].0), (Reason::SecretMissing, Reason::KeyTaken));
         let all = [tenant("a", "orders", &[("s", "two")]), tenant("b", "orders", &[("s", "one")])];
-        let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into());
+        let of = wanted("shop", "orders", all.iter(), secret, &[published("a", "k1")].into(), 0);
         assert_eq!(of.terms.keys().collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_tenant_that_is_erased_has_no_keys_and_one_of_its_name_gets_them_later() {
+        let secrets = secrets(&[("s", &[("one", "k1")])]);
+        let of = |erased: Tenant, published: Option<Published>, now_ms| {
+            let others = tenant("other", "orders", &[("s", "one")]);
+            let published = published.map(|published| (published.name.clone(), published)).into_iter().collect();
+            let secret = |name: &str| secrets.get(name).cloned();
+            wanted("shop", "orders", [erased, others].iter(), secret, &published, now_ms)
+        };
+        let mut acme = tenant("acme", "orders", &[("s", "one")]);
+        acme.spec.deletion_policy = TenantDeletionPolicy::Erase;
+        let unheld = of(acme.clone(), None, 0);
+        assert_eq!((unheld.problems["acme"].0, unheld.keyless.contains_key("acme")), (Reason::Waiting, true));
+        acme.metadata.finalizers = Some(vec![erasure::FINALIZER.to_owned()]);
+        let lives = of(acme.clone(), None, 0);
+        assert_eq!((lives.terms["acme"].api_keys.len(), lives.problems["other"].0), (1, Reason::KeyTaken));
+        let gone = Published {
+            name: "acme".to_owned(),
+            version: 1,
+            terms: Terms::default(),
+            is_deleted: true,
+            erased_ms: 1_000,
+        };
+        let early = of(acme.clone(), Some(gone.clone()), 999);
+        assert!(early.problems["acme"].1.starts_with("what was received before 00:00:01 UTC is erased"), "{early:?}");
+        assert_eq!(of(acme.clone(), Some(gone.clone()), 1_000).terms["acme"], lives.terms["acme"]);
+        // Its key may be another one's at once.
+        acme.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        for (step, published) in [
+            (Erasing::State, Terms { api_keys: [hash_of("k1")].into(), ..Terms::default() }),
+            (Erasing::State, Terms::erasing(Erasing::State)),
+            (Erasing::Documents, Terms::erasing(Erasing::Documents)),
+        ] {
+            let published = Published { terms: published, is_deleted: false, ..gone.clone() };
+            let goes = of(acme.clone(), Some(published), 0);
+            assert_eq!((&goes.terms["acme"], goes.problems.len()), (&Terms::erasing(step), 0));
+            assert_eq!((goes.terms["other"].api_keys.len(), goes.ids.len()), (1, 2));
+        }
+        acme.spec.deletion_policy = TenantDeletionPolicy::Retain;
+        assert_eq!(of(acme, None, 0).ids.keys().collect::<Vec<_>>(), ["other"]);
     }
 
     #[test]
@@ -482,6 +573,8 @@ mod tests {
         let none = status(&tenant, Some(&Standing::NoGateways), &at(1));
         assert_eq!(short(&none), "Effective False NoGateways no gateway of the pipeline reports");
         assert_eq!(status(&tenant, None, &at(1)).conditions[0].status, "Unknown");
+        let erasing = status(&tenant, Some(&Standing::Erasing(Progress::default())), &at(1));
+        assert!(short(&erasing).starts_with("Effective False Erasing that it is to be erased"), "{erasing:?}");
         let said = status(&tenant, Some(&Standing::Effective), &at(2));
         tenant.status = Some(said.clone());
         assert_eq!(status(&tenant, Some(&Standing::Effective), &at(3)), said);

@@ -313,6 +313,9 @@ impl StateStore for Slow {
     fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&StateKey, &[u8])) -> Result<(), StoreError> {
         self.inner.scan(prefix, each)
     }
+    fn keys(&self, prefix: &[u8], after: Option<&StateKey>, most: usize) -> Result<Vec<StateKey>, StoreError> {
+        self.inner.keys(prefix, after, most)
+    }
     fn clear(&self) -> Result<(), StoreError> {
         self.inner.clear()
     }

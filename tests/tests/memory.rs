@@ -82,6 +82,9 @@ impl StateStore for Nothing {
     fn scan(&self, _: &[u8], _: &mut dyn FnMut(&StateKey, &[u8])) -> Result<(), StoreError> {
         Ok(())
     }
+    fn keys(&self, _: &[u8], _: Option<&StateKey>, _: usize) -> Result<Vec<StateKey>, StoreError> {
+        Ok(Vec::new())
+    }
     fn clear(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -300,7 +303,7 @@ fn a_process_whose_state_is_ten_times_its_caches_stays_within_its_budget() {
     let (memory, shards) = (setting("MEMORY_MIB", 64) << 20, setting("MEMORY_SHARDS", 2));
     let state = config::State { memory: Size(memory), ..config::State::default() };
     let parts = Parts::of(&state, shards as usize).unwrap();
-    let (pool, resources) = (parts.pool(true), Resources::with(&parts.rocks));
+    let (resources, pool) = parts.shared(true);
     let ids = parts.caches as u64 * 10 / shards / ENTRY;
     let records = ids * setting("MEMORY_ROUNDS", 1);
     let folder = tempfile::tempdir().unwrap();

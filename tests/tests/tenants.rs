@@ -362,3 +362,42 @@ fn limits_rates_and_identity_rules_of_a_tenant_are_in_force_without_a_restart_an
         assert!(refused.err.contains(words), "{words:?} is not in {refused:?}");
     }
 }
+
+/// Nobody is there who could erase anything.
+#[test]
+fn an_erasure_that_takes_too_long_goes_on_when_it_is_asked_for_again_and_no_file_ends_it() {
+    let scene = Scene::start(&["gateway-a"]);
+    let in_force = "in force at every gateway: gateway-a\n";
+    ends(&scene.apply(&[("acme", &["one"])], &[]), 0, &format!("acme: created, 1 key\n{in_force}"));
+    let unknown = scene.publishes_nothing(|| scene.tenant(&["delete", "nobody", "--erase"]));
+    assert!(unknown.code == Some(2) && unknown.err.contains("no tenant nobody was ever published"), "{unknown:?}");
+    let hasty = scene.publishes_nothing(|| scene.tenant(&["delete", "acme", "--erase", "--no-wait"]));
+    assert!(hasty.code == Some(2) && hasty.err.contains("one step after the other"), "{hasty:?}");
+    let dry = scene.publishes_nothing(|| scene.tenant(&["delete", "acme", "--erase", "--dry-run"]));
+    ends(&dry, 0, "acme: erasing\na dry run: nothing was published\n");
+    let erase = || scene.tenant(&["delete", "acme", "--erase", "--timeout", "2s"]);
+    let progress = "users and devices: 0 of 1 shards of action have erased them";
+    let late = erase();
+    assert!(late.code == Some(1) && late.out.ends_with(&format!("acme: {progress}\n")), "{late:?}");
+    let said = format!("millstream: after 2s acme is not erased yet: {progress}. Run it again to go on\n");
+    assert_eq!(late.err, said);
+    scene.answers("first-key", 401);
+    let again = scene.publishes_nothing(erase);
+    ends(&again, 1, &format!("acme: erasing\nacme: {progress}\n"));
+    let listed = scene.publishes_nothing(|| scene.tenant(&["list"]));
+    ends(&listed, 0, "tenant  keys  hashes\nacme       0    erasing\n");
+    // A file has nothing to say about it.
+    let refused = scene.publishes_nothing(|| scene.apply(&[("acme", &["one"])], &[]));
+    assert!(refused.code == Some(2) && refused.err.contains("Tenant acme: is being erased"), "{refused:?}");
+    ends(&scene.apply(&[("globex", &["two"])], &["--prune"]), 0, &format!("globex: created, 1 key\n{in_force}"));
+    let listed = scene.tenant(&["list"]);
+    assert!(listed.out.contains("acme") && listed.out.contains("erasing"), "{listed:?}");
+    // It ends without it only when that is asked for, and can be begun anew.
+    let said = "acme: deleted, and what was not erased yet stays\n";
+    ends(&scene.tenant(&["delete", "acme"]), 0, &format!("{said}{in_force}"));
+    let early = scene.publishes_nothing(|| scene.apply(&[("acme", &["one"])], &[]));
+    assert!(early.code == Some(2) && early.err.contains("what was received before"), "{early:?}");
+    let anew = erase();
+    assert!(anew.code == Some(1) && anew.out.ends_with(&format!("acme: {progress}\n")), "{anew:?}");
+    assert!(scene.tenant(&["list"]).out.contains("erasing"));
+}

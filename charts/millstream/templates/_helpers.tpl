@@ -25,11 +25,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [ingestion.millstream.dev]
   resources: [ingestionpipelines, tenants]
   verbs: [get, list, watch]
-# The finalizer of a pipeline whose topics go with it; nothing else of it is written.
+# The finalizers of a pipeline whose topics go with it, and of a tenant whose data do; nothing else of them is written.
 - apiGroups: [ingestion.millstream.dev]
-  resources: [ingestionpipelines]
+  resources: [ingestionpipelines, tenants]
   verbs: [patch]
-# Whether a pipeline goes because its namespace does.
+# Whether one of these goes because its namespace does.
 - apiGroups: [""]
   resources: [namespaces]
   verbs: [get]

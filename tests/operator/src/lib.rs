@@ -8,6 +8,7 @@
 mod at_each_write;
 mod basics;
 mod deletion;
+mod erasure;
 mod objects;
 mod pods;
 mod retention;

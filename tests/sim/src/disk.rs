@@ -256,6 +256,15 @@ impl StateStore for SimState {
         Ok(())
     }
 
+    fn keys(&self, prefix: &[u8], after: Option<&StateKey>, most: usize) -> Result<Vec<StateKey>, StoreError> {
+        self.step("store: keys")?;
+        self.with(|folder| {
+            let from = after.cloned().unwrap_or_else(|| StateKey::from_bytes(prefix));
+            let keys = folder.current.entries.range(from..).map(|(key, _)| key).filter(|key| Some(*key) != after);
+            Ok(keys.take_while(|key| key.as_bytes().starts_with(prefix)).take(most).cloned().collect())
+        })
+    }
+
     fn clear(&self) -> Result<(), StoreError> {
         self.step("store: clear")?;
         let had_some = self.with(|folder| {

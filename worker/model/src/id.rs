@@ -47,6 +47,12 @@ impl UserId {
         u16::from_be_bytes([high, low])
     }
 
+    /// When the record that created it was received, milliseconds since 1970.
+    pub fn created_ms(&self) -> u64 {
+        let [_, _, _, _, a, b, c, d, e, f, ..] = self.0;
+        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
+
     /// What orders users for merges: the smaller survives.
     pub fn age(&self) -> impl Ord + use<> {
         let mut order = self.0;

@@ -44,11 +44,13 @@ pub enum Reason {
     Misrouted,
     /// The document store refuses the write for good.
     DocumentRefused,
+    /// Its tenant was erased, with all that it had sent by then.
+    TenantErased,
 }
 
 impl Reason {
     /// All of them, for metrics and docs.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Reason::MalformedJson,
         Reason::UnknownType,
         Reason::MissingField,
@@ -66,6 +68,7 @@ impl Reason {
         Reason::Unresolved,
         Reason::Misrouted,
         Reason::DocumentRefused,
+        Reason::TenantErased,
     ];
 
     /// Its public code.
@@ -88,6 +91,7 @@ impl Reason {
             Reason::Unresolved => "unresolved",
             Reason::Misrouted => "misrouted",
             Reason::DocumentRefused => "document_refused",
+            Reason::TenantErased => "tenant_erased",
         }
     }
 }

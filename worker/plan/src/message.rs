@@ -34,6 +34,17 @@ pub struct Tenant {
     pub terms: Terms,
     /// It is gone: no key is good any more.
     pub is_deleted: bool,
+    /// What was received of it up to here is erased, for good: also when it is there again. Milliseconds since 1970; 0: nothing.
+    pub erased_ms: u64,
+}
+
+/// The steps of an erasure, one after the other; each is published when the one before is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Erasing {
+    /// The action stage takes users and devices out of its state, and publishes that.
+    State,
+    /// The reaction stage reads on, up to where `mutations` ended when it heard this: then all documents are gone.
+    Documents,
 }
 
 /// On which terms a tenant sends: what is published of it, and compared.
@@ -45,6 +56,15 @@ pub struct Terms {
     pub rules: Rules,
     /// How much gateways take of it.
     pub rate: Rate,
+    /// It goes, with all that it has sent.
+    pub erasing: Option<Erasing>,
+}
+
+impl Terms {
+    /// Of a tenant that goes, with all that it has sent: no key is good.
+    pub fn erasing(step: Erasing) -> Terms {
+        Terms { erasing: Some(step), ..Terms::default() }
+    }
 }
 
 /// What a tenant's records may contain, and whom they may be about.
@@ -243,8 +263,8 @@ mod tests {
         };
         let rules = Rules { limits, forbidden_values: ["none".to_owned(), "test".to_owned()].into() };
         let rate = Rate { records: Some(6), bytes: Some(7) };
-        let terms = Terms { api_keys: [[1; 32], [2; 32]].into(), rules, rate };
-        Tenant { name: "acme".into(), version: 7, terms, is_deleted: false }
+        let terms = Terms { api_keys: [[1; 32], [2; 32]].into(), rules, rate, erasing: Some(Erasing::Documents) };
+        Tenant { name: "acme".into(), version: 7, terms, is_deleted: false, erased_ms: 1_790_000_000_000 }
     }
 
     #[test]

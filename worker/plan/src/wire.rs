@@ -1,7 +1,7 @@
 //! Plan and report in the shapes of the Protobuf contract, where an empty text stands for nothing.
 
 use crate::incarnation::Incarnation;
-use crate::message::{CONTROL, Limits, MessageError, Rate, Rules, STATUS, Tenant, Terms, malformed};
+use crate::message::{CONTROL, Erasing, Limits, MessageError, Rate, Rules, STATUS, Tenant, Terms, malformed};
 use crate::plan::{Placement, Plan, ShardId, Version};
 use crate::status::{Role, ShardStatus, WorkerStatus};
 use crate::unread::{Kept, Unread};
@@ -48,6 +48,24 @@ pub(crate) fn tenant_to_proto(tenant: &Tenant) -> proto::Tenant {
         limits: limits_to_proto(&tenant.terms.rules.limits),
         forbidden_values: tenant.terms.rules.forbidden_values.iter().cloned().collect(),
         rate: rate_to_proto(tenant.terms.rate),
+        erased_ms: tenant.erased_ms,
+        erasing: erasing_to_proto(tenant.terms.erasing).into(),
+    }
+}
+
+fn erasing_to_proto(erasing: Option<Erasing>) -> proto::Erasing {
+    match erasing {
+        None => proto::Erasing::Unspecified,
+        Some(Erasing::State) => proto::Erasing::State,
+        Some(Erasing::Documents) => proto::Erasing::Documents,
+    }
+}
+
+fn erasing_from_proto(erasing: proto::Erasing) -> Option<Erasing> {
+    match erasing {
+        proto::Erasing::Unspecified => None,
+        proto::Erasing::State => Some(Erasing::State),
+        proto::Erasing::Documents => Some(Erasing::Documents),
     }
 }
 
@@ -87,13 +105,14 @@ pub(crate) fn tenant_from_proto(tenant: proto::Tenant) -> Result<Tenant, Message
         let wrong = || malformed(CONTROL, format!("tenant {} has a key whose hash has {length} bytes", tenant.name));
         <[u8; 32]>::try_from(bytes).map_err(|_| wrong())
     };
+    let erasing = erasing_from_proto(tenant.erasing());
     let api_keys = tenant.api_key_hashes.into_iter().map(hash).collect::<Result<_, _>>()?;
     let limits = tenant.limits.map(limits_from_proto).unwrap_or_default();
     let rules = Rules { limits, forbidden_values: tenant.forbidden_values.into_iter().collect() };
     let rate = tenant.rate.unwrap_or_default();
     let rate = Rate { records: given(rate.records), bytes: given(rate.bytes) };
-    let terms = Terms { api_keys, rules, rate };
-    Ok(Tenant { name: tenant.name, version: tenant.version, terms, is_deleted: tenant.deleted })
+    let (terms, erased_ms) = (Terms { api_keys, rules, rate, erasing }, tenant.erased_ms);
+    Ok(Tenant { name: tenant.name, version: tenant.version, terms, is_deleted: tenant.deleted, erased_ms })
 }
 
 pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {

@@ -424,6 +424,12 @@ impl<V: StateValue> Cache<V> {
         self.bytes + self.held_bytes
     }
 
+    /// Keys of committed entries in memory for which this holds.
+    pub fn keys(&self, holds: impl Fn(&StateKey) -> bool) -> Vec<StateKey> {
+        let there = self.slots.iter().flatten().filter(|slot| slot.value.is_some() && holds(&slot.key));
+        there.map(|slot| slot.key.clone()).collect()
+    }
+
     /// Sums over the committed state.
     pub fn totals(&self) -> &Totals {
         &self.totals

@@ -27,6 +27,7 @@ pub mod seat;
 pub mod standby;
 pub mod state;
 pub mod sums;
+mod sweep;
 pub mod topics;
 mod waiting;
 mod written;

@@ -4,6 +4,9 @@
 //! bound is the pool's, and each shard reads its share anew before every batch. The pool expects a number of shards, so that those that open first do not
 //! fill it and have to give it back.
 //!
+//! What else lives on the process's memory for state, the local stores, has a part of its own, which it can exceed for a while: blocks that are in use and memtables that
+//! wait for a flush cannot be refused without stopping a shard. The caches can give way at any time, so they do: the pool is smaller by the overrun until it is gone.
+//!
 //! What a flush writes stays in memory until it is written, also what has changed again meanwhile. So a share is divided: two fifths may be waiting for a flush, as much
 //! again may be in one, and what is left is for what was only read.
 
@@ -15,18 +18,29 @@ pub const FLUSHES: usize = 2;
 /// Of so many parts of a share, [`DIRTY`] make a flush due. The more, the more changes of an entry are one write.
 const PARTS: usize = 5;
 const DIRTY: usize = 2;
+/// Of so many parts of the pool, one is left to the caches whatever the others take: with less they would read everything twice, and the shards' work with it.
+const LEFT: usize = 4;
+
+/// Tells how many bytes the others hold beyond their part, now. It is asked before every batch of every shard.
+pub type Overrun = dyn Fn() -> usize + Send + Sync;
 
 /// The pool of a process. Clones are the same pool.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     bytes: usize,
+    overrun: Box<Overrun>,
     expected: usize,
     members: AtomicUsize,
     flushes: Mutex<usize>,
     ended: Condvar,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("bytes", &self.bytes()).field("members", &self.0.members).finish_non_exhaustive()
+    }
 }
 
 impl PartialEq for Pool {
@@ -40,8 +54,19 @@ impl Eq for Pool {}
 impl Pool {
     /// A pool of so many bytes, for about `expected` shards.
     pub fn new(bytes: usize, expected: usize) -> Pool {
+        Pool::beside(bytes, expected, Box::new(|| 0))
+    }
+
+    /// The same, less what others hold beyond their part.
+    pub fn beside(bytes: usize, expected: usize, overrun: Box<Overrun>) -> Pool {
         let (members, flushes) = (AtomicUsize::new(0), Mutex::new(0));
-        Pool(Arc::new(Inner { bytes, expected: expected.max(1), members, flushes, ended: Condvar::new() }))
+        Pool(Arc::new(Inner { bytes, overrun, expected: expected.max(1), members, flushes, ended: Condvar::new() }))
+    }
+
+    /// What all caches may hold now, in bytes.
+    fn bytes(&self) -> usize {
+        let Inner { bytes, overrun, .. } = &*self.0;
+        bytes.saturating_sub(overrun()).max(bytes / LEFT)
     }
 
     /// Takes part, until the member is dropped.
@@ -59,6 +84,11 @@ impl Pool {
     }
 }
 
+/// How much changed state makes a flush due, of a cache of so many bytes.
+pub fn dirty_bytes(cache_bytes: usize) -> usize {
+    cache_bytes / PARTS * DIRTY
+}
+
 /// A shard's part in the pool.
 #[derive(Debug)]
 pub struct Member(Pool);
@@ -66,13 +96,8 @@ pub struct Member(Pool);
 impl Member {
     /// What this shard's cache may hold now, in bytes.
     pub fn cache_bytes(&self) -> usize {
-        let Inner { bytes, expected, members, .. } = &*self.0.0;
-        bytes / members.load(Ordering::Relaxed).max(*expected)
-    }
-
-    /// How much changed state makes a flush due now, in bytes.
-    pub fn dirty_bytes(&self) -> usize {
-        self.cache_bytes() / PARTS * DIRTY
+        let Inner { expected, members, .. } = &*self.0.0;
+        self.0.bytes() / members.load(Ordering::Relaxed).max(*expected)
     }
 }
 
@@ -104,9 +129,21 @@ mod tests {
         assert_eq!(first.cache_bytes(), 1 << 19, "as many as were expected");
         let others: Vec<Member> = (0..3).map(|_| pool.join()).collect();
         assert_eq!(others.iter().chain([&first]).map(Member::cache_bytes).sum::<usize>(), 1 << 20);
-        assert_eq!(first.dirty_bytes(), (1 << 18) / 5 * 2);
+        assert_eq!(dirty_bytes(first.cache_bytes()), (1 << 18) / 5 * 2);
         drop(others);
         assert_eq!(first.cache_bytes(), 1 << 19);
+    }
+
+    #[test]
+    fn caches_give_way_to_what_others_hold_beyond_their_part_but_for_a_quarter() {
+        let beyond = Arc::new(AtomicUsize::new(0));
+        let asked = beyond.clone();
+        let pool = Pool::beside(1 << 20, 2, Box::new(move || asked.load(Ordering::Relaxed)));
+        let member = pool.join();
+        for (held, left) in [(0, 1 << 19), (1 << 19, 1 << 18), (1 << 30, 1 << 17), (0, 1 << 19)] {
+            beyond.store(held, Ordering::Relaxed);
+            assert_eq!(member.cache_bytes(), left, "{held} bytes beyond");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::has_passed;
 use crate::hearing::Hearing;
 use crate::log::{Log, LogError, TopicPartition};
 use crate::topics::{SHARDED, Topics};
-use millstream_plan::message::{Control, Gateways, Tenant, Terms};
+use millstream_plan::message::{Control, Erasing, Gateways, Tenant, Terms};
 use millstream_plan::plan::{Plan, ShardId, Version};
 use millstream_plan::planner::{self, Limits, Outcome};
 use millstream_plan::view::{Bounds, Horizon, Judge, View};
@@ -266,12 +266,12 @@ impl Planning {
     }
 
     /// Publishes who may send, and on which terms, as far as that is not what was published before: tenants that are not among these are gone. How many it was. Nothing is published by one who
-    /// does not lead.
+    /// does not lead. `now_ms`: up to when what an erasure that begins takes was received at most, milliseconds since 1970.
     ///
     /// # Errors
     /// [`LogError`]: the next turn begins anew.
-    pub fn publish_tenants(&mut self, wanted: &BTreeMap<String, Terms>) -> Result<usize, LogError> {
-        let changes = changes(self.view().tenants(), wanted);
+    pub fn publish_tenants(&mut self, wanted: &BTreeMap<String, Terms>, now_ms: u64) -> Result<usize, LogError> {
+        let changes = changes(self.view().tenants(), wanted, now_ms);
         self.publish_changes(&changes)
     }
 
@@ -326,6 +326,26 @@ impl Planning {
         known.is_some_and(|(offset, known)| judge.goes_by(offset, &known.terms))
     }
 
+    /// How far the erasure of a tenant is, when there is one.
+    pub fn erasure(&self, tenant: &str, now_ms: u64) -> Option<Erasure> {
+        let step = self.view().tenants().get(tenant)?.terms.erasing?;
+        let offset = self.listener.tenant_offset(tenant)?;
+        let view = self.view();
+        let stage = match step {
+            Erasing::State => "action",
+            Erasing::Documents => "reaction",
+        };
+        let judges = view.judges(now_ms);
+        let waiting = judges.iter().filter(|judge| offset >= judge.control_offset).count();
+        Some(Erasure {
+            step,
+            stage,
+            unheard: u32::try_from(waiting).unwrap_or(u32::MAX),
+            done: view.carried_out(stage, offset),
+            shards: self.stages.get(stage).copied().unwrap_or_default(),
+        })
+    }
+
     /// Publishes a plan, after [`Planning::fence`]; without that nothing is published.
     ///
     /// # Errors
@@ -338,17 +358,62 @@ impl Planning {
     }
 }
 
+/// How far the erasure of a tenant is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erasure {
+    /// What is being done.
+    pub step: Erasing,
+    /// By which stage.
+    pub stage: &'static str,
+    /// Gateways, workers of unify and shards of theirs that have not heard of it.
+    pub unheard: u32,
+    /// Shards of the stage that have done it.
+    pub done: u32,
+    /// All shards of the stage.
+    pub shards: u32,
+}
+
+impl Erasure {
+    /// The step is done.
+    pub fn is_done(&self) -> bool {
+        self.unheard == 0 && self.shards > 0 && self.done >= self.shards
+    }
+
+    /// The step that is to be published now; `None`: all is done.
+    pub fn next(&self) -> Option<Erasing> {
+        match (self.is_done(), self.step) {
+            (false, step) => Some(step),
+            (true, Erasing::State) => Some(Erasing::Documents),
+            (true, Erasing::Documents) => None,
+        }
+    }
+}
+
+/// What is erased reaches so far beyond the moment at which that is said: clocks of brokers and operators differ, and gateways hear of it one by one.
+const ERASED_AHEAD_MS: u64 = 60_000;
+
 /// What has to be said so that exactly these tenants are known, on these terms.
-fn changes(known: &BTreeMap<String, Tenant>, wanted: &BTreeMap<String, Terms>) -> Vec<Control> {
+fn changes(known: &BTreeMap<String, Tenant>, wanted: &BTreeMap<String, Terms>, now_ms: u64) -> Vec<Control> {
+    // What was erased stays so, whatever comes later.
+    let erased_ms = |name: &str, terms: &Terms| {
+        let before = known.get(name);
+        let begins = terms.erasing.is_some() && before.is_none_or(|before| before.terms.erasing.is_none());
+        let before_ms = before.map_or(0, |before| before.erased_ms);
+        if begins { before_ms.max(now_ms.saturating_add(ERASED_AHEAD_MS)) } else { before_ms }
+    };
     let version = known.values().map(|tenant| tenant.version).max().unwrap_or_default() + 1;
     let is_said =
         |name: &str, terms: &Terms| known.get(name).is_some_and(|tenant| !tenant.is_deleted && tenant.terms == *terms);
     let others = wanted.iter().filter(|(name, terms)| !is_said(name, terms));
-    let others =
-        others.map(|(name, terms)| Tenant { name: name.clone(), version, terms: terms.clone(), is_deleted: false });
+    let others = others.map(|(name, terms)| {
+        let erased_ms = erased_ms(name, terms);
+        Tenant { name: name.clone(), version, terms: terms.clone(), is_deleted: false, erased_ms }
+    });
     let gone = known.values().filter(|tenant| !tenant.is_deleted && !wanted.contains_key(&tenant.name));
-    let gone =
-        gone.map(|tenant| Tenant { name: tenant.name.clone(), version, terms: Terms::default(), is_deleted: true });
+    let gone = gone.map(|tenant| {
+        let (name, erased_ms) = (tenant.name.clone(), tenant.erased_ms);
+        Tenant { name, version, terms: Terms::default(), is_deleted: true, erased_ms }
+    });
     others.chain(gone).map(Control::Tenant).collect()
 }
 
@@ -364,13 +429,14 @@ mod tests {
             version,
             terms: keys(of),
             is_deleted,
+            erased_ms: 0,
         };
         let known = [tenant("same", 3, &[1], false), tenant("more", 5, &[1], false), tenant("went", 1, &[2], false)];
         let known = known.into_iter().chain([tenant("back", 4, &[], true), tenant("gone", 4, &[], true)]);
         let mut known: BTreeMap<String, Tenant> = known.map(|tenant| (tenant.name.clone(), tenant)).collect();
         let wanted = [("same", &[1][..]), ("more", &[1, 2]), ("back", &[4]), ("new", &[])];
         let wanted = wanted.map(|(name, of)| (name.to_owned(), keys(of))).into();
-        let said = changes(&known, &wanted);
+        let said = changes(&known, &wanted, 1_000);
         let expected = [
             tenant("back", 6, &[4], false),
             tenant("more", 6, &[1, 2], false),
@@ -382,11 +448,32 @@ mod tests {
             let Control::Tenant(tenant) = control else { panic!("{control:?}") };
             known.insert(tenant.name.clone(), tenant);
         }
-        assert_eq!(changes(&known, &wanted), []);
+        assert_eq!(changes(&known, &wanted, 1_000), []);
         // Another rate is something new, too.
         let mut wanted = wanted;
         wanted.get_mut("same").unwrap().rate.records = Some(5);
-        let Control::Tenant(said) = &changes(&known, &wanted)[..][0] else { panic!("{wanted:?}") };
+        let Control::Tenant(said) = &changes(&known, &wanted, 1_000)[..][0] else { panic!("{wanted:?}") };
         assert_eq!((said.name.as_str(), &said.terms, said.version), ("same", &wanted["same"], 7));
+    }
+
+    #[test]
+    fn what_is_erased_stays_so_and_an_erasure_has_one_time() {
+        let terms = |erasing| Terms { erasing, ..Terms::default() };
+        let mut known: BTreeMap<String, Tenant> = BTreeMap::new();
+        let mut said = |wanted: Option<Terms>, now_ms| {
+            let wanted = wanted.map(|terms| ("acme".to_owned(), terms)).into_iter().collect();
+            for control in changes(&known, &wanted, now_ms) {
+                let Control::Tenant(tenant) = control else { panic!("{control:?}") };
+                known.insert(tenant.name.clone(), tenant);
+            }
+            let Tenant { erased_ms, is_deleted, .. } = known["acme"];
+            (erased_ms, is_deleted)
+        };
+        assert_eq!(said(Some(terms(None)), 1_000), (0, false));
+        assert_eq!(said(Some(terms(Some(Erasing::State))), 2_000), (62_000, false));
+        assert_eq!(said(Some(terms(Some(Erasing::Documents))), 3_000), (62_000, false));
+        assert_eq!(said(None, 4_000), (62_000, true));
+        assert_eq!(said(Some(terms(None)), 100_000), (62_000, false), "what it sends from now on is its own");
+        assert_eq!(said(Some(terms(Some(Erasing::State))), 200_000), (260_000, false));
     }
 }

@@ -14,20 +14,21 @@ use crate::flush::{Flushes, Work};
 use crate::hearing::Listened;
 use crate::inputs::Inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
-use crate::memory::{Member, Pool};
+use crate::memory::{Member, Pool, dirty_bytes};
 use crate::mutant::{self, Mutant};
 use crate::output::Output;
 use crate::ownership::{self, Claimant};
 use crate::standby::{Acquired, Standby, Storing};
 use crate::state::{Forget, StateStore};
 use crate::sums::Sums;
+use crate::sweep::Sweep;
 use crate::topics::Topics;
 use crate::waiting::Waiting;
 use crate::written::{Origin, Written};
 use crate::{Clock, Executor, ShardError, has_passed};
 use millstream_model::key::{StateKey, groups_of};
-use millstream_model::proto::{Position, StatePosition, Usage};
-use millstream_stages::{Outbox, Rejected, Stage, StageSpan, State};
+use millstream_model::proto::{Position, Stamp, StatePosition, Usage};
+use millstream_stages::{At, Input, Outbox, Rejected, Stage, StageSpan, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,6 +169,7 @@ pub struct Shard<S: Stage> {
     sums: Sums,
     out: Outbox,
     flushes: Flushes<S::Value>,
+    sweep: Sweep,
     /// What was wrong with the clocks when the inputs of the last batch were read.
     clocks: Option<String>,
     member: Option<Member>,
@@ -217,6 +219,7 @@ impl<S: Stage> Shard<S> {
         Ok(Shard {
             flushes: Flushes::new(store.clone(), environment.executor.clone(), limits.pool.clone()),
             member,
+            sweep: Sweep::default(),
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
             inputs,
             sums: Sums::load(&*store, group)?,
@@ -292,7 +295,8 @@ impl<S: Stage> Shard<S> {
     /// The process's memory is shared by as many as there are now.
     fn take_share(&mut self) {
         let Some(member) = &self.member else { return };
-        (self.limits.cache_bytes, self.limits.dirty_bytes) = (member.cache_bytes(), member.dirty_bytes());
+        let bytes = member.cache_bytes();
+        (self.limits.cache_bytes, self.limits.dirty_bytes) = (bytes, dirty_bytes(bytes));
         self.cache.set_capacity(self.limits.cache_bytes.saturating_sub(self.output.waiting.bytes()));
     }
 
@@ -302,6 +306,7 @@ impl<S: Stage> Shard<S> {
             return self.go_on_in_place().map(|()| None);
         }
         let Some(read) = read? else { return self.idle(notes_end) };
+        self.sweep_some(read.time_ms)?;
         self.output.finish(&mut *self.producer)?;
         self.commit(&read, notes_end).map(Some)
     }
@@ -332,11 +337,37 @@ impl<S: Stage> Shard<S> {
         self.inputs.listened()
     }
 
-    /// A batch without a record: sends what waits, or, after a while, commits positions that moved.
+    /// Goes through a part of what is to be gone through, in the open transaction.
+    fn sweep_some(&mut self, batch_ms: u64) -> Result<(), ShardError> {
+        if self.sweep.is_done() {
+            return Ok(());
+        }
+        let mut keys = self.sweep.next(&*self.store)?;
+        keys.retain(|key| key.parts().is_some_and(|(_, kind, _)| self.stage.sweeps(kind)));
+        self.cache.prefetch(&mut keys.clone())?;
+        let topics = &self.environment.topics;
+        let stamp = Stamp { time_ms: batch_ms, ..Stamp::default() };
+        let (generation, shards) = (topics.generation, topics.shards);
+        let at = At { input: Input::Exchange, partition: self.shard, stamp, batch_ms, generation, shards };
+        for key in keys {
+            self.stage.sweep(key, &at, &mut self.cache, &mut self.out)?;
+            self.output.drain(&mut self.out, &mut *self.producer)?;
+        }
+        Ok(())
+    }
+
+    /// Between two batches: has everything been gone through that the stage wants to be ([`Stage::sweeping`])?
+    pub fn has_swept(&mut self) -> bool {
+        let groups = groups_of(self.shard, self.environment.topics.shards);
+        self.sweep.of(&self.stage.sweeping(), groups, &self.cache);
+        self.sweep.is_done()
+    }
+
+    /// A batch without a record: sends what waits, goes through what is to be, or, after a while, commits positions that moved.
     fn idle(&mut self, notes_end: bool) -> Result<Option<Report>, ShardError> {
         let now_ms = self.environment.clock.now_ms();
         let is_over = has_passed(IDLE_COMMIT_MS, self.committed_ms, now_ms);
-        if !self.output.is_due() && (!is_over || self.inputs.next() == self.position.inputs) {
+        if !self.output.is_due() && self.sweep.is_done() && (!is_over || self.inputs.next() == self.position.inputs) {
             return Ok(None);
         }
         let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
@@ -344,6 +375,8 @@ impl<S: Stage> Shard<S> {
         self.producer.begin()?;
         let origin = self.origin();
         self.output.begin(origin, &mut *self.producer)?;
+        self.sweep_some(time_ms)?;
+        self.output.finish(&mut *self.producer)?;
         let read = Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 };
         self.commit(&read, notes_end).map(Some)
     }
@@ -354,7 +387,7 @@ impl<S: Stage> Shard<S> {
         if self.output.is_owed() || waiting.bytes() > self.limits.batch_bytes.saturating_mul(MOST_WAITING) {
             return Ok(None);
         }
-        let mut wait = if self.output.is_due() { self.limits.linger } else { IDLE };
+        let mut wait = if self.output.is_due() || !self.sweep.is_done() { self.limits.linger } else { IDLE };
         let clock = self.environment.clock.clone();
         let topics = &self.environment.topics;
         let latest_ms = clock.now_ms().saturating_add(FAR_AHEAD_MS);

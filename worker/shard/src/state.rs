@@ -98,6 +98,12 @@ pub trait StateStore: Send + Sync {
     /// [`StoreError`].
     fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&StateKey, &[u8])) -> Result<(), StoreError>;
 
+    /// The first keys, at most `most`, that start with `prefix` and come after `after`, in their order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn keys(&self, prefix: &[u8], after: Option<&StateKey>, most: usize) -> Result<Vec<StateKey>, StoreError>;
+
     /// Removes everything, the position and any damage too.
     ///
     /// # Errors
@@ -164,6 +170,12 @@ pub(crate) mod memory {
                 }
             }
             Ok(())
+        }
+
+        fn keys(&self, prefix: &[u8], after: Option<&StateKey>, most: usize) -> Result<Vec<StateKey>, StoreError> {
+            let state = self.0.lock().unwrap();
+            let is_next = |key: &&StateKey| key.as_bytes().starts_with(prefix) && Some(*key) > after;
+            Ok(state.0.keys().filter(is_next).take(most).cloned().collect())
         }
 
         fn clear(&self) -> Result<(), StoreError> {

@@ -210,7 +210,7 @@ mod tests {
     fn published(name: &str, of: &[&str], rate: Rate, is_deleted: bool) -> Published {
         let api_keys = of.iter().map(|key| KeyHash::of(key).0).collect();
         let terms = Terms { api_keys, rate, ..Terms::default() };
-        Published { name: name.to_owned(), version: 1, terms, is_deleted }
+        Published { name: name.to_owned(), version: 1, terms, is_deleted, erased_ms: 0 }
     }
 
     fn authenticate(name: &'static str, value: &str) -> Result<(String, Scheme), &'static str> {

@@ -2,7 +2,8 @@
 //!
 //! One number, `state.memory`, bounds all of it, however many shards the process has:
 //! - **three eighths** for the write-back caches of all shards, in equal shares ([`Pool`]), with what is changed and not stored yet;
-//! - **a quarter** for RocksDB: blocks, indexes and filters, and in it, up to a half, memtables;
+//! - **a quarter** for RocksDB: blocks, indexes and filters, and in it, up to a half, memtables. What is in use there at a moment can be more; the caches give way
+//!   to it before their next batch, so that both together stay within their five eighths;
 //! - **three eighths** for work: flushes hold what has been replaced meanwhile; compactions have buffers; standbys and openings hold what they have read and not
 //!   written; allocators round up and give back late. As much as that was measured (docs/src/design/memory.md).
 //!
@@ -10,7 +11,7 @@
 
 use crate::config;
 use millstream_shard::memory::Pool;
-use millstream_stores::rocks::Bounds;
+use millstream_stores::rocks::{Bounds, Resources};
 
 /// The least memory for one shard; three eighths of it are its share in the caches.
 const LEAST: usize = 8 << 20;
@@ -53,9 +54,13 @@ impl Parts {
         Ok(Parts { caches: total / 8 * 3, rocks, seats })
     }
 
-    /// The pool of the caches, for all seats (`all_owned`), or for as many as there turn out to be.
-    pub fn pool(&self, all_owned: bool) -> Pool {
-        Pool::new(self.caches, if all_owned { self.seats } else { 1 })
+    /// What the stores share, and the pool of the caches, which gives way to them: for all seats (`all_owned`), or for as many as there turn out to be.
+    pub fn shared(&self, all_owned: bool) -> (Resources, Pool) {
+        let resources = Resources::with(&self.rocks);
+        let (stores, bytes) = (resources.clone(), self.rocks.cache_bytes);
+        let overrun = move || stores.memory_bytes().saturating_sub(bytes);
+        let pool = Pool::beside(self.caches, if all_owned { self.seats } else { 1 }, Box::new(overrun));
+        (resources, pool)
     }
 }
 
@@ -63,6 +68,10 @@ impl Parts {
 mod tests {
     use super::*;
     use crate::config::Size;
+    use millstream_model::key::{Kind, StateKey};
+    use millstream_model::proto::StatePosition;
+    use millstream_shard::state::StateStore as _;
+    use millstream_stores::rocks::RocksState;
 
     fn parts(memory: u64, seats: usize) -> Result<Parts, String> {
         Parts::of(&config::State { memory: Size(memory), ..config::State::default() }, seats)
@@ -74,9 +83,38 @@ mod tests {
             let parts = parts(memory, seats).unwrap();
             assert_eq!((parts.caches + parts.rocks.cache_bytes) * 8, memory as usize * 5);
             assert!(parts.rocks.memtable_bytes * seats <= parts.rocks.cache_bytes, "{parts:?}");
-            let members: Vec<_> = std::iter::repeat_with(|| parts.pool(true).join()).take(seats).collect();
+            let (_, pool) = parts.shared(true);
+            let members: Vec<_> = std::iter::repeat_with(|| pool.join()).take(seats).collect();
             assert!(members.iter().map(|member| member.cache_bytes()).sum::<usize>() <= parts.caches);
         }
+    }
+
+    /// Nobody flushes: each store has room for more memtables than are there.
+    #[test]
+    fn caches_give_way_to_memtables_beyond_their_part() {
+        let parts = parts(16 << 20, 2).unwrap();
+        let (resources, pool) = parts.shared(true);
+        let member = pool.join();
+        let share = member.cache_bytes();
+        assert_eq!(share, parts.caches / 2);
+        let folder = tempfile::tempdir().unwrap();
+        let open = |number: u32| RocksState::open(&folder.path().join(number.to_string()), &resources).unwrap();
+        let stores: Vec<RocksState> = (0..6).map(open).collect();
+        let value = vec![7; 900 << 10];
+        for store in &stores {
+            let key = StateKey::new(1, "acme", Kind::User, b"1");
+            store.write(None, &mut [(&key, Some(&value[..]))].into_iter(), &StatePosition::default()).unwrap();
+        }
+        let held = resources.memory_bytes();
+        assert!(held > parts.rocks.cache_bytes && held < parts.rocks.cache_bytes + parts.caches / 2, "{held} bytes");
+        assert!(
+            member.cache_bytes() < share && member.cache_bytes() * 2 + held <= parts.caches + parts.rocks.cache_bytes
+        );
+        for store in &stores {
+            store.sync().unwrap();
+        }
+        drop(stores);
+        assert_eq!(member.cache_bytes(), share, "{} bytes are left", resources.memory_bytes());
     }
 
     #[test]

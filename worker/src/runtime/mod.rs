@@ -59,6 +59,7 @@ use rules::Rulebook;
 use stage::{Adopt, Query, SeatThread};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -258,7 +259,8 @@ impl Process {
         let with_state = [Role::Unify, Role::Action].iter().filter(|role| roles.contains(role)).count();
         // Whoever follows the plan may come to own every shard.
         let parts = Parts::of(&config.state, with_state * config.owned_shards().len()).map_err(anyhow::Error::msg)?;
-        let (resources, budget_bytes) = (Resources::with(&parts.rocks), config.state.memory.bytes());
+        let (resources, pool) = parts.shared(matches!(config.ownership, Ownership::Static));
+        let budget_bytes = config.state.memory.bytes();
         let tenants = config.tenants.iter().map(|tenant| tenant.name.as_str());
         let metrics = Metrics::with_state(tenants, Some(StateFigures { budget_bytes, resources: resources.clone() }));
         let names: Vec<String> = roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();
@@ -279,7 +281,7 @@ impl Process {
             membership: None,
             stop: Arc::new(Stop::default()),
             creation: Arc::new(Creation::new(log.clone(), topics.clone())),
-            pool: parts.pool(matches!(config.ownership, Ownership::Static)),
+            pool,
             resources,
             threads: Vec::new(),
             open_files: files::raise_limit(),
@@ -321,8 +323,14 @@ impl Process {
             }
             if roles.contains(&Role::Action) {
                 let (limits, (queries, waiting)) = (self.config.action.limits(), channel());
-                let make = move || ActionStage::new(limits.clone());
-                let thread = self.seat("action", shard, make, waiting, &folder, observer, &mut shards);
+                let book = self.rules.clone();
+                let make = move || {
+                    let mut stage = ActionStage::new(limits.clone());
+                    stage.adopt(book.edition().erasures);
+                    stage
+                };
+                let mut thread = self.seat("action", shard, make, waiting, &folder, observer, &mut shards);
+                thread.adopt = Some(adopt_erasures(self.rules.clone()));
                 shards.directory.add_action(shard, queries);
                 shards.add(move |environment| thread.start(environment));
             }
@@ -475,6 +483,7 @@ impl Process {
     fn reaction(&self, shard: u32, observer: &Arc<dyn Observer>, shards: &mut Shards) -> Result<ReactionThread> {
         Ok(ReactionThread {
             desk: shards.desk("reaction", shard),
+            rules: self.rules.clone(),
             creation: self.creation.clone(),
             documents: self.documents.clone().context("the role reaction needs a document store")?,
             limits: ReactionLimits {
@@ -618,6 +627,24 @@ impl Process {
             tracing::info!(?roles, admin = %self.config.admin_listen, "started");
         }
     }
+}
+
+/// Gives a shard of action the newest erasures; it has carried them out when it has gone through all that it has of their tenants.
+fn adopt_erasures(book: Arc<Rulebook>) -> Adopt<ActionStage> {
+    let done = AtomicU64::new(0);
+    Box::new(move |shard| {
+        let edition = book.edition();
+        let Some(shard) = shard else {
+            // Whoever owns it next begins anew.
+            done.store(0, Ordering::Relaxed);
+            return 0;
+        };
+        shard.stage().adopt(edition.erasures);
+        if shard.has_swept() {
+            done.store(edition.control_offset, Ordering::Relaxed);
+        }
+        done.load(Ordering::Relaxed)
+    })
 }
 
 /// Gives a shard of unify the newest rules.

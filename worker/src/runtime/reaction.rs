@@ -4,6 +4,8 @@
 //! `exchange.action`, and the position into the stage's changelog once a second and at the end. After a crash some mutations are written
 //! again, which their guard makes harmless (I8).
 //!
+//! Of a tenant that is erased, the action stage has sent tombstones before this stage hears of it: so its documents are gone when everything has been written that was in the topic then, and that is reported.
+//!
 //! Who has a partition is the plan's word alone: this stage needs no lock, and two processes on one partition do no harm (I8). So there is nothing to prepare
 //! and nothing to follow: a standby is a process that would begin at once, and says so by a prepared client of that name.
 
@@ -11,6 +13,7 @@ use super::backoff::Backoff;
 use super::desk::{Condition, Desk, EndOfThread};
 use super::observe::Observer;
 use super::pace::Pace;
+use super::rules::{Edition, Rulebook};
 use super::stores::Creation;
 use super::system::Stop;
 use super::writers::{Outcomes, Writers};
@@ -78,6 +81,8 @@ pub struct ReactionThread {
     pub creation: Arc<Creation>,
     /// Where documents go.
     pub documents: Arc<dyn DocumentStore>,
+    /// Which tenants' documents are to go.
+    pub rules: Arc<Rulebook>,
     /// Bounds.
     pub limits: ReactionLimits,
     /// Whom to tell.
@@ -98,8 +103,8 @@ impl ReactionThread {
     /// When no thread can be had.
     pub fn start(self, environment: &Environment) -> std::io::Result<JoinHandle<()>> {
         let (environment, shard) = (environment.clone(), self.desk.shard);
-        let ReactionThread { desk, creation, documents, limits, observer, stop } = self;
-        let work = Work { desk, shard, environment, creation, documents, limits, observer, stop };
+        let ReactionThread { desk, creation, documents, rules, limits, observer, stop } = self;
+        let work = Work { desk, shard, environment, creation, documents, rules, limits, observer, stop };
         std::thread::Builder::new().name(format!("reaction-{shard}")).spawn(move || work.run())
     }
 }
@@ -111,6 +116,7 @@ struct Work {
     environment: Environment,
     creation: Arc<Creation>,
     documents: Arc<dyn DocumentStore>,
+    rules: Arc<Rulebook>,
     limits: ReactionLimits,
     observer: Arc<dyn Observer>,
     stop: Arc<Stop>,
@@ -207,6 +213,9 @@ impl Work {
             pace: Pace::new(self.limits.bulk),
             struggles: false,
             looks: 0,
+            read_to: 0,
+            erasing: None,
+            goes_by: 0,
         };
         self.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
@@ -263,6 +272,7 @@ impl Work {
             self.observer.backlog(self.shard, turn.reaction.backlog());
             if self.environment.clock.now_ms() >= turn.recorded_at_ms + RECORD_EVERY_MS {
                 self.record(turn);
+                self.carry_out(turn);
             }
         }
     }
@@ -302,6 +312,7 @@ impl Work {
         let read_to = position.map(|offset| (mutations, offset)).into_iter().collect();
         self.desk.note_listened(Listened { read_to, looks: turn.looks });
         if let Some(offset) = position.filter(|_| messages == 0 && turn.reaction.backlog() == 0) {
+            turn.read_to = offset;
             self.desk.note_reads_from(vec![self.position(turn, offset)]);
         }
         Ok(messages > 0 || position.is_some_and(|position| position >= turn.end))
@@ -447,6 +458,23 @@ impl Work {
         Ok(newest)
     }
 
+    /// Reports what has been carried out of the erasures of tenants.
+    fn carry_out(&self, turn: &mut Turn) {
+        let Edition { without_documents, control_offset, .. } = self.rules.edition();
+        if turn.erasing.as_ref().is_none_or(|(of, _)| *of != without_documents) {
+            let mutations = TopicPartition::new(self.environment.topics.mutations.clone(), self.shard);
+            // Without an answer it is asked again.
+            let Ok((_, end)) = self.environment.log.bounds(&mutations) else { return };
+            turn.erasing = Some((without_documents, end));
+        }
+        let passed = turn.reaction.position().max(turn.read_to);
+        let is_done = turn.erasing.as_ref().is_some_and(|(_, end)| passed >= *end);
+        if is_done && control_offset != turn.goes_by {
+            turn.goes_by = control_offset;
+            self.report(ShardStatus { role: Role::Owner, control_offset, ..ShardStatus::default() });
+        }
+    }
+
     fn position(&self, turn: &Turn, offset: u64) -> Position {
         let topic = self.environment.topics.mutations.to_string();
         Position { topic, partition: self.shard, offset, topic_id: turn.topic_id.clone() }
@@ -503,6 +531,12 @@ struct Turn {
     struggles: bool,
     /// Polls that took all that had come.
     looks: u64,
+    /// Everything before this offset was read and decided when nothing more came: behind the last mutation there may be markers of transactions.
+    read_to: u64,
+    /// The documents of these tenants are gone when `mutations` has been read and decided up to here.
+    erasing: Option<(Arc<BTreeMap<String, u64>>, u64)>,
+    /// What was reported: `control` up to here, exclusive.
+    goes_by: u64,
 }
 
 /// How old what is not decided is.

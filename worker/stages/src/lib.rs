@@ -12,9 +12,10 @@ pub mod reject;
 pub mod source;
 pub mod unify;
 
-use millstream_model::key::StateKey;
+use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Action, Exchange, Mutation, Stamp, TraceContext, Usage};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Which of a shard's input topics a record came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -285,6 +286,30 @@ pub trait Stage: Send {
     /// Everything that is kept by a period before this one can be forgotten when no record has an earlier stamp than `stamp_ms`; 0: nothing.
     fn forget_before(&self, _stamp_ms: u64, _periods: &[u32]) -> u32 {
         0
+    }
+
+    /// Tenants of whom everything that is kept is to be gone through, beside the records: each entry once ([`Stage::sweep`]). Each with a number that tells this time from others.
+    fn sweeping(&self) -> Arc<BTreeMap<String, u64>> {
+        Arc::default()
+    }
+
+    /// Is what is kept under a key of this kind one of this stage's values, and to be gone through?
+    fn sweeps(&self, _kind: Kind) -> bool {
+        false
+    }
+
+    /// Goes through what is kept under such a key of such a tenant.
+    ///
+    /// # Errors
+    /// As of [`Stage::process`].
+    fn sweep(
+        &self,
+        _key: StateKey,
+        _at: &At,
+        _state: &mut dyn State<Self::Value>,
+        _out: &mut Outbox,
+    ) -> Result<(), StateError> {
+        Ok(())
     }
 
     /// Processes one record.

@@ -235,6 +235,18 @@ impl View {
         gateways.chain(of_unify).collect()
     }
 
+    /// How many shards of a stage have an owner who has carried out what is said at this offset of `control`.
+    pub fn carried_out(&self, stage: &str, offset: u64) -> u32 {
+        let holders = self.holders();
+        let has = |id: &ShardId, (epoch, worker): (u64, &str)| {
+            let reports = self.reports_here().filter(|(report, _)| report.worker == worker);
+            let mut held = reports.filter_map(|(report, _)| report.shards.get(id));
+            held.any(|shard| shard.epoch == epoch && shard.role == Role::Owner && offset < shard.control_offset)
+        };
+        let count = holders.into_iter().filter(|(id, holder)| id.stage == stage && has(id, *holder)).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
     /// The newest incarnation of a name that was heard: see [`Incarnation::after`].
     pub fn newest_incarnation(&self, worker: &str) -> Option<&Incarnation> {
         self.workers.get(worker)?.report.as_ref().map(|report| &report.incarnation)
@@ -343,7 +355,7 @@ impl<'a> Judge<'a> {
 
     /// Does it go by a message about a tenant that is at this offset of `control`, and says this? A former version of unify goes by no rules: where there are none, that is right.
     pub fn goes_by(&self, offset: u64, terms: &Terms) -> bool {
-        offset < self.control_offset || (self.is_former() && terms.rules.is_empty())
+        offset < self.control_offset || (self.is_former() && says_nothing(terms))
     }
 
     fn is_former(&self) -> bool {
@@ -376,8 +388,13 @@ impl Horizon {
 
     /// Does every one of them ([`Judge::goes_by`])?
     pub fn goes_by(&self, offset: u64, terms: &Terms) -> bool {
-        offset < self.control_offset && (!self.has_former || terms.rules.is_empty())
+        offset < self.control_offset && (!self.has_former || says_nothing(terms))
     }
+}
+
+/// To unify.
+fn says_nothing(terms: &Terms) -> bool {
+    terms.rules.is_empty() && terms.erasing.is_none()
 }
 
 impl Heard {

@@ -76,6 +76,7 @@ fn tenant() -> impl Strategy<Value = Tenant> {
         version,
         terms: Terms { api_keys: [[version as u8; 32]].into(), ..Terms::default() },
         is_deleted: version % 2 == 0,
+        erased_ms: 0,
     })
 }
 

@@ -335,7 +335,8 @@ fn the_planner_is_told_who_lives_and_what_stands_where() {
 #[test]
 fn of_what_is_said_about_a_tenant_the_newest_counts_whenever_it_comes() {
     let terms = Terms { api_keys: [[1; 32]].into(), ..Terms::default() };
-    let tenant = |version, is_deleted| Tenant { name: "acme".into(), version, terms: terms.clone(), is_deleted };
+    let tenant =
+        |version, is_deleted| Tenant { name: "acme".into(), version, terms: terms.clone(), is_deleted, erased_ms: 0 };
     let mut view = View::new(1, Bounds::default());
     view.control(Control::Tenant(tenant(2, false)), 0);
     assert!(view.is_newer(&tenant(3, true)) && !view.is_newer(&tenant(2, false)));

@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use millstream_crds::{API_KEYS_LABEL, Tenant};
+use millstream_crds::{API_KEYS_LABEL, Tenant, TenantDeletionPolicy};
 use millstream_operator::tenants::wanted;
 use millstream_plan::message::Terms;
 use serde::Deserialize;
@@ -224,9 +224,11 @@ impl Resources {
             // However it is called: it is one, and its tenants share no key.
             PIPELINE.clone_into(&mut tenant.spec.pipeline_ref.name);
             tenant.metadata.namespace = Some(namespace.clone());
+            // There is no finalizer to wait for: whoever deletes it says what becomes of what it has sent.
+            tenant.spec.deletion_policy = TenantDeletionPolicy::Retain;
         }
         let secret = |name: &str| self.secrets.get(name).cloned();
-        let wanted = wanted(&namespace, PIPELINE, self.tenants.values(), secret, &BTreeMap::new());
+        let wanted = wanted(&namespace, PIPELINE, self.tenants.values(), secret, &BTreeMap::new(), 0);
         self.problems.extend(wanted.problems.into_iter().map(|(name, (_, why))| format!("Tenant {name}: {why}")));
         if self.tenants.is_empty() && self.problems.is_empty() {
             self.problems.push("no Tenant is in it".to_owned());
@@ -267,7 +269,7 @@ mod tests {
             "# a comment alone\n---\n".to_owned(),
             tenant("acme", "[{name: keys, key: old}, {name: keys, key: new}]"),
             secret("keys", "data: {old: azEK, new: eA==, other: AP8=}\nstringData: {new: k2}"),
-            "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: ingestion.millstream.dev/v1alpha1, kind: Tenant, metadata: {name: globex, uid: u, namespace: default}, spec: {pipelineRef: {name: orders}, apiKeys: [{name: keys, key: third}]}, status: {conditions: []}}\n".to_owned(),
+            "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: ingestion.millstream.dev/v1alpha1, kind: Tenant, metadata: {name: globex, uid: u, namespace: default}, spec: {pipelineRef: {name: orders}, apiKeys: [{name: keys, key: third}], deletionPolicy: Erase}, status: {conditions: []}}\n".to_owned(),
         ];
         let third = text.concat().replace("new: k2}", "new: k2, third: k3}");
         let expected = [("acme".to_owned(), hashes(&["k1", "k2"])), ("globex".to_owned(), hashes(&["k3"]))];

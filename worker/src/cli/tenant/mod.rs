@@ -6,6 +6,8 @@
 //! - **A file with a mistake changes nothing**: it is read, and found good as a whole, before anybody is connected to; what else stands against it is found out before anything is published.
 //! - **Nobody is fenced for nothing.** `list`, a dry run and an `apply` that changes nothing only read.
 //! - **Nobody is locked out by what a file leaves out.** Only `--prune` and `delete` end a tenant's keys.
+//! - **An erasure is not ended by accident** ([`erase`]). A file leaves a tenant alone that is being erased, also with `--prune`, and is refused when that tenant is in it; so is one whose tenant was erased a
+//!   moment ago, because the engine takes nothing of it yet.
 //! - **A key leads to one tenant**, also beside what is published and configured already.
 //!
 //! Protocol: read `control` and `status` to their ends; compare; take the transactional id of `control` (which fences whoever publishes), read to the end once more, and compare again, since
@@ -16,22 +18,28 @@
 //! under the names that it gives them, `PIPELINE-gateway-0`. Where one has, `apply` and `delete` refuse, unless they are told to go on (`--force`); and whatever takes a tenant back while gateways are
 //! waited for is told.
 
+mod erase;
 mod file;
 
 use super::Outcome;
 use super::session::{LISTEN, Session, Topics};
 use crate::config::{self, Config, ConfigArgs, Millis, Ownership};
+use crate::runtime::system::SystemClock;
 use anyhow::{Context, bail};
 use file::Senders;
 use millstream_model::id::hex;
+use millstream_operator::erasure::reaches;
 use millstream_plan::message::{Limits, Tenant, Terms};
 use millstream_plan::status::WorkerStatus;
 use millstream_plan::view::{GATEWAY, Judge};
+use millstream_shard::Clock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// How long gateways and workers of unify are waited for.
+const WAITS: Millis = Millis(30_000);
 /// Hexadecimal digits by which a hash is told from others.
 const DIGITS: usize = 8;
 
@@ -61,6 +69,9 @@ enum Action {
     Delete {
         /// Its name
         name: String,
+        /// Erase all that it has sent as well: its users and devices, and their documents. Also of one that was deleted before
+        #[arg(long)]
+        erase: bool,
         #[command(flatten)]
         publishing: Publishing,
     },
@@ -74,9 +85,9 @@ struct Publishing {
     /// Do not wait until gateways and workers of unify go by it
     #[arg(long)]
     no_wait: bool,
-    /// How long to wait for them
-    #[arg(long, value_name = "TIME", default_value = "30s")]
-    timeout: Millis,
+    /// How long to wait for them [default: 30s; with `--erase`, for all workers, 10m]
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Millis>,
     /// What the pipeline is called in `pipelineRef` [default: `pipeline` of the configuration, or what follows its first dot]
     #[arg(long, value_name = "NAME")]
     pipeline_ref: Option<String>,
@@ -97,10 +108,13 @@ pub(super) fn run(args: &TenantArgs) -> anyhow::Result<Outcome> {
             let names = publishing.names(&config);
             let keys = file::read(&text, |name| is_pipeline(name, &names)).map_err(|problems| refusal(&problems));
             let keys = keys.with_context(|| format!("{shown} is not published"))?;
-            let compose = |known: &BTreeMap<String, Tenant>| compose(known, &keys, *prune, &config.tenants);
+            let compose = |known: &BTreeMap<String, Tenant>| compose(known, &keys, *prune, &config.tenants, wall_ms());
             publish(&config, publishing, &format!("{shown} is not published"), &compose)
         }
-        Action::Delete { name, publishing } => {
+        Action::Delete { name, erase: true, publishing } => {
+            erase::run(&config::load(&publishing.config)?, publishing, name)
+        }
+        Action::Delete { name, erase: false, publishing } => {
             let config = config::load(&publishing.config)?;
             let without = |known: &BTreeMap<String, Tenant>| without(known, name);
             publish(&config, publishing, "nothing is deleted", &without)
@@ -140,6 +154,8 @@ enum Change {
     Created,
     Changed,
     Deleted,
+    /// The same, of one that was being erased.
+    LetGo,
 }
 
 impl fmt::Display for Change {
@@ -149,6 +165,7 @@ impl fmt::Display for Change {
             Change::Created => "created",
             Change::Changed => "changed",
             Change::Deleted => "deleted",
+            Change::LetGo => "deleted, and what was not erased yet stays",
         })
     }
 }
@@ -175,12 +192,13 @@ fn there(known: &BTreeMap<String, Tenant>) -> impl Iterator<Item = (&String, &Te
     known.iter().filter(|(_, tenant)| !tenant.is_deleted).map(|(name, tenant)| (name, &tenant.terms))
 }
 
-/// What a file comes to. No key may lead to two tenants.
+/// What a file comes to, `now_ms` milliseconds after 1970 began. No key may lead to two tenants.
 fn compose(
     known: &BTreeMap<String, Tenant>,
     file: &Senders,
     prune: bool,
     configured: &[config::Tenant],
+    now_ms: u64,
 ) -> anyhow::Result<Intent> {
     let (mut wanted, mut changes) = (file.clone(), BTreeMap::new());
     let (mut owners, mut problems) = (BTreeMap::new(), Vec::new());
@@ -191,7 +209,7 @@ fn compose(
         }));
     }
     for (name, terms) in there(known).filter(|(name, _)| !file.contains_key(*name)) {
-        if prune {
+        if prune && terms.erasing.is_none() {
             changes.insert(name.clone(), Change::Deleted);
         } else {
             wanted.insert(name.clone(), terms.clone());
@@ -200,6 +218,7 @@ fn compose(
         }
     }
     for (name, terms) in file {
+        problems.extend(known.get(name).and_then(|tenant| erased(tenant, now_ms)));
         let taken = terms.api_keys.iter().filter_map(|key| owners.get(key)).find(|(other, _)| other != name);
         if let Some((other, stays)) = taken {
             problems.push(format!(
@@ -219,30 +238,57 @@ fn compose(
     if problems.is_empty() { Ok(Intent { wanted, changes }) } else { Err(refusal(&problems)) }
 }
 
+/// Why this tenant can get no keys now, if that is because it is or was erased.
+fn erased(tenant: &Tenant, now_ms: u64) -> Option<String> {
+    let name = &tenant.name;
+    if tenant.terms.erasing.is_some() {
+        return Some(format!(
+            "Tenant {name}: is being erased: take it out of this file until that is done; `millstream tenant delete {name} --erase` goes on with it"
+        ));
+    }
+    let what = reaches(tenant, now_ms)?;
+    Some(format!("Tenant {name}: {what}, and what it would send before that as well: apply this file then"))
+}
+
 /// All that are published but one.
 fn without(known: &BTreeMap<String, Tenant>, name: &str) -> anyhow::Result<Intent> {
     let mut wanted: Senders = there(known).map(|(name, terms)| (name.clone(), terms.clone())).collect();
-    if wanted.remove(name).is_none() {
-        bail!("no tenant {name} is published; `millstream tenant list` prints those that are");
-    }
-    Ok(Intent { wanted, changes: [(name.to_owned(), Change::Deleted)].into() })
+    let change = match wanted.remove(name) {
+        Some(terms) if terms.erasing.is_some() => Change::LetGo,
+        Some(_) => Change::Deleted,
+        None => bail!(
+            "no tenant {name} is published; `millstream tenant list` prints those that are. What one that was deleted has sent is erased with `--erase`"
+        ),
+    };
+    Ok(Intent { wanted, changes: [(name.to_owned(), change)].into() })
 }
 
-/// Publishes what is to be, and waits until all go by it; `refused` is said of what cannot be.
-fn publish(config: &Config, args: &Publishing, refused: &str, compose: &Compose<'_>) -> anyhow::Result<Outcome> {
+/// Milliseconds since 1970.
+fn wall_ms() -> u64 {
+    SystemClock.now_ms()
+}
+
+/// Reads what is published, where it may be changed from here.
+fn open(config: &Config, args: &Publishing) -> anyhow::Result<Session> {
     if matches!(config.ownership, Ownership::Static) && !matches!(config.log, config::Log::Embedded) {
         bail!(
             "processes with `ownership: static` know the tenants of their configuration, and do not listen to what is published: configure `ownership: {{plan: {{}}}}`"
         );
     }
     let missing = if args.dry_run { Topics::Expect } else { Topics::Create };
-    let mut session = Session::open(config, missing)?;
+    let session = Session::open(config, missing)?;
     let pods = pods(session.planning.view().reports().map(|(report, _)| report), &args.names(config));
     if let Some(pod) = pods.first().filter(|_| !args.force) {
         bail!(
             "{pod} has reported, which is what an operator calls a Pod: it would end every tenant of which there is no Tenant resource. Use `kubectl apply -f`, or, if no operator has this pipeline any more, `--force`"
         );
     }
+    Ok(session)
+}
+
+/// Publishes what is to be, and waits until all go by it; `refused` is said of what cannot be.
+fn publish(config: &Config, args: &Publishing, refused: &str, compose: &Compose<'_>) -> anyhow::Result<Outcome> {
+    let mut session = open(config, args)?;
     let compose = |session: &Session| compose(session.planning.view().tenants()).context(refused.to_owned());
     let mut intent = compose(&session)?;
     let mut before = session.planning.view().tenants().clone();
@@ -251,18 +297,20 @@ fn publish(config: &Config, args: &Publishing, refused: &str, compose: &Compose<
         session.fence()?;
         intent = compose(&session)?;
         before = session.planning.view().tenants().clone();
-        let published = session.planning.publish_tenants(&intent.wanted);
+        let published = session.planning.publish_tenants(&intent.wanted, wall_ms());
         published.context("publishing; look with `millstream tenant list` what is there")?;
     }
     for (name, change) in &intent.changes {
-        let terms = intent.wanted.get(name).filter(|_| *change != Change::Deleted);
-        let terms = terms.map(|terms| format!(", {}", words(terms))).unwrap_or_default();
+        let terms = intent.wanted.get(name).map(|terms| format!(", {}", words(terms))).unwrap_or_default();
         super::print(format_args!("{name}: {change}{terms}\n"))?;
     }
     if args.dry_run {
         super::print(format_args!("a dry run: nothing was published\n"))?;
     }
-    if args.dry_run || args.no_wait { Ok(Outcome::Good) } else { wait(&mut session, &before, &intent, args.timeout) }
+    if args.dry_run || args.no_wait {
+        return Ok(Outcome::Good);
+    }
+    wait(&mut session, &before, &intent, args.timeout.unwrap_or(WAITS))
 }
 
 /// What a tenant's terms are, in a few words: `2 keys, 100 records/s, limits`.
@@ -273,13 +321,14 @@ fn words(terms: &Terms) -> String {
     words.join(", ")
 }
 
-fn beyond_keys(Terms { rules, rate, .. }: &Terms) -> Vec<String> {
+fn beyond_keys(Terms { rules, rate, erasing, .. }: &Terms) -> Vec<String> {
     let records = rate.records.map(|records| format!("{records} records/s"));
     let bytes = rate.bytes.map(|bytes| format!("{bytes} bytes/s"));
     let limits = (rules.limits != Limits::default()).then(|| "limits".to_owned());
     let forbidden = rules.forbidden_values.len();
     let forbidden = (forbidden > 0).then(|| format!("{forbidden} forbidden values"));
-    [records, bytes, limits, forbidden].into_iter().flatten().collect()
+    let erasing = erasing.map(|_| "erasing".to_owned());
+    [records, bytes, limits, forbidden, erasing].into_iter().flatten().collect()
 }
 
 /// Who reports under a name that an operator gives to gateways of a pipeline: a StatefulSet's Pods.
@@ -404,6 +453,7 @@ fn table(known: &BTreeMap<String, Tenant>) -> String {
 mod tests {
     use super::*;
     use crate::config::ApiKey;
+    use millstream_plan::message::Erasing;
 
     fn keys(of: &[u8]) -> Terms {
         Terms { api_keys: of.iter().map(|key| [*key; 32]).collect(), ..Terms::default() }
@@ -415,6 +465,7 @@ mod tests {
             version: 1,
             terms: keys(of),
             is_deleted: of.is_empty(),
+            erased_ms: 0,
         };
         of.iter().map(|(name, of)| ((*name).to_owned(), tenant(name, of))).collect()
     }
@@ -427,39 +478,67 @@ mod tests {
     fn what_is_left_out_stays_unless_it_is_pruned() {
         let known = known(&[("same", &[1]), ("more", &[2]), ("else", &[3]), ("gone", &[])]);
         let named = file(&[("same", &[1]), ("more", &[2, 4]), ("gone", &[5]), ("new", &[6])]);
-        let stays = compose(&known, &named, false, &[]).unwrap();
+        let stays = compose(&known, &named, false, &[], 0).unwrap();
         let of = |name: &str| stays.changes.get(name).copied();
         assert_eq!((of("same"), of("more")), (Some(Change::Unchanged), Some(Change::Changed)));
         assert_eq!((of("gone"), of("new"), of("else")), (Some(Change::Created), Some(Change::Created), None));
         assert_eq!((stays.wanted.len(), &stays.wanted["else"]), (5, &keys(&[3])));
-        let pruned = compose(&known, &named, true, &[]).unwrap();
+        let pruned = compose(&known, &named, true, &[], 0).unwrap();
         assert_eq!((pruned.changes["else"], pruned.wanted.get("else")), (Change::Deleted, None));
-        assert!(compose(&known, &file(&[("same", &[1])]), false, &[]).unwrap().is_nothing());
+        assert!(compose(&known, &file(&[("same", &[1])]), false, &[], 0).unwrap().is_nothing());
     }
 
     #[test]
     fn a_key_of_somebody_else_is_refused_unless_they_give_it_up() {
         let known = known(&[("acme", &[1]), ("globex", &[2])]);
-        let refused = compose(&known, &file(&[("new", &[1]), ("other", &[2])]), false, &[]).unwrap_err().to_string();
+        let refused = compose(&known, &file(&[("new", &[1]), ("other", &[2])]), false, &[], 0).unwrap_err().to_string();
         for name in ["Tenant new: one of its keys is tenant acme's, too, who is published", "Tenant other: one of"] {
             assert!(refused.contains(name), "{refused}");
         }
-        assert!(compose(&known, &file(&[("new", &[1])]), true, &[]).is_ok(), "acme goes");
-        assert!(compose(&known, &file(&[("acme", &[3]), ("new", &[1])]), false, &[]).is_ok(), "acme has another one");
+        assert!(compose(&known, &file(&[("new", &[1])]), true, &[], 0).is_ok(), "acme goes");
+        assert!(
+            compose(&known, &file(&[("acme", &[3]), ("new", &[1])]), false, &[], 0).is_ok(),
+            "acme has another one"
+        );
         let configured = [config::Tenant { name: "initech".parse().unwrap(), api_keys: vec![ApiKey::plain("k")] }];
         let hash = config::KeyHash::of("k").0;
         let refused = |name: &str| {
             let terms = Terms { api_keys: [hash].into(), ..Terms::default() };
-            compose(&known, &[(name.to_owned(), terms)].into(), true, &configured)
+            compose(&known, &[(name.to_owned(), terms)].into(), true, &configured, 0)
         };
         assert!(refused("new").unwrap_err().to_string().contains("initech's, too, who is in `tenants` of"));
         assert!(refused("initech").is_ok());
     }
 
+    fn erasing(name: &str) -> BTreeMap<String, Tenant> {
+        let mut known = known(&[(name, &[1])]);
+        known.get_mut(name).unwrap().terms = Terms::erasing(Erasing::State);
+        known
+    }
+
+    #[test]
+    fn a_tenant_that_is_being_erased_or_was_a_moment_ago_is_no_files_business() {
+        let going = erasing("acme");
+        let pruned = compose(&going, &file(&[("new", &[2])]), true, &[], 0).unwrap();
+        assert_eq!((pruned.changes.get("acme"), &pruned.wanted["acme"]), (None, &Terms::erasing(Erasing::State)));
+        let why = compose(&going, &file(&[("acme", &[2])]), false, &[], 0).unwrap_err().to_string();
+        assert!(why.contains("Tenant acme: is being erased: ") && why.contains("delete acme --erase"), "{why}");
+        let mut gone = known(&[("acme", &[])]);
+        gone.get_mut("acme").unwrap().erased_ms = 60_000;
+        let apply = |now_ms| compose(&gone, &file(&[("acme", &[2])]), false, &[], now_ms);
+        let why = apply(59_999).unwrap_err().to_string();
+        assert!(why.contains("Tenant acme: what was received before 00:01:00 UTC is erased"), "{why}");
+        assert_eq!(apply(60_000).unwrap().changes["acme"], Change::Created);
+        assert_eq!(table(&going), "tenant  keys  hashes\nacme       0    erasing\n");
+    }
+
     #[test]
     fn only_who_is_published_can_be_deleted() {
         let known = known(&[("acme", &[1]), ("gone", &[])]);
-        assert!(without(&known, "acme").unwrap().wanted.is_empty());
+        let (all, going) = (without(&known, "acme").unwrap(), erasing("acme"));
+        assert!(all.wanted.is_empty() && all.changes["acme"] == Change::Deleted);
+        let let_go = without(&going, "acme").unwrap();
+        assert!(let_go.wanted.is_empty() && let_go.changes["acme"] == Change::LetGo);
         for name in ["gone", "nobody"] {
             let why = without(&known, name).unwrap_err().to_string();
             assert!(why.contains(&format!("no tenant {name} is published")), "{why}");
@@ -469,7 +548,7 @@ mod tests {
     #[test]
     fn what_somebody_else_publishes_later_is_told_from_what_was_not_heard_yet() {
         let before = known(&[("acme", &[1])]);
-        let intent = compose(&before, &file(&[("acme", &[2])]), false, &[]).unwrap();
+        let intent = compose(&before, &file(&[("acme", &[2])]), false, &[], 0).unwrap();
         let with = |version, of: &[u8]| {
             let mut known = known(&[("acme", of)]);
             known.get_mut("acme").unwrap().version = version;

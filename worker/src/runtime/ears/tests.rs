@@ -257,6 +257,7 @@ fn a_partition_of_reaction_reads_on_with_another_client() {
         desk: desk.clone(),
         creation: fixture.creation(),
         documents: Arc::new(EmbeddedDocuments::open(folder.path()).unwrap()),
+        rules: Arc::new(Rulebook::new(UnifyConfig::default())),
         limits: ReactionLimits::default(),
         observer: observer(),
         stop: fixture.stop.clone(),

@@ -9,6 +9,7 @@ use millstream_shard::documents::{DocumentError, Outcome};
 use millstream_shard::log::Log;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::topics::Topics;
+use millstream_stages::unify::UnifyConfig;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use std::time::Instant;
 
@@ -42,6 +43,7 @@ fn condition(reason: fn() -> DocumentError) -> Condition {
         desk: desk.clone(),
         creation: Arc::new(Creation::new(log.clone(), topics.clone())),
         documents: Arc::new(Unprepared(reason)),
+        rules: Arc::new(Rulebook::new(UnifyConfig::default())),
         limits: ReactionLimits::default(),
         observer: Arc::new(Exports::new(metrics, spans)),
         stop: stop.clone(),

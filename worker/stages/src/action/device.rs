@@ -19,7 +19,7 @@
 //! newest are kept, since only what is under way at the moment can come too late.
 
 use super::attributes::{self, Writer};
-use super::document::{Cause, publish_device, set_device_user, set_same_as};
+use super::document::{Cause, device_fields, publish_device, replace, set_device_user, set_same_as};
 use super::listed::set_identifiers;
 use super::outcome::{self, Part};
 use super::path::LastUser;
@@ -84,8 +84,11 @@ impl Work<'_> {
         resolve_user: bool,
     ) -> Result<(), StateError> {
         let device = device_state(self.state, &device_key(&header.tenant, id), id.as_bytes().to_vec())?;
-        if device.revision == 0 {
+        let is_new = device.revision == 0;
+        if is_new {
             (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
+            // It may have had a document in a former life of its tenant.
+            device.revision = self.erasures.until_ms(&header.tenant);
         }
         let refused = self.limits.admit_device(device, &mut action);
         let applied = apply(device, &mut action, &refused.identifiers)?;
@@ -93,7 +96,8 @@ impl Work<'_> {
         let stamp = required(action.stamp, "stamp")?;
         let trace = action.trace.as_ref();
         let cause = Cause { tenant: &header.tenant, stamp, record_id: &action.record_id, trace };
-        publish_device(device, applied.operations, cause, self.at, self.out);
+        let operations = if is_new { replace(device_fields(cause.tenant, device)) } else { applied.operations };
+        publish_device(device, operations, cause, self.at, self.out);
         let last = last_user(device).or(last);
         self.send_names(&header.tenant, &primary, applied.new, stamp);
         let is_undecided = action.device_identifiers.first().is_some_and(Identifier::can_be_alias);

@@ -155,18 +155,15 @@ pub(super) fn publish_user(
     publish(target, (&mut user.revision, &mut user.whole), operations, cause, at, out);
 }
 
-/// [`publish_user`] for a device.
+/// The same for a device, whose first operations are the whole document.
 pub(super) fn publish_device(
     device: &mut DeviceState,
-    mut operations: Vec<Operation>,
+    operations: Vec<Operation>,
     cause: Cause<'_>,
     at: &At,
     out: &mut Outbox,
 ) {
     let Some(id) = DeviceId::from_bytes(&device.id) else { return };
-    if device.revision == 0 {
-        operations = replace(device_fields(cause.tenant, device));
-    }
     let target = Target { collection: DEVICES, id: id.to_string(), home: id.home() };
     publish(target, (&mut device.revision, &mut device.whole), operations, cause, at, out);
 }

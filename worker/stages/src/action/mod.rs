@@ -33,6 +33,7 @@ mod admission;
 mod attributes;
 mod device;
 mod document;
+mod erasure;
 mod home;
 mod inspect;
 mod limits;
@@ -49,17 +50,20 @@ mod user;
 mod work;
 
 pub use document::{DEVICES, USERS, render_device, render_user};
+pub use erasure::{Erasures, refusal as erased};
 pub use inspect::{Answer, AttributeView, DeviceView, IdentifierView, Inspect, MergeView, UserView, inspect};
 pub use limits::ActionLimits;
 pub use state::{Node, Value};
 
 use crate::{At, DecodeError, Input, Outbox, Stage, State, StateError};
 use millstream_model::id::DeviceId;
-use millstream_model::key::StateKey;
+use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{Action, Exchange, Identifier};
 use prost::Message;
 use state::{alias_key, device_id, device_key, node_key, user_id, user_key};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use work::Work;
 
 /// A decoded record of an input of this stage.
@@ -75,12 +79,22 @@ pub enum Record {
 #[derive(Clone, Debug, Default)]
 pub struct ActionStage {
     limits: ActionLimits,
+    erasures: Arc<Erasures>,
 }
 
 impl ActionStage {
     /// With these bounds of what one user or device may hold.
     pub fn new(limits: ActionLimits) -> ActionStage {
-        ActionStage { limits }
+        ActionStage { limits, erasures: Arc::default() }
+    }
+
+    /// Goes by these erasures from the next record on.
+    pub fn adopt(&mut self, erasures: Arc<Erasures>) {
+        self.erasures = erasures;
+    }
+
+    fn work<'a>(&'a self, at: &'a At, state: &'a mut dyn State<Value>, out: &'a mut Outbox) -> Work<'a> {
+        Work::new(&self.limits, &self.erasures, at, state, out)
     }
 }
 
@@ -120,19 +134,42 @@ impl Stage for ActionStage {
         match record {
             Record::Action(mut action) => {
                 trace(&mut action, out);
-                let mut work = Work::new(&self.limits, at, state, out);
+                let until_ms = self.erasures.until_ms(&action.tenant);
+                if action.stamp.is_some_and(|stamp| stamp.time_ms <= until_ms) {
+                    erasure::refuse(&action, at, out);
+                    return Ok(());
+                }
+                let mut work = self.work(at, state, out);
                 work.start(*action);
                 work.run()
+            }
+            Record::Exchange(message) if erasure::is_erased(&message, self.erasures.until_ms(&message.tenant)) => {
+                erasure::drop_message(&message, at, out);
+                Ok(())
             }
             Record::Exchange(mut message) => {
                 if let Some(action) = message.body.as_mut().and_then(work::action_mut) {
                     trace(action, out);
                 }
-                let mut work = Work::new(&self.limits, at, state, out);
+                let mut work = self.work(at, state, out);
                 work.step(*message)?;
                 work.run()
             }
         }
+    }
+
+    fn sweeping(&self) -> Arc<BTreeMap<String, u64>> {
+        self.erasures.under_way.clone()
+    }
+
+    fn sweeps(&self, kind: Kind) -> bool {
+        [Kind::Node, Kind::User, Kind::Device, Kind::Erased, Kind::Alias].contains(&kind)
+    }
+
+    fn sweep(&self, key: StateKey, at: &At, state: &mut dyn State<Value>, out: &mut Outbox) -> Result<(), StateError> {
+        let Some((tenant, ..)) = key.parts() else { return Ok(()) };
+        let tenant = tenant.to_owned();
+        erasure::sweep(&mut self.work(at, state, out), &tenant, key)
     }
 }
 

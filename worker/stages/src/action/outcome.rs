@@ -144,7 +144,7 @@ fn about(action: &Action, id: String, refusal: Refusal, refused: &Action, at: &A
     // Unify let the record through only in the partition of its key group, and all stages have as many.
     let group = u16::try_from(action.group).unwrap_or_default();
     let ingress = Ingress { partition: shard_of(group, at.shards), offset: stamp.offset, index: stamp.index };
-    let was_deleted = refusal.reason == Reason::UserDeleted;
+    let was_deleted = matches!(refusal.reason, Reason::UserDeleted | Reason::TenantErased);
     let reject = Reject::new(id, &about, refusal).with_ingress(ingress);
     // Whoever was to be forgotten is not shown once more.
     if was_deleted { reject } else { reject.with_action(refused) }

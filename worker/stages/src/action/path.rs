@@ -85,14 +85,19 @@ impl Work<'_> {
     /// At the end of its way, a question goes back as an answer.
     pub(super) fn arrive(&mut self, tenant: &str, ask: Ask, same: bool) -> Result<(), StateError> {
         let home = state::device_id(&ask.device)?.home();
-        self.send(tenant, 0, home, Body::Arrival(Arrival { device: ask.device, same }));
+        self.send(tenant, 0, home, Body::Arrival(Arrival { device: ask.device, same, stamp: ask.stamp }));
         Ok(())
     }
 
     /// At the home that asked: nothing is under way on the path any more.
     pub(super) fn arrival(&mut self, header: &Header, message: &Arrival) -> Result<(), StateError> {
         let id = state::device_id(&message.device)?;
-        let path = path(self.state, &device_key(&header.tenant, &id), &id)?;
+        let key = device_key(&header.tenant, &id);
+        // Its tenant may have been erased since it asked.
+        if state::device_mut(self.state, &key)?.is_none() {
+            return Ok(());
+        }
+        let path = path(self.state, &key, &id)?;
         if let Some(Ask { identifier: Some(identifier), stamp, .. }) = path.asked.take()
             && message.same
             && path.goal.is_some()

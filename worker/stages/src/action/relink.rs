@@ -114,7 +114,8 @@ impl Work<'_> {
             self.link_if_member(&header.tenant, &id, &identifier)?;
         }
         let group = group_of(&header.tenant, &identifier);
-        let drained = Drained { identifier: Some(identifier), hop: message.hop, last: next.is_none() };
+        let drained =
+            Drained { identifier: Some(identifier), hop: message.hop, last: next.is_none(), user: message.user };
         self.send(&header.tenant, header.hops + 1, group, Body::Drained(drained));
         Ok(())
     }

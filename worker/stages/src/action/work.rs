@@ -4,6 +4,7 @@
 //! `exchange.action`. Both keep the order between one sender and one receiver, which is all that the protocol relies on, so the result is
 //! the same for any number of shards.
 
+use super::erasure::Erasures;
 use super::limits::ActionLimits;
 use super::outcome;
 use super::state::Value;
@@ -31,6 +32,7 @@ pub(super) struct Header {
 /// A record being processed.
 pub(super) struct Work<'a> {
     pub(super) limits: &'a ActionLimits,
+    pub(super) erasures: &'a Erasures,
     pub(super) at: &'a At,
     pub(super) state: &'a mut dyn State<Value>,
     pub(super) out: &'a mut Outbox,
@@ -40,11 +42,12 @@ pub(super) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(super) fn new(
         limits: &'a ActionLimits,
+        erasures: &'a Erasures,
         at: &'a At,
         state: &'a mut dyn State<Value>,
         out: &'a mut Outbox,
     ) -> Work<'a> {
-        Work { limits, at, state, out, queue: VecDeque::new() }
+        Work { limits, erasures, at, state, out, queue: VecDeque::new() }
     }
 
     /// Sends a step to a key group.

@@ -148,6 +148,8 @@ pub struct Rules {
     of_all: Judgement,
     /// Of those of whom something else is said.
     of_tenants: BTreeMap<String, Judgement>,
+    /// Of tenants that were erased: what was received up to here, milliseconds since 1970.
+    erased_ms: BTreeMap<String, u64>,
 }
 
 /// What goes for one tenant.
@@ -172,7 +174,17 @@ impl Rules {
             (name.clone(), judgement)
         };
         let of_tenants = config.tenants.keys().chain(published.keys()).map(of_tenant).collect();
-        Rules { of_all, of_tenants }
+        Rules { of_all, of_tenants, erased_ms: BTreeMap::new() }
+    }
+
+    /// Refuses what was received of these tenants up to these times, milliseconds since 1970.
+    pub fn erased(self, erased_ms: BTreeMap<String, u64>) -> Rules {
+        Rules { erased_ms, ..self }
+    }
+
+    /// 0: nothing of it was erased.
+    pub(super) fn erased_ms(&self, tenant: &str) -> u64 {
+        self.erased_ms.get(tenant).copied().unwrap_or_default()
     }
 
     pub(super) fn of(&self, tenant: &str) -> &Judgement {

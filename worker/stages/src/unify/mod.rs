@@ -19,6 +19,8 @@
 //! # Rules of tenants
 //! They may change between two batches ([`Unify::adopt`]); [`Rules`] says why that needs no record of when.
 //!
+//! What was received of a tenant before it was erased is rejected; such a reject does not show it.
+//!
 //! # Time
 //! The stamp comes with the record (I7); it is the only time that decides anything here.
 
@@ -136,9 +138,12 @@ impl Stage for Unify {
         let tenant = if self.knows(&record.tenant) { record.tenant.as_str() } else { INVALID_TENANT };
         out.usage(tenant).accepted += 1;
         let misplaced = self.check_tenant(&record).and_then(|()| check_place(&record, at));
+        let erased_ms = self.rules.erased_ms(tenant);
+        let is_erased = at.stamp.time_ms <= erased_ms;
         if misplaced.is_ok()
+            && !is_erased
             && let Some(key) = SeenKey::of(&record)
-            && self.seen.is_duplicate(&key, at.stamp.time_ms, state)?
+            && self.seen.is_duplicate(&key, at.stamp.time_ms, erased_ms, state)?
         {
             out.usage(tenant).duplicates += 1;
             return Ok(());
@@ -146,8 +151,10 @@ impl Stage for Unify {
         let id = record_id(&record.tenant, &record.message_id, at.partition, &at.stamp, 0);
         let kind = format!("{} {}", record.source().code(), route::known_kind(record.source(), Some(&record.kind)));
         let trace = out.span(record.trace.as_ref(), "unify", &kind, tenant, &id);
-        let rejecter = Rejecter { envelope: &record, tenant, at, trace: trace.clone(), has_original: false };
-        let parts = misplaced.and_then(|()| self.read(&record, at));
+        // What is to be forgotten is not shown once more.
+        let rejecter = Rejecter { envelope: &record, tenant, at, trace: trace.clone(), has_original: is_erased };
+        let erased = if is_erased { Err(crate::action::erased()) } else { Ok(()) };
+        let parts = misplaced.and(erased).and_then(|()| self.read(&record, at));
         emit(parts, rejecter, trace.as_ref(), out);
         Ok(())
     }

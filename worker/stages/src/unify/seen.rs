@@ -69,17 +69,19 @@ impl Window {
         periods.iter().rev().copied().find(is_past).unwrap_or(0)
     }
 
-    /// Was this message id seen within the window? It is from now on.
+    /// Was this message id seen within the window, and not before its tenant was erased (`erased_ms`)? It is from now on.
     pub(super) fn is_duplicate(
         self,
         key: &SeenKey<'_>,
         stamp_ms: u64,
+        erased_ms: u64,
         state: &mut dyn State<UnifyValue>,
     ) -> Result<bool, StateError> {
         let periods = state.periods();
         for period in self.look_in(stamp_ms, &periods) {
             if let Some(UnifyValue::Seen(seen)) = state.get(&key.in_period(period))?
                 && stamp_ms.saturating_sub(seen.time_ms) <= self.ms
+                && seen.time_ms > erased_ms
             {
                 return Ok(true);
             }
@@ -104,10 +106,10 @@ mod tests {
         let window = Window::of_hours(24);
         for hour in [0, 1, 23, 24, 25, 47] {
             let (mut state, first) = (MemoryState::default(), (1_000 * 24 + hour) * HOUR_MS);
-            assert!(!window.is_duplicate(&key("a"), first, &mut state).unwrap());
-            assert!(!window.is_duplicate(&key("other"), first + 23 * HOUR_MS, &mut state).unwrap());
-            assert!(window.is_duplicate(&key("a"), first + 24 * HOUR_MS, &mut state).unwrap(), "{hour}");
-            assert!(!window.is_duplicate(&key("a"), first + 24 * HOUR_MS + 1, &mut state).unwrap(), "{hour}");
+            assert!(!window.is_duplicate(&key("a"), first, 0, &mut state).unwrap());
+            assert!(!window.is_duplicate(&key("other"), first + 23 * HOUR_MS, 0, &mut state).unwrap());
+            assert!(window.is_duplicate(&key("a"), first + 24 * HOUR_MS, 0, &mut state).unwrap(), "{hour}");
+            assert!(!window.is_duplicate(&key("a"), first + 24 * HOUR_MS + 1, 0, &mut state).unwrap(), "{hour}");
         }
     }
 
@@ -118,7 +120,7 @@ mod tests {
         for hour in 0..400 {
             let stamp_ms = (24_000 + hour) * HOUR_MS;
             state.forget_before(window.forget_before(stamp_ms, &state.periods()));
-            assert!(!window.is_duplicate(&key(&hour.to_string()), stamp_ms, &mut state).unwrap());
+            assert!(!window.is_duplicate(&key(&hour.to_string()), stamp_ms, 0, &mut state).unwrap());
             let times = state.entries.values().map(|UnifyValue::Seen(seen)| stamp_ms - seen.time_ms);
             let oldest = times.max().unwrap() / HOUR_MS;
             assert!(oldest >= hour.min(24) && oldest <= 50, "{hour}: {oldest}");
@@ -132,7 +134,7 @@ mod tests {
         let mut seen = |window: Window, id, hour: u64| {
             let stamp_ms = first + hour * HOUR_MS;
             state.forget_before(window.forget_before(stamp_ms, &state.periods()));
-            window.is_duplicate(&key(id), stamp_ms, &mut state).unwrap()
+            window.is_duplicate(&key(id), stamp_ms, 0, &mut state).unwrap()
         };
         assert!(!seen(week, "a", 0));
         assert!(!seen(week, "b", 47));

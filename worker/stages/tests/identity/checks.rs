@@ -1,12 +1,13 @@
 //! What must hold when a history has run.
 
 use crate::cluster::Cluster;
-use crate::history::{History, TENANT, identifier};
+use crate::history::{History, Rng, TENANT, identifier};
 use crate::reference::{People, Person, SameDevices, devices, reference, sorted};
-use millstream_model::document::Document;
+use millstream_model::document::{Document, is_whole};
 use millstream_model::id::{DeviceId, UserId};
 use millstream_model::proto::goal::Whom;
 use millstream_model::proto::{DeviceState, Identifier, Mutation, Object, User, Value as Attribute};
+use millstream_stages::PublicMessage;
 use millstream_stages::action::{ActionLimits, Value, render_device, render_user};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,6 +53,62 @@ pub fn check_deletions(history: &History, limits: &ActionLimits, shards: u32, se
     events(&cluster, history, false)?;
     nothing_came_back(&cluster, history)?;
     nothing_is_left_after_deleting_all(&mut cluster, history)
+}
+
+/// Everything of the first life is received before.
+const ERASED_MS: u64 = 5_000;
+
+pub fn check_erasures(history: &History, limits: &ActionLimits, shards: u32, seed: u64) -> Checked {
+    let (mut cluster, mut rng) = (Cluster::within(limits.clone(), shards, seed), Rng(seed ^ 0xe5a5));
+    let count = history.records.len();
+    (0..count).for_each(|index| cluster.send(&history.action(index)));
+    cluster.run_some(rng.below(count * 4), |_| {})?;
+    let mut left: Vec<u32> = (0..shards).collect();
+    while !left.is_empty() {
+        let shard = left.swap_remove(rng.below(left.len()));
+        cluster.erase(shard, ERASED_MS).map_err(|error| error.to_string())?;
+        if !left.is_empty() {
+            cluster.run_some(rng.below(count), |_| {})?;
+        }
+    }
+    ensure!(cluster.values()?.is_empty(), "{:?} is left", cluster.values()?);
+    ensure!(folds(&cluster)?.values().all(|document| document.deleted), "a document is left");
+    let events = cluster.events.len();
+    let again = History { later_ms: ERASED_MS, ..history.clone() };
+    (0..count).for_each(|index| cluster.send(&again.action(index)));
+    if rng.one_in(2) {
+        // A shard that does not know yet that the tenant is there again.
+        cluster.run_some(rng.below(count), |_| {})?;
+        cluster.erase(rng.below(shards as usize) as u32, ERASED_MS).map_err(|error| error.to_string())?;
+    }
+    cluster.run()?;
+    let outcomes = cluster.effects + cluster.rejected;
+    ensure!(outcomes == 2 * count as u64, "{outcomes} outcomes of {count} records, twice");
+    let shown = cluster.rejects.iter().filter(|reject| is_erased(reject));
+    ensure!(shown.clone().all(|reject| !shows(reject)), "a reject shows what is to be forgotten");
+    consistent(&cluster)?;
+    devices_are_their_last_users(&cluster, &again)?;
+    nothing_came_back(&cluster, &again)?;
+    if !history.records.iter().any(|record| record.delete) {
+        ensure!(shown.count() as u64 >= cluster.rejected, "a record of the new life was rejected");
+        let (found, expected) = (people(&cluster, &devices(&again))?, reference(&again));
+        ensure!(found == expected, "found {found:#?}\nexpected {expected:#?}");
+        let expected = (0..count).filter(|index| again.action(*index).event.is_some()).count();
+        ensure!(cluster.events.len() - events == expected, "{} of {expected} events", cluster.events.len() - events);
+    }
+    Ok(())
+}
+
+fn json(reject: &PublicMessage) -> serde_json::Value {
+    serde_json::from_slice(&reject.payload).unwrap()
+}
+
+fn is_erased(reject: &PublicMessage) -> bool {
+    json(reject)["reason"] == "tenant_erased"
+}
+
+fn shows(reject: &PublicMessage) -> bool {
+    !json(reject)["action"].is_null() || !json(reject)["original"].is_null()
 }
 
 /// Nodes, users, documents and devices agree.
@@ -150,15 +207,22 @@ fn devices_are_their_last_users(cluster: &Cluster, history: &History) -> Checked
     Ok(())
 }
 
-/// The fold of each entity's mutations is the document of its state, and each mutation builds on the one before (I8).
-pub fn documents(cluster: &Cluster) -> Checked {
+/// Each mutation builds on the one before, or begins a new life of a device.
+fn folds(cluster: &Cluster) -> Result<BTreeMap<&str, Document>, String> {
     let mut folds: BTreeMap<&str, Document> = BTreeMap::new();
     for mutation in &cluster.mutations {
         let document = folds.entry(&mutation.id).or_insert_with(Document::empty);
         let Mutation { id, revision, base, .. } = mutation;
-        ensure!(*base == document.revision && *revision == base + 1, "{id}: {revision} builds on {base}");
+        let is_anew = *base == ERASED_MS && document.revision < ERASED_MS && is_whole(mutation);
+        ensure!((*base == document.revision || is_anew) && *revision == base + 1, "{id}: {revision} builds on {base}");
         document.apply(mutation);
     }
+    Ok(folds)
+}
+
+/// The fold of each entity's mutations is the document of its state, and each mutation builds on the one before (I8).
+pub fn documents(cluster: &Cluster) -> Checked {
+    let folds = folds(cluster)?;
     for (_, value) in cluster.values()? {
         let (id, fields, revision) = match value {
             Value::User(user) => {

@@ -8,10 +8,11 @@ use millstream_model::proto::User;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::user::Fate;
 use millstream_model::proto::{Action, DeviceState, Exchange, Identifier, Mutation, Stamp};
-use millstream_stages::action::{ActionLimits, ActionStage, Node, Record, Value};
+use millstream_stages::action::{ActionLimits, ActionStage, Erasures, Node, Record, Value};
 use millstream_stages::{At, Input, MemoryState, Outbox, PublicMessage, Stage, StateError, StateValue};
 use prost::Message;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 pub type Memory = MemoryState<Value>;
 
@@ -24,7 +25,8 @@ enum Channel {
 
 pub struct Cluster {
     shards: u32,
-    stage: ActionStage,
+    /// Of each shard.
+    stages: Vec<ActionStage>,
     pub states: Vec<Memory>,
     channels: BTreeMap<Channel, VecDeque<Vec<u8>>>,
     rng: Rng,
@@ -52,7 +54,7 @@ impl Cluster {
         let bias = rng.below(3);
         Cluster {
             shards,
-            stage: ActionStage::new(limits),
+            stages: vec![ActionStage::new(limits); shards as usize],
             states: (0..shards).map(|_| Memory::default()).collect(),
             channels: BTreeMap::new(),
             rng,
@@ -86,7 +88,15 @@ impl Cluster {
 
     /// [`Self::run`], with a look at the state after each record.
     pub fn run_watched(&mut self, watch: impl Fn(&Cluster)) -> Result<(), String> {
-        while !self.channels.is_empty() {
+        self.run_some(usize::MAX, watch)
+    }
+
+    /// The same, for so many records at most.
+    pub fn run_some(&mut self, most: usize, watch: impl Fn(&Cluster)) -> Result<(), String> {
+        for _ in 0..most {
+            if self.channels.is_empty() {
+                break;
+            }
             self.steps += 1;
             if self.steps > 100_000 {
                 return Err("does not come to rest".into());
@@ -122,12 +132,18 @@ impl Cluster {
         };
         let stamp = Stamp { time_ms: 1, offset: self.steps, index: 0 };
         let at = At { input, partition, stamp, batch_ms: 1, generation: 1, shards: self.shards };
-        let record: Record = self.stage.decode(input, bytes).unwrap();
+        let record: Record = self.stages[partition as usize].decode(input, bytes).unwrap();
         if std::env::var_os("IDENTITY_TRACE").is_some() {
             println!("step {} {channel:?} {}", self.steps, format!("{record:?}").replace('\n', " "));
         }
         let mut out = Outbox::default();
-        self.stage.process(record, &at, &mut self.states[partition as usize], &mut out)?;
+        self.stages[partition as usize].process(record, &at, &mut self.states[partition as usize], &mut out)?;
+        self.take(partition, out);
+        Ok(())
+    }
+
+    /// What a shard sends and counts.
+    fn take(&mut self, partition: u32, mut out: Outbox) {
         for message in std::mem::take(&mut out.exchange) {
             let to = shard_of(message.group as u16, self.shards);
             self.largest.0 = self.largest.0.max(message.encoded_len());
@@ -147,6 +163,22 @@ impl Cluster {
         self.mutations.append(&mut out.mutations);
         self.events.append(&mut out.events);
         self.rejects.append(&mut out.rejects);
+    }
+
+    /// A shard hears what is erased, and goes through all that it has.
+    pub fn erase(&mut self, shard: u32, until_ms: u64) -> Result<(), StateError> {
+        let tenants: BTreeMap<String, u64> = [(TENANT.to_owned(), until_ms)].into();
+        let erasures = Erasures { until_ms: tenants.clone(), under_way: Arc::new(tenants) };
+        self.stages[shard as usize].adopt(Arc::new(erasures));
+        let stamp = Stamp { time_ms: until_ms, ..Stamp::default() };
+        let at =
+            At { input: Input::Exchange, partition: shard, stamp, batch_ms: 1, generation: 1, shards: self.shards };
+        let state = &mut self.states[shard as usize];
+        let mut out = Outbox::default();
+        for key in state.entries.keys().cloned().collect::<Vec<StateKey>>() {
+            self.stages[shard as usize].sweep(key, &at, state, &mut out)?;
+        }
+        self.take(shard, out);
         Ok(())
     }
 

@@ -47,6 +47,8 @@ pub struct Record {
 #[derive(Clone, Debug)]
 pub struct History {
     pub records: Vec<Record>,
+    /// Added to each stamp, milliseconds.
+    pub later_ms: u64,
 }
 
 impl History {
@@ -69,7 +71,7 @@ impl History {
                 identifiers,
             }
         });
-        History { records: records.collect() }
+        History { records: records.collect(), later_ms: 0 }
     }
 
     /// Devices route some of their records.
@@ -92,7 +94,7 @@ impl History {
     pub fn stamp(&self, index: usize) -> Stamp {
         let routing = |index: usize| self.routing(index);
         let same_key = index % 2 == 1 && routing(index) == routing(index - 1);
-        Stamp { time_ms: 1_000 + index as u64 / 2, offset: u64::from(same_key), index: 0 }
+        Stamp { time_ms: 1_000 + self.later_ms + index as u64 / 2, offset: u64::from(same_key), index: 0 }
     }
 
     /// By which identifier a record chooses its shard.

@@ -22,7 +22,7 @@ mod races;
 mod reference;
 mod scenarios;
 
-use checks::{check_deletions, check_links};
+use checks::{check_deletions, check_erasures, check_links};
 use history::{History, Record, Rng};
 use millstream_stages::action::ActionLimits;
 use proptest::prelude::*;
@@ -81,6 +81,15 @@ fn deletions_lose_no_outcome_and_bring_nothing_back() {
 fn a_device_is_one_by_all_its_identifiers() {
     many_within(&ActionLimits::default(), 2, "aliases", ALIASES, check_links);
     many_within(&ActionLimits::default(), 2, "aliases and deletions", ALIASES_AND_DELETIONS, check_deletions);
+}
+
+/// The tenant is erased in the middle of a history, which each shard hears at another moment, and lives it once more, while what is left of the first life is still under way.
+#[test]
+fn a_tenant_that_was_erased_begins_anew() {
+    many_within(&ActionLimits::default(), 4, "erasures", LINKS, check_erasures);
+    many_within(&ActionLimits::default(), 4, "erasures and deletions", DELETIONS, check_erasures);
+    many_within(&ActionLimits::default(), 4, "erasures and aliases", ALIASES, check_erasures);
+    many_within(&ActionLimits::default(), 4, "erasures, aliases and deletions", ALIASES_AND_DELETIONS, check_erasures);
 }
 
 /// The state of each user that becomes part of another one goes in as many parts as it can, and nothing is left out.
@@ -144,7 +153,7 @@ proptest! {
     fn small_histories_of_links(
         records in proptest::collection::vec(record(false), 1..10), shards in 1..9u32, seed in any::<u64>(),
     ) {
-        let history = History { records };
+        let history = History { records, later_ms: 0 };
         prop_assert_eq!(check_links(&history, &ActionLimits::default(), shards, seed), Ok(()));
     }
 
@@ -152,7 +161,7 @@ proptest! {
     fn small_histories_with_deletions(
         records in proptest::collection::vec(record(true), 1..12), shards in 1..9u32, seed in any::<u64>(),
     ) {
-        let history = History { records };
+        let history = History { records, later_ms: 0 };
         prop_assert_eq!(check_deletions(&history, &ActionLimits::default(), shards, seed), Ok(()));
     }
 }

@@ -243,6 +243,25 @@ impl StateStore for RocksState {
         })
     }
 
+    fn keys(&self, prefix: &[u8], after: Option<&StateKey>, most: usize) -> Result<Vec<StateKey>, StoreError> {
+        self.with(|db| {
+            let mut read = ReadOptions::default();
+            read.set_iterate_upper_bound(STATE_END);
+            // What is gone through once is not read again.
+            read.fill_cache(false);
+            let from = after.map_or(prefix, StateKey::as_bytes);
+            let mut keys = Vec::new();
+            for entry in db.iterator_opt(IteratorMode::From(from, rocksdb::Direction::Forward), read) {
+                let (key, _) = entry.map_err(failed("scan"))?;
+                if keys.len() == most || !key.starts_with(prefix) {
+                    break;
+                }
+                keys.extend(Some(StateKey::from_bytes(&key)).filter(|key| Some(key) != after));
+            }
+            Ok(keys)
+        })
+    }
+
     fn clear(&self) -> Result<(), StoreError> {
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         self.resources.closing(&self.folder);

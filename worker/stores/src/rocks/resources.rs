@@ -1,8 +1,9 @@
 //! What the RocksDB instances of one process share: memory, threads, options, statistics.
 //!
 //! One block cache holds blocks, indexes and filters of all stores, and its capacity is what RocksDB may take: memtables are charged to it through one write
-//! buffer manager, so that blocks give way to them. It is not strict: a strict cache refuses a *read* that would exceed it, which would stop a shard for want
-//! of some kilobytes, and what could make it exceed is bounded otherwise (memtables by the manager, whole blocks by what is read at the same time).
+//! buffer manager, so that blocks give way to them. It is not strict: a strict cache refuses a *read* that would exceed it, or the opening of a file that a flush has
+//! just written, which would stop a shard for want of some kilobytes. What could make it exceed is bounded otherwise (memtables by the manager, and to three of
+//! each store; whole blocks by what is read at the same time), and the shards' caches give way to it (`runtime/memory.rs` of the worker).
 //! The manager does not stall writers either: it would wait for memtables of stores that nobody writes to.
 
 use super::error::{removed, store_error};
@@ -170,6 +171,12 @@ impl Resources {
 
     pub(super) fn count_cleared(&self) {
         self.0.cleared.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Blocks, indexes, filters and memtables of all stores in memory. Cheap: counters.
+    pub fn memory_bytes(&self) -> usize {
+        // Memtables are charged to the cache in steps, by and by.
+        self.0.cache.get_usage().max(self.0.memtables.get_usage())
     }
 
     /// What all stores use and have done.
