@@ -86,6 +86,8 @@ names! {
         PlanDelayed,
         /// A plan comes once more, perhaps after newer ones.
         PlanRepeated,
+        /// A plan is compacted away before one of its readers has read it.
+        PlanLost,
         /// A crash loses the newest writes of a local store.
         WritesLost,
         /// A crash loses nothing that a local store was given.

@@ -96,6 +96,11 @@ impl Settings {
                 rates.push((fault, 1 + rng.below(u64::from(most)) as u32));
             }
         }
+        // Drawn by itself, so that seeds without it are what they were before there was this fault.
+        let lost = &mut Rng::new(seed ^ 0x1057);
+        if lost.one_in(8) {
+            rates.push((Fault::PlanLost, 1 + lost.below(3_000) as u32));
+        }
         let large = rng.one_in(24);
         let gaps = [Gap::InputDeleted, Gap::ChangelogBegins, Gap::InputMadeAgain, Gap::ChangelogMadeAgain];
         Settings {

@@ -79,7 +79,13 @@ impl SimConsumer {
                 let offset = assigned.next;
                 let entry = &partition.entries[offset as usize];
                 assigned.next += 1;
-                if broker.is_visible(assigned.index, entry) && !partition.is_gone(offset, entry) {
+                let is_replaced = || {
+                    let later = partition.entries[offset as usize + 1..partition.end() as usize].iter();
+                    let mut same = later.filter(|later| later.key == entry.key && !later.payload.is_empty());
+                    same.any(|later| broker.is_visible(assigned.index, later))
+                };
+                let is_lost = is_control(&assigned.at.topic) && is_replaced() && self.log.happens(Fault::PlanLost);
+                if broker.is_visible(assigned.index, entry) && !partition.is_gone(offset, entry) && !is_lost {
                     let (key, payload) = (entry.key.clone(), entry.payload.clone());
                     fetched.push(Fetched { assignment, offset, timestamp_ms: entry.time_ms, key, payload });
                 }
