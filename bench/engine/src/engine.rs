@@ -42,7 +42,8 @@ pub(crate) fn run(scenario: &Scenario) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = KafkaConfig { replication_factor: 1, ..KafkaConfig::new(&scenario.bootstrap) };
     let log: Arc<dyn Log> = Arc::new(KafkaLog::new(config)?);
-    let (pool, resources) = (scenario.pool(), Resources::with(&scenario.rocks()));
+    let resources = Resources::with(&scenario.rocks());
+    let pool = scenario.pool(&resources);
     let progress = Arc::new(Progress::default());
     let mut threads = Vec::new();
     for shard in 0..scenario.shards {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use millstream_shard::memory::Pool;
 use millstream_shard::runtime::Limits;
 use millstream_shard::topics::Topics;
-use millstream_stores::rocks::Bounds;
+use millstream_stores::rocks::{Bounds, Resources};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ pub(crate) struct Memory {
     pub(crate) blocks: usize,
 }
 
-/// What a worker has by default (`state.memory`), in bytes; half of it for caches, a quarter for RocksDB (`worker/src/runtime/memory.rs`).
+/// What a worker has by default (`state.memory`), in bytes; three eighths of it for caches, a quarter for RocksDB (`worker/src/runtime/memory.rs`).
 const WORKER: usize = 512 << 20;
 
 impl Scenario {
@@ -70,8 +70,8 @@ impl Scenario {
     }
 
     /// For the caches of all shards, where nothing else is said.
-    pub(crate) fn pool(&self) -> Pool {
-        Pool::new(WORKER / 2, self.shards as usize)
+    pub(crate) fn pool(&self, resources: &Resources) -> Pool {
+        resources.pool(WORKER / 8 * 3, self.shards as usize)
     }
 
     pub(crate) fn rocks(&self) -> Bounds {

@@ -96,8 +96,17 @@ pub struct Member(Pool);
 impl Member {
     /// What this shard's cache may hold now, in bytes.
     pub fn cache_bytes(&self) -> usize {
+        self.share_of(self.0.bytes())
+    }
+
+    /// What it may hold when nobody is beyond its part: what waits for a flush makes batches wait only by that, or one store's memtables would hold up all shards.
+    pub fn full_bytes(&self) -> usize {
+        self.share_of(self.0.0.bytes)
+    }
+
+    fn share_of(&self, bytes: usize) -> usize {
         let Inner { expected, members, .. } = &*self.0.0;
-        self.0.bytes() / members.load(Ordering::Relaxed).max(*expected)
+        bytes / members.load(Ordering::Relaxed).max(*expected)
     }
 }
 
@@ -142,7 +151,7 @@ mod tests {
         let member = pool.join();
         for (held, left) in [(0, 1 << 19), (1 << 19, 1 << 18), (1 << 30, 1 << 17), (0, 1 << 19)] {
             beyond.store(held, Ordering::Relaxed);
-            assert_eq!(member.cache_bytes(), left, "{held} bytes beyond");
+            assert_eq!((member.cache_bytes(), member.full_bytes()), (left, 1 << 19), "{held} bytes beyond");
         }
     }
 

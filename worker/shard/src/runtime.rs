@@ -251,7 +251,8 @@ impl<S: Stage> Shard<S> {
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
         self.take_share();
         self.settle_doubt()?;
-        let behind = self.cache.dirty_bytes() > self.limits.dirty_bytes;
+        let most = self.member.as_ref().map_or(self.limits.dirty_bytes, |member| dirty_bytes(member.full_bytes()));
+        let behind = self.cache.dirty_bytes() > most;
         self.collect_flush(behind)?;
         let is_due = self.is_flush_due();
         let before = mutant::is(Mutant::FlushNewerThanPosition).then(|| self.position.clone());

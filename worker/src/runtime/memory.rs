@@ -57,9 +57,7 @@ impl Parts {
     /// What the stores share, and the pool of the caches, which gives way to them: for all seats (`all_owned`), or for as many as there turn out to be.
     pub fn shared(&self, all_owned: bool) -> (Resources, Pool) {
         let resources = Resources::with(&self.rocks);
-        let (stores, bytes) = (resources.clone(), self.rocks.cache_bytes);
-        let overrun = move || stores.memory_bytes().saturating_sub(bytes);
-        let pool = Pool::beside(self.caches, if all_owned { self.seats } else { 1 }, Box::new(overrun));
+        let pool = resources.pool(self.caches, if all_owned { self.seats } else { 1 });
         (resources, pool)
     }
 }

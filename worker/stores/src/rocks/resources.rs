@@ -7,6 +7,7 @@
 //! The manager does not stall writers either: it would wait for memtables of stores that nobody writes to.
 
 use super::error::{removed, store_error};
+use millstream_shard::memory::Pool;
 use millstream_shard::state::StoreError;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, Env, Options, SstFileWriter,
@@ -67,6 +68,8 @@ pub struct Resources(Arc<Shared>);
 
 struct Shared {
     cache: Cache,
+    /// What it is to hold, bytes.
+    capacity: usize,
     memtables: WriteBufferManager,
     options: Options,
     /// Of files that flushes write.
@@ -136,7 +139,17 @@ impl Resources {
         file_options.set_compression_per_level(&[]);
         file_options.set_compression_type(DBCompressionType::None);
         let (stores, cleared, written_bytes) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Resources(Arc::new(Shared { cache, memtables, options, file_options, written_bytes, stores, cleared }))
+        let capacity = bounds.cache_bytes;
+        Resources(Arc::new(Shared {
+            cache,
+            capacity,
+            memtables,
+            options,
+            file_options,
+            written_bytes,
+            stores,
+            cleared,
+        }))
     }
 
     /// Opens RocksDB in a folder.
@@ -177,6 +190,13 @@ impl Resources {
     pub fn memory_bytes(&self) -> usize {
         // Memtables are charged to the cache in steps, by and by.
         self.0.cache.get_usage().max(self.0.memtables.get_usage())
+    }
+
+    /// A pool of so many bytes for the write-back caches of about `expected` shards, which gives way to what the stores hold beyond their part.
+    pub fn pool(&self, bytes: usize, expected: usize) -> Pool {
+        let stores = self.clone();
+        let overrun = move || stores.memory_bytes().saturating_sub(stores.0.capacity);
+        Pool::beside(bytes, expected, Box::new(overrun))
     }
 
     /// What all stores use and have done.
