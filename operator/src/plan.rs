@@ -402,7 +402,8 @@ fn settling(ordinal: i32, seen: &StageSeen) -> Option<i32> {
     if others().any(|other| pod(&other).is_some_and(|pod| pod.is_ready)) {
         return None;
     }
-    others().find(|other| pod(other).is_none_or(|pod| pod.is_settling))
+    // One that is not there may never be: nobody knows for how long it has been so.
+    others().find(|other| pod(other).is_some_and(|pod| pod.is_settling))
 }
 
 /// A Pod that does not work and has an old template stays where Kubernetes counts unready Pods before it replaces one (`MaxUnavailableStatefulSet`): it was told to replace it, and has looked.

@@ -10,7 +10,7 @@ use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
 use millstream_shard::state::{Forget, StateStore, StoreError};
 use millstream_shard::topics::Topics;
-use millstream_shard::{Executor, Job, ShardError};
+use millstream_shard::{Clock, Executor, Job, ShardError};
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Bounds, Resources, RocksState};
@@ -18,6 +18,7 @@ use millstream_tests::conformance::eventually;
 use millstream_tests::counting::{Counting, key};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -28,6 +29,17 @@ struct Fixture {
     resources: Resources,
     limits: Limits,
     state: PathBuf,
+    clock: Arc<Ahead>,
+}
+
+/// A clock that is set forward, milliseconds.
+#[derive(Default)]
+struct Ahead(AtomicU64);
+
+impl Clock for Ahead {
+    fn now_ms(&self) -> u64 {
+        SystemClock.now_ms() + self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Fixture {
@@ -41,7 +53,7 @@ impl Fixture {
         let resources = Resources::with(&Bounds { memtable_bytes: 1 << 20, ..Bounds::new(4 << 20) });
         let limits = Limits { cache_bytes: 4 << 20, dirty_bytes: 500_000, ..Limits::default() };
         let state = folder.path().join("state");
-        Fixture { folder, log, topics, resources, limits, state }
+        Fixture { folder, log, topics, resources, limits, state, clock: Arc::default() }
     }
 
     fn store(&self) -> Result<Arc<RocksState>, StoreError> {
@@ -64,7 +76,7 @@ impl Fixture {
     ) -> Result<Shard<Counting>, ShardError> {
         let environment = Environment {
             log: self.log.clone(),
-            clock: Arc::new(SystemClock),
+            clock: self.clock.clone(),
             executor,
             topics: self.topics.clone(),
             claimant: Claimant::new("test", "1"),
@@ -338,10 +350,20 @@ fn a_slow_disk_stops_no_batch_until_too_much_waits_for_it() {
     assert!(run(&mut shard) < bound);
     // It is under way and does not return; what is dirty beside it may grow up to the bound.
     while run(&mut shard) <= bound {}
-    assert!(!slow.is_waited_for());
+    assert!(!slow.is_waited_for() && shard.trouble().is_none());
+    // Longer than a disk may take without a word.
+    fixture.clock.0.store(20_000, Ordering::Relaxed);
+    let small = |shard: &mut Shard<Counting>| {
+        fixture.send(1_000_000..1_000_001, 10);
+        batch(shard)
+    };
+    let said = small(&mut shard).trouble.unwrap_or_default();
+    assert!(said.contains("the local disk is slow") && said.contains("batches wait for it"), "{said}");
+    assert_eq!(shard.trouble(), Some(said.as_str()));
     let left = run(&mut shard);
     assert!(slow.is_waited_for(), "a batch beyond the bound waits for the disk");
     assert!(left <= bound, "what waited is being written now: {left}");
+    assert_eq!(shard.trouble(), None, "the disk has taken it");
     shard.close().unwrap();
     assert!(sent > 5 && (0..sent * 100).all(|id| fixture.count(&mut shard, id) == 1));
 }
