@@ -5,7 +5,7 @@
 
 use crate::pipeline::{program, until};
 use crate::proxy::Door;
-use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, host, install_helm};
+use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, MutualTls, host, install_helm, trusted};
 use millstream::generate::Load;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,8 @@ pub const SHARDS: u32 = 4;
 /// The pipeline `orders` in the namespace `shop`.
 pub struct Shop {
     pub kubectl: Kubectl,
-    pub kafka: Kafka,
+    /// Workers and operators show it their certificates.
+    pub kafka: MutualTls,
     /// What workers reach the document store through, and what must live for that.
     pub door: Door,
     _mongo: Mongo,
@@ -60,7 +61,7 @@ impl Shop {
         let kubectl = inside.kubectl.clone();
         helm(&kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
         operator(&kubectl, "install", &[]);
-        let (kafka, mongo) = (Kafka::start().unwrap(), Mongo::start().unwrap());
+        let (kafka, mongo) = (Kafka::start_mutual().unwrap(), Mongo::start().unwrap());
         let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
@@ -68,6 +69,7 @@ impl Shop {
         let password = "first";
         let door = Door::start(mongo.port(), password).unwrap();
         let shop = Shop { kubectl, kafka, door, _mongo: mongo, password: Mutex::new(password), load };
+        shop.certify(1);
         shop.apply(&json!({}));
         shop.ready();
         shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
@@ -96,9 +98,29 @@ impl Shop {
         objects[0]["stringData"]["uri"] = self.documents_uri().into();
         let spec = &mut objects[1]["spec"];
         (spec["image"], spec["imagePullPolicy"]) = (IMAGE.into(), "Never".into());
-        spec["kafka"] = json!({"bootstrapServers": [self.kafka.bootstrap()], "replication": 1});
+        spec["kafka"] = json!({
+            "bootstrapServers": [self.kafka.bootstrap],
+            "replication": 1,
+            "tls": {"ca": {"name": "kafka-ca", "key": "ca.crt"}, "certificate": {"name": "kafka-client"}},
+        });
         lay_over(spec, more);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
+    }
+
+    /// Secrets with the certificates of the first so many authorities, and with a new one of the last of these by which Kafka knows the workers.
+    pub fn certify(&self, authorities: usize) {
+        let authorities = &self.kafka.authorities[..authorities];
+        let issued = authorities.last().unwrap().issue(&["orders"]).unwrap();
+        let secret = |name: &str, kind: &str, data: Value| {
+            let metadata = json!({"name": name, "namespace": "shop"});
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind, "stringData": data})
+        };
+        let items = [
+            secret("kafka-ca", "Opaque", json!({"ca.crt": trusted(authorities).unwrap()})),
+            secret("kafka-client", "kubernetes.io/tls", json!({"tls.crt": issued.certificate, "tls.key": issued.key})),
+        ];
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
     }
 

@@ -109,7 +109,9 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     timed("the rest of the load", || sending.finish().unwrap());
     let admins: Vec<String> = shop.pods().values().map(|(_, address)| format!("http://{address}:9090")).collect();
     let topics = Topics::new("shop.orders", SHARDS, 1);
-    timed("the truth", || check_against_ingress_at(&admins, shop.kafka.config(), &topics, shop.load.clone()).unwrap());
+    timed("the truth", || {
+        check_against_ingress_at(&admins, shop.kafka.kafka.config(), &topics, shop.load.clone()).unwrap()
+    });
     timed("deleted", || {
         shop.kubectl(&["delete", "mip", "orders", "--timeout=60s"]);
         until("nothing", || Ok(shop.pods().is_empty().then_some(()))).unwrap();

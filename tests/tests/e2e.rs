@@ -107,7 +107,7 @@ fn keep_apart(shop: &Shop) {
 
 type Scenario = (&'static str, fn(&mut Shop, &Inside));
 
-const SCENARIOS: [Scenario; 17] = [
+const SCENARIOS: [Scenario; 19] = [
     ("at rest", |_, _| linger(30)),
     ("a setting that is refused", |shop, _| {
         let before = shop.pods();
@@ -173,6 +173,24 @@ const SCENARIOS: [Scenario; 17] = [
         let mut others = before.iter().filter(|(name, _)| !of_reaction(name));
         assert!(others.all(|(name, pod)| now.get(name) == Some(pod)), "others were replaced: {now:?}");
     }),
+    ("the certificates for Kafka are replaced, by those of another authority", |shop, _| {
+        let before = shop.pods();
+        shop.certify(2);
+        until("other Pods everywhere", || {
+            let now = shop.pods();
+            Ok(before.iter().all(|(name, pod)| now.get(name).is_some_and(|now| now.0 != pod.0)).then_some(()))
+        })
+        .unwrap();
+    }),
+    ("a tenant is erased", |shop, _| {
+        tenant(shop, "going", &[("one", "going-key")]);
+        let erase = json!({"spec": {"deletionPolicy": "Erase"}}).to_string();
+        shop.kubectl(&["patch", "tenant", "going", "--type=merge", "-p", &erase]);
+        answers(shop, "going-key", 200);
+        // It waits until nothing is left.
+        shop.kubectl(&["delete", "tenant", "going", "--timeout=120s"]);
+        answers(shop, "going-key", 401);
+    }),
     ("a Pod is killed", |shop, _| {
         shop.kubectl(&["delete", "pod", "orders-unify-0", "--grace-period=1"]);
         linger(2);
@@ -232,10 +250,10 @@ const SCENARIOS: [Scenario; 17] = [
         until("others", || Ok(shop.operator_pods().is_disjoint(&before).then_some(()))).unwrap();
     }),
     ("the broker is killed and starts again", |shop, _| {
-        shop.kafka.node(0).unwrap().kill().unwrap();
+        shop.kafka.kafka.node(0).unwrap().kill().unwrap();
         linger(5);
-        shop.kafka.node(0).unwrap().start_again().unwrap();
-        shop.kafka.is_whole().unwrap();
+        shop.kafka.kafka.node(0).unwrap().start_again().unwrap();
+        shop.kafka.kafka.is_whole().unwrap();
     }),
     ("at rest again", |_, _| linger(20)),
 ];
@@ -289,7 +307,7 @@ fn a_pipeline_on_three_nodes_goes_through_everything() {
     let mut shop = Shop::open(&inside, generated(32, 2, 300).unwrap());
     tenant(&shop, "fresh", &[("key", KEY)]);
     let topics = Topics::new("shop.orders", SHARDS, 1);
-    let freshness = Freshness::start(&shop.url(), KEY, shop.kafka.config(), &topics).unwrap();
+    let freshness = Freshness::start(&shop.url(), KEY, shop.kafka.kafka.config(), &topics).unwrap();
     // Connections, caches.
     linger(5);
     let sending = Sending::paced_and_held(&shop.url(), &shop.load, Duration::from_secs(420));
@@ -305,7 +323,7 @@ fn a_pipeline_on_three_nodes_goes_through_everything() {
     check(truth.0, &mut || {
         sending.take().unwrap().finish().unwrap();
         let admins: Vec<String> = shop.pods().values().map(|(_, address)| format!("http://{address}:9090")).collect();
-        check_against_ingress_at(&admins, shop.kafka.config(), &topics, shop.load.clone()).unwrap();
+        check_against_ingress_at(&admins, shop.kafka.kafka.config(), &topics, shop.load.clone()).unwrap();
     });
     check("the namespace is deleted", &mut || {
         shop.kubectl.run(&["delete", "namespace", "shop", "--timeout=120s"], "").unwrap();

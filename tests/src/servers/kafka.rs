@@ -16,6 +16,7 @@ use std::time::Duration;
 
 const PROPERTIES: &str = include_str!("../../servers/kafka/server.properties");
 const SECURE: &str = include_str!("../../servers/kafka/secure.properties");
+const MUTUAL: &str = include_str!("../../servers/kafka/mutual.properties");
 const AUTHORIZING: &str = include_str!("../../servers/kafka/authorizing.properties");
 const LOGGING: &str = include_str!("../../servers/kafka/log4j2.properties");
 
@@ -32,6 +33,17 @@ pub struct Kafka {
     internal_port: Option<u16>,
     /// Whom clients trust; its folder has the certificate.
     _authority: Option<Authority>,
+}
+
+/// A node that asks its clients for a certificate, at a port for that.
+#[derive(Debug)]
+pub struct MutualTls {
+    /// The node; at its own port, nobody is asked.
+    pub kafka: Kafka,
+    /// `host:port` where clients are asked.
+    pub bootstrap: String,
+    /// Who may issue clients' certificates. The node's own is the first one's.
+    pub authorities: [Authority; 2],
 }
 
 /// The user that a secured broker knows, and its password.
@@ -73,6 +85,25 @@ impl Kafka {
         let kafka = Kafka { bootstrap, nodes, security: BTreeMap::new(), internal_port: None, _authority: None };
         kafka.wait_until_ready()?;
         Ok(kafka)
+    }
+
+    /// One node that takes clients by TLS and by their certificates, too.
+    ///
+    /// # Errors
+    /// When Kafka cannot be installed or started.
+    pub fn start_mutual() -> Result<MutualTls> {
+        let (first, second, port) = (Authority::new()?, Authority::new()?, free_ports(1)?);
+        let port = port.first().context("a port")?;
+        let [keystore, truststore] = ["broker.pem", "trusted.pem"].map(|name| first.path().with_file_name(name));
+        std::fs::write(&keystore, first.issue(&[&host()])?.in_one())?;
+        let authorities = [first, second];
+        std::fs::write(&truststore, trusted(&authorities)?)?;
+        let more = MUTUAL
+            .replace("{tls_port}", &port.to_string())
+            .replace("{keystore}", &keystore.display().to_string())
+            .replace("{truststore}", &truststore.display().to_string());
+        let kafka = Kafka::start_with(1, &more)?;
+        Ok(MutualTls { kafka, bootstrap: format!("{}:{port}", host()), authorities })
     }
 
     /// One node that takes clients by TLS and with a password (SASL_SSL, SCRAM-SHA-512) only.
@@ -227,6 +258,14 @@ impl Kafka {
             Ok(())
         })
     }
+}
+
+/// The certificates of all of them, PEM.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn trusted(authorities: &[Authority]) -> Result<String> {
+    authorities.iter().map(|authority| Ok(std::fs::read_to_string(authority.path())?)).collect()
 }
 
 struct Cluster<'a> {

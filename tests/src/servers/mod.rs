@@ -19,7 +19,7 @@ mod process;
 
 pub use cache::{install_helm, install_kafka, install_kubernetes, install_mongo};
 pub use cluster::{Cluster, IMAGE, Inside};
-pub use kafka::{Kafka, USER};
+pub use kafka::{Kafka, MutualTls, USER, trusted};
 pub use kubectl::Kubectl;
 pub use kubernetes::ApiServer;
 pub use mongo::Mongo;
