@@ -337,11 +337,12 @@ impl Planning {
         };
         let judges = view.judges(now_ms);
         let waiting = judges.iter().filter(|judge| offset >= judge.control_offset).count();
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX).max(view.unheard(offset, now_ms));
         Some(Erasure {
             step,
             stage,
-            unheard: u32::try_from(waiting).unwrap_or(u32::MAX),
-            done: view.carried_out(stage, offset),
+            unheard: waiting,
+            done: view.carried_out(stage, offset, now_ms),
             shards: self.stages.get(stage).copied().unwrap_or_default(),
         })
     }
@@ -365,7 +366,7 @@ pub struct Erasure {
     pub step: Erasing,
     /// By which stage.
     pub stage: &'static str,
-    /// Gateways, workers of unify and shards of theirs that have not heard of it.
+    /// Workers, gateways included, and shards of unify that have not heard of it.
     pub unheard: u32,
     /// Shards of the stage that have done it.
     pub done: u32,

@@ -464,7 +464,11 @@ impl Work {
         if turn.erasing.as_ref().is_none_or(|(of, _)| *of != without_documents) {
             let mutations = TopicPartition::new(self.environment.topics.mutations.clone(), self.shard);
             // Without an answer it is asked again.
-            let Ok((_, end)) = self.environment.log.bounds(&mutations) else { return };
+            // With what is decided already, and cannot be read yet.
+            let Some(end) = self.environment.log.ends(&[mutations]).ok().and_then(|ends| Some(ends.first()?.end))
+            else {
+                return;
+            };
             turn.erasing = Some((without_documents, end));
         }
         let passed = turn.reaction.position().max(turn.read_to);

@@ -58,9 +58,11 @@ impl Rulebook {
         // Most of what is heard concerns neither.
         let changed = {
             let inner = self.lock();
-            inner.published != published || inner.edition.erasures.until_ms != erasures.until_ms
+            inner.published != published || *inner.edition.erasures != erasures
         };
-        let erased_ms = || erasures.until_ms.clone();
+        // While it is under way, nothing of the tenant is taken.
+        let under_way = erasures.under_way.keys().map(|name| (name.clone(), u64::MAX));
+        let erased_ms = || erasures.until_ms.clone().into_iter().chain(under_way).collect();
         let rules = changed.then(|| Arc::new(Rules::new(&self.config, &published).erased(erased_ms())));
         let mut inner = self.lock();
         if let Some(rules) = rules {
@@ -162,7 +164,7 @@ mod tests {
         let state = book.edition();
         assert_eq!(
             *state.rules,
-            Rules::new(&UnifyConfig::default(), &BTreeMap::new()).erased([("acme".into(), 7)].into())
+            Rules::new(&UnifyConfig::default(), &BTreeMap::new()).erased([("acme".into(), u64::MAX)].into())
         );
         assert_ne!(state.rules, before.rules);
         assert_eq!(said(Some(Erasing::State), 7), (Some(7), 1, 0));

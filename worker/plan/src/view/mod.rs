@@ -26,7 +26,7 @@ use crate::planner::{Standing, Worker};
 use crate::status::{Role, ShardStatus, WorkerStatus};
 pub use duties::{Duty, Heir};
 use silence::Presence;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bounds of patience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ impl View {
             }
         }
         // Whoever is named and was never heard is silent only after the bound: at a cold start others may just be slower.
-        let named: std::collections::BTreeSet<&str> = plan.names().collect();
+        let named: BTreeSet<&str> = plan.names().collect();
         self.workers.retain(|name, heard| heard.report.is_some() || named.contains(name.as_str()));
         for name in named.into_iter().filter(|name| !name.is_empty()) {
             self.workers.entry(name.to_owned()).or_insert_with(|| Heard::named(now_ms));
@@ -235,16 +235,29 @@ impl View {
         gateways.chain(of_unify).collect()
     }
 
-    /// How many shards of a stage have an owner who has carried out what is said at this offset of `control`.
-    pub fn carried_out(&self, stage: &str, offset: u64) -> u32 {
-        let holders = self.holders();
-        let has = |id: &ShardId, (epoch, worker): (u64, &str)| {
-            let reports = self.reports_here().filter(|(report, _)| report.worker == worker);
-            let mut held = reports.filter_map(|(report, _)| report.shards.get(id));
-            held.any(|shard| shard.epoch == epoch && shard.role == Role::Owner && offset < shard.control_offset)
-        };
-        let count = holders.into_iter().filter(|(id, holder)| id.stage == stage && has(id, *holder)).count();
-        u32::try_from(count).unwrap_or(u32::MAX)
+    /// How many shards of a stage have an owner, who is heard, and has carried out what is said at this offset of `control`. Of a stage without epochs several may say that they own a shard, also
+    /// one that is gone: any of them will do.
+    pub fn carried_out(&self, stage: &str, offset: u64, now_ms: u64) -> u32 {
+        let is_heard = |at_ms: u64| now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS;
+        let highest = self.highest_epochs();
+        let done = self.reports_here().filter(|(_, at_ms)| is_heard(*at_ms)).flat_map(|(report, _)| {
+            let is_done = |(id, shard): &(&ShardId, &ShardStatus)| {
+                id.stage == stage
+                    && shard.role == Role::Owner
+                    && highest.get(*id) == Some(&shard.epoch)
+                    && offset < shard.control_offset
+            };
+            report.shards.iter().filter(is_done).map(|(id, _)| id)
+        });
+        u32::try_from(done.collect::<BTreeSet<&ShardId>>().len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many of those who are heard, and may come to own a shard or take requests, have not heard what is said at this offset of `control`.
+    pub fn unheard(&self, offset: u64, now_ms: u64) -> u32 {
+        let is_heard = |at_ms: u64| now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS;
+        let is_behind = |report: &WorkerStatus| !report.leaving && offset >= report.control_offset;
+        let behind = self.reports_here().filter(|(report, at_ms)| is_heard(*at_ms) && is_behind(report)).count();
+        u32::try_from(behind).unwrap_or(u32::MAX)
     }
 
     /// The newest incarnation of a name that was heard: see [`Incarnation::after`].

@@ -106,7 +106,7 @@ fn history() -> impl Strategy<Value = Vec<(u64, Message)>> {
 
 /// One message per (incarnation, sequence) of a worker: a worker does not say two things under one number.
 fn distinct(messages: Vec<Message>) -> Vec<Message> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let is_new = |message: &Message| match message {
         Message::Status(status) => seen.insert((status.worker.clone(), status.incarnation.clone(), status.sequence)),
         Message::Control(_) => true,

@@ -390,6 +390,24 @@ fn gateways_workers_of_unify_and_each_shard_that_they_own_judge_the_records_of_t
 }
 
 #[test]
+fn a_step_is_carried_out_when_an_owner_who_is_heard_says_so() {
+    let mut view = View::new(1, Bounds::default());
+    // (shard, epoch, carried out up to)
+    view.status(judging("reaction-2", "reaction", 9, &[(0, 0, 5), (1, 0, 5)]), 0);
+    view.status(judging("action-1", "action", 9, &[(0, 1, 9)]), 0);
+    let now_ms = GATEWAY_GONE_MS;
+    // Without epochs nobody is fenced: who is gone counts no more, however its name compares.
+    view.status(judging("reaction-0", "reaction", 9, &[(0, 0, 8)]), now_ms);
+    view.status(judging("reaction-1", "reaction", 7, &[(1, 0, 7)]), now_ms);
+    view.status(judging("action-0", "action", 9, &[(0, 2, 7)]), now_ms);
+    let done = |stage, offset| view.carried_out(stage, offset, now_ms);
+    assert_eq!((done("reaction", 6), done("reaction", 7), done("reaction", 8)), (2, 1, 0));
+    assert_eq!((done("action", 6), done("action", 7)), (1, 0), "a fenced owner's word counts for nothing");
+    assert_eq!((view.unheard(6, now_ms), view.unheard(7, now_ms), view.unheard(9, now_ms)), (0, 1, 3));
+    assert_eq!(view.carried_out("reaction", 6, 3 * GATEWAY_GONE_MS), 0);
+}
+
+#[test]
 fn a_former_version_of_unify_goes_by_a_tenant_that_has_no_rules() {
     let of = |control_offset, is_unify| Judge { worker: "w", control_offset, is_unify };
     let forbidden_values = ["none".to_owned()].into();

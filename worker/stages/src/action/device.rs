@@ -88,7 +88,7 @@ impl Work<'_> {
         if is_new {
             (device.first_seen_ms, device.last_seen_ms) = (action.time_ms, action.time_ms);
             // It may have had a document in a former life of its tenant.
-            device.revision = self.erasures.until_ms(&header.tenant);
+            device.revision = self.erasures.former_ms(&header.tenant);
         }
         let refused = self.limits.admit_device(device, &mut action);
         let applied = apply(device, &mut action, &refused.identifiers)?;

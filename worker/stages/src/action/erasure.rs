@@ -1,26 +1,26 @@
 //! Everything of a tenant goes: its users, its devices, and whatever is still on its way to them.
 //!
-//! Two things follow from what is published about a tenant ([`Erasures`]):
+//! Three things follow from what is published about a tenant ([`Erasures`]):
 //!
-//! - **What was received up to a time is refused**, for good, wherever it is met: a record ends as a reject that does not show it (I2), a message of the protocol is dropped. That is judged by the
-//!   stamp that the record or message carries, or by when its user was created, and not by when it is met; so it does not matter in which order shards hear of an erasure, or of the tenant's new
-//!   life after it, or how long a message was under way.
-//! - **While the erasure is under way, the shard goes through all that it has of the tenant** ([`sweep`]), a part with each batch: what began before the time goes. A document gets its tombstone; what
-//!   waited in a node or a device for its turn ends as a reject.
-//!
-//! Both together: a shard that has heard of it makes nothing old any more, and what it had is gone at the end of one pass. What is younger than the time is left alone, so that a shard that
-//! hears late that the tenant is there again takes nothing from its new life.
+//! - **While it is under way, nothing of the tenant is taken**, whenever it was received: a record ends as a reject that does not show it (I2), a message of the protocol is dropped; and the shard goes
+//!   through all that it has of the tenant ([`sweep`]), a part with each batch, and all of it goes. A document gets its tombstone; what waited in a node or a device for its turn ends as a reject. When
+//!   every shard has been through, nothing is left anywhere, and only then the next step is published.
+//! - **After that, what was received up to a time is refused**, for good, wherever it is met. It is told by the stamp that the record or message carries, or by when the user was created whom it is about,
+//!   and not by when it is met; so it does not matter how long it was under way, and what is sent later, in a new life of the tenant, is taken, whichever shards have heard of that already.
+//! - **What is old and still there is not seen.** An erasure can be given up in the middle. A step takes out what it is about, when that is old, before it looks ([`Work::step`]): so a new life never
+//!   meets what is left of the old one.
 //!
 //! A user of a new life has another id. A device has the id that it had, because that follows from its identifier; its revisions go on from the time of the erasure, in milliseconds, which is more
 //! than it had before: the document store takes no older one (I8).
 
 use super::document::{Cause, publish_device, publish_user, tombstone};
 use super::outcome;
-use super::state::{Value, user_id};
-use super::work::Work;
+use super::state::Value;
+use super::work::{Work, action_of};
 use crate::{At, Outbox, StateError};
 use millstream_model::id::UserId;
 use millstream_model::key::StateKey;
+use millstream_model::proto::action::Way;
 use millstream_model::proto::exchange::Body;
 use millstream_model::proto::{Action, DeviceState, Exchange, Stamp, User};
 use millstream_model::reject::{Reason, Refusal};
@@ -37,8 +37,13 @@ pub struct Erasures {
 }
 
 impl Erasures {
-    /// Up to when everything of the tenant is erased; 0: nothing is.
+    /// Up to when everything of the tenant is erased; 0: nothing is. While that is under way, there is nothing later.
     pub(super) fn until_ms(&self, tenant: &str) -> u64 {
+        if self.under_way.contains_key(tenant) { u64::MAX } else { self.former_ms(tenant) }
+    }
+
+    /// When a former life of the tenant ended; 0: there was none.
+    pub(super) fn former_ms(&self, tenant: &str) -> u64 {
         self.until_ms.get(tenant).copied().unwrap_or_default()
     }
 }
@@ -87,31 +92,35 @@ pub(super) fn refuse(action: &Action, at: &At, out: &mut Outbox) {
     outcome::refuse(action, refusal(), at, out);
 }
 
-/// A message of before ends here, and the record that it carries.
-pub(super) fn drop_message(message: &Exchange, at: &At, out: &mut Outbox) {
-    if let Some(action) = record_of(message) {
-        refuse(action, at, out);
+/// A message of before ends here, and the record that it carries; a question is answered, since something newer may wait for that.
+pub(super) fn drop_message(work: &mut Work<'_>, message: &Exchange) -> Result<(), StateError> {
+    if let Some(Way::Ask(ask)) = message.body.as_ref().and_then(action_of).and_then(|action| action.way.clone()) {
+        return work.arrive(&message.tenant, ask, false);
     }
+    if let Some(action) = record_of(message) {
+        refuse(action, work.at, work.out);
+    }
+    Ok(())
 }
 
 /// Takes an entry out, when it began before the time.
 pub(super) fn sweep(work: &mut Work<'_>, tenant: &str, key: StateKey) -> Result<(), StateError> {
     let until_ms = work.erasures.until_ms(tenant);
-    let is_old = |stamp: Option<Stamp>| stamp.is_none_or(|stamp| stamp.time_ms <= until_ms);
+    // Before it is taken to be changed, which costs a copy.
+    if !work.state.get(&key)?.is_some_and(|value| began_by(value, until_ms)) {
+        return Ok(());
+    }
     let cause = Cause { tenant, stamp: work.at.stamp, record_id: &[], trace: None };
     let mut left = Vec::new();
     match work.state.get_mut(&key)? {
-        None => return Ok(()),
-        Some(Value::Node(node)) if node.user.created_ms() <= until_ms => {
+        Some(Value::Node(node)) => {
             let closing = node.closing.take().map(|closing| *closing).unwrap_or_default();
             left.extend(closing.returned.into_iter().chain(closing.waiting));
         }
-        Some(Value::User(user)) if user_id(&user.id)?.created_ms() <= until_ms => {
-            if has_document(user) {
-                publish_user(user, tombstone(), cause, work.at, work.out);
-            }
+        Some(Value::User(user)) if has_document(user) => {
+            publish_user(user, tombstone(), cause, work.at, work.out);
         }
-        Some(Value::Device(device)) if is_old(began(device)) => {
+        Some(Value::Device(device)) => {
             let path = device.path.take().unwrap_or_default();
             let actions = path.waiting.into_iter().filter_map(|waiting| waiting.action);
             actions.for_each(|action| refuse(&action, work.at, work.out));
@@ -119,13 +128,22 @@ pub(super) fn sweep(work: &mut Work<'_>, tenant: &str, key: StateKey) -> Result<
                 publish_device(device, tombstone(), cause, work.at, work.out);
             }
         }
-        Some(Value::Erased(stamp)) if is_old(Some(*stamp)) => {}
-        Some(Value::Alias(alias)) if is_old(alias.stamp) => {}
-        Some(_) => return Ok(()),
+        _ => {}
     }
     work.state.remove(key);
-    left.iter().for_each(|message| drop_message(message, work.at, work.out));
-    Ok(())
+    left.iter().try_for_each(|message| drop_message(work, message))
+}
+
+/// Is it of before?
+fn began_by(value: &Value, until_ms: u64) -> bool {
+    let is_old = |stamp: Option<Stamp>| stamp.is_none_or(|stamp| stamp.time_ms <= until_ms);
+    match value {
+        Value::Node(node) => node.user.created_ms() <= until_ms,
+        Value::User(user) => UserId::from_bytes(&user.id).is_some_and(|id| id.created_ms() <= until_ms),
+        Value::Device(device) => is_old(began(device)),
+        Value::Erased(stamp) => is_old(Some(*stamp)),
+        Value::Alias(alias) => is_old(alias.stamp),
+    }
 }
 
 /// Of one that became part of another, or was deleted, the tombstone was sent then.

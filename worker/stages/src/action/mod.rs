@@ -144,8 +144,9 @@ impl Stage for ActionStage {
                 work.run()
             }
             Record::Exchange(message) if erasure::is_erased(&message, self.erasures.until_ms(&message.tenant)) => {
-                erasure::drop_message(&message, at, out);
-                Ok(())
+                let mut work = self.work(at, state, out);
+                erasure::drop_message(&mut work, &message)?;
+                work.run()
             }
             Record::Exchange(mut message) => {
                 if let Some(action) = message.body.as_mut().and_then(work::action_mut) {
@@ -169,7 +170,9 @@ impl Stage for ActionStage {
     fn sweep(&self, key: StateKey, at: &At, state: &mut dyn State<Value>, out: &mut Outbox) -> Result<(), StateError> {
         let Some((tenant, ..)) = key.parts() else { return Ok(()) };
         let tenant = tenant.to_owned();
-        erasure::sweep(&mut self.work(at, state, out), &tenant, key)
+        let mut work = self.work(at, state, out);
+        erasure::sweep(&mut work, &tenant, key)?;
+        work.run()
     }
 }
 
@@ -194,37 +197,42 @@ fn device_keys(tenant: &str, primary: &Identifier, keys: &mut Vec<StateKey>) {
 }
 
 fn message_keys(message: &Exchange, keys: &mut Vec<StateKey>) {
-    let tenant = &message.tenant;
+    if let Some(body) = &message.body {
+        body_keys(&message.tenant, body, keys);
+    }
+}
+
+/// What a step reads first: the node, the user, or the device and the alias that it is about. Nothing else that a step reads belongs to a user or a device.
+fn body_keys(tenant: &str, body: &Body, keys: &mut Vec<StateKey>) {
     let user = |bytes: &[u8]| user_id(bytes).ok().map(|id| user_key(tenant, &id));
     let node = |identifier: &Option<_>| identifier.as_ref().map(|identifier| node_key(tenant, identifier));
-    let key = match &message.body {
-        Some(Body::Resolve(message)) => node(&message.via),
-        Some(Body::Link(message)) => node(&message.identifier),
-        Some(Body::Unlink(message)) => node(&message.identifier),
-        Some(Body::Drained(message)) => node(&message.identifier),
-        Some(Body::Apply(message)) => user(&message.user),
-        Some(Body::Merge(message)) => user(&message.larger),
-        Some(Body::Absorb(message)) => user(&message.survivor),
-        Some(Body::Erase(message)) => user(&message.user),
-        Some(Body::Relink(message)) => user(&message.user),
-        Some(Body::Drain(message)) => user(&message.user),
-        Some(Body::Device(message)) => {
+    let key = match body {
+        Body::Resolve(message) => node(&message.via),
+        Body::Link(message) => node(&message.identifier),
+        Body::Unlink(message) => node(&message.identifier),
+        Body::Drained(message) => node(&message.identifier),
+        Body::Apply(message) => user(&message.user),
+        Body::Merge(message) => user(&message.larger),
+        Body::Absorb(message) => user(&message.survivor),
+        Body::Erase(message) => user(&message.user),
+        Body::Relink(message) => user(&message.user),
+        Body::Drain(message) => user(&message.user),
+        Body::Device(message) => {
             let action = message.action.as_ref();
             if let Some(primary) = action.and_then(|action| device::primary(action, message.primary.as_ref())) {
                 device_keys(tenant, primary, keys);
             }
             None
         }
-        Some(Body::Name(message)) => {
+        Body::Name(message) => {
             if let Some(identifier) = &message.identifier {
                 device_keys(tenant, identifier, keys);
             }
             None
         }
-        Some(Body::Arrival(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
-        Some(Body::Forget(message)) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
-        Some(Body::Replace(message)) => document::state_key(tenant, message),
-        None => None,
+        Body::Arrival(message) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
+        Body::Forget(message) => device_id(&message.device).ok().map(|id| device_key(tenant, &id)),
+        Body::Replace(message) => document::state_key(tenant, message),
     };
     keys.extend(key);
 }

@@ -9,7 +9,7 @@ use millstream_model::proto::goal::Whom;
 use millstream_model::proto::{DeviceState, Identifier, Mutation, Object, User, Value as Attribute};
 use millstream_stages::PublicMessage;
 use millstream_stages::action::{ActionLimits, Value, render_device, render_user};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 macro_rules! ensure {
     ($condition:expr, $($message:tt)*) => {
@@ -58,6 +58,66 @@ pub fn check_deletions(history: &History, limits: &ActionLimits, shards: u32, se
 /// Everything of the first life is received before.
 const ERASED_MS: u64 = 5_000;
 
+/// The tenant goes on sending while it is erased, and shards hear of that one after the other: whatever of it is refused, each record has one outcome, and nothing old is left.
+pub fn check_erasures_under_load(history: &History, limits: &ActionLimits, shards: u32, seed: u64) -> Checked {
+    let (mut cluster, mut rng) = (Cluster::within(limits.clone(), shards, seed), Rng(seed ^ 0x10ad));
+    let count = history.records.len();
+    let later = History { later_ms: ERASED_MS, ..history.clone() };
+    (0..count).for_each(|index| cluster.send(&history.action(index)));
+    cluster.run_some(rng.below(count * 4), |_| {})?;
+    let mut coming = (0..count).collect::<VecDeque<_>>();
+    let mut unheard: Vec<u32> = (0..shards).collect();
+    let mut come = |cluster: &mut Cluster, rng: &mut Rng| {
+        coming.drain(..rng.below(4).min(coming.len())).for_each(|index| cluster.send(&later.action(index)));
+        cluster.run_some(rng.below(12), |_| {})?;
+        Ok::<bool, String>(coming.is_empty())
+    };
+    while !unheard.is_empty() {
+        if rng.one_in(3) {
+            cluster.hear(unheard.swap_remove(rng.below(unheard.len())), ERASED_MS);
+        }
+        come(&mut cluster, &mut rng)?;
+        let shard = rng.below(shards as usize) as u32;
+        if !unheard.contains(&shard) {
+            cluster.sweep(shard, rng.below(4)).map_err(|error| error.to_string())?;
+        }
+    }
+    (0..shards).try_for_each(|shard| cluster.sweep(shard, usize::MAX)).map_err(|error| error.to_string())?;
+    ensure!(cluster.values()?.is_empty(), "{:?} is left", cluster.values()?);
+    let mut unheard: Vec<u32> = (0..shards).collect();
+    while !come(&mut cluster, &mut rng)? || !unheard.is_empty() {
+        if !unheard.is_empty() && rng.one_in(3) {
+            cluster.hear_the_end(unheard.swap_remove(rng.below(unheard.len())), ERASED_MS);
+        }
+    }
+    cluster.run()?;
+    let outcomes = cluster.effects + cluster.rejected;
+    ensure!(outcomes == 2 * count as u64, "{outcomes} outcomes of {count} records, twice");
+    let mut live = BTreeSet::new();
+    for (key, value) in cluster.values()? {
+        let began_ms = match value {
+            Value::Node(node) => node.user.created_ms(),
+            Value::User(user) => {
+                let id = UserId::from_bytes(&user.id).unwrap();
+                live.extend((user.fate.is_none() && user.revision > 0).then(|| id.to_string()));
+                id.created_ms()
+            }
+            Value::Device(device) => {
+                ensure!(device.path.iter().all(|path| path.waiting.is_empty()), "{key:?}: records wait for ever");
+                live.extend((device.revision > 0).then(|| DeviceId::from_bytes(&device.id).unwrap().to_string()));
+                device.identifiers.iter().filter_map(|it| it.stamp).map(|it| it.time_ms).min().unwrap_or(u64::MAX)
+            }
+            Value::Erased(stamp) => stamp.time_ms,
+            Value::Alias(alias) => alias.stamp.unwrap().time_ms,
+        };
+        ensure!(began_ms > ERASED_MS, "{key:?} of before is left");
+    }
+    let folds = folds(&cluster)?;
+    let mut left = folds.iter().filter(|(_, document)| !document.deleted).map(|(id, _)| (*id).to_owned());
+    ensure!(left.all(|id| live.contains(&id)), "a document is left");
+    Ok(())
+}
+
 pub fn check_erasures(history: &History, limits: &ActionLimits, shards: u32, seed: u64) -> Checked {
     let (mut cluster, mut rng) = (Cluster::within(limits.clone(), shards, seed), Rng(seed ^ 0xe5a5));
     let count = history.records.len();
@@ -75,12 +135,8 @@ pub fn check_erasures(history: &History, limits: &ActionLimits, shards: u32, see
     ensure!(folds(&cluster)?.values().all(|document| document.deleted), "a document is left");
     let events = cluster.events.len();
     let again = History { later_ms: ERASED_MS, ..history.clone() };
+    (0..shards).for_each(|shard| cluster.hear_the_end(shard, ERASED_MS));
     (0..count).for_each(|index| cluster.send(&again.action(index)));
-    if rng.one_in(2) {
-        // A shard that does not know yet that the tenant is there again.
-        cluster.run_some(rng.below(count), |_| {})?;
-        cluster.erase(rng.below(shards as usize) as u32, ERASED_MS).map_err(|error| error.to_string())?;
-    }
     cluster.run()?;
     let outcomes = cluster.effects + cluster.rejected;
     ensure!(outcomes == 2 * count as u64, "{outcomes} outcomes of {count} records, twice");

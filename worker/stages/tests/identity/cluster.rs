@@ -27,6 +27,8 @@ pub struct Cluster {
     shards: u32,
     /// Of each shard.
     stages: Vec<ActionStage>,
+    /// What shards have still to go through.
+    listed: BTreeMap<u32, Vec<StateKey>>,
     pub states: Vec<Memory>,
     channels: BTreeMap<Channel, VecDeque<Vec<u8>>>,
     rng: Rng,
@@ -55,6 +57,7 @@ impl Cluster {
         Cluster {
             shards,
             stages: vec![ActionStage::new(limits); shards as usize],
+            listed: BTreeMap::new(),
             states: (0..shards).map(|_| Memory::default()).collect(),
             channels: BTreeMap::new(),
             rng,
@@ -165,21 +168,39 @@ impl Cluster {
         self.rejects.append(&mut out.rejects);
     }
 
-    /// A shard hears what is erased, and goes through all that it has.
-    pub fn erase(&mut self, shard: u32, until_ms: u64) -> Result<(), StateError> {
+    /// A shard hears what is erased, and lists what it has.
+    pub fn hear(&mut self, shard: u32, until_ms: u64) {
         let tenants: BTreeMap<String, u64> = [(TENANT.to_owned(), until_ms)].into();
         let erasures = Erasures { until_ms: tenants.clone(), under_way: Arc::new(tenants) };
         self.stages[shard as usize].adopt(Arc::new(erasures));
-        let stamp = Stamp { time_ms: until_ms, ..Stamp::default() };
+        self.listed.insert(shard, self.states[shard as usize].entries.keys().cloned().collect());
+    }
+
+    /// A shard hears that every shard has been through.
+    pub fn hear_the_end(&mut self, shard: u32, until_ms: u64) {
+        let until_ms = [(TENANT.to_owned(), until_ms)].into();
+        self.stages[shard as usize].adopt(Arc::new(Erasures { until_ms, ..Erasures::default() }));
+    }
+
+    /// It goes through a part of it.
+    pub fn sweep(&mut self, shard: u32, most: usize) -> Result<(), StateError> {
+        let listed = self.listed.get_mut(&shard).unwrap();
+        let keys = listed.split_off(listed.len().saturating_sub(most));
+        let stamp = Stamp { time_ms: 1, ..Stamp::default() };
         let at =
             At { input: Input::Exchange, partition: shard, stamp, batch_ms: 1, generation: 1, shards: self.shards };
-        let state = &mut self.states[shard as usize];
         let mut out = Outbox::default();
-        for key in state.entries.keys().cloned().collect::<Vec<StateKey>>() {
-            self.stages[shard as usize].sweep(key, &at, state, &mut out)?;
+        for key in keys {
+            self.stages[shard as usize].sweep(key, &at, &mut self.states[shard as usize], &mut out)?;
         }
         self.take(shard, out);
         Ok(())
+    }
+
+    /// All of it.
+    pub fn erase(&mut self, shard: u32, until_ms: u64) -> Result<(), StateError> {
+        self.hear(shard, until_ms);
+        self.sweep(shard, usize::MAX)
     }
 
     /// All values, each in the shard of its group and equal to its stored form.

@@ -22,7 +22,7 @@ mod races;
 mod reference;
 mod scenarios;
 
-use checks::{check_deletions, check_erasures, check_links};
+use checks::{check_deletions, check_erasures, check_erasures_under_load, check_links};
 use history::{History, Record, Rng};
 use millstream_stages::action::ActionLimits;
 use proptest::prelude::*;
@@ -90,6 +90,14 @@ fn a_tenant_that_was_erased_begins_anew() {
     many_within(&ActionLimits::default(), 4, "erasures and deletions", DELETIONS, check_erasures);
     many_within(&ActionLimits::default(), 4, "erasures and aliases", ALIASES, check_erasures);
     many_within(&ActionLimits::default(), 4, "erasures, aliases and deletions", ALIASES_AND_DELETIONS, check_erasures);
+}
+
+#[test]
+fn a_tenant_that_goes_on_sending_while_it_is_erased_stops_nothing() {
+    let limits = ActionLimits::default();
+    many_within(&limits, 4, "erasures under load", LINKS, check_erasures_under_load);
+    many_within(&limits, 4, "erasures and deletions under load", DELETIONS, check_erasures_under_load);
+    many_within(&limits, 4, "erasures and aliases under load", ALIASES_AND_DELETIONS, check_erasures_under_load);
 }
 
 /// The state of each user that becomes part of another one goes in as many parts as it can, and nothing is left out.
