@@ -105,6 +105,9 @@ fn keep_apart(shop: &Shop) {
     }
 }
 
+/// Longer than all scenarios take: five sixths of it are sent meanwhile, and the rest at the end.
+const LOAD: Duration = Duration::from_secs(600);
+
 type Scenario = (&'static str, fn(&mut Shop, &Inside));
 
 const SCENARIOS: [Scenario; 19] = [
@@ -310,7 +313,7 @@ fn a_pipeline_on_three_nodes_goes_through_everything() {
     let freshness = Freshness::start(&shop.url(), KEY, shop.kafka.kafka.config(), &topics).unwrap();
     // Connections, caches.
     linger(5);
-    let sending = Sending::paced_and_held(&shop.url(), &shop.load, Duration::from_secs(420));
+    let sending = Sending::paced_and_held(&shop.url(), &shop.load, LOAD);
     let mut sending = Some(sending);
     let mut rows: Vec<Row> = SCENARIOS.iter().map(|scenario| run(&mut shop, &inside, &freshness, *scenario)).collect();
     let truth: Scenario = ("the truth", |_, _| ());
@@ -321,6 +324,9 @@ fn a_pipeline_on_three_nodes_goes_through_everything() {
         rows.push(Row { name, failed, took: began.elapsed(), fresh: None });
     };
     check(truth.0, &mut || {
+        let left = sending.as_ref().unwrap().left() as usize;
+        let held = shop.load.streams.iter().map(|stream| stream.lines.len() / 6).sum::<usize>();
+        assert!(left > held, "the load had ended before: {left} requests were left");
         sending.take().unwrap().finish().unwrap();
         let admins: Vec<String> = shop.pods().values().map(|(_, address)| format!("http://{address}:9090")).collect();
         check_against_ingress_at(&admins, shop.kafka.kafka.config(), &topics, shop.load.clone()).unwrap();

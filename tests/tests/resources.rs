@@ -286,4 +286,13 @@ fn terms_of_a_tenant_that_cannot_be_are_refused_with_what_to_do() {
             .unwrap_or_default()
             .contains("field not declared in schema")
     );
+    let mut named = tenant(json!({}));
+    named["metadata"]["name"] = "a".repeat(63).into();
+    assert_eq!(refused(&named), None);
+    named["metadata"]["name"] = "a".repeat(64).into();
+    let said = refused(&named).unwrap_or_default();
+    assert!(said.contains("the name may have 63 characters at most"), "{said}");
+    apply(&tenant(json!({})));
+    let said = refused(&tenant(json!({"pipelineRef": {"name": "returns"}}))).unwrap_or_default();
+    assert!(said.contains("pipelineRef is fixed") && said.contains("create another Tenant"), "{said}");
 }
