@@ -69,7 +69,7 @@ pub struct IngestionPipelineSpec {
     /// Where documents go.
     pub document_store: DocumentStore,
 
-    /// Where checkpoints go. Without it, a shard that has lost its disk reads its whole changelog, which is then never trimmed.
+    /// Where checkpoints will go. Nothing is written there yet: a shard that has lost its disk reads its whole changelog, which is never trimmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_store: Option<ObjectStore>,
 
