@@ -266,12 +266,12 @@ impl Planning {
     }
 
     /// Publishes who may send, and on which terms, as far as that is not what was published before: tenants that are not among these are gone. How many it was. Nothing is published by one who
-    /// does not lead. `now_ms`: up to when what an erasure that begins takes was received at most, milliseconds since 1970.
+    /// does not lead. `wall_ms`: the time of day, milliseconds since 1970, from which an erasure that begins has its time.
     ///
     /// # Errors
     /// [`LogError`]: the next turn begins anew.
-    pub fn publish_tenants(&mut self, wanted: &BTreeMap<String, Terms>, now_ms: u64) -> Result<usize, LogError> {
-        let changes = changes(self.view().tenants(), wanted, now_ms);
+    pub fn publish_tenants(&mut self, wanted: &BTreeMap<String, Terms>, wall_ms: u64) -> Result<usize, LogError> {
+        let changes = changes(self.view().tenants(), wanted, wall_ms);
         self.publish_changes(&changes)
     }
 
@@ -394,13 +394,13 @@ impl Erasure {
 const ERASED_AHEAD_MS: u64 = 60_000;
 
 /// What has to be said so that exactly these tenants are known, on these terms.
-fn changes(known: &BTreeMap<String, Tenant>, wanted: &BTreeMap<String, Terms>, now_ms: u64) -> Vec<Control> {
+fn changes(known: &BTreeMap<String, Tenant>, wanted: &BTreeMap<String, Terms>, wall_ms: u64) -> Vec<Control> {
     // What was erased stays so, whatever comes later.
     let erased_ms = |name: &str, terms: &Terms| {
         let before = known.get(name);
         let begins = terms.erasing.is_some() && before.is_none_or(|before| before.terms.erasing.is_none());
         let before_ms = before.map_or(0, |before| before.erased_ms);
-        if begins { before_ms.max(now_ms.saturating_add(ERASED_AHEAD_MS)) } else { before_ms }
+        if begins { before_ms.max(wall_ms.saturating_add(ERASED_AHEAD_MS)) } else { before_ms }
     };
     let version = known.values().map(|tenant| tenant.version).max().unwrap_or_default() + 1;
     let is_said =

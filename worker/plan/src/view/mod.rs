@@ -220,10 +220,9 @@ impl View {
     /// Those who let in, or judge, the records of tenants now: gateways, workers of unify, and each shard of unify that somebody owns.
     pub fn judges(&self, now_ms: u64) -> Vec<Judge<'_>> {
         let gateways = self.gateways(now_ms).map(|report| Judge::worker(report, false));
-        let is_heard = |at_ms: u64| now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS;
-        let unify = self.reports_here().filter(|(report, at_ms)| report.stages.contains(UNIFY) && is_heard(*at_ms));
+        let unify = self.heard_here(now_ms).filter(|report| report.stages.contains(UNIFY));
         let holders = self.holders();
-        let of_unify = unify.flat_map(|(report, _)| {
+        let of_unify = unify.flat_map(|report| {
             let is_held = |(id, shard): &(&ShardId, &ShardStatus)| {
                 id.stage == UNIFY && holders.get(id) == Some(&(shard.epoch, report.worker.as_str()))
             };
@@ -238,9 +237,8 @@ impl View {
     /// How many shards of a stage have an owner, who is heard, and has carried out what is said at this offset of `control`. Of a stage without epochs several may say that they own a shard, also
     /// one that is gone: any of them will do.
     pub fn carried_out(&self, stage: &str, offset: u64, now_ms: u64) -> u32 {
-        let is_heard = |at_ms: u64| now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS;
         let highest = self.highest_epochs();
-        let done = self.reports_here().filter(|(_, at_ms)| is_heard(*at_ms)).flat_map(|(report, _)| {
+        let done = self.heard_here(now_ms).flat_map(|report| {
             let is_done = |(id, shard): &(&ShardId, &ShardStatus)| {
                 id.stage == stage
                     && shard.role == Role::Owner
@@ -254,9 +252,8 @@ impl View {
 
     /// How many of those who are heard, and may come to own a shard or take requests, have not heard what is said at this offset of `control`.
     pub fn unheard(&self, offset: u64, now_ms: u64) -> u32 {
-        let is_heard = |at_ms: u64| now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS;
-        let is_behind = |report: &WorkerStatus| !report.leaving && offset >= report.control_offset;
-        let behind = self.reports_here().filter(|(report, at_ms)| is_heard(*at_ms) && is_behind(report)).count();
+        let is_behind = |report: &&WorkerStatus| !report.leaving && offset >= report.control_offset;
+        let behind = self.heard_here(now_ms).filter(is_behind).count();
         u32::try_from(behind).unwrap_or(u32::MAX)
     }
 
@@ -320,6 +317,12 @@ impl View {
         let failing = self.workers.get(worker).and_then(|heard| heard.failing.get(id));
         let bound_ms = self.bounds.unable_ms;
         failing.is_some_and(|it| it.last_ms - it.since_ms > bound_ms && !it.is_over(bound_ms, now_ms))
+    }
+
+    /// Reports of workers that run this generation, and were heard lately enough that what they do counts.
+    fn heard_here(&self, now_ms: u64) -> impl Iterator<Item = &WorkerStatus> {
+        let is_heard = move |at_ms: u64| now_ms.saturating_sub(at_ms) < GATEWAY_GONE_MS;
+        self.reports_here().filter(move |(_, at_ms)| is_heard(*at_ms)).map(|(report, _)| report)
     }
 
     /// Reports of workers that run this generation.

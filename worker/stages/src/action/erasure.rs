@@ -58,10 +58,10 @@ pub fn refusal() -> Refusal {
 pub(super) fn is_erased(message: &Exchange, until_ms: u64) -> bool {
     let by_stamp = |stamp: Option<Stamp>| stamp.is_some_and(|stamp| stamp.time_ms <= until_ms);
     let by_user = |bytes: &[u8]| UserId::from_bytes(bytes).is_some_and(|id| id.created_ms() <= until_ms);
+    let by_action = |body| action_of(body).is_some_and(|action| by_stamp(action.stamp));
     match &message.body {
-        Some(Body::Resolve(it)) => it.action.as_ref().is_some_and(|action| by_stamp(action.stamp)),
-        Some(Body::Apply(it)) => by_user(&it.user) || it.action.as_ref().is_some_and(|action| by_stamp(action.stamp)),
-        Some(Body::Device(it)) => it.action.as_ref().is_some_and(|action| by_stamp(action.stamp)),
+        Some(body @ (Body::Resolve(_) | Body::Device(_))) => by_action(body),
+        Some(body @ Body::Apply(it)) => by_user(&it.user) || by_action(body),
         Some(Body::Link(it)) => by_user(&it.user) || by_stamp(it.stamp),
         Some(Body::Unlink(it)) => it.users.iter().any(|user| by_user(user)),
         Some(Body::Merge(it)) => by_user(&it.smaller) || by_user(&it.larger) || by_stamp(it.stamp),
@@ -80,10 +80,8 @@ pub(super) fn is_erased(message: &Exchange, until_ms: u64) -> bool {
 /// The record that ends with this message, if one does: a device's part is not the one that is counted.
 fn record_of(message: &Exchange) -> Option<&Action> {
     match message.body.as_ref()? {
-        Body::Resolve(it) => it.action.as_ref(),
-        Body::Apply(it) => it.action.as_ref(),
-        Body::Device(it) => it.action.as_ref().filter(|_| it.resolve_user),
-        _ => None,
+        Body::Device(part) if !part.resolve_user => None,
+        body => action_of(body),
     }
 }
 
