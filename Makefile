@@ -78,13 +78,13 @@ chaos: setup-test ## kill, stop and cut everything under load: FOR=3600 (seconds
 FAST := xxhash-rust libmimalloc-sys millstream-model millstream-shard millstream-stages millstream-stores millstream-bench-engine
 
 .PHONY: bench-engine
-bench-engine: setup-test ## the engine's figures, about 20 minutes: bench/results/engine.json (QUICK=1: shorter, only printed)
+bench-engine: setup-test ## the engine's figures, about 35 minutes: bench/results/engine.json (QUICK=1: shorter, only printed, without kills and handoffs)
 	@cargo build --locked --workspace --bin millstream-bench-engine $(foreach crate,$(FAST),--config profile.dev.package.$(crate).opt-level=3)
 	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-engine" $(if $(QUICK),--quick,--out bench/results/engine.json)
-	@$(if $(QUICK),true,tools/generate)
+	@$(if $(QUICK),true,$(MAKE) --no-print-directory bench-failover)
 
 .PHONY: bench-failover
-bench-failover: setup-test ## longest gaps when a worker is killed, and when its shards are handed off, into bench/results/engine.json
+bench-failover: setup-test ## its last part, 12 minutes: longest gaps when a worker is killed, and when its shards are handed off, into bench/results/engine.json
 	@cargo build --locked --workspace --bins
 	@"$(CARGO_TARGET_DIR)/debug/millstream-bench-failover"
 	@tools/generate

@@ -155,6 +155,13 @@ impl Process {
         server.wait_until(DEADLINE, ask).with_context(|| format!("{} does not get ready", self.role))
     }
 
+    /// Does it say at this moment that it is ready?
+    pub fn is_ready(&self) -> bool {
+        let url = format!("http://127.0.0.1:{}/readyz", self.admin);
+        let answer = reqwest::blocking::Client::new().get(url).timeout(Duration::from_secs(2)).send();
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
     /// `kill -9`.
     ///
     /// # Errors

@@ -3,20 +3,25 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream::cli::{Admin, snapshot};
-use millstream_shard::log::{Log, TopicPartition};
+use millstream_shard::log::{Log, TopicPartition, TopicSpec};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::KafkaLog;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
+use millstream_tests::plan::{FOLLOWS, plan_auto};
 use millstream_tests::proxy::Door;
 use millstream_tests::servers::{Kafka, Mongo, USER};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 const KEY: &str = "secret-of-acme";
@@ -103,41 +108,119 @@ fn process<'a>(pipeline: &'a mut Pipeline, name: &str) -> &'a mut Process {
     pipeline.processes.iter_mut().find(|process| process.name == name).unwrap()
 }
 
-/// Waits until a process is not ready, and says why in words that contain these.
-fn wait_for_condition(process: &Process, words: &str) {
+/// Waits until a process says what is wrong in words that contain these; is it ready all the same?
+fn wait_for_condition(process: &Process, words: &str) -> bool {
+    wait_for_words(process, words, |text| text.contains(words))
+}
+
+fn wait_for_words(process: &Process, what: &str, are_there: impl Fn(&str) -> bool) -> bool {
     let client = reqwest::blocking::Client::new();
     let url = format!("{}/readyz", process.admin_url());
-    until(&format!("the condition `{words}`"), || {
+    until(&format!("the condition `{what}`"), || {
         let answer = client.get(&url).timeout(Duration::from_secs(2)).send()?;
-        anyhow::ensure!(answer.status() == 503, "{} is ready", process.name);
-        let text = answer.text()?;
-        anyhow::ensure!(text.contains(words), "{text}");
-        Ok(Some(()))
+        let (is_ready, text) = (answer.status() == 200, answer.text()?);
+        anyhow::ensure!(are_there(&text), "{text}");
+        Ok(Some(is_ready))
     })
-    .unwrap();
+    .unwrap()
 }
 
 fn log(kafka: &Kafka) -> KafkaLog {
     KafkaLog::new(kafka.config()).unwrap()
 }
 
+/// Asks processes again and again whether they are ready, until it is told to stop; then says when one was not.
+struct Readiness {
+    stop: Arc<AtomicBool>,
+    asked: JoinHandle<Vec<String>>,
+}
+
+impl Readiness {
+    fn watch(pipeline: &Pipeline) -> Readiness {
+        let urls: Vec<String> =
+            pipeline.processes.iter().map(|process| format!("{}/readyz", process.admin_url())).collect();
+        let (stop, client) = (Arc::new(AtomicBool::new(false)), reqwest::blocking::Client::new());
+        let stopped = stop.clone();
+        let asked = std::thread::spawn(move || {
+            let mut refused = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                for url in &urls {
+                    let answer = client.get(url).timeout(Duration::from_secs(10)).send();
+                    match answer {
+                        Ok(answer) if answer.status() == 200 => {}
+                        other => refused.push(format!("{url}: {:?}", other.map(|answer| answer.text()))),
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            refused
+        });
+        Readiness { stop, asked }
+    }
+
+    /// Fails when one was not ready once.
+    fn was_kept(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let refused = self.asked.join().unwrap();
+        assert!(refused.is_empty(), "{} answers, the first of them {}", refused.len(), refused[0]);
+    }
+}
+
+/// One process per role, which follow a plan.
+fn planned(settings: Settings) -> Pipeline {
+    let settings = Settings { more: format!("{FOLLOWS}{}", settings.more), ..settings };
+    let mut pipeline = Pipeline::launched(&settings, &ROLES).unwrap();
+    until("a plan, and processes that follow it", || {
+        // Nobody is there for the shards of reaction: it says so, and places the others all the same.
+        let planned = plan_auto(&pipeline).err();
+        let ready = process_of(&pipeline, "action").is_ready() && process_of(&pipeline, "unify").is_ready();
+        anyhow::ensure!(ready, "{planned:?}");
+        Ok(Some(()))
+    })
+    .unwrap();
+    process(&mut pipeline, "gateway").ready().unwrap();
+    pipeline
+}
+
 #[test]
-fn a_log_that_goes_away_is_waited_for() {
+fn a_log_that_goes_away_is_waited_for_and_makes_no_process_unready() {
     let mut kafka = Kafka::start().unwrap();
-    let mut pipeline = Pipeline::named(&settings(&kafka, "away"), &ROLES).unwrap();
+    let pipeline = planned(settings(&kafka, "away"));
     send(&pipeline, "before");
     wait_for_events(&pipeline, &["before"]);
+    let readiness = Readiness::watch(&pipeline);
     kafka.node(0).unwrap().kill().unwrap();
     for name in ["gateway", "unify", "action"] {
-        wait_for_condition(process(&mut pipeline, name), "log");
+        wait_for_condition(process_of(&pipeline, name), "\"log\":");
     }
+    wait_for_condition(process_of(&pipeline, "unify"), "\"shard unify 0\":");
+    // With a log that answers it would be no gateway to send to.
+    wait_for_condition(process_of(&pipeline, "gateway"), "has not heard `control`");
     kafka.node(0).unwrap().start_again().unwrap();
     kafka.is_whole().unwrap();
-    for name in ["gateway", "unify", "action"] {
-        process(&mut pipeline, name).ready().unwrap();
-    }
     send(&pipeline, "after");
     wait_for_events(&pipeline, &["before", "after"]);
+    for name in ["gateway", "unify", "action"] {
+        wait_for_words(process_of(&pipeline, name), "that nothing is wrong", |text| !text.contains("impaired"));
+    }
+    readiness.was_kept();
+}
+
+#[test]
+fn one_broker_of_three_is_lost_and_records_flow_and_no_process_is_unready() {
+    let mut kafka = Kafka::start_cluster(3).unwrap();
+    let pipeline = planned(Settings { replication: 3, ..settings(&kafka, "third") });
+    send(&pipeline, "before");
+    wait_for_events(&pipeline, &["before"]);
+    let readiness = Readiness::watch(&pipeline);
+    kafka.node(1).unwrap().kill().unwrap();
+    send(&pipeline, "without");
+    wait_for_events(&pipeline, &["before", "without"]);
+    kafka.node(1).unwrap().start_again().unwrap();
+    kafka.is_whole().unwrap();
+    send(&pipeline, "after");
+    wait_for_events(&pipeline, &["before", "without", "after"]);
+    readiness.was_kept();
 }
 
 #[test]
@@ -274,10 +357,24 @@ fn an_output_that_was_deleted_is_waited_for_and_nothing_is_lost_but_what_was_in_
     send(&pipeline, "after");
     wait_for_condition(process(&mut pipeline, "action"), &topics.events);
     let spec = topics.specs().into_iter().find(|spec| *spec.name == *topics.events).unwrap();
-    log.create_topics(&[spec]).unwrap();
+    log.create_topics(&[TopicSpec { partitions: 1, ..spec }]).unwrap();
+    let words = format!("{}: it or the partition does not exist", topics.events);
+    wait_for_words(process(&mut pipeline, "action"), "of shard 1 alone", |text| {
+        text.contains(&words) && text.contains("shard action 1") && !text.contains("shard action 0")
+    });
+    add_partitions(kafka, &topics.events, 2);
     process(&mut pipeline, "action").ready().unwrap();
     send(&pipeline, "later");
     wait_for_events(&pipeline, &["after", "later"]);
+}
+
+/// A topic gets more partitions, as many as this.
+fn add_partitions(kafka: &Kafka, topic: &str, count: usize) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create().unwrap();
+    let added =
+        futures::executor::block_on(admin.create_partitions([&NewPartitions::new(topic, count)], &AdminOptions::new()));
+    assert!(added.as_ref().is_ok_and(|outcomes| outcomes.iter().all(Result::is_ok)), "{added:?}");
 }
 
 /// What one message of a topic may measure, for the brokers.
@@ -314,9 +411,16 @@ fn a_topic_that_is_missing_or_has_another_number_of_partitions_is_named() {
     let mut pipeline = Pipeline::named(&first, &ROLES).unwrap();
     send(&pipeline, "before");
     wait_for_events(&pipeline, &["before"]);
-    log(kafka).delete_topic(&format!("{}.g1.actions", first.pipeline)).unwrap();
+    let log = log(kafka);
+    log.delete_topic(&format!("{}.g1.actions", first.pipeline)).unwrap();
     send(&pipeline, "after");
     wait_for_condition(process(&mut pipeline, "unify"), "g1.actions");
+    // What unify has written and action had not read is gone with it: action must not go on as if nothing had been there.
+    let topics = Topics::new(&first.pipeline, first.shards, 1);
+    let spec = topics.specs().into_iter().find(|spec| *spec.name == *topics.actions).unwrap();
+    log.create_topics(&[spec]).unwrap();
+    process(&mut pipeline, "unify").ready().unwrap();
+    wait_for_condition(process(&mut pipeline, "action"), "it was deleted and created again; restore a savepoint");
     let more = Settings { shards: 3, ..settings(kafka, "ignored") };
     let other = Settings { pipeline: first.pipeline, ..more };
     let mut wrong = Pipeline::launched(&other, &[("unify", "unify-of-three")]).unwrap();

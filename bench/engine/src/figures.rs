@@ -22,9 +22,15 @@ pub(crate) struct Figure {
     /// The aim is a lower bound.
     #[serde(default)]
     at_least: bool,
-    /// How it was measured; figures of failover and handoff, which another program (`bench/failover`) puts behind ours, have none.
+    /// How it was measured; those of failover and handoff, which another program (`bench/failover`) puts behind ours, name that program.
     #[serde(default)]
     run: Option<serde_json::Value>,
+}
+
+impl Figure {
+    fn is_of_another(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.get("program").is_some())
+    }
 }
 
 /// What a figure should be.
@@ -92,7 +98,7 @@ impl Figures {
                 serde_json::from_str(&text).with_context(|| format!("{} is not a list of figures", path.display()))?;
         }
         for figure in self.0 {
-            let others = all.iter().position(|it| it.run.is_none()).unwrap_or(all.len());
+            let others = all.iter().position(Figure::is_of_another).unwrap_or(all.len());
             match all.iter_mut().find(|it| it.figure == figure.figure) {
                 Some(it) => *it = figure,
                 None => all.insert(others, figure),
@@ -162,7 +168,7 @@ mod tests {
     fn what_was_not_measured_this_time_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("engine.json");
-        let other = r#"[{"figure":"memory","value":300.0,"unit":"MB","run":{"load":1.0}},{"figure":"large","value":7.0,"unit":"s","run":{"load":1.0}},{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true,"run":null}]"#;
+        let other = r#"[{"figure":"memory","value":300.0,"unit":"MB","run":{"load":1.0}},{"figure":"large","value":7.0,"unit":"s","run":{"load":1.0}},{"figure":"failover","value":1.5,"unit":"s","peer":null,"peer_value":null,"ratio":null,"aim":2.0,"met":true,"run":{"program":"bench-failover"}}]"#;
         std::fs::write(&path, other).unwrap();
         let mut figures = Figures::default();
         figures.add("memory", 200.0, "MB", None, serde_json::json!({"load": 2.0}));

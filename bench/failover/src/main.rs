@@ -1,24 +1,29 @@
 //! How long the worst shard stands still: when a worker is killed (`kill -9`), and when its shards are handed off. No operator runs; the plan was published before.
 //!
-//! Two workers of unify and of action (8 shards a stage by default), a gateway, Kafka of its own. Each round, one worker that owns half of the shards of a stage
-//! is killed, or a plan gives its shards to the other. The figure of a round is the longest gap of *any* shard, by a reader of `events` ([`probe`]); from it the interval
-//! between batches at rest is taken (the gap that a moment drawn at random lies in, its median), and for a kill, the bound of silence after which successors may act. Results go to `bench/results/engine.json`, behind those of the engine.
+//! Two workers of each stage (8 shards a stage by default), a gateway, Kafka and a MongoDB-compatible server of its own. Each round, one worker that owns half of the
+//! shards of a stage is killed, or a plan gives its shards to the other. The figure of a round is the longest gap of *any* shard, by readers of `events` and of documents
+//! ([`probe`]). Of a handoff the interval at rest is taken from it (the gap that a moment drawn at random lies in, its median). A kill is divided at the moment when the last of its
+//! shards has a successor that knows of it, which that one's log says: before it is detection. Results go to `bench/results/engine.json`, behind those of the engine.
 
+mod figures;
 mod probe;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use millstream_shard::log::Log;
+use figures::Kill;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use millstream_stores::mongo::MongoDocuments;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Settings, binary, until};
 use millstream_tests::plan::{FOLLOWS, shards as rows};
-use millstream_tests::servers::Kafka;
-use probe::{Arrivals, Probe};
-use serde::Serialize;
-use std::path::{Path, PathBuf};
+use millstream_tests::servers::{Kafka, Mongo};
+use probe::{Gap, Outputs, Probe};
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// After this long without a report, successors act (the default of `ownership.plan.silence`).
 const SILENCE: Duration = Duration::from_secs(3);
@@ -30,7 +35,7 @@ struct Args {
     #[arg(long, default_value_t = 12)]
     kills: u32,
     /// Rounds of handoff
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 42)]
     handoffs: u32,
     /// Shards per stage
     #[arg(long, default_value_t = 8)]
@@ -43,33 +48,18 @@ struct Args {
     out: PathBuf,
 }
 
-/// One figure, as the engine's.
-#[derive(Serialize)]
-struct Figure {
-    figure: &'static str,
-    value: f64,
-    unit: &'static str,
-    peer: Option<&'static str>,
-    peer_value: Option<f64>,
-    ratio: Option<f64>,
-    aim: f64,
-    met: bool,
-    at_least: bool,
-    /// None says that it is of this program.
-    run: Option<()>,
-}
-
 fn main() -> Result<()> {
     let args = Args::parse();
     // Before anything is measured that could then not be written.
-    let others = of_others(&args.out)?;
-    let kafka = Kafka::start_cluster(args.brokers)?;
+    let others = figures::of_others(&args.out)?;
+    let (kafka, mongo) = (Kafka::start_cluster(args.brokers)?, Mongo::start()?);
     let replication = u16::try_from(args.brokers.min(3))?;
     let settings = Settings {
         pipeline: unique("failover"),
         shards: args.shards,
         kafka: Some(kafka.bootstrap().to_owned()),
         replication,
+        mongodb: Some(mongo.uri().to_owned()),
         tenants: vec![(TENANT.0.to_owned(), TENANT.1.to_owned())],
         more: FOLLOWS.to_owned(),
         ..Settings::default()
@@ -80,22 +70,33 @@ fn main() -> Result<()> {
         ("unify", "unify-1"),
         ("action", "action-0"),
         ("action", "action-1"),
+        ("reaction", "reaction-0"),
+        ("reaction", "reaction-1"),
     ];
     let mut bench = Bench { pipeline: Pipeline::launched(&settings, &names)?, shards: args.shards };
-    bench.plan([0, 0], None)?;
     bench.plan_halves()?;
     for process in &mut bench.pipeline.processes {
         process.ready()?;
     }
     let log = KafkaLog::new(KafkaConfig { replication_factor: replication, ..KafkaConfig::new(kafka.bootstrap()) })?;
-    let (events, url) = (format!("{}.events", settings.pipeline), bench.pipeline.gateway()?.url());
-    let probe = Probe::start(&log as &dyn Log, &events, args.shards, &url, TENANT.0, TENANT.1)?;
-    bench.settled(&probe.arrivals)?;
-    let rest = bench.at_rest(&probe.arrivals);
-    let handoffs = (0..args.handoffs).map(|round| bench.handoff(round, &probe.arrivals)).collect::<Result<Vec<_>>>()?;
-    let kills = (0..args.kills).map(|round| bench.kill(round, &probe.arrivals)).collect::<Result<Vec<_>>>()?;
+    let documents = Arc::new(MongoDocuments::connect(mongo.config(&settings.pipeline.replace('.', "_")))?);
+    let outputs = Outputs { log: &log, events: format!("{}.events", settings.pipeline), documents };
+    let probe = Probe::start(outputs, args.shards, &bench.pipeline.gateway()?.url(), TENANT.0, TENANT.1)?;
+    bench.settled(&probe)?;
+    let (rest, longest) = at_rest(&probe);
+    println!("at rest: interval {rest:?}, longest {longest:?}");
+    let handoffs = (0..args.handoffs).map(|round| bench.handoff(round, &probe)).collect::<Result<Vec<_>>>()?;
+    let handoffs: Vec<Duration> = handoffs.iter().map(|gap| gap.beyond(&rest)).collect();
+    let kills = (0..args.kills).map(|round| bench.kill(round, &probe)).collect::<Result<Vec<_>>>()?;
     drop(probe);
-    write(&args, others, rest, &handoffs, &kills)
+    figures::write(&args.out, others, &handoffs, &kills)
+}
+
+/// In ten seconds in which nothing happens: the interval between batches, and the longest gap of any shard.
+fn at_rest(probe: &Probe) -> (Gap, Gap) {
+    let from = Instant::now();
+    std::thread::sleep(Duration::from_secs(10));
+    (probe.interval(from), probe.worst(from))
 }
 
 struct Bench {
@@ -103,14 +104,9 @@ struct Bench {
     shards: u32,
 }
 
-const STAGES: [&str; 2] = ["unify", "action"];
+const STAGES: [&str; 3] = ["unify", "action", "reaction"];
 
 impl Bench {
-    /// Publishes a plan in which worker `owners[i]` owns every shard of stage i; the reaction stage belongs to nobody who is there.
-    fn plan(&self, owners: [usize; 2], moving_to: Option<[usize; 2]>) -> Result<()> {
-        self.publish(|stage, _| (owners.get(stage).copied(), moving_to.and_then(|to| to.get(stage).copied())))
-    }
-
     /// Even shards are one worker's, odd ones the other's.
     fn plan_halves(&self) -> Result<()> {
         self.publish(|_, shard| (Some(shard as usize % 2), None))
@@ -130,10 +126,6 @@ impl Bench {
                 ));
             }
         }
-        yaml.push_str("  reaction:\n");
-        for shard in 0..self.shards {
-            yaml.push_str(&format!("    - {{shard: {shard}, owner: reaction-0}}\n"));
-        }
         let gateway = self.pipeline.gateway()?;
         let file = gateway.config().with_file_name("plan.yaml");
         std::fs::write(&file, yaml)?;
@@ -147,8 +139,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Waits until every shard has an owner and a prepared standby, and puts events out.
-    fn settled(&self, arrivals: &Arrivals) -> Result<()> {
+    /// Waits until every shard has an owner and a prepared standby, and puts events and documents out.
+    fn settled(&self, probe: &Probe) -> Result<()> {
         let asked = self.pipeline.processes.iter().find(|process| process.name == "unify-0").context("unify-0")?;
         until("an owner and a prepared standby of each shard", || {
             let rows = rows(asked)?;
@@ -158,21 +150,12 @@ impl Bench {
             Ok((owners == expected && prepared == expected).then_some(()))
         })?;
         let since = Instant::now();
-        until("events of each shard", || Ok(arrivals.all_since(since).then_some(())))
+        until("events and documents of each shard", || Ok(probe.all_since(since).then_some(())))
     }
 
-    /// In ten seconds in which nothing happens: the interval between batches, which is the gap that a moment drawn at random lies in, its median; and the longest gap of any shard.
-    ///
-    /// Not the median of all gaps: events that come in one batch have hardly any between them.
-    fn at_rest(&self, arrivals: &Arrivals) -> [Duration; 2] {
-        let from = Instant::now();
-        std::thread::sleep(Duration::from_secs(10));
-        [median_by_time(&arrivals.all_gaps(from, Instant::now())), worst(arrivals, from)]
-    }
-
-    /// All shards of both stages that one of the two workers has go to the other, and half of them back.
-    fn handoff(&self, round: u32, arrivals: &Arrivals) -> Result<Duration> {
-        let (to, stage) = (round as usize % 2, (round / 2) as usize % 2);
+    /// All shards of a stage that one of its two workers has go to the other, and then back.
+    fn handoff(&self, round: u32, probe: &Probe) -> Result<Gap> {
+        let (to, stage) = (round as usize % 2, (round / 2) as usize % STAGES.len());
         let place = |index: usize, shard: u32| {
             let home = shard as usize % 2;
             if index == stage { (home, (home != to).then_some(to)) } else { (home, None) }
@@ -181,7 +164,7 @@ impl Bench {
             let (home, moving) = place(index, shard);
             (Some(home), moving)
         })?;
-        self.settled(arrivals)?;
+        self.settled(probe)?;
         let from = Instant::now();
         self.publish(|index, shard| {
             let (home, moving) = place(index, shard);
@@ -190,13 +173,13 @@ impl Bench {
         self.moved(stage, to)?;
         // A shard whose next event has not come out yet has a gap that is still open.
         let moved = Instant::now();
-        until("an event of every shard", || Ok(arrivals.all_since(moved).then_some(())))?;
-        let gap = worst(arrivals, from);
+        until("an event and a document of every shard", || Ok(probe.all_since(moved).then_some(())))?;
+        let gap = probe.worst(from);
         let name = STAGES.get(stage).copied().unwrap_or_default();
         println!("handoff of {} shards of {name} to worker {to}: worst gap {gap:?}", self.shards / 2);
         self.publish(|_, shard| (Some(shard as usize % 2), None))?;
         self.moved_back()?;
-        self.settled(arrivals)?;
+        self.settled(probe)?;
         Ok(gap)
     }
 
@@ -226,116 +209,40 @@ impl Bench {
     }
 
     /// Kills one of the two workers of a stage, lets its name come back, and its shards with it.
-    fn kill(&mut self, round: u32, arrivals: &Arrivals) -> Result<Duration> {
-        let name =
-            ["action-1", "unify-1", "action-1", "unify-1"].get(round as usize % 4).copied().unwrap_or("action-1");
+    fn kill(&mut self, round: u32, probe: &Probe) -> Result<Kill> {
+        let stage = STAGES.get(round as usize % STAGES.len()).copied().unwrap_or_default();
+        let name = format!("{stage}-1");
         let process = self.pipeline.processes.iter_mut().find(|process| process.name == name).context("the worker")?;
-        let from = Instant::now();
+        let (from, at) = (Instant::now(), SystemTime::now());
         process.kill()?;
-        until("events of each shard after the kill", || Ok(arrivals.all_since(from + SILENCE).then_some(())))?;
-        let gap = worst(arrivals, from);
-        println!("kill -9 of {name}: worst gap {gap:?}");
+        until("events and documents of each shard after the kill", || {
+            Ok(probe.all_since(from + SILENCE).then_some(()))
+        })?;
+        let gap = probe.worst(from);
+        let known = self.taken_over(&format!("{stage}-0"), stage, at)?;
+        println!("kill -9 of {name}: known after {known:?}, worst gap {gap:?}");
+        let process = self.pipeline.processes.iter_mut().find(|process| process.name == name).context("the worker")?;
         process.start()?;
         self.moved_back()?;
-        self.settled(arrivals)?;
-        Ok(gap)
+        self.settled(probe)?;
+        Ok(Kill { detection: known, gap: gap.longest() })
     }
-}
 
-/// The longest gap of any shard since then.
-fn worst(arrivals: &Arrivals, from: Instant) -> Duration {
-    arrivals.gaps(from, Instant::now()).into_iter().max().unwrap_or_default()
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e4).round() / 10.0
-}
-
-fn percentile(values: &[Duration], share: f64) -> Duration {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable();
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-}
-
-/// The figures in a file that another program has measured: those say how.
-fn of_others(file: &Path) -> Result<Vec<serde_json::Value>> {
-    if !file.exists() {
-        return Ok(Vec::new());
+    /// How long after the kill the last shard of the dead was one that its successor takes over, by that one's log.
+    fn taken_over(&self, successor: &str, stage: &str, killed: SystemTime) -> Result<Duration> {
+        let successor = self.pipeline.processes.iter().find(|process| process.name == successor);
+        let log = successor.context("the successor")?.log();
+        let begun = log.lines().filter(|line| {
+            line.contains("nobody has the shard: it is taken over") && line.contains(&format!("stage=\"{stage}\""))
+        });
+        let mut times = Vec::new();
+        for line in begun {
+            let time = line.split_whitespace().next().unwrap_or_default();
+            let time = OffsetDateTime::parse(time, &Rfc3339).with_context(|| format!("the time of `{line}`"))?;
+            times.extend(SystemTime::from(time).duration_since(killed).ok());
+        }
+        let expected = self.shards as usize / 2;
+        ensure!(times.len() == expected, "{} of {expected} shards were taken over: {log}", times.len());
+        times.into_iter().max().context("no shard was taken over")
     }
-    let mut list: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(file)?)
-        .with_context(|| format!("{} is not a list of figures", file.display()))?;
-    list.retain(|figure| figure.get("run").is_some_and(|run| !run.is_null()));
-    Ok(list)
-}
-
-/// Half of all time lies in gaps that are shorter or as long.
-fn median_by_time(gaps: &[Duration]) -> Duration {
-    let mut sorted = gaps.to_vec();
-    sorted.sort_unstable();
-    let half = gaps.iter().sum::<Duration>() / 2;
-    let mut passed = Duration::ZERO;
-    let mut is_half = |gap: &Duration| {
-        passed += *gap;
-        passed >= half
-    };
-    sorted.into_iter().find(|gap| is_half(gap)).unwrap_or_default()
-}
-
-fn write(
-    args: &Args,
-    mut list: Vec<serde_json::Value>,
-    [rest, longest]: [Duration; 2],
-    handoffs: &[Duration],
-    kills: &[Duration],
-) -> Result<()> {
-    let beyond = |gap: &Duration| gap.saturating_sub(rest);
-    let handoffs: Vec<Duration> = handoffs.iter().map(beyond).collect();
-    let after: Vec<Duration> = kills.iter().map(|gap| gap.saturating_sub(SILENCE)).collect();
-    let figure = |name: &'static str, value: f64, aim: f64| Figure {
-        figure: name,
-        value,
-        unit: "ms",
-        peer: None,
-        peer_value: None,
-        ratio: None,
-        aim,
-        met: value <= aim,
-        at_least: false,
-        run: None,
-    };
-    let figures = [
-        figure(
-            "kill -9 of a worker to the first new effect of the worst shard, detection (3 s of silence) included: longest",
-            milliseconds(kills.iter().copied().max().unwrap_or_default()),
-            5_000.0,
-        ),
-        figure(
-            "kill -9 of a worker to the first new effect of the worst shard, beyond the bound of silence (3 s): longest",
-            milliseconds(after.iter().copied().max().unwrap_or_default()),
-            2_000.0,
-        ),
-        figure("kill -9: the same, median", milliseconds(percentile(&after, 0.5)), 2_000.0),
-        figure(
-            "planned handoff: longest gap of any shard beyond the interval between batches at rest: p99",
-            milliseconds(percentile(&handoffs, 0.99)),
-            150.0,
-        ),
-        figure("planned handoff: the same, median", milliseconds(percentile(&handoffs, 0.5)), 150.0),
-    ];
-    if let Some(folder) = args.out.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    for figure in &figures {
-        println!("{}: {} {}", figure.figure, figure.value, figure.unit);
-        list.push(serde_json::to_value(figure)?);
-    }
-    std::fs::write(&args.out, serde_json::to_string_pretty(&list)? + "\n")?;
-    println!(
-        "at rest: interval between batches {rest:?}, longest {longest:?}; {} handoffs, {} kills; written to {}",
-        handoffs.len(),
-        kills.len(),
-        args.out.display()
-    );
-    Ok(())
 }

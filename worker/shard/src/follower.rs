@@ -122,7 +122,7 @@ impl Follower {
             self.poll(POLL)?;
             idle = if before == self.consumer.positions() { idle + 1 } else { 0 };
             if idle > PATIENCE {
-                return Err(ShardError::Reopen(format!("{} cannot be read to its end at {end}", self.at)));
+                return Err(ShardError::Away(format!("{} cannot be read to its end at {end}", self.at)));
             }
         }
         self.settle()

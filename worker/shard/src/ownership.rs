@@ -359,5 +359,5 @@ fn has_records(log: &dyn Log, at: &TopicPartition) -> Result<bool, ShardError> {
             return Ok(false);
         }
     }
-    Err(ShardError::Reopen(format!("{at} cannot be read to its end at {end}")))
+    Err(ShardError::Away(format!("{at} cannot be read to its end at {end}")))
 }

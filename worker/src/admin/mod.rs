@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200 while the process can answer at all |
-//! | `/readyz` | 200, or 503 with what is not ready |
+//! | `/readyz` | 200, or 503 with what is not ready; with either, what is impaired |
 //! | `/metrics` | Prometheus text |
 //! | `/v1/shards` | JSON list: who has which shard, how far, in which role |
 //! | `/v1/usage` | JSON list: sums per tenant and stage of this process's shards (I2); 404 from a process without such shards, 503 until all of its are open |
@@ -34,7 +34,7 @@ use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::Log;
 use millstream_shard::topics::Topics;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -45,16 +45,34 @@ pub use shards::ShardRow;
 /// Tails at one time; each costs a thread and a consumer.
 const MAX_TAILS: usize = 16;
 
-/// Something that must be so before the process is ready.
+/// How something fares that a process needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// As it should.
+    Well,
+    /// Not as it should, which is no reason to send requests elsewhere or to take the process for one that may be evicted; says what is wrong.
+    Impaired(String),
+    /// The process cannot do what it is for; says why.
+    NotReady(String),
+}
+
+/// Something that is looked at for readiness.
 pub trait Check: Send + Sync {
     /// What it is called: `log`, `shard unify 3`.
     fn name(&self) -> String;
 
-    /// Is it ready? Must answer at once; it is asked every few seconds.
-    ///
-    /// # Errors
-    /// Why not.
-    fn check(&self) -> Result<(), String>;
+    /// How it fares. Must answer at once; it is asked every few seconds.
+    fn check(&self) -> Health;
+}
+
+impl<C: Check> Check for Arc<C> {
+    fn name(&self) -> String {
+        self.as_ref().name()
+    }
+
+    fn check(&self) -> Health {
+        self.as_ref().check()
+    }
 }
 
 /// The sums of one tenant in one stage.
@@ -177,13 +195,22 @@ async fn unknown_path(request: Request) -> Response {
 }
 
 async fn readyz(State(state): State<AdminState>) -> Response {
-    let outcomes = state.checks.iter().map(|check| (check.name(), check.check()));
-    let not_ready: serde_json::Map<String, Value> =
-        outcomes.filter_map(|(name, outcome)| Some((name, Value::from(outcome.err()?)))).collect();
-    if not_ready.is_empty() {
-        return answer(StatusCode::OK, &json!({"ready": true}));
+    let (mut not_ready, mut impaired) = (Map::new(), Map::new());
+    for check in state.checks.iter() {
+        match check.check() {
+            Health::Well => {}
+            Health::Impaired(why) => drop(impaired.insert(check.name(), why.into())),
+            Health::NotReady(why) => drop(not_ready.insert(check.name(), why.into())),
+        }
     }
-    answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"ready": false, "not_ready": not_ready}))
+    let is_ready = not_ready.is_empty();
+    let mut body = json!({"ready": is_ready});
+    for (part, of) in [("not_ready", not_ready), ("impaired", impaired)] {
+        if !of.is_empty() {
+            body[part] = of.into();
+        }
+    }
+    answer(if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {

@@ -87,13 +87,13 @@ impl Consumer for Reader {
     }
 }
 
-struct Fixed(&'static str, Result<(), String>);
+struct Fixed(&'static str, Health);
 
 impl Check for Fixed {
     fn name(&self) -> String {
         self.0.to_owned()
     }
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Health {
         self.1.clone()
     }
 }
@@ -153,12 +153,21 @@ async fn get_from(state: &AdminState, path: &str) -> (u16, String) {
 #[tokio::test]
 async fn readiness_names_what_is_missing() {
     let log = Arc::new(Memory::default());
-    let ready = state(&log, vec![Box::new(Fixed("log", Ok(())))]);
+    let ready = state(&log, vec![Box::new(Fixed("log", Health::Well))]);
     assert_eq!(get_from(&ready, "/readyz").await, (200, "{\"ready\":true}\n".to_owned()));
-    let waiting: Vec<Box<dyn Check>> =
-        vec![Box::new(Fixed("log", Ok(()))), Box::new(Fixed("shard unify 3", Err("following".into())))];
+    let impaired: Vec<Box<dyn Check>> = vec![Box::new(Fixed("log", Health::Impaired("away".into())))];
+    let (status, body) = get_from(&state(&log, impaired), "/readyz").await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, body), (200, serde_json::json!({"ready": true, "impaired": {"log": "away"}})));
+    let waiting: Vec<Box<dyn Check>> = vec![
+        Box::new(Fixed("log", Health::Well)),
+        Box::new(Fixed("shard unify 3", Health::NotReady("is being opened".into()))),
+    ];
     let (status, body) = get_from(&state(&log, waiting), "/readyz").await;
-    assert_eq!((status, body.contains(r#""shard unify 3":"following""#), body.contains("log")), (503, true, false));
+    assert_eq!(
+        (status, body.contains(r#""shard unify 3":"is being opened""#), body.contains("log")),
+        (503, true, false)
+    );
     assert_eq!(get_from(&ready, "/livez").await.0, 200);
     assert!(get_from(&ready, "/metrics").await.1.ends_with("# EOF\n"));
     assert_eq!(get_from(&ready, "/v2").await.0, 404);

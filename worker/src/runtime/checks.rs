@@ -1,20 +1,23 @@
-//! What must be so before a process is ready, besides its shards: it serves and does not stop, and its stores answer.
+//! What a process's readiness goes by, besides its shards: it serves and does not stop, and its stores have answered once. A store that is lost later is told, and
+//! makes no process unready: all would be at the same time, and clients would find no gateway that tells them to come again.
 //!
 //! A check must answer at once, so that stores are asked in the background. The thread that asks keeps its store open; whoever drops the check waits for it,
 //! so that no store is open when the process ends: RocksDB does not survive the end of `main`.
 
 use super::system::Stop;
-use crate::admin::Check;
+use crate::admin::{Check, Health};
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, TopicPartition};
 use millstream_shard::topics::Topics;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a store is asked.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+/// An answer that takes so long is none: a client may go on asking for half a minute.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
 /// How long the last answer is waited for. Embedded stores answer at once; a server that is away need not be waited for.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
 
@@ -46,11 +49,11 @@ impl Check for PhaseCheck {
         "process".to_owned()
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Health {
         match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Phase::Starting => Err("is starting: it does not serve yet".to_owned()),
-            Phase::Serving => Ok(()),
-            Phase::Stopping => Err("is stopping".to_owned()),
+            Phase::Starting => Health::NotReady("is starting: it does not serve yet".to_owned()),
+            Phase::Serving => Health::Well,
+            Phase::Stopping => Health::NotReady("is stopping".to_owned()),
         }
     }
 }
@@ -58,8 +61,39 @@ impl Check for PhaseCheck {
 /// A store that is asked again and again.
 pub struct StoreCheck {
     name: &'static str,
-    outcome: Arc<Mutex<Result<(), String>>>,
+    outcome: Arc<Mutex<Outcome>>,
     asking: Option<Asking>,
+}
+
+/// What is known of a store.
+struct Outcome {
+    newest: Result<(), String>,
+    /// It has answered once.
+    has_answered: bool,
+    /// Each time since then.
+    answers_since: Option<Instant>,
+    /// It was asked then, and has not answered yet.
+    asked: Option<Instant>,
+}
+
+impl Default for Outcome {
+    fn default() -> Outcome {
+        let newest = Err("was not asked yet".to_owned());
+        Outcome { newest, has_answered: false, answers_since: None, asked: None }
+    }
+}
+
+impl Outcome {
+    fn note(&mut self, answer: Result<(), String>) {
+        self.has_answered |= answer.is_ok();
+        let since = self.answers_since.filter(|_| !self.is_overdue());
+        self.answers_since = answer.is_ok().then(|| since.unwrap_or_else(Instant::now));
+        (self.newest, self.asked) = (answer, None);
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() > ANSWERS_WITHIN)
+    }
 }
 
 /// The thread that asks.
@@ -98,26 +132,38 @@ impl StoreCheck {
 
     /// Starts to ask; ends when the check is dropped.
     fn new(name: &'static str, ask: impl Fn() -> Result<(), String> + Send + 'static) -> StoreCheck {
-        let outcome = Arc::new(Mutex::new(Err("was not asked yet".to_owned())));
+        let outcome = Arc::<Mutex<Outcome>>::default();
         let (told, (ending, ended)) = (Arc::<Stop>::default(), channel());
         let (answered, stop) = (outcome.clone(), told.clone());
         let started = std::thread::Builder::new().name(format!("{name}-check")).spawn(move || {
             let mut pause = Duration::ZERO;
             while !stop.wait(pause) {
+                lock(&answered).asked = Some(Instant::now());
                 let answer = ask();
                 pause = if answer.is_ok() { ASK_EVERY } else { ASK_EVERY / 10 };
-                *answered.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+                lock(&answered).note(answer);
             }
             // In this order: who waits takes the end of the channel for the end of the store.
             drop(ask);
             drop::<Sender<()>>(ending);
         });
         if let Err(error) = &started {
-            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error.to_string());
+            lock(&outcome).newest = Err(error.to_string());
         }
         let asking = started.ok().map(|thread| Asking { thread, told, ended: Mutex::new(ended) });
         StoreCheck { name, outcome, asking }
     }
+
+    /// For how long it has answered whenever it was asked.
+    pub fn answers_for(&self) -> Duration {
+        let outcome = lock(&self.outcome);
+        let since = outcome.answers_since.filter(|_| !outcome.is_overdue());
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+fn lock(outcome: &Mutex<Outcome>) -> MutexGuard<'_, Outcome> {
+    outcome.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Check for StoreCheck {
@@ -125,8 +171,14 @@ impl Check for StoreCheck {
         self.name.to_owned()
     }
 
-    fn check(&self) -> Result<(), String> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn check(&self) -> Health {
+        let outcome = lock(&self.outcome);
+        let why = match &outcome.newest {
+            Ok(()) if outcome.is_overdue() => format!("does not answer within {ANSWERS_WITHIN:?}"),
+            Ok(()) => return Health::Well,
+            Err(why) => why.clone(),
+        };
+        if outcome.has_answered { Health::Impaired(why) } else { Health::NotReady(why) }
     }
 }
 
@@ -134,16 +186,15 @@ impl Check for StoreCheck {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Instant;
 
     #[test]
     fn a_process_is_ready_between_its_start_and_its_stop() {
         let phase = PhaseCheck::default();
-        assert!(phase.check().unwrap_err().contains("starting"));
+        assert!(matches!(phase.check(), Health::NotReady(why) if why.contains("starting")));
         phase.set(Phase::Serving);
-        assert_eq!(phase.check(), Ok(()));
+        assert_eq!(phase.check(), Health::Well);
         phase.set(Phase::Stopping);
-        assert!(phase.check().unwrap_err().contains("stopping"));
+        assert!(matches!(phase.check(), Health::NotReady(why) if why.contains("stopping")));
     }
 
     #[test]
@@ -161,22 +212,23 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_ready_again_after_an_outage() {
+    fn a_store_must_answer_once_and_is_impaired_when_it_is_lost() {
         let away = Arc::new(AtomicBool::new(true));
         let asked = away.clone();
         let check =
             StoreCheck::new("log", move || if asked.load(Ordering::SeqCst) { Err("away".into()) } else { Ok(()) });
-        let until = |wanted: Result<(), String>| {
+        let until = |wanted: Health| {
             let deadline = Instant::now() + Duration::from_secs(60);
             while check.check() != wanted {
                 assert!(Instant::now() < deadline, "{:?}", check.check());
                 std::thread::yield_now();
             }
         };
-        until(Err("away".into()));
+        until(Health::NotReady("away".into()));
         away.store(false, Ordering::SeqCst);
-        until(Ok(()));
+        until(Health::Well);
         away.store(true, Ordering::SeqCst);
-        until(Err("away".into()));
+        until(Health::Impaired("away".into()));
+        assert_eq!(check.answers_for(), Duration::ZERO);
     }
 }

@@ -1,6 +1,7 @@
 //! What a shard's thread and the rest of the process share: orders go in; condition, sums and what to report come out.
 
 use super::ears::Ear;
+use crate::admin::Health;
 use millstream_model::proto::{Position, Usage};
 use millstream_plan::plan::ShardId;
 use millstream_plan::status::{Role, ShardStatus};
@@ -22,6 +23,11 @@ const HANGS: Duration = Duration::from_secs(120);
 const OPENS_LONG: Duration = Duration::from_secs(600);
 /// An attempt to open a shard that has gone on for so long is not failing, whatever the one before did: it may be reading a long changelog.
 const GOES_ON: Duration = Duration::from_secs(5);
+/// A follower that is further behind, in messages of its changelog, would take long to take over: its process is not ready.
+const FOLLOWS_WITHIN: u64 = 10_000;
+/// A shard that has worked, and does not for so long though log and documents answer, makes its process unready. Whoever takes over does so within seconds; what is
+/// opened again once is not worth a Pod's endpoints.
+const REOPENS_WITHIN: Duration = Duration::from_secs(60);
 
 /// How a shard fares in this process, for readiness and look-ups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub enum Condition {
     Closed,
     /// Tries again soon; says why.
     Retrying(String),
+    /// Tries again soon, or writes again what was not taken: the log or the document store does not answer; says why.
+    Away(String),
     /// Needs a person; says why.
     Stopped(String),
 }
@@ -70,6 +78,10 @@ pub struct Desk {
 struct Inner {
     order: Order,
     condition: Condition,
+    /// It has worked since it was given to this process.
+    has_worked: bool,
+    /// It has not worked since then.
+    fails_since: Option<Instant>,
     usage: BTreeMap<String, Usage>,
     status: ShardStatus,
     passed: Vec<Position>,
@@ -99,6 +111,8 @@ impl Desk {
         let inner = Inner {
             order,
             condition,
+            has_worked: false,
+            fails_since: None,
             usage: BTreeMap::new(),
             status: ShardStatus::default(),
             passed: Vec::new(),
@@ -133,9 +147,10 @@ impl Desk {
         self.lock().order.clone()
     }
 
-    /// Says what to do from now on.
-    pub fn set_order(&self, order: Order) {
+    /// Says what to do from now on; true when it begins to be taken over.
+    pub fn set_order(&self, order: Order) -> bool {
         let mut inner = self.lock();
+        let takes_over = order.duty == Duty::TakeOver && inner.order.duty != Duty::TakeOver;
         if inner.order != order {
             if inner.condition == Condition::Closed && order.duty != Duty::Nothing {
                 inner.condition = Condition::Opening;
@@ -143,6 +158,7 @@ impl Desk {
             inner.order = order;
             self.ordered.notify_all();
         }
+        takes_over
     }
 
     /// Waits until there is another order than this one, or until the pause is over.
@@ -172,9 +188,40 @@ impl Desk {
         self.lock().stepped = Some(Instant::now());
     }
 
+    /// How it fares, for readiness. What worked stays ready while the log or the document store is away: without them every process would be unready, and to
+    /// evict Pods, or to send requests elsewhere, would help nobody.
+    pub fn health(&self) -> Health {
+        self.health_at(Instant::now())
+    }
+
+    fn health_at(&self, now: Instant) -> Health {
+        let inner = self.lock();
+        if let Some(why) = self.hangs(&inner, now) {
+            return Health::NotReady(format!("stopped: {why}"));
+        }
+        let is_short = |since: Instant| now.saturating_duration_since(since) <= REOPENS_WITHIN;
+        let is_excused = |within: bool, why: String| match inner.has_worked && within {
+            true => Health::Impaired(why),
+            false => Health::NotReady(why),
+        };
+        match &inner.condition {
+            Condition::Following if inner.status.lag > FOLLOWS_WITHIN => {
+                Health::NotReady(format!("follows, {} messages behind", inner.status.lag))
+            }
+            Condition::Running | Condition::Following | Condition::Closed => Health::Well,
+            Condition::Hampered(why) => Health::Impaired(why.clone()),
+            Condition::Opening => Health::NotReady("is being opened".into()),
+            Condition::Away(why) => is_excused(true, format!("is opened again: {why}")),
+            Condition::Retrying(why) => {
+                is_excused(inner.fails_since.is_none_or(is_short), format!("is opened again: {why}"))
+            }
+            Condition::Stopped(why) => Health::NotReady(format!("stopped: {why}")),
+        }
+    }
+
     /// Sets how it fares.
     pub fn set(&self, condition: Condition) {
-        self.lock().condition = condition;
+        self.lock().fares(condition);
     }
 
     /// Notes why it does not work. What a person must look after stays until it works again: that another attempt failed otherwise,
@@ -183,9 +230,10 @@ impl Desk {
         let mut inner = self.lock();
         inner.stepped = None;
         match error {
-            ShardError::Stopped(message) => inner.condition = Condition::Stopped(message),
-            ShardError::Reopen(_) if matches!(inner.condition, Condition::Stopped(_)) => {}
-            ShardError::Reopen(message) => inner.condition = Condition::Retrying(message),
+            ShardError::Stopped(message) => inner.fares(Condition::Stopped(message)),
+            _ if matches!(inner.condition, Condition::Stopped(_)) => {}
+            ShardError::Reopen(message) => inner.fares(Condition::Retrying(message)),
+            ShardError::Away(message) => inner.fares(Condition::Away(message)),
         }
     }
 
@@ -194,7 +242,7 @@ impl Desk {
         let mut inner = self.lock();
         let was_hampered = matches!(inner.condition, Condition::Hampered(_));
         if quiet == 0 || quiet >= QUIET_POLLS || !matches!(inner.condition, Condition::Stopped(_)) {
-            inner.condition = Condition::Running;
+            inner.fares(Condition::Running);
         }
         was_hampered
     }
@@ -203,7 +251,7 @@ impl Desk {
     pub fn hampered(&self, why: &str) -> bool {
         let mut inner = self.lock();
         let is_new = !matches!(inner.condition, Condition::Hampered(_));
-        inner.condition = Condition::Hampered(why.to_owned());
+        inner.fares(Condition::Hampered(why.to_owned()));
         is_new
     }
 
@@ -211,7 +259,7 @@ impl Desk {
     pub fn followed(&self) {
         let mut inner = self.lock();
         if inner.status.lag == 0 || !matches!(inner.condition, Condition::Stopped(_)) {
-            inner.condition = Condition::Following;
+            inner.fares(Condition::Following);
         }
     }
 
@@ -263,9 +311,10 @@ impl Desk {
                 "it takes long to open: look whether its disk hangs".to_owned()
             }
             _ if inner.is_opening_for(GOES_ON, now) => String::new(),
-            Condition::Hampered(message) | Condition::Retrying(message) | Condition::Stopped(message) => {
-                message.clone()
-            }
+            Condition::Hampered(message)
+            | Condition::Retrying(message)
+            | Condition::Away(message)
+            | Condition::Stopped(message) => message.clone(),
             _ => inner.behind.as_ref().and_then(|behind| behind.held_back.clone()).unwrap_or_default(),
         };
         let mut status = ShardStatus { condition, unread, ..inner.status.clone() };
@@ -382,6 +431,20 @@ impl Ear for Desk {
 }
 
 impl Inner {
+    fn fares(&mut self, condition: Condition) {
+        match &condition {
+            Condition::Running | Condition::Hampered(_) => (self.has_worked, self.fails_since) = (true, None),
+            Condition::Following => {
+                (self.has_worked, self.fails_since) = (self.has_worked || self.status.lag <= FOLLOWS_WITHIN, None);
+            }
+            Condition::Closed => (self.has_worked, self.fails_since) = (false, None),
+            Condition::Opening | Condition::Retrying(_) | Condition::Away(_) | Condition::Stopped(_) => {
+                self.fails_since.get_or_insert_with(Instant::now);
+            }
+        }
+        self.condition = condition;
+    }
+
     fn is_opening_for(&self, longer_than: Duration, now: Instant) -> bool {
         self.status.role == Role::Opening && self.has_stepped_for(longer_than, now)
     }
@@ -408,6 +471,49 @@ impl Drop for EndOfThread<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_worked_stays_ready_while_log_or_documents_are_away() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        let health = |after: Duration| desk.health_at(Instant::now() + after);
+        let is_ready = |after: Duration| !matches!(health(after), Health::NotReady(_));
+        let (now, long) = (Duration::ZERO, REOPENS_WITHIN * 2);
+        assert_eq!(health(now), Health::NotReady("is being opened".into()));
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(!is_ready(now), "it has never worked");
+        desk.polled(0);
+        assert_eq!(health(now), Health::Well);
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert_eq!(health(long), Health::Impaired("is opened again: nobody listens".into()));
+        desk.fail(ShardError::Reopen("no space left".into()));
+        assert!(is_ready(now) && !is_ready(long), "its own disk is at fault");
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(is_ready(long));
+        desk.fail(ShardError::Stopped("a gap".into()));
+        assert!(!is_ready(now));
+        desk.polled(0);
+        assert_eq!(health(long), Health::Well);
+        desk.set(Condition::Closed);
+        assert_eq!(health(now), Health::Well);
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(!is_ready(now), "it was given away meanwhile");
+    }
+
+    #[test]
+    fn a_follower_that_is_far_behind_is_not_ready() {
+        let desk = Desk::new("unify", 0, Duty::Standby { prepare: false, soon: false });
+        let follows = |lag: u64| {
+            desk.report(ShardStatus { role: Role::Standby, lag, ..ShardStatus::default() });
+            desk.followed();
+            desk.health()
+        };
+        assert!(matches!(follows(FOLLOWS_WITHIN + 1), Health::NotReady(why) if why.contains("10001 messages behind")));
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(matches!(desk.health(), Health::NotReady(_)), "it has never been close");
+        assert_eq!(follows(FOLLOWS_WITHIN), Health::Well);
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(matches!(desk.health(), Health::Impaired(_)));
+    }
 
     #[test]
     fn an_owner_whose_thread_hangs_is_told_as_none() {

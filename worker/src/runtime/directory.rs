@@ -3,7 +3,7 @@
 use super::desk::{Condition, Desk};
 use super::membership;
 use super::stage::Query;
-use crate::admin::{Check, Inspect, Misdirected, NoAnswer, NoUsage, ShardRow, Subject, TenantUsage};
+use crate::admin::{Check, Health, Inspect, Misdirected, NoAnswer, NoUsage, ShardRow, Subject, TenantUsage};
 use millstream_model::key::shard_of;
 use millstream_plan::view::Duty;
 use millstream_stages::action::{ActionStage, Answer, Inspect as Question, inspect};
@@ -98,7 +98,7 @@ impl Directory {
             return Err(NoUsage::NoShards);
         }
         if let Some(shared) = &self.membership {
-            membership::PlanCheck { shared: shared.clone(), needs_plan: true }.check().map_err(NoUsage::NotYet)?;
+            shared.has_place().map_err(NoUsage::NotYet)?;
         }
         match self.with_sums().find(|desk| is_awaited(desk)) {
             None => Ok(()),
@@ -114,7 +114,7 @@ fn is_awaited(desk: &Desk) -> bool {
 
 fn state_of(desk: &Desk) -> String {
     match desk.condition() {
-        Condition::Retrying(why) => format!("is opened again: {why}"),
+        Condition::Retrying(why) | Condition::Away(why) => format!("is opened again: {why}"),
         Condition::Stopped(why) => format!("stopped: {why}"),
         _ => "is being opened; try again".to_owned(),
     }
@@ -189,7 +189,7 @@ fn json(view: &impl serde::Serialize) -> Result<Option<Value>, NoAnswer> {
     serde_json::to_value(view).map(Some).map_err(|error| NoAnswer::NotNow(error.to_string()))
 }
 
-/// A shard is ready when it works.
+/// A shard that is owned, or followed within the bound.
 pub struct ShardCheck(pub Arc<Desk>);
 
 impl Check for ShardCheck {
@@ -197,13 +197,8 @@ impl Check for ShardCheck {
         format!("shard {} {}", self.0.stage, self.0.shard)
     }
 
-    fn check(&self) -> Result<(), String> {
-        match self.0.condition() {
-            Condition::Running | Condition::Hampered(_) | Condition::Following | Condition::Closed => Ok(()),
-            Condition::Opening => Err("is being opened".into()),
-            Condition::Retrying(message) => Err(format!("is opened again: {message}")),
-            Condition::Stopped(message) => Err(format!("stopped: {message}")),
-        }
+    fn check(&self) -> Health {
+        self.0.health()
     }
 }
 

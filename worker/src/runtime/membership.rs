@@ -9,12 +9,13 @@
 //!
 //! **Fenced**: a newer process of the same name runs. This one ends, and does not release anything: its successor is itself.
 
+use super::checks::StoreCheck;
 use super::desk::Desk;
 use super::ears::Ear;
 use super::rules::Rulebook;
 use super::stores::Creation;
 use super::system::Stop;
-use crate::admin::Check;
+use crate::admin::{Check, Health};
 use crate::gateway::Keyring;
 use crate::telemetry::Metrics;
 use millstream_plan::plan::ShardId;
@@ -114,6 +115,17 @@ impl Shared {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Is there a plan for this process?
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn has_place(&self) -> Result<(), String> {
+        match self.standing() {
+            Standing::Member => Ok(()),
+            Standing::Joining(why) | Standing::Waiting(why) | Standing::Fenced(why) => Err(why),
+        }
+    }
+
     /// Every worker's newest report.
     pub fn reports(&self) -> Vec<Heard> {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -166,40 +178,47 @@ impl Ear for Shared {
     }
 }
 
-/// A process that follows the plan is ready when there is one for it; one that has no shards, for as long as it hears `control`.
-///
-/// (One that has shards is ready by these: to end what owns a shard because a broker is away would help nobody.)
-pub struct PlanCheck {
-    /// Of the process.
-    pub shared: Arc<Shared>,
-    /// It has shards to be told of.
-    pub needs_plan: bool,
-}
-
-impl PlanCheck {
-    /// Revoked keys must not go on counting because nobody told this process.
-    fn check_hearing(&self) -> Result<(), String> {
-        let bound_ms = self.shared.silence_ms.saturating_mul(UNHEARD_BOUNDS);
-        let unheard_ms = self.shared.unheard_ms();
-        if self.needs_plan || unheard_ms <= bound_ms {
-            return Ok(());
-        }
-        let seconds = unheard_ms / 1_000;
-        Err(format!("has not heard `control` and `status` for {seconds} s: who may send may have changed meanwhile"))
-    }
-}
+/// A process that has shards is ready when there is a plan for it. That it does not hear `control` for a while changes nothing: it is ready by its shards.
+pub struct PlanCheck(pub Arc<Shared>);
 
 impl Check for PlanCheck {
     fn name(&self) -> String {
         "plan".to_owned()
     }
 
-    fn check(&self) -> Result<(), String> {
-        match self.shared.standing() {
-            Standing::Member => self.check_hearing(),
-            Standing::Waiting(_) if !self.needs_plan => self.check_hearing(),
-            Standing::Joining(why) | Standing::Waiting(why) | Standing::Fenced(why) => Err(why),
+    fn check(&self) -> Health {
+        self.0.has_place().map_or_else(Health::NotReady, |()| Health::Well)
+    }
+}
+
+/// A process without shards does without a plan, and is ready for as long as it hears `control`: revoked keys must not go on counting because nobody told it.
+/// While `ingress` is lost to it as well nothing is accepted, whoever sends.
+pub struct HearingCheck {
+    /// Of the process.
+    pub shared: Arc<Shared>,
+    /// Does the log answer?
+    pub log: Arc<StoreCheck>,
+}
+
+impl Check for HearingCheck {
+    fn name(&self) -> String {
+        "plan".to_owned()
+    }
+
+    fn check(&self) -> Health {
+        if let Standing::Joining(why) | Standing::Fenced(why) = self.shared.standing() {
+            return Health::NotReady(why);
         }
+        let bound = Duration::from_millis(self.shared.silence_ms.saturating_mul(UNHEARD_BOUNDS));
+        let unheard = Duration::from_millis(self.shared.unheard_ms());
+        if unheard <= bound {
+            return Health::Well;
+        }
+        let seconds = unheard.as_secs();
+        let why =
+            format!("has not heard `control` and `status` for {seconds} s: who may send may have changed meanwhile");
+        // When the log is back, hearing it again may take as long.
+        if self.log.answers_for() <= bound { Health::Impaired(why) } else { Health::NotReady(why) }
     }
 }
 
@@ -375,7 +394,9 @@ impl Membership {
         }
         let orders = member.orders(self.monotonic_ms());
         for desk in &self.desks {
-            desk.set_order(orders.get(&desk.id()).cloned().unwrap_or_default());
+            if desk.set_order(orders.get(&desk.id()).cloned().unwrap_or_default()) {
+                tracing::info!(stage = desk.stage, shard = desk.shard, "nobody has the shard: it is taken over");
+            }
         }
         self.judge(member);
         member.report(self.statuses(), self.monotonic_ms());

@@ -37,7 +37,7 @@ use desk::Desk;
 use directory::{Directory, ShardCheck};
 use ears::{Ear, EarWatch};
 use lag::LagWatch;
-use membership::{MemberSettings, Membership, Senders, Starter};
+use membership::{HearingCheck, MemberSettings, Membership, PlanCheck, Senders, Starter};
 use memory::Parts;
 use millstream_plan::view::{Duty, GATEWAY};
 use millstream_shard::documents::DocumentStore;
@@ -594,16 +594,18 @@ impl Process {
 
     fn admin_state(&self) -> AdminState {
         let mut checks: Vec<Box<dyn Check>> = vec![Box::new(self.phase.clone())];
-        checks.push(Box::new(StoreCheck::log(self.log.clone(), &self.topics)));
+        let log = Arc::new(StoreCheck::log(self.log.clone(), &self.topics));
+        checks.push(Box::new(log.clone()));
         if let Some(documents) = &self.documents {
             checks.push(Box::new(StoreCheck::documents(documents.clone())));
         }
         let desks = self.directory.desks().iter();
         checks.extend(desks.map(|desk| Box::new(ShardCheck(desk.clone())) as Box<dyn Check>));
         if let Some(membership) = &self.membership {
-            // Gateways do without a plan.
-            let needs_plan = !self.directory.desks().is_empty();
-            checks.push(Box::new(membership::PlanCheck { shared: membership.clone(), needs_plan }));
+            checks.push(match self.directory.desks() {
+                [] => Box::new(HearingCheck { shared: membership.clone(), log }),
+                _ => Box::new(PlanCheck(membership.clone())),
+            });
         }
         AdminState::new(
             checks,

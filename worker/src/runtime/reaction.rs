@@ -136,7 +136,7 @@ impl Work {
             }
             let Err(error) = self.run_once(&mut backoff) else { continue };
             match &error {
-                ShardError::Reopen(message) => {
+                ShardError::Reopen(message) | ShardError::Away(message) => {
                     tracing::warn!(stage = "reaction", shard = self.shard, message, "partition is opened again");
                 }
                 ShardError::Stopped(message) => {
@@ -370,7 +370,7 @@ impl Work {
                         "the document store takes next to nothing; writes are repeated"
                     );
                 }
-                self.desk.set(Condition::Retrying(format!(
+                self.desk.set(Condition::Away(format!(
                     "the document store takes next to nothing, writes are repeated: {why}"
                 )));
             }
@@ -444,7 +444,7 @@ impl Work {
         let deadline_ms = self.environment.clock.now_ms() + PATIENCE_MS;
         while consumer.positions().first().is_none_or(|position| *position < end) {
             if self.stop.is_stopped() || self.environment.clock.now_ms() > deadline_ms {
-                return Err(ShardError::Reopen(format!("{at} cannot be read to its end at {end}")));
+                return Err(ShardError::Away(format!("{at} cannot be read to its end at {end}")));
             }
             consumer.poll(MESSAGES, IDLE, &mut |message| {
                 let records = frame::read(message.payload, Content::Changelog).into_iter().flatten().flatten();

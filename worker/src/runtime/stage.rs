@@ -138,7 +138,7 @@ impl<S: Stage> Work<S> {
         }
         match self.seat.read_anew() {
             // It is told again when that stays so.
-            Err(ShardError::Reopen(message)) => {
+            Err(ShardError::Reopen(message) | ShardError::Away(message)) => {
                 let (stage, shard) = (self.desk.stage, self.desk.shard);
                 tracing::warn!(stage, shard, message, "inputs cannot be read with another client yet");
                 Ok(())
@@ -246,7 +246,9 @@ impl<S: Stage> Work<S> {
     fn failed(&mut self, error: ShardError) {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match &error {
-            ShardError::Reopen(message) => tracing::warn!(stage, shard, message, "shard is opened again"),
+            ShardError::Reopen(message) | ShardError::Away(message) => {
+                tracing::warn!(stage, shard, message, "shard is opened again");
+            }
             ShardError::Stopped(message) => tracing::error!(stage, shard, message, "shard stopped"),
         }
         let pause = self.backoff.after(&error);

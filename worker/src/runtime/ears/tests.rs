@@ -3,7 +3,7 @@
 use super::*;
 use crate::gateway::Keyring;
 use crate::runtime::desk::Desk;
-use crate::runtime::membership::{MemberSettings, Membership, PlanCheck, Senders};
+use crate::runtime::membership::{MemberSettings, Membership, Senders};
 use crate::runtime::observe::Exports;
 use crate::runtime::reaction::{ReactionLimits, ReactionThread};
 use crate::runtime::rules::Rulebook;
@@ -311,7 +311,6 @@ fn a_process_hears_control_and_status_with_another_client() {
     let membership = Membership::new(settings, environment, creation, senders, desks, starters, fixture.stop.clone());
     let shared = membership.shared();
     let running = membership.start().unwrap();
-    let check = PlanCheck { shared: shared.clone(), needs_plan: true };
     let publish = |number| {
         let plan = Plan { version: Version { term: 1, number }, generation: 1, ..Plan::default() };
         Publisher::open(&*fixture.log, &fixture.topics).unwrap().publish(plan).unwrap();
@@ -322,9 +321,9 @@ fn a_process_hears_control_and_status_with_another_client() {
     polls(&empty);
     publish(1);
     polls(&empty);
-    assert!(crate::admin::Check::check(&check).is_err(), "no plan was heard");
+    assert!(shared.has_place().is_err(), "no plan was heard");
     shared.read_anew();
-    eventually("the plan", || crate::admin::Check::check(&check).is_ok());
+    eventually("the plan", || shared.has_place().is_ok());
     fixture.stop.stop();
     running.join().unwrap();
 }

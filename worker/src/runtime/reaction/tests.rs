@@ -67,7 +67,7 @@ fn a_store_that_is_configured_wrongly_needs_a_person_and_one_that_is_away_does_n
     let wrong = condition(|| DocumentError::Configuration("collection users has a unique index".into()));
     assert!(matches!(&wrong, Condition::Stopped(why) if why.contains("unique index")), "{wrong:?}");
     let away = condition(|| DocumentError::Unavailable("nobody listens".into()));
-    assert!(matches!(&away, Condition::Retrying(why) if why.contains("nobody listens")), "{away:?}");
+    assert!(matches!(&away, Condition::Away(why) if why.contains("nobody listens")), "{away:?}");
 }
 
 #[test]
