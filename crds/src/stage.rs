@@ -63,7 +63,7 @@ pub struct Stage {
     #[serde(default, skip_serializing_if = "FreeForm::is_empty")]
     pub config: FreeForm,
 
-    /// Laid over the Pods' template, field by field, lists by their keys (default: nothing). The API server checks the result when it is applied; what it refuses is in the condition `Degraded`, with its words, and the workers of that stage stay as they are.
+    /// Laid over the Pods' template, field by field, lists by their keys (default: nothing). The API server checks the result by a dry run before anything of the specification is applied; what it refuses is in the condition `Degraded`, with its words, and everything stays as it is.
     #[serde(default, skip_serializing_if = "FreeForm::is_empty")]
     pub pod_template: FreeForm,
 }

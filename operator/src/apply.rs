@@ -17,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
+use millstream_crds::StageName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use std::fmt::Debug;
 pub(crate) struct Applied {
     /// As the API server has them now.
     pub(crate) stateful_sets: Vec<StatefulSet>,
-    /// The first that was refused: the others were applied all the same.
+    /// The first that was refused: the others were applied all the same, but for what names it.
     pub(crate) refused: Option<Trouble>,
 }
 
@@ -34,6 +35,30 @@ struct Applier<'a> {
     client: &'a Client,
     prepared: &'a Prepared,
     refused: Option<Trouble>,
+}
+
+/// Asks the API server whether it would take the StatefulSets, where users have laid something over their Pods' templates; the first that it would refuse. Nothing of a
+/// specification is applied before: half of it would be what nobody asked for.
+///
+/// # Errors
+/// [`Trouble`]: it is not known.
+pub(crate) async fn refused(
+    client: &Client,
+    prepared: &Prepared,
+    objects: &Objects,
+) -> Result<Option<Trouble>, Trouble> {
+    let stages = &prepared.pipeline.spec.stages;
+    if StageName::ALL.iter().all(|stage| stages.of(*stage).pod_template.0.is_empty()) {
+        return Ok(None);
+    }
+    let mut applier = Applier { client, prepared, refused: None };
+    for set in &objects.stateful_sets {
+        let api = applier.api::<StatefulSet>();
+        let params = PatchParams::apply(FIELD_MANAGER).force().dry_run();
+        let answer = api.patch(&set.name_any(), &params, &Patch::Apply(set)).await;
+        applier.unless_refused(answer.map_err(|error| Trouble::of(called(set), error)))?;
+    }
+    Ok(applier.refused)
 }
 
 /// Applies the objects, and removes those of before.

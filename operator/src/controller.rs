@@ -4,7 +4,7 @@
 //! stops nobody else. After a failure a pipeline waits by the kind of failure, longer each time ([`Trouble::pause`]); others do not wait for it.
 
 use crate::admin::{Admin, Name};
-use crate::apply::{apply, recreate, replace};
+use crate::apply::{Applied, apply, recreate, refused, replace};
 use crate::build::secrets::needed;
 use crate::build::{build, names};
 use crate::deletion;
@@ -296,18 +296,21 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let (pinned, pins_ignored) = prepared.pins();
     let is_paused = pipeline.spec.paused;
     context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
-    let (stateful_sets, refused) = if is_paused {
+    let (stateful_sets, refusal) = if is_paused {
         (observed.stateful_sets, None)
     } else {
         intent.settle(&mut objects, &observed.stateful_sets);
-        let applied = apply(client, &prepared, &objects).await?;
+        let applied = match refused(client, &prepared, &objects).await? {
+            Some(refused) => Applied { stateful_sets: observed.stateful_sets, refused: Some(refused) },
+            None => apply(client, &prepared, &objects).await?,
+        };
         replace(client, prepared.namespace(), &intent.replaced).await?;
         recreate(client, prepared.namespace(), &intent.recreated).await?;
         (applied.stateful_sets, applied.refused)
     };
     tell_scales(client, &prepared, &stateful_sets).await?;
     let doing = if is_paused { Vec::new() } else { intent.doing };
-    let trouble = refused.map(|refused| (refused.reason(), refused.to_string()));
+    let trouble = refusal.map(|refusal| (refusal.reason(), refusal.to_string()));
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
     let absent_topics = match making {
         Making::Absent(absent) => Some(absent),

@@ -43,9 +43,19 @@ fn what_the_user_has_to_mend_is_named_and_nothing_is_changed_before() {
     scene.secret("mongodb://db/");
     scene.condition("Degraded False AsExpected");
     // The API server's own word on what it refuses.
-    scene.pipeline(&json!({"stages": {"action": {"podTemplate": {"spec": {"restartPolicy": "Never"}}}}}));
+    let (image, former) = ("registry.example.com/millstream:0.2.0", scene.get("sts", "orders-unify"));
+    let wrong = json!({"podTemplate": {"spec": {"restartPolicy": "Never"}}});
+    scene.pipeline(&json!({"image": image, "stages": {"action": wrong}}));
     let message = scene.condition("Degraded True ObjectRefused");
     assert!(message.contains("StatefulSet orders-action is refused") && message.contains("restartPolicy"), "{message}");
+    // Nor is the rest of that specification applied, though nothing is wrong with it.
+    let of_unify = |scene: &Scene| scene.get("sts", "orders-unify")["spec"].clone();
+    assert_eq!(of_unify(&scene), former["spec"]);
+    let right = json!({"podTemplate": {"spec": {"priorityClassName": ""}}});
+    scene.pipeline(&json!({"image": image, "stages": {"action": right}}));
+    scene.condition("Degraded False AsExpected");
+    let applied = of_unify(&scene).pointer("/template/spec/containers/0/image").cloned();
+    assert_eq!(applied, Some(json!(image)));
 }
 
 #[test]
