@@ -58,7 +58,13 @@ pub(crate) async fn refused(
         let answer = api.patch(&set.name_any(), &params, &Patch::Apply(set)).await;
         applier.unless_refused(answer.map_err(|error| Trouble::of(called(set), error)))?;
     }
-    Ok(applier.refused)
+    Ok(applier.refused.map(|trouble| match trouble {
+        Trouble::Refused { what, message } => Trouble::Refused {
+            what,
+            message: format!("{message}; nothing new is applied, new sizes included, until podTemplate is mended"),
+        },
+        other => other,
+    }))
 }
 
 /// Applies the objects, and removes those of before.

@@ -295,13 +295,18 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
     let (pinned, pins_ignored) = prepared.pins();
     let is_paused = pipeline.spec.paused;
-    context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
+    if !is_paused {
+        intent.settle(&mut objects, &observed.stateful_sets);
+    }
+    let refusal = if is_paused { None } else { refused(client, &prepared, &objects).await? };
+    if refusal.is_none() {
+        context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
+    }
     let (stateful_sets, refusal) = if is_paused {
         (observed.stateful_sets, None)
     } else {
-        intent.settle(&mut objects, &observed.stateful_sets);
-        let applied = match refused(client, &prepared, &objects).await? {
-            Some(refused) => Applied { stateful_sets: observed.stateful_sets, refused: Some(refused) },
+        let applied = match refusal {
+            Some(_) => Applied { stateful_sets: observed.stateful_sets, refused: refusal },
             None => apply(client, &prepared, &objects).await?,
         };
         replace(client, prepared.namespace(), &intent.replaced).await?;

@@ -24,6 +24,8 @@ pub struct Fleet {
     pub versions: BTreeSet<String>,
     /// Shards that move, or wait for it.
     pub moving: usize,
+    /// Some that own shards do not know their zone.
+    pub is_zoneless: bool,
 }
 
 /// One shard.
@@ -72,11 +74,12 @@ impl Fleet {
         };
         let takers = view.reports().filter(|(report, at_ms)| is_taker(report, *at_ms));
         let takers = takers.map(|(report, _)| report.worker.clone()).collect();
-        let living = view.reports().map(|(report, _)| report).filter(|report| alive.contains(&report.worker));
-        let versions = living.map(|report| report.version.clone()).filter(|version| !version.is_empty()).collect();
+        let living = || view.reports().map(|(report, _)| report).filter(|report| alive.contains(&report.worker));
+        let is_zoneless = living().any(|report| report.zone.is_empty() && !report.shards.is_empty());
+        let versions = living().map(|report| report.version.clone()).filter(|version| !version.is_empty()).collect();
         let in_force = view.plan().map(|plan| plan.version).unwrap_or_default();
         let (plan, moving) = if is_leading { (outcome.plan.version, outcome.pending.len()) } else { (in_force, 0) };
-        Fleet { plan, shards, alive, takers, versions, moving }
+        Fleet { plan, shards, alive, takers, versions, moving, is_zoneless }
     }
 
     /// It is alive, and owns a shard or is about to.

@@ -172,7 +172,7 @@ fn said(
         }
         None => match without_owner(pipeline, outcome) {
             Some(message) => (ConditionType::Ready, "False", Reason::ShardsWithoutOwner, message),
-            None => (ConditionType::Ready, "True", Reason::WorkersReady, String::new()),
+            None => (ConditionType::Ready, "True", Reason::WorkersReady, placed_by_node(outcome).to_owned()),
         },
     };
     let moving = outcome.fleet.as_ref().map_or(0, |fleet| fleet.moving);
@@ -278,6 +278,16 @@ fn unmeasured(freshness: &Freshness) -> String {
     match named.is_empty() {
         true => "there is no plan yet".to_owned(),
         false => format!("{} shards: {}", freshness.unknown.len(), named.join("; ")),
+    }
+}
+
+/// Where Kubernetes does not copy a node's zone to its Pods, standbys are kept apart by node.
+fn placed_by_node(outcome: &Outcome) -> &'static str {
+    match &outcome.fleet {
+        Some(fleet) if fleet.is_zoneless => {
+            "standbys are kept apart by node, not by zone: Pods have no label topology.kubernetes.io/zone"
+        }
+        _ => "",
     }
 }
 
@@ -502,6 +512,16 @@ mod tests {
             (stage.shards_without_owner, stage.shards_without_standby)
         };
         assert_eq!((counts("action"), counts("unify"), counts("gateway")), ((1, 0), (0, 1), (0, 0)));
+    }
+
+    #[test]
+    fn that_zones_are_not_known_is_said_and_nothing_is_wrong() {
+        let zoneless = Fleet { is_zoneless: true, ..fleet() };
+        let said = status(&pipeline(&json!({})), &Outcome { fleet: Some(zoneless), ..sets(2, 2) }, &at(1));
+        assert_eq!(short(&said)[0], "Ready True WorkersReady");
+        assert!(said.conditions[0].message.contains("topology.kubernetes.io/zone"), "{:?}", said.conditions[0]);
+        let said = status(&pipeline(&json!({})), &known(2, 2), &at(1));
+        assert_eq!(said.conditions[0].message, "");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! A proxy between one client and a Kubernetes API server, for one client: it names each request that writes, and does with it what a test says.
+//! A proxy between one client and a Kubernetes API server, for one client: it names each request, and does with it what a test says.
 //!
-//! Everything else passes, watches as they come. Writes of Leases pass too, because who leads is not what these tests are about, and so do dry runs. When a write has *struck*, nothing passes any more
+//! Writes are judged by one judge, what is read and watched by another, who lets everything pass unless a test says otherwise. Writes of Leases pass too, because who leads is not what these tests are about, and so do dry runs. When a write has *struck*, nothing passes any more
 //! until the proxy is told to go on: the client is about to be killed, and has done nothing else before.
 //!
 //! What watches hear can be held back, so that what the client has heard is older than what it has written.
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Runtime;
 
-/// What becomes of a write.
+/// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It is done.
@@ -32,7 +32,7 @@ pub enum Fate {
     StruckAfter,
 }
 
-/// Says what becomes of a write, by its name (`PATCH statefulsets/orders-unify`, `POST events`) and its body.
+/// Says what becomes of a request, by its name (`PATCH statefulsets/orders-unify`, `POST events`, `GET pods`, `WATCH secrets`) and its body.
 pub type Judge = Box<dyn FnMut(&str, &str) -> Fate + Send>;
 
 /// What watches hear. Cheap to clone.
@@ -82,6 +82,8 @@ struct Shared {
 
 struct Judging {
     judge: Judge,
+    /// Of what is read.
+    reads: Judge,
     writes: Vec<String>,
     is_halted: bool,
     has_struck: bool,
@@ -89,7 +91,8 @@ struct Judging {
 
 impl Judging {
     fn by(judge: impl FnMut(&str, &str) -> Fate + Send + 'static) -> Judging {
-        Judging { judge: Box::new(judge), writes: Vec::new(), is_halted: false, has_struck: false }
+        let reads = Box::new(|_: &str, _: &str| Fate::Done);
+        Judging { judge: Box::new(judge), reads, writes: Vec::new(), is_halted: false, has_struck: false }
     }
 }
 
@@ -145,6 +148,11 @@ impl ApiProxy {
         std::mem::replace(&mut *self.shared.judging(), Judging::by(judge)).writes
     }
 
+    /// From now on, until it goes on, this one judges what is read.
+    pub fn judge_reads(&self, mut judge: impl FnMut(&str) -> Fate + Send + 'static) {
+        self.shared.judging().reads = Box::new(move |name, _| judge(name));
+    }
+
     /// Has a write struck, and is it done, if it is to be?
     pub fn has_struck(&self) -> bool {
         self.shared.judging().has_struck
@@ -157,14 +165,21 @@ impl Shared {
     }
 
     /// Nothing: it stands still.
-    fn fate(&self, write: Option<String>, body: &[u8]) -> Option<Fate> {
+    fn fate(&self, asked: Option<Asked>, body: &[u8]) -> Option<Fate> {
         let mut judging = self.judging();
         if judging.is_halted {
             return None;
         }
-        let Some(write) = write else { return Some(Fate::Done) };
-        let fate = (judging.judge)(&write, &String::from_utf8_lossy(body));
-        judging.writes.push(write);
+        let body = String::from_utf8_lossy(body);
+        let fate = match asked {
+            None => return Some(Fate::Done),
+            Some(Asked { name, is_write: false }) => (judging.reads)(&name, &body),
+            Some(Asked { name, is_write: true }) => {
+                let fate = (judging.judge)(&name, &body);
+                judging.writes.push(name);
+                fate
+            }
+        };
         judging.is_halted = matches!(fate, Fate::StruckBefore | Fate::StruckAfter);
         Some(fate)
     }
@@ -198,7 +213,7 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let Ok(body) = to_bytes(body, usize::MAX).await else { return StatusCode::BAD_REQUEST.into_response() };
     // A judge may wait for what a watch hears.
-    let fate = tokio::task::block_in_place(|| shared.fate(write(&head.method, &head.uri), &body));
+    let fate = tokio::task::block_in_place(|| shared.fate(asked(&head.method, &head.uri), &body));
     match fate {
         Some(Fate::Done) => shared.forward(head, body).await.unwrap_or_else(|error| away(&error)),
         Some(Fate::Refused(code)) => refusal(code),
@@ -236,9 +251,16 @@ fn refusal(code: u16) -> Response {
     (StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Json(status)).into_response()
 }
 
-/// The name of a request that writes.
-fn write(method: &Method, uri: &Uri) -> Option<String> {
-    if method == Method::GET || uri.query().is_some_and(|query| query.contains("dryRun")) {
+/// A request that is judged.
+struct Asked {
+    name: String,
+    is_write: bool,
+}
+
+/// What is asked, but for what these tests are not about.
+fn asked(method: &Method, uri: &Uri) -> Option<Asked> {
+    let queries = |what: &str| uri.query().is_some_and(|query| query.contains(what));
+    if queries("dryRun") {
         return None;
     }
     let path = uri.path();
@@ -246,7 +268,9 @@ fn write(method: &Method, uri: &Uri) -> Option<String> {
         path.split_once("/namespaces/").and_then(|(_, rest)| rest.split_once('/')).map_or(path, |(_, what)| what);
     // One that repeats itself is counted in the first one, which has a name of its own.
     let what = if what.starts_with("events") { "events" } else { what };
-    (!what.starts_with("leases")).then(|| format!("{method} {what}"))
+    let method = if queries("watch=true") { "WATCH" } else { method.as_str() };
+    let is_write = !["GET", "WATCH"].contains(&method);
+    (!what.starts_with("leases")).then(|| Asked { name: format!("{method} {what}"), is_write })
 }
 
 /// Headers that are about this connection only.

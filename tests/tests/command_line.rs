@@ -4,6 +4,7 @@
 use millstream_tests::conformance::unique;
 use millstream_tests::load::{generated, settings};
 use millstream_tests::pipeline::{DEADLINE, Pipeline, Settings, binary, until};
+use millstream_tests::plan::FOLLOWS;
 use millstream_tests::servers::{Kafka, Mongo};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -59,7 +60,7 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A `tail --follow`.
+/// A command that goes on until it is ended.
 struct Follow {
     child: Child,
     lines: Receiver<String>,
@@ -67,8 +68,12 @@ struct Follow {
 
 impl Follow {
     fn start(admin: &str, tenant: &str) -> Follow {
+        Follow::of(&["tail", "events", "--follow", "--tenant", tenant, "--admin", admin])
+    }
+
+    fn of(arguments: &[&str]) -> Follow {
         let mut child = Command::new(binary().unwrap())
-            .args(["tail", "events", "--follow", "--tenant", tenant, "--admin", admin])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -83,6 +88,11 @@ impl Follow {
     fn next(&self) -> String {
         let line = self.lines.recv_timeout(DEADLINE).expect("an event");
         serde_json::from_str::<Value>(&line).unwrap()["event"].as_str().unwrap().to_owned()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Its exit code and what it said last.
@@ -232,6 +242,81 @@ fn every_command_works_against_four_roles_on_real_servers() {
     settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
     let mut pipeline = Pipeline::roles(&settings).unwrap();
     every_command(&mut pipeline, &settings, 2);
+}
+
+/// A plan of one shard for each stage: unify's is this worker's, or moves from it to another.
+fn plan_of(unify: &str, moving_to: Option<&str>) -> String {
+    let moving = moving_to.map(|to| format!(", moving_to: {to}")).unwrap_or_default();
+    format!(
+        "generation: 1\nstages:\n  unify:\n    - {{shard: 0, owner: {unify}, successors: [unify-0, unify-1], warm: 1{moving}}}\n  \
+         action:\n    - {{shard: 0, owner: action-0}}\n  reaction:\n    - {{shard: 0, owner: reaction-0}}\n"
+    )
+    .replace(&format!("successors: [{unify}, "), "successors: [")
+    .replace(&format!(", {unify}]"), "]")
+}
+
+#[test]
+fn a_plan_of_ones_own_is_checked_and_published_and_a_table_follows_it() {
+    let settings = Settings {
+        pipeline: unique("own-plan"),
+        shards: 1,
+        kafka: Some(Kafka::shared().unwrap().bootstrap().to_owned()),
+        replication: 1,
+        more: FOLLOWS.to_owned(),
+        ..Settings::default()
+    };
+    let workers = [("unify", "unify-0"), ("unify", "unify-1"), ("action", "action-0")];
+    let mut pipeline = Pipeline::launched(&settings, &workers).unwrap();
+    let (files, config) = (Files::new(), pipeline.processes[0].config().display().to_string());
+    let show = |code| ends(code, &["plan", "show", "--config", &config]);
+    let apply = |text: &str, more: &[&str]| {
+        let file = files.write("plan.yaml", text);
+        run(&[&["plan", "apply", "--config", &config, "--file", &file], more].concat())
+    };
+    // What cannot be read, and what does not fit.
+    let unread = apply("generation: 1\nstages:\n  unify:\n    - {shard: none}\n", &[]);
+    assert!(unread.code == Some(2) && unread.err.contains("plan.yaml") && unread.err.contains("line 4"), "{unread:?}");
+    let unheard = "action-0, unify-0, unify-1";
+    until("all workers heard", || {
+        let stranger = apply(&plan_of("unify-7", None), &[]);
+        assert_eq!(stranger.code, Some(2), "{stranger:?}");
+        anyhow::ensure!(stranger.err.contains(unheard) && stranger.err.contains("unify-7"), "{}", stranger.err);
+        Ok(Some(()))
+    })
+    .unwrap();
+    let dry = apply(&plan_of("unify-0", None), &["--force", "--dry-run"]);
+    assert!(dry.code == Some(0) && dry.out.contains("owner: unify-0"), "{dry:?}");
+    assert!(show(1).contains("no plan was published"));
+    // Nobody has said yet that it does reaction.
+    let unforced = apply(&plan_of("unify-0", None), &[]);
+    assert!(unforced.code == Some(2) && unforced.err.contains("reaction-0"), "{unforced:?}");
+    let published = apply(&plan_of("unify-0", None), &["--force"]);
+    assert!(published.code == Some(0) && published.out.starts_with("published plan "), "{published:?}");
+    // What is shown is what can be published.
+    let shown = show(0);
+    assert!(shown.contains("owner: unify-0"), "{shown}");
+    assert_eq!(apply(&shown, &["--force", "--dry-run"]).code, Some(2), "a version counts once");
+    for process in &mut pipeline.processes {
+        process.ready().unwrap();
+    }
+    let admin = pipeline.processes[2].admin_url();
+    let follow = Follow::of(&["shards", "--follow", "--stage", "unify", "--admin", &admin]);
+    let owned_by = |worker: &str| {
+        until(worker, || {
+            let line = follow.lines.recv_timeout(DEADLINE)?;
+            Ok((line.contains(" owner ") && line.contains(worker)).then_some(()))
+        })
+        .unwrap();
+    };
+    owned_by("unify-0");
+    assert_eq!(apply(&plan_of("unify-1", None), &["--force"]).code, Some(0));
+    owned_by("unify-1");
+    // It goes on when whoever it asks is away for a while.
+    pipeline.processes[2].kill().unwrap();
+    until("an error", || Ok(follow.lines.recv_timeout(DEADLINE)?.contains(&admin).then_some(()))).unwrap();
+    pipeline.processes[2].start().unwrap();
+    owned_by("unify-1");
+    follow.kill();
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn settings(user: &str, lacks: impl Fn(&Acl) -> bool) -> Settings {
     }
 }
 
-/// Waits until one of the processes is not ready, and says why in words that contain these.
+/// Waits until one of the processes says what is wrong, in words that contain these.
 fn wait_for_words(processes: &[Process], words: &[String]) {
     let client = reqwest::blocking::Client::new();
     until(&format!("a condition with {words:?}"), || {

@@ -690,7 +690,7 @@ fn an_owner_that_cannot_read_with_another_client_keeps_the_one_it_has() {
     }
     fixture.deaf.refuse(true);
     let read = seat.read_anew();
-    assert!(matches!(&read, Err(ShardError::Reopen(why)) if why.contains("no reader")), "{read:?}");
+    assert!(matches!(&read, Err(ShardError::Away(why)) if why.contains("no reader")), "{read:?}");
     fixture.deaf.refuse(false);
     fixture.send(&["a"], 0);
     run(seat.shard().expect("it goes on"), 1);

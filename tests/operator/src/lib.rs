@@ -7,6 +7,7 @@
 
 mod at_each_write;
 mod basics;
+mod broken;
 mod deletion;
 mod erasure;
 mod objects;

@@ -322,7 +322,7 @@ impl<S: Stage> Shard<S> {
     /// Between two batches: reads on with another client from where the last batch ended, when this one does not hear its inputs.
     ///
     /// # Errors
-    /// [`ShardError::Reopen`]: it has the client that it had; [`ShardError::Stopped`].
+    /// [`ShardError::Reopen`] or [`ShardError::Away`]: it has the client that it had; [`ShardError::Stopped`].
     pub fn read_anew(&mut self) -> Result<(), ShardError> {
         self.inputs.retire();
         let Environment { log, topics, executor, .. } = &self.environment;
@@ -602,4 +602,26 @@ fn behind(last_ms: u64, now_ms: u64) -> Option<String> {
     (behind_ms > FAR_BACK_MS).then(|| {
         format!("this worker's clock is {behind_ms} ms behind the shard's last batch, and its time stands still for so long: set the clocks of workers and brokers right")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_near_a_bound_get_more_time_up_to_a_factor_and_others_less_down_to_what_was_asked_for() {
+        let limits = Limits::default();
+        let (few, enough) = (limits.batch_records / 4 - 1, limits.batch_records / 4);
+        let after = |sizes: &[(usize, usize)]| {
+            sizes.iter().fold(limits.batch_time, |now, (records, bytes)| limits.next_batch_time(now, *records, *bytes))
+        };
+        let milliseconds = |sizes: &[(usize, usize)]| after(sizes).as_millis();
+        assert_eq!(milliseconds(&[(few, 0)]), 50);
+        assert_eq!(milliseconds(&[(enough, 0)]), 100);
+        assert_eq!(milliseconds(&[(1, limits.batch_bytes / 4)]), 100, "few large ones");
+        assert_eq!(milliseconds(&[(enough, 0); 2]), 200);
+        assert_eq!(milliseconds(&[(enough, 0); 9]), 200, "never more than its factor");
+        assert_eq!(milliseconds(&[(enough, 0), (enough, 0), (few, 0)]), 100);
+        assert_eq!(milliseconds(&[(enough, 0), (few, 0), (few, 0)]), 50);
+    }
 }

@@ -36,6 +36,7 @@ use millstream_shard::topics::Topics;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Semaphore, mpsc};
 
 pub use inspect::Misdirected;
@@ -63,16 +64,6 @@ pub trait Check: Send + Sync {
 
     /// How it fares. Must answer at once; it is asked every few seconds.
     fn check(&self) -> Health;
-}
-
-impl<C: Check> Check for Arc<C> {
-    fn name(&self) -> String {
-        self.as_ref().name()
-    }
-
-    fn check(&self) -> Health {
-        self.as_ref().check()
-    }
 }
 
 /// The sums of one tenant in one stage.
@@ -148,6 +139,7 @@ pub trait Inspect: Send + Sync {
 #[derive(Clone)]
 pub struct AdminState {
     checks: Arc<Vec<Box<dyn Check>>>,
+    was_ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     inspect: Option<Arc<dyn Inspect>>,
     log: Option<Arc<dyn Log>>,
@@ -158,8 +150,11 @@ pub struct AdminState {
 
 impl AdminState {
     /// The admin port of a process.
+    ///
+    /// `was_ready` becomes true when it is ready for the first time.
     pub fn new(
         checks: Vec<Box<dyn Check>>,
+        was_ready: Arc<AtomicBool>,
         metrics: Arc<Metrics>,
         inspect: Option<Arc<dyn Inspect>>,
         log: Option<Arc<dyn Log>>,
@@ -167,7 +162,7 @@ impl AdminState {
         topics: Topics,
     ) -> AdminState {
         let tails = Arc::new(Semaphore::new(MAX_TAILS));
-        AdminState { checks: Arc::new(checks), metrics, inspect, log, documents, topics, tails }
+        AdminState { checks: Arc::new(checks), was_ready, metrics, inspect, log, documents, topics, tails }
     }
 }
 
@@ -204,6 +199,7 @@ async fn readyz(State(state): State<AdminState>) -> Response {
         }
     }
     let is_ready = not_ready.is_empty();
+    state.was_ready.fetch_or(is_ready, Ordering::Relaxed);
     let mut body = json!({"ready": is_ready});
     for (part, of) in [("not_ready", not_ready), ("impaired", impaired)] {
         if !of.is_empty() {

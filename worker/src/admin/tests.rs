@@ -139,7 +139,7 @@ impl Inspect for FixedState {
 fn state(log: &Arc<Memory>, checks: Vec<Box<dyn Check>>) -> AdminState {
     let topics = Topics::new("t", 2, 1);
     let log: Arc<dyn Log> = Arc::new(MemoryLog(log.clone()));
-    AdminState::new(checks, Metrics::new(["acme"]), Some(Arc::new(FixedState)), Some(log), None, topics)
+    AdminState::new(checks, Arc::default(), Metrics::new(["acme"]), Some(Arc::new(FixedState)), Some(log), None, topics)
 }
 
 async fn get_from(state: &AdminState, path: &str) -> (u16, String) {
@@ -157,7 +157,7 @@ async fn readiness_names_what_is_missing() {
     assert_eq!(get_from(&ready, "/readyz").await, (200, "{\"ready\":true}\n".to_owned()));
     let impaired: Vec<Box<dyn Check>> = vec![Box::new(Fixed("log", Health::Impaired("away".into())))];
     let (status, body) = get_from(&state(&log, impaired), "/readyz").await;
-    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, body), (200, serde_json::json!({"ready": true, "impaired": {"log": "away"}})));
     let waiting: Vec<Box<dyn Check>> = vec![
         Box::new(Fixed("log", Health::Well)),

@@ -33,20 +33,24 @@ pub(super) struct ShardsArgs {
 /// Runs it; the outcome is bad while a shard has no owner, or something is wrong with one.
 pub(super) fn run(args: &ShardsArgs) -> anyhow::Result<Outcome> {
     let admins = args.admin.iter().map(|url| Admin::new(url)).collect::<Result<Vec<_>, _>>()?;
-    loop {
+    let ask = || {
         let mut rows = collect(&admins)?;
         rows.retain(|row| args.stage.as_ref().is_none_or(|stage| *stage == row.stage));
-        if args.json {
-            super::print(format_args!("{}\n", serde_json::to_string_pretty(&rows)?))?;
-        } else {
-            let home = if args.follow { HOME } else { "" };
-            super::print(format_args!("{home}{}", table(&rows)))?;
-        }
-        if !args.follow {
-            return Ok(if is_good(&rows) { Outcome::Good } else { Outcome::Bad });
-        }
+        Ok::<_, AdminError>(rows)
+    };
+    while args.follow {
+        // Whoever is asked may be the one that dies: it is back later.
+        let shown = ask().map_or_else(|error| format!("{error}\n"), |rows| table(&rows));
+        super::print(format_args!("{HOME}{shown}"))?;
         std::thread::sleep(EVERY);
     }
+    let rows = ask()?;
+    if args.json {
+        super::print(format_args!("{}\n", serde_json::to_string_pretty(&rows)?))?;
+    } else {
+        super::print(format_args!("{}", table(&rows)))?;
+    }
+    Ok(if is_good(&rows) { Outcome::Good } else { Outcome::Bad })
 }
 
 /// Asks all processes; of what several say of one worker's shard, the newest counts.

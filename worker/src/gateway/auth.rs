@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use millstream_plan::message::{Rate, Tenant as Published};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
@@ -44,13 +45,16 @@ pub struct Keyring {
     gateways: u32,
     began: Instant,
     keys: RwLock<Arc<Keys>>,
+    /// By the clock of meters, milliseconds: from then on what is known may be old. `u64::MAX`: never.
+    trusted_until_ms: AtomicU64,
 }
 
 impl Keyring {
     /// With the tenants of the configuration.
     pub fn new(configured: &[Tenant]) -> Keyring {
         let keys = RwLock::default();
-        let keyring = Keyring { configured: configured.to_vec(), gateways: 1, began: Instant::now(), keys };
+        let (began, trusted_until_ms) = (Instant::now(), AtomicU64::new(u64::MAX));
+        let keyring = Keyring { configured: configured.to_vec(), gateways: 1, began, keys, trusted_until_ms };
         keyring.publish(&BTreeMap::new(), None);
         keyring
     }
@@ -68,11 +72,25 @@ impl Keyring {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
+    /// What is known now is trusted for so long; nobody is let in later, unless this is said again: who may send may have changed, and nobody could tell.
+    pub fn trust_for(&self, time: Duration) {
+        let until_ms = u64::try_from((self.now() + time).as_millis()).unwrap_or(u64::MAX);
+        self.trusted_until_ms.store(until_ms, Ordering::Relaxed);
+    }
+
+    fn is_old(&self) -> bool {
+        self.now().as_millis() > u128::from(self.trusted_until_ms.load(Ordering::Relaxed))
+    }
+
     /// Who sends, and how the key was presented.
     ///
     /// # Errors
-    /// 401.
+    /// 401; 503 when it cannot be known.
     pub(super) fn authenticate(&self, headers: &HeaderMap) -> Result<(Arc<Sender>, Scheme), Failure> {
+        if self.is_old() {
+            let message = "this gateway does not hear any more who may send; repeat the request after Retry-After, with the same ids";
+            return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "keys_not_heard", message).retry_after(1));
+        }
         self.newest().authenticate(headers)
     }
 
@@ -198,6 +216,21 @@ mod tests {
     use super::*;
     use crate::config::ApiKey;
     use millstream_plan::message::Terms;
+
+    #[test]
+    fn nobody_is_let_in_when_what_is_known_may_be_old() {
+        let (keys, headers) = (keys(), HeaderMap::new());
+        let reason = || keys.authenticate(&headers).unwrap_err().reason;
+        assert_eq!(reason(), "missing_key");
+        keys.trust_for(Duration::ZERO);
+        while reason() == "missing_key" {
+            std::thread::yield_now();
+        }
+        let failure = keys.authenticate(&headers).unwrap_err();
+        assert_eq!((failure.status, failure.reason), (StatusCode::SERVICE_UNAVAILABLE, "keys_not_heard"));
+        keys.trust_for(Duration::from_secs(60));
+        assert_eq!(reason(), "missing_key");
+    }
 
     fn keys() -> Keyring {
         let tenant = |name: &str, keys: &[&str]| Tenant {

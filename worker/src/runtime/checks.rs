@@ -70,8 +70,6 @@ struct Outcome {
     newest: Result<(), String>,
     /// It has answered once.
     has_answered: bool,
-    /// Each time since then.
-    answers_since: Option<Instant>,
     /// It was asked then, and has not answered yet.
     asked: Option<Instant>,
 }
@@ -79,15 +77,13 @@ struct Outcome {
 impl Default for Outcome {
     fn default() -> Outcome {
         let newest = Err("was not asked yet".to_owned());
-        Outcome { newest, has_answered: false, answers_since: None, asked: None }
+        Outcome { newest, has_answered: false, asked: None }
     }
 }
 
 impl Outcome {
     fn note(&mut self, answer: Result<(), String>) {
         self.has_answered |= answer.is_ok();
-        let since = self.answers_since.filter(|_| !self.is_overdue());
-        self.answers_since = answer.is_ok().then(|| since.unwrap_or_else(Instant::now));
         (self.newest, self.asked) = (answer, None);
     }
 
@@ -152,13 +148,6 @@ impl StoreCheck {
         }
         let asking = started.ok().map(|thread| Asking { thread, told, ended: Mutex::new(ended) });
         StoreCheck { name, outcome, asking }
-    }
-
-    /// For how long it has answered whenever it was asked.
-    pub fn answers_for(&self) -> Duration {
-        let outcome = lock(&self.outcome);
-        let since = outcome.answers_since.filter(|_| !outcome.is_overdue());
-        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 }
 
@@ -229,6 +218,5 @@ mod tests {
         until(Health::Well);
         away.store(true, Ordering::SeqCst);
         until(Health::Impaired("away".into()));
-        assert_eq!(check.answers_for(), Duration::ZERO);
     }
 }

@@ -50,6 +50,18 @@ pub enum Condition {
     Stopped(String),
 }
 
+/// Whose log and documents are, for readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stores {
+    /// This process's: without them it cannot work, and nobody else is at fault.
+    Own,
+    /// Servers'.
+    Others {
+        /// The process has been ready once.
+        was_ready: bool,
+    },
+}
+
 /// How far an owner is behind its inputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Behind {
@@ -78,9 +90,9 @@ pub struct Desk {
 struct Inner {
     order: Order,
     condition: Condition,
-    /// It has worked since it was given to this process.
+    /// It has been owned here, and has worked, since it was given to this process.
     has_worked: bool,
-    /// It has not worked since then.
+    /// This process has not made it work since then, and nobody else is at fault.
     fails_since: Option<Instant>,
     usage: BTreeMap<String, Usage>,
     status: ShardStatus,
@@ -188,33 +200,37 @@ impl Desk {
         self.lock().stepped = Some(Instant::now());
     }
 
-    /// How it fares, for readiness. What worked stays ready while the log or the document store is away: without them every process would be unready, and to
+    /// How it fares, for readiness. A process that was ready once stays so while the log or the document store is away: without them every process would be unready, and to
     /// evict Pods, or to send requests elsewhere, would help nobody.
-    pub fn health(&self) -> Health {
-        self.health_at(Instant::now())
+    pub fn health(&self, stores: Stores) -> Health {
+        self.health_at(stores, Instant::now())
     }
 
-    fn health_at(&self, now: Instant) -> Health {
+    fn health_at(&self, stores: Stores, now: Instant) -> Health {
         let inner = self.lock();
         if let Some(why) = self.hangs(&inner, now) {
             return Health::NotReady(format!("stopped: {why}"));
         }
-        let is_short = |since: Instant| now.saturating_duration_since(since) <= REOPENS_WITHIN;
-        let is_excused = |within: bool, why: String| match inner.has_worked && within {
+        let fails_long = inner.fails_since.is_some_and(|since| now.saturating_duration_since(since) > REOPENS_WITHIN);
+        let unless = |is_excused: bool, why: String| match is_excused {
             true => Health::Impaired(why),
             false => Health::NotReady(why),
         };
         match &inner.condition {
-            Condition::Following if inner.status.lag > FOLLOWS_WITHIN => {
+            Condition::Following | Condition::Hampered(_)
+                if inner.status.role == Role::Standby && inner.status.lag > FOLLOWS_WITHIN =>
+            {
                 Health::NotReady(format!("follows, {} messages behind", inner.status.lag))
             }
+            Condition::Running if fails_long => Health::NotReady("is opened again and again".into()),
             Condition::Running | Condition::Following | Condition::Closed => Health::Well,
             Condition::Hampered(why) => Health::Impaired(why.clone()),
             Condition::Opening => Health::NotReady("is being opened".into()),
-            Condition::Away(why) => is_excused(true, format!("is opened again: {why}")),
-            Condition::Retrying(why) => {
-                is_excused(inner.fails_since.is_none_or(is_short), format!("is opened again: {why}"))
+            Condition::Away(why) => {
+                let excused = matches!(stores, Stores::Others { was_ready } if was_ready || inner.has_worked);
+                unless(excused, format!("is opened again: {why}"))
             }
+            Condition::Retrying(why) => unless(inner.has_worked && !fails_long, format!("is opened again: {why}")),
             Condition::Stopped(why) => Health::NotReady(format!("stopped: {why}")),
         }
     }
@@ -241,6 +257,9 @@ impl Desk {
     pub fn polled(&self, quiet: u32) -> bool {
         let mut inner = self.lock();
         let was_hampered = matches!(inner.condition, Condition::Hampered(_));
+        if quiet == 0 || quiet >= QUIET_POLLS {
+            inner.works();
+        }
         if quiet == 0 || quiet >= QUIET_POLLS || !matches!(inner.condition, Condition::Stopped(_)) {
             inner.fares(Condition::Running);
         }
@@ -253,6 +272,11 @@ impl Desk {
         let is_new = !matches!(inner.condition, Condition::Hampered(_));
         inner.fares(Condition::Hampered(why.to_owned()));
         is_new
+    }
+
+    /// Notes that it does what its owner is for: a write was decided, or there is nothing to do.
+    pub fn works(&self) {
+        self.lock().works();
     }
 
     /// Notes that it followed its changelog without an error.
@@ -433,16 +457,18 @@ impl Ear for Desk {
 impl Inner {
     fn fares(&mut self, condition: Condition) {
         match &condition {
-            Condition::Running | Condition::Hampered(_) => (self.has_worked, self.fails_since) = (true, None),
-            Condition::Following => {
-                (self.has_worked, self.fails_since) = (self.has_worked || self.status.lag <= FOLLOWS_WITHIN, None);
-            }
+            Condition::Following | Condition::Away(_) => self.fails_since = None,
             Condition::Closed => (self.has_worked, self.fails_since) = (false, None),
-            Condition::Opening | Condition::Retrying(_) | Condition::Away(_) | Condition::Stopped(_) => {
+            Condition::Retrying(_) | Condition::Stopped(_) => {
                 self.fails_since.get_or_insert_with(Instant::now);
             }
+            Condition::Opening | Condition::Running | Condition::Hampered(_) => {}
         }
         self.condition = condition;
+    }
+
+    fn works(&mut self) {
+        (self.has_worked, self.fails_since) = (true, None);
     }
 
     fn is_opening_for(&self, longer_than: Duration, now: Instant) -> bool {
@@ -472,47 +498,78 @@ impl Drop for EndOfThread<'_> {
 mod tests {
     use super::*;
 
+    fn health(desk: &Desk, was_ready: bool) -> Health {
+        desk.health(Stores::Others { was_ready })
+    }
+
+    fn is_ready(desk: &Desk, was_ready: bool, after: Duration) -> bool {
+        let stores = Stores::Others { was_ready };
+        !matches!(desk.health_at(stores, Instant::now() + after), Health::NotReady(_))
+    }
+
+    const NOW: Duration = Duration::ZERO;
+    const LONG: Duration = Duration::from_secs(61);
+
     #[test]
-    fn what_has_worked_stays_ready_while_log_or_documents_are_away() {
+    fn what_was_ready_stays_so_while_log_or_documents_are_away() {
         let desk = Desk::new("unify", 0, Duty::Own);
-        let health = |after: Duration| desk.health_at(Instant::now() + after);
-        let is_ready = |after: Duration| !matches!(health(after), Health::NotReady(_));
-        let (now, long) = (Duration::ZERO, REOPENS_WITHIN * 2);
-        assert_eq!(health(now), Health::NotReady("is being opened".into()));
+        assert_eq!(health(&desk, true), Health::NotReady("is being opened".into()));
         desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(!is_ready(now), "it has never worked");
+        assert!(!is_ready(&desk, false, NOW), "neither this shard nor the process has ever worked");
+        assert!(is_ready(&desk, true, LONG), "the shard was given to it while the store was away");
         desk.polled(0);
-        assert_eq!(health(now), Health::Well);
+        assert_eq!(health(&desk, false), Health::Well);
         desk.fail(ShardError::Away("nobody listens".into()));
-        assert_eq!(health(long), Health::Impaired("is opened again: nobody listens".into()));
-        desk.fail(ShardError::Reopen("no space left".into()));
-        assert!(is_ready(now) && !is_ready(long), "its own disk is at fault");
-        desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(is_ready(long));
-        desk.fail(ShardError::Stopped("a gap".into()));
-        assert!(!is_ready(now));
-        desk.polled(0);
-        assert_eq!(health(long), Health::Well);
+        assert_eq!(health(&desk, false), Health::Impaired("is opened again: nobody listens".into()));
+        assert!(is_ready(&desk, false, LONG));
+        assert!(matches!(desk.health(Stores::Own), Health::NotReady(_)), "it is its own store that is broken");
         desk.set(Condition::Closed);
-        assert_eq!(health(now), Health::Well);
+        assert_eq!(health(&desk, false), Health::Well);
         desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(!is_ready(now), "it was given away meanwhile");
+        assert!(!is_ready(&desk, false, NOW), "it was given away meanwhile");
+        desk.fail(ShardError::Stopped("a gap".into()));
+        assert!(!is_ready(&desk, true, NOW));
+    }
+
+    #[test]
+    fn what_is_at_fault_itself_is_not_ready_after_a_minute() {
+        let desk = Desk::new("unify", 0, Duty::Own);
+        let fails = || desk.fail(ShardError::Reopen("no space left".into()));
+        fails();
+        assert!(!is_ready(&desk, true, NOW), "it has never worked");
+        desk.polled(0);
+        fails();
+        assert!(is_ready(&desk, true, NOW) && !is_ready(&desk, true, LONG));
+        // It opens, and nothing has come yet: that is no work.
+        desk.polled(1);
+        assert!(is_ready(&desk, true, NOW) && !is_ready(&desk, true, LONG));
+        fails();
+        assert!(!is_ready(&desk, true, LONG));
+        desk.polled(QUIET_POLLS);
+        assert!(is_ready(&desk, true, LONG));
+        // Time in which the store was away does not count.
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(desk.lock().fails_since.is_none());
+        // Who has only followed it may not be able to own it.
+        let follower = Desk::new("unify", 0, Duty::Standby { prepare: false, soon: false });
+        follower.followed();
+        follower.fail(ShardError::Reopen("no space left".into()));
+        assert!(!is_ready(&follower, true, NOW));
     }
 
     #[test]
     fn a_follower_that_is_far_behind_is_not_ready() {
         let desk = Desk::new("unify", 0, Duty::Standby { prepare: false, soon: false });
-        let follows = |lag: u64| {
-            desk.report(ShardStatus { role: Role::Standby, lag, ..ShardStatus::default() });
-            desk.followed();
-            desk.health()
-        };
-        assert!(matches!(follows(FOLLOWS_WITHIN + 1), Health::NotReady(why) if why.contains("10001 messages behind")));
-        desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(matches!(desk.health(), Health::NotReady(_)), "it has never been close");
-        assert_eq!(follows(FOLLOWS_WITHIN), Health::Well);
-        desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(matches!(desk.health(), Health::Impaired(_)));
+        let report = |lag: u64| desk.report(ShardStatus { role: Role::Standby, lag, ..ShardStatus::default() });
+        report(FOLLOWS_WITHIN + 1);
+        desk.followed();
+        assert!(matches!(health(&desk, true), Health::NotReady(why) if why.contains("10001 messages behind")));
+        desk.hampered("the disk is full");
+        assert!(!is_ready(&desk, true, NOW));
+        report(FOLLOWS_WITHIN);
+        assert_eq!(health(&desk, true), Health::Impaired("the disk is full".into()));
+        desk.followed();
+        assert_eq!(health(&desk, true), Health::Well);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the admin port sees of this process's shards: their condition, their sums, and what they know of a user or device.
 
-use super::desk::{Condition, Desk};
+use super::desk::{Condition, Desk, Stores};
 use super::membership;
 use super::stage::Query;
 use crate::admin::{Check, Health, Inspect, Misdirected, NoAnswer, NoUsage, ShardRow, Subject, TenantUsage};
@@ -9,6 +9,7 @@ use millstream_plan::view::Duty;
 use millstream_stages::action::{ActionStage, Answer, Inspect as Question, inspect};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -190,15 +191,25 @@ fn json(view: &impl serde::Serialize) -> Result<Option<Value>, NoAnswer> {
 }
 
 /// A shard that is owned, or followed within the bound.
-pub struct ShardCheck(pub Arc<Desk>);
+pub struct ShardCheck {
+    /// Of the shard.
+    pub desk: Arc<Desk>,
+    /// The process has been ready once.
+    pub was_ready: Arc<AtomicBool>,
+    /// Log and documents are servers'.
+    pub has_servers: bool,
+}
 
 impl Check for ShardCheck {
     fn name(&self) -> String {
-        format!("shard {} {}", self.0.stage, self.0.shard)
+        format!("shard {} {}", self.desk.stage, self.desk.shard)
     }
 
     fn check(&self) -> Health {
-        self.0.health()
+        self.desk.health(match self.has_servers {
+            true => Stores::Others { was_ready: self.was_ready.load(Ordering::Relaxed) },
+            false => Stores::Own,
+        })
     }
 }
 

@@ -9,7 +9,6 @@
 //!
 //! **Fenced**: a newer process of the same name runs. This one ends, and does not release anything: its successor is itself.
 
-use super::checks::StoreCheck;
 use super::desk::Desk;
 use super::ears::Ear;
 use super::rules::Rulebook;
@@ -37,8 +36,10 @@ use std::time::{Duration, Instant};
 const LISTEN: Duration = Duration::from_millis(20);
 /// Pause after the log was not there.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A process without shards that has not heard its own report for so many bounds of silence is not ready: what it knows of who may send may be old.
+/// A process without shards that has not heard its own report for so many bounds of silence says so: what it knows of who may send may be old.
 const UNHEARD_BOUNDS: u64 = 3;
+/// After so many it lets nobody in.
+const UNTRUSTED_BOUNDS: u64 = 10;
 /// How long the last report may take to get out.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
@@ -83,12 +84,42 @@ pub struct Shared {
     listened: Mutex<Listened>,
     /// It does not hear them.
     is_deaf: AtomicBool,
+    hearing: Mutex<Hearing>,
     /// Told to leave.
     leave: Stop,
     /// Has left, or must end.
     ended: tokio::sync::Notify,
     /// Has heard all that there is to hear.
     joined: tokio::sync::watch::Sender<bool>,
+}
+
+/// Whether what a process says is taken by the log, and heard by itself.
+#[derive(Debug, Default)]
+struct Hearing {
+    /// The newest of its reports that the log has taken.
+    taken: u64,
+    taken_at: Option<Instant>,
+    /// The newest of them that it has heard.
+    heard: u64,
+    /// It has not heard what was taken since then.
+    unheard_since: Option<Instant>,
+}
+
+impl Hearing {
+    /// True when it has heard a newer one.
+    fn note(&mut self, (taken, heard): (u64, u64), now: Instant) -> bool {
+        if taken > self.taken {
+            (self.taken, self.taken_at) = (taken, Some(now));
+        }
+        self.unheard_since = (heard < self.taken).then(|| self.unheard_since.unwrap_or(now));
+        heard > std::mem::replace(&mut self.heard, heard)
+    }
+
+    /// The log takes its reports all the time, and it does not hear them: it is not the log that is lost.
+    fn is_deaf(&self, bound: Duration, now: Instant) -> bool {
+        let ago = |at: Instant| now.saturating_duration_since(at);
+        self.unheard_since.is_some_and(|since| ago(since) > bound) && self.taken_at.is_some_and(|at| ago(at) <= bound)
+    }
 }
 
 /// A worker's newest report, and how long ago it was heard.
@@ -191,14 +222,9 @@ impl Check for PlanCheck {
     }
 }
 
-/// A process without shards does without a plan, and is ready for as long as it hears `control`: revoked keys must not go on counting because nobody told it.
-/// While `ingress` is lost to it as well nothing is accepted, whoever sends.
-pub struct HearingCheck {
-    /// Of the process.
-    pub shared: Arc<Shared>,
-    /// Does the log answer?
-    pub log: Arc<StoreCheck>,
-}
+/// A process without shards does without a plan, and is ready for as long as it hears `control`. When it does not because the log is lost, as a whole or in part, it is ready all
+/// the same, since all of its kind would not be. (Revoked keys do not go on counting because nobody told it: [`Keyring::trust_for`].)
+pub struct HearingCheck(pub Arc<Shared>);
 
 impl Check for HearingCheck {
     fn name(&self) -> String {
@@ -206,19 +232,19 @@ impl Check for HearingCheck {
     }
 
     fn check(&self) -> Health {
-        if let Standing::Joining(why) | Standing::Fenced(why) = self.shared.standing() {
+        if let Standing::Joining(why) | Standing::Fenced(why) = self.0.standing() {
             return Health::NotReady(why);
         }
-        let bound = Duration::from_millis(self.shared.silence_ms.saturating_mul(UNHEARD_BOUNDS));
-        let unheard = Duration::from_millis(self.shared.unheard_ms());
+        let bound = Duration::from_millis(self.0.silence_ms.saturating_mul(UNHEARD_BOUNDS));
+        let unheard = Duration::from_millis(self.0.unheard_ms());
         if unheard <= bound {
             return Health::Well;
         }
         let seconds = unheard.as_secs();
         let why =
             format!("has not heard `control` and `status` for {seconds} s: who may send may have changed meanwhile");
-        // When the log is back, hearing it again may take as long.
-        if self.log.answers_for() <= bound { Health::Impaired(why) } else { Health::NotReady(why) }
+        let hearing = self.0.hearing.lock().unwrap_or_else(PoisonError::into_inner);
+        if hearing.is_deaf(bound, Instant::now()) { Health::NotReady(why) } else { Health::Impaired(why) }
     }
 }
 
@@ -278,6 +304,7 @@ impl Membership {
             reports: Mutex::default(),
             listened: Mutex::default(),
             is_deaf: AtomicBool::new(false),
+            hearing: Mutex::default(),
             leave: Stop::default(),
             ended: tokio::sync::Notify::new(),
             joined: tokio::sync::watch::Sender::new(false),
@@ -395,9 +422,10 @@ impl Membership {
         let orders = member.orders(self.monotonic_ms());
         for desk in &self.desks {
             if desk.set_order(orders.get(&desk.id()).cloned().unwrap_or_default()) {
-                tracing::info!(stage = desk.stage, shard = desk.shard, "nobody has the shard: it is taken over");
+                tracing::info!(stage = desk.stage, shard = desk.shard, "shard is taken over");
             }
         }
+        self.note_hearing(member);
         self.judge(member);
         member.report(self.statuses(), self.monotonic_ms());
         self.note_reports(member);
@@ -421,6 +449,14 @@ impl Membership {
         match member.listen_anew(&*self.log) {
             Ok(former) => drop(self.environment.executor.run(Box::new(move || drop(former)))),
             Err(error) => tracing::warn!(%error, "cannot hear plan and reports yet"),
+        }
+    }
+
+    fn note_hearing(&self, member: &Member) {
+        let mut hearing = self.shared.hearing.lock().unwrap_or_else(PoisonError::into_inner);
+        if hearing.note(member.taken_and_heard(), Instant::now()) {
+            let bound = self.settings.bounds.silence_ms.saturating_mul(UNTRUSTED_BOUNDS);
+            self.senders.keys.trust_for(Duration::from_millis(bound));
         }
     }
 
@@ -516,4 +552,29 @@ impl Membership {
 
 fn started(thread: std::io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
     thread.inspect_err(|error| tracing::error!(%error, "cannot start a shard's thread")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_heard_though_the_log_takes_everything_is_deaf() {
+        let (mut hearing, bound, began) = (Hearing::default(), Duration::from_secs(9), Instant::now());
+        let at = |seconds: u64| began + Duration::from_secs(seconds);
+        assert!(hearing.note((1, 1), at(0)) && !hearing.note((1, 1), at(1)));
+        // The log takes nothing: it is lost, and nobody is deaf.
+        assert!(!hearing.note((1, 1), at(60)) && !hearing.is_deaf(bound, at(60)));
+        // It takes everything, and nothing is heard.
+        for second in 61..=69 {
+            hearing.note((second, 1), at(second));
+            assert!(!hearing.is_deaf(bound, at(second)));
+        }
+        hearing.note((71, 1), at(71));
+        assert!(hearing.is_deaf(bound, at(71)));
+        assert!(!hearing.is_deaf(bound, at(81)), "it takes nothing any more");
+        hearing.note((82, 1), at(82));
+        assert!(hearing.is_deaf(bound, at(82)));
+        assert!(hearing.note((83, 83), at(83)) && !hearing.is_deaf(bound, at(83)));
+    }
 }

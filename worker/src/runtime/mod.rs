@@ -59,7 +59,7 @@ use rules::Rulebook;
 use stage::{Adopt, Query, SeatThread};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -594,21 +594,26 @@ impl Process {
 
     fn admin_state(&self) -> AdminState {
         let mut checks: Vec<Box<dyn Check>> = vec![Box::new(self.phase.clone())];
-        let log = Arc::new(StoreCheck::log(self.log.clone(), &self.topics));
-        checks.push(Box::new(log.clone()));
+        checks.push(Box::new(StoreCheck::log(self.log.clone(), &self.topics)));
         if let Some(documents) = &self.documents {
             checks.push(Box::new(StoreCheck::documents(documents.clone())));
         }
         let desks = self.directory.desks().iter();
-        checks.extend(desks.map(|desk| Box::new(ShardCheck(desk.clone())) as Box<dyn Check>));
+        let was_ready = Arc::<AtomicBool>::default();
+        let has_servers = !matches!(self.config.log, config::Log::Embedded);
+        let of_shard = |desk: &Arc<Desk>| -> Box<dyn Check> {
+            Box::new(ShardCheck { desk: desk.clone(), was_ready: was_ready.clone(), has_servers })
+        };
+        checks.extend(desks.map(of_shard));
         if let Some(membership) = &self.membership {
             checks.push(match self.directory.desks() {
-                [] => Box::new(HearingCheck { shared: membership.clone(), log }),
+                [] => Box::new(HearingCheck(membership.clone())),
                 _ => Box::new(PlanCheck(membership.clone())),
             });
         }
         AdminState::new(
             checks,
+            was_ready,
             self.metrics.clone(),
             Some(self.directory.clone()),
             Some(self.log.clone()),

@@ -6,8 +6,9 @@
 //!
 //! Of a tenant that is erased, the action stage has sent tombstones before this stage hears of it: so its documents are gone when everything has been written that was in the topic then, and that is reported.
 //!
-//! Who has a partition is the plan's word alone: this stage needs no lock, and two processes on one partition do no harm (I8). So there is nothing to prepare
-//! and nothing to follow: a standby is a process that would begin at once, and says so by a prepared client of that name.
+//! Who has a partition is the plan's word alone: this stage needs no lock, and two processes on one partition do no harm (I8). So there is nothing to follow: a standby is a
+//! process that would begin at once, and says so by a prepared client of that name. One to whom a partition is about to be handed off opens its clients ahead, which takes
+//! longer than everything else that a handoff does.
 
 use super::backoff::Backoff;
 use super::desk::{Condition, Desk, EndOfThread};
@@ -28,7 +29,7 @@ use millstream_shard::ShardError;
 use millstream_shard::changelog;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::hearing::Listened;
-use millstream_shard::log::{Consumer, LogError, Outgoing, Producer, Start, TopicPartition};
+use millstream_shard::log::{Consumer, Log, LogError, Outgoing, Producer, Start, TopicPartition};
 use millstream_shard::runtime::Environment;
 use millstream_stages::reaction::{Decided, Reaction};
 use millstream_stages::{StageSpan, reject};
@@ -124,17 +125,17 @@ struct Work {
 
 impl Work {
     fn run(&self) {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut ready) = (Backoff::default(), None);
         let ended = EndOfThread(&self.desk);
         while !self.stop.is_stopped() {
             self.desk.steps();
             let order = self.desk.order();
             if !is_at_work(&order.duty) {
-                self.stand_by(&order.duty);
+                ready = self.stand_by(&order.duty, ready);
                 self.desk.wait_for_other(&order, NO_DUTY);
                 continue;
             }
-            let Err(error) = self.run_once(&mut backoff) else { continue };
+            let Err(error) = self.run_once(ready.take(), &mut backoff) else { continue };
             match &error {
                 ShardError::Reopen(message) | ShardError::Away(message) => {
                     tracing::warn!(stage = "reaction", shard = self.shard, message, "partition is opened again");
@@ -158,15 +159,40 @@ impl Work {
         }
     }
 
-    fn stand_by(&self, duty: &Duty) {
+    /// What was ready stays so for as long as it is wanted.
+    fn stand_by(&self, duty: &Duty, ready: Option<Ready>) -> Option<Ready> {
         if *duty == Duty::Nothing {
             self.report(ShardStatus::default());
             self.desk.set(Condition::Closed);
-        } else {
-            let prepared = Some(AT_ONCE.to_owned());
-            self.report(ShardStatus { role: Role::Standby, prepared, ..ShardStatus::default() });
-            self.desk.set(Condition::Following);
+            return None;
         }
+        let ready = match duty {
+            Duty::Standby { soon: true, .. } => ready.or_else(|| self.get_ready_ahead()),
+            _ => None,
+        };
+        let prepared = Some(AT_ONCE.to_owned());
+        self.report(ShardStatus { role: Role::Standby, prepared, ..ShardStatus::default() });
+        self.desk.set(Condition::Following);
+        ready
+    }
+
+    fn get_ready_ahead(&self) -> Option<Ready> {
+        let shard = self.shard;
+        let failed = |error: &ShardError| tracing::warn!(stage = "reaction", shard, %error, "cannot get ready ahead");
+        self.get_ready().inspect_err(failed).ok()
+    }
+
+    fn get_ready(&self) -> Result<Ready, ShardError> {
+        let log = &*self.environment.log;
+        self.creation.ensure(&self.stop)?;
+        self.documents.prepare(&COLLECTIONS)?;
+        let mut positions = Positions::open(log, self.record_partition())?;
+        positions.newest(self)?;
+        Ok(Ready {
+            positions,
+            producer: log.producer()?,
+            writers: Writers::start(self.limits.in_flight, &self.documents)?,
+        })
     }
 
     /// The process goes on, and this partition is its business.
@@ -174,13 +200,12 @@ impl Work {
         !self.stop.is_stopped() && is_at_work(&self.desk.order().duty)
     }
 
-    fn run_once(&self, backoff: &mut Backoff) -> Result<(), ShardError> {
+    fn run_once(&self, ready: Option<Ready>, backoff: &mut Backoff) -> Result<(), ShardError> {
         let (log, topics) = (&*self.environment.log, &self.environment.topics);
-        self.creation.ensure(&self.stop)?;
-        self.documents.prepare(&COLLECTIONS)?;
+        let Ready { mut positions, producer, writers } = ready.map_or_else(|| self.get_ready(), Ok)?;
         let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
         let topic_id = log.topic_id(&mutations.topic)?;
-        let start = match self.recorded_position()? {
+        let start = match positions.newest(self)? {
             Some(input) if input.topic_id != topic_id => {
                 return Err(ShardError::Stopped(format!(
                     "{mutations} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
@@ -199,13 +224,12 @@ impl Work {
             )));
         }
         let consumer = log.bulk_consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
-        let writers = Writers::start(self.limits.in_flight, &self.documents)?;
         let mut turn = Turn {
             topic_id,
             end,
             runs: false,
             reaction: Reaction::starting_at(start.unwrap_or(0)),
-            producer: log.producer()?,
+            producer,
             recorded: start,
             recorded_at_ms: 0,
             undecided: Undecided::default(),
@@ -313,6 +337,7 @@ impl Work {
         self.desk.note_listened(Listened { read_to, looks: turn.looks });
         if let Some(offset) = position.filter(|_| messages == 0 && turn.reaction.backlog() == 0) {
             turn.read_to = offset;
+            self.desk.works();
             self.desk.note_reads_from(vec![self.position(turn, offset)]);
         }
         Ok(messages > 0 || position.is_some_and(|position| position >= turn.end))
@@ -377,8 +402,9 @@ impl Work {
             None if std::mem::take(&mut turn.struggles) => {
                 tracing::info!(shard = self.shard, "the document store takes writes again");
                 self.desk.set(Condition::Running);
+                self.desk.works();
             }
-            None => {}
+            None => self.desk.works(),
         }
     }
 
@@ -435,29 +461,6 @@ impl Work {
         TopicPartition::new(self.environment.topics.changelog("reaction"), self.shard)
     }
 
-    /// The position recorded last; `None` when there is none.
-    fn recorded_position(&self) -> Result<Option<Position>, ShardError> {
-        let (log, at) = (&*self.environment.log, self.record_partition());
-        let (start, end) = log.bounds(&at)?;
-        let mut newest = None;
-        let mut consumer = log.consumer(&[(at.clone(), Start::At(start.max(end.saturating_sub(NEWEST))))])?;
-        let deadline_ms = self.environment.clock.now_ms() + PATIENCE_MS;
-        while consumer.positions().first().is_none_or(|position| *position < end) {
-            if self.stop.is_stopped() || self.environment.clock.now_ms() > deadline_ms {
-                return Err(ShardError::Away(format!("{at} cannot be read to its end at {end}")));
-            }
-            consumer.poll(MESSAGES, IDLE, &mut |message| {
-                let records = frame::read(message.payload, Content::Changelog).into_iter().flatten().flatten();
-                for record in records.filter_map(|bytes| Changelog::decode(bytes).ok()) {
-                    if let Some(Record::Batch(batch)) = record.record {
-                        newest = batch.inputs.into_iter().next().or(newest.take());
-                    }
-                }
-            })?;
-        }
-        Ok(newest)
-    }
-
     /// Reports what has been carried out of the erasures of tenants.
     fn carry_out(&self, turn: &mut Turn) {
         let Edition { without_documents, control_offset, .. } = self.rules.edition();
@@ -509,6 +512,49 @@ impl Work {
                 tracing::warn!(shard = self.shard, %error, "position not recorded; some writes may be repeated")
             }
         }
+    }
+}
+
+/// What takes a moment before the first mutation can be read.
+struct Ready {
+    positions: Positions,
+    producer: Box<dyn Producer>,
+    writers: Writers,
+}
+
+/// Where the stage's positions of one partition are recorded.
+struct Positions {
+    at: TopicPartition,
+    consumer: Box<dyn Consumer>,
+    newest: Option<Position>,
+}
+
+impl Positions {
+    fn open(log: &dyn Log, at: TopicPartition) -> Result<Positions, ShardError> {
+        let (start, end) = log.bounds(&at)?;
+        let consumer = log.consumer(&[(at.clone(), Start::At(start.max(end.saturating_sub(NEWEST))))])?;
+        Ok(Positions { at, consumer, newest: None })
+    }
+
+    /// The position recorded last, as of now; `None` when there is none.
+    fn newest(&mut self, work: &Work) -> Result<Option<Position>, ShardError> {
+        let Positions { at, consumer, newest } = self;
+        let (_, end) = work.environment.log.bounds(at)?;
+        let deadline_ms = work.environment.clock.now_ms() + PATIENCE_MS;
+        while consumer.positions().first().is_none_or(|position| *position < end) {
+            if work.stop.is_stopped() || work.environment.clock.now_ms() > deadline_ms {
+                return Err(ShardError::Away(format!("{at} cannot be read to its end at {end}")));
+            }
+            consumer.poll(MESSAGES, IDLE, &mut |message| {
+                let records = frame::read(message.payload, Content::Changelog).into_iter().flatten().flatten();
+                for record in records.filter_map(|bytes| Changelog::decode(bytes).ok()) {
+                    if let Some(Record::Batch(batch)) = record.record {
+                        *newest = batch.inputs.into_iter().next().or(newest.take());
+                    }
+                }
+            })?;
+        }
+        Ok(newest.clone())
     }
 }
 

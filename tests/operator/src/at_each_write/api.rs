@@ -1,7 +1,8 @@
 //! What the operator writes to the API server, one write at a time: it dies before and after each, and each is refused, or never answered. What comes of it is what comes of a run in which nothing happened.
 
 use millstream_tests::api_proxy::{ApiProxy, Fate};
-use millstream_tests::scene::{FINALIZER, Scene, specs, start_from, there};
+use millstream_tests::scene::{FINALIZER, Pods, Scene, specs, start_from, there};
+use millstream_tests::servers::Mongo;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -64,6 +65,11 @@ impl Writes {
 
     /// Until something is so, each operator dies at the first write at which none has died yet: before it is done, the next one after. The names of these writes.
     fn die_at_each_until(&mut self, what: &str, is_so: impl Fn(&Scene) -> bool) -> BTreeSet<String> {
+        self.die_at_each_of("", what, is_so)
+    }
+
+    /// The same, of the writes whose names contain this.
+    fn die_at_each_of(&mut self, about: &'static str, what: &str, is_so: impl Fn(&Scene) -> bool) -> BTreeSet<String> {
         let mut died: BTreeSet<(String, bool)> = BTreeSet::new();
         loop {
             let known = died.clone();
@@ -72,7 +78,7 @@ impl Writes {
                 // The status that says which topics are made is another one than those before.
                 let name = if body.contains("createdTopicsIn") { format!("{name} (topics)") } else { name.to_owned() };
                 for (is_done, fate) in [(false, Fate::StruckBefore), (true, Fate::StruckAfter)] {
-                    if !known.contains(&(name.clone(), is_done)) {
+                    if name.contains(about) && !known.contains(&(name.clone(), is_done)) {
                         let _ = say.send((name, is_done));
                         return fate;
                     }
@@ -133,6 +139,125 @@ fn an_operator_that_dies_before_or_after_any_of_its_writes_has_done_no_harm() {
     println!("died before and after each of these: {died:#?}");
     assert_eq!(died, all);
     assert!(all.len() > 20 && all.contains("PATCH statefulsets/orders-unify"), "{all:?}");
+}
+
+/// A Tenant whose condition says this of its newest generation, and who has a finalizer or none.
+fn tenant_is(scene: &Scene, reason: &str, is_held: bool) -> bool {
+    let tenant = scene.get("tenant", "acme");
+    let condition = &tenant["status"]["conditions"][0];
+    let is_current = condition["observedGeneration"] == tenant["metadata"]["generation"];
+    is_current && condition["reason"] == reason && tenant["metadata"]["finalizers"].is_array() == is_held
+}
+
+#[test]
+fn an_operator_that_dies_at_any_of_its_writes_about_a_tenant_has_done_no_harm() {
+    let mut writes = Writes::new("writes-tenant");
+    writes.scene.keys(&json!({"acme": "acme-key"}));
+    writes.start();
+    writes.pipeline();
+    writes.scene.condition("Ready False WorkersNotReady");
+    writes.scene.operator.kill().unwrap();
+    let of_a_tenant = "tenants/";
+    let policy = |scene: &Scene, policy: &str| {
+        let patch = json!({"spec": {"deletionPolicy": policy}}).to_string();
+        scene.kubectl(&["patch", "tenant", "acme", "--type=merge", "-p", &patch], "");
+    };
+    writes.scene.tenant("acme", &["acme"], &json!({"deletionPolicy": "Erase"}));
+    let known = |reason: &'static str, is_held: bool| move |scene: &Scene| tenant_is(scene, reason, is_held);
+    let mut died = writes.die_at_each_of(of_a_tenant, "held", known("Waiting", true));
+    policy(&writes.scene, "Retain");
+    died.extend(writes.die_at_each_of(of_a_tenant, "let go", known("Waiting", false)));
+    policy(&writes.scene, "Erase");
+    died.extend(writes.die_at_each_of(of_a_tenant, "held again", known("Waiting", true)));
+    // There are no workers that could erase it.
+    writes.scene.kubectl(&["delete", "tenant", "acme", "--wait=false"], "");
+    died.extend(writes.die_at_each_of(of_a_tenant, "erasing", known("Erasing", true)));
+    policy(&writes.scene, "Retain");
+    let is_gone = |scene: &Scene| scene.names("tenants").is_empty();
+    died.extend(writes.die_at_each_of(of_a_tenant, "gone", is_gone));
+    assert_eq!(died, BTreeSet::from(["PATCH tenants/acme", "PATCH tenants/acme/status"].map(str::to_owned)));
+}
+
+#[test]
+fn an_operator_that_dies_while_a_stage_gets_smaller_has_done_no_harm() {
+    let mut writes = Writes::new("writes-smaller");
+    writes.scene.secret(Mongo::shared().unwrap().uri());
+    writes.start();
+    writes.scene.pipeline(&json!({"shards": 2}));
+    writes.scene.condition("Ready False WorkersNotReady");
+    let mut pods = Pods::default();
+    for ordinal in 0..2 {
+        pods.start(&writes.scene, "action", ordinal);
+    }
+    let both = BTreeSet::from(["orders-action-0", "orders-action-1"].map(str::to_owned));
+    writes.scene.until("a plan of both", || {
+        let owners = pods.planned("action");
+        ((owners == both).then_some(()), format!("{owners:?}"))
+    });
+    writes.scene.operator.kill().unwrap();
+    writes.scene.kubectl(&["scale", "stagescale/orders-action", "--replicas=1"], "");
+    let is_smaller = |scene: &Scene| {
+        let replicas = scene.get("sts", "orders-action")["spec"]["replicas"].clone();
+        // Never before its shards have left.
+        assert!(replicas == 2 || pods.planned("action") == BTreeSet::from(["orders-action-0".to_owned()]));
+        replicas == 1
+    };
+    let died = writes.die_at_each_of("orders-action", "one worker less", is_smaller);
+    assert!(died.contains("PATCH statefulsets/orders-action"), "{died:?}");
+}
+
+#[test]
+fn what_cannot_be_read_or_watched_is_read_and_watched_again() {
+    let mut writes = Writes::new("unread");
+    // By each run another part, because after each failure in turn it waits twice as long.
+    let parts = [
+        (Fate::Refused(500), vec!["GET secrets/mongodb", "GET statefulsets", "GET pods"]),
+        (Fate::Refused(429), vec!["GET serviceaccounts/orders", "GET statefulsets/orders-unify", "GET configmaps"]),
+        (Fate::Unanswered, vec!["GET statefulsets", "GET stagescales/orders-action"]),
+        (
+            Fate::Refused(500),
+            vec![
+                "WATCH ingestionpipelines",
+                "WATCH statefulsets",
+                "WATCH stagescales",
+                "WATCH secrets",
+                "WATCH tenants",
+                "GET ingestionpipelines",
+                "GET secrets",
+                "GET tenants",
+            ],
+        ),
+    ];
+    for (fate, names) in parts {
+        let left = Arc::new(Mutex::new(BTreeSet::from_iter(names)));
+        let (judged, seen) = (Arc::clone(&left), Arc::new(Mutex::new(BTreeSet::new())));
+        let noted = Arc::clone(&seen);
+        writes.proxy.go_on(|_, _| Fate::Done);
+        writes.proxy.judge_reads(move |name| {
+            noted.lock().unwrap().insert(name.to_owned());
+            if judged.lock().unwrap().remove(name) { fate } else { Fate::Done }
+        });
+        writes.start();
+        writes.pipeline();
+        writes.scene.until("all stages, and every read asked for", || {
+            let (sets, left) = (writes.scene.names("sts"), left.lock().unwrap().clone());
+            let seen = seen.lock().unwrap().clone();
+            (
+                (sets.len() == 4 && left.is_empty()).then_some(()),
+                format!("{fate:?}: {sets:?}, left {left:?} of {seen:?}"),
+            )
+        });
+        writes.scene.condition("Degraded False AsExpected");
+        // The watches have begun, too.
+        writes
+            .scene
+            .patch(&json!({"observability": {"logFilter": format!("info,again{}=debug", seen.lock().unwrap().len())}}));
+        writes.scene.condition("Degraded False AsExpected");
+        writes.scene.delete();
+        writes.scene.gone();
+        writes.scene.operator.terminate().unwrap();
+        clear(&writes.scene);
+    }
 }
 
 /// Where an answer is said: a condition, and by which words.

@@ -6,67 +6,118 @@ use crate::runtime::system::{SystemClock, Threads};
 use crate::telemetry::{Metrics, SpanExporter};
 use millstream_model::document::Document;
 use millstream_shard::documents::{DocumentError, Outcome};
-use millstream_shard::log::Log;
+use millstream_shard::member::Order;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::topics::Topics;
 use millstream_stages::unify::UnifyConfig;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// A store that cannot be prepared, for this reason.
-struct Unprepared(fn() -> DocumentError);
+/// A store that answers so when it is prepared, and counts how often it was.
+struct Prepares(fn() -> Result<(), DocumentError>, AtomicUsize);
 
-impl DocumentStore for Unprepared {
+impl DocumentStore for Prepares {
     fn prepare(&self, _: &[&str]) -> Result<(), DocumentError> {
-        Err((self.0)())
+        self.1.fetch_add(1, Ordering::SeqCst);
+        (self.0)()
     }
     fn write(&self, mutations: &[Mutation]) -> Vec<Outcome> {
         vec![Outcome::Retry("not prepared".into()); mutations.len()]
     }
     fn get(&self, _: &str, _: &str, _: &str) -> Result<Option<Document>, DocumentError> {
-        Err((self.0)())
+        (self.0)().map(|()| None)
     }
     fn scan(&self, _: &str, _: &str, _: &mut dyn FnMut(&str, Document) -> bool) -> Result<(), DocumentError> {
-        Err((self.0)())
+        (self.0)()
+    }
+}
+
+/// The thread of a partition over such a store.
+struct Fixture {
+    desk: Arc<Desk>,
+    documents: Arc<Prepares>,
+    stop: Arc<Stop>,
+    running: JoinHandle<()>,
+    _folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn start(prepares: fn() -> Result<(), DocumentError>, duty: Duty) -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(SystemClock);
+        let log: Arc<dyn Log> =
+            Arc::new(EmbeddedLog::open(folder.path(), LogOptions::default(), clock.clone()).unwrap());
+        let (topics, stop) = (Topics::new("t", 1, 1), Arc::new(Stop::default()));
+        let (desk, metrics) = (Arc::new(Desk::new("reaction", 0, duty)), Metrics::new(["acme"]));
+        let spans = SpanExporter::start(None, "test", metrics.spans.clone()).unwrap();
+        let documents = Arc::new(Prepares(prepares, AtomicUsize::new(0)));
+        let thread = ReactionThread {
+            desk: desk.clone(),
+            creation: Arc::new(Creation::new(log.clone(), topics.clone())),
+            documents: documents.clone(),
+            rules: Arc::new(Rulebook::new(UnifyConfig::default())),
+            limits: ReactionLimits::default(),
+            observer: Arc::new(Exports::new(metrics, spans)),
+            stop: stop.clone(),
+        };
+        let claimant = Claimant::new("w", "1");
+        let environment = Environment { log, clock, executor: Arc::new(Threads), topics, claimant };
+        let running = thread.start(&environment).unwrap();
+        Fixture { desk, documents, stop, running, _folder: folder }
+    }
+
+    fn until(&self, what: &str, is_so: impl Fn(&Fixture) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.desk.condition());
+            std::thread::yield_now();
+        }
+    }
+
+    fn order(&self, duty: Duty) {
+        self.desk.set_order(Order { duty, ..Order::default() });
+    }
+
+    fn end(self) -> Condition {
+        let condition = self.desk.condition();
+        self.stop.stop();
+        self.desk.wake();
+        self.running.join().unwrap();
+        condition
     }
 }
 
 /// The condition of a partition over such a store, once it has one.
-fn condition(reason: fn() -> DocumentError) -> Condition {
-    let folder = tempfile::tempdir().unwrap();
-    let clock = Arc::new(SystemClock);
-    let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(folder.path(), LogOptions::default(), clock.clone()).unwrap());
-    let (topics, stop) = (Topics::new("t", 1, 1), Arc::new(Stop::default()));
-    let (desk, metrics) = (Arc::new(Desk::new("reaction", 0, Duty::Own)), Metrics::new(["acme"]));
-    let spans = SpanExporter::start(None, "test", metrics.spans.clone()).unwrap();
-    let thread = ReactionThread {
-        desk: desk.clone(),
-        creation: Arc::new(Creation::new(log.clone(), topics.clone())),
-        documents: Arc::new(Unprepared(reason)),
-        rules: Arc::new(Rulebook::new(UnifyConfig::default())),
-        limits: ReactionLimits::default(),
-        observer: Arc::new(Exports::new(metrics, spans)),
-        stop: stop.clone(),
-    };
-    let claimant = Claimant::new("w", "1");
-    let environment = Environment { log, clock, executor: Arc::new(Threads), topics, claimant };
-    let running = thread.start(&environment).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while desk.condition() == Condition::Opening {
-        assert!(Instant::now() < deadline, "it neither works nor fails");
-        std::thread::yield_now();
-    }
-    let condition = desk.condition();
-    stop.stop();
-    running.join().unwrap();
-    condition
+fn condition(prepares: fn() -> Result<(), DocumentError>) -> Condition {
+    let fixture = Fixture::start(prepares, Duty::Own);
+    fixture.until("it neither works nor fails", |it| it.desk.condition() != Condition::Opening);
+    fixture.end()
+}
+
+#[test]
+fn what_is_about_to_be_handed_off_is_opened_ahead() {
+    let fixture = Fixture::start(|| Ok(()), Duty::Standby { prepare: true, soon: false });
+    let prepared = |it: &Fixture| it.documents.1.load(Ordering::SeqCst);
+    fixture.until("a standby", |it| it.desk.condition() == Condition::Following);
+    assert_eq!(prepared(&fixture), 0, "it may never be asked");
+    fixture.order(Duty::Standby { prepare: true, soon: true });
+    fixture.until("a standby that is ready", |it| prepared(it) == 1);
+    fixture.order(Duty::Own);
+    fixture.until("an owner", |it| it.desk.condition() == Condition::Running);
+    assert_eq!(prepared(&fixture), 1, "it had been opened before");
+    fixture.order(Duty::Standby { prepare: false, soon: false });
+    fixture.until("a standby", |it| it.desk.condition() == Condition::Following);
+    fixture.order(Duty::TakeOver);
+    fixture.until("an owner again", |it| it.desk.condition() == Condition::Running);
+    assert_eq!((prepared(&fixture), fixture.end()), (2, Condition::Running));
 }
 
 #[test]
 fn a_store_that_is_configured_wrongly_needs_a_person_and_one_that_is_away_does_not() {
-    let wrong = condition(|| DocumentError::Configuration("collection users has a unique index".into()));
+    let wrong = condition(|| Err(DocumentError::Configuration("collection users has a unique index".into())));
     assert!(matches!(&wrong, Condition::Stopped(why) if why.contains("unique index")), "{wrong:?}");
-    let away = condition(|| DocumentError::Unavailable("nobody listens".into()));
+    let away = condition(|| Err(DocumentError::Unavailable("nobody listens".into())));
     assert!(matches!(&away, Condition::Away(why) if why.contains("nobody listens")), "{away:?}");
 }
 
