@@ -42,7 +42,7 @@ pub(crate) fn of_others(file: &Path) -> Result<Vec<Value>> {
     }
     let mut list: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file)?)
         .with_context(|| format!("{} is not a list of figures", file.display()))?;
-    list.retain(|figure| figure["run"].is_object() && figure["run"]["program"].is_null());
+    list.retain(|figure| figure.get("run").and_then(Value::as_object).is_some_and(|run| !run.contains_key("program")));
     Ok(list)
 }
 

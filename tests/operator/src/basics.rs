@@ -43,6 +43,7 @@ fn what_the_user_has_to_mend_is_named_and_nothing_is_changed_before() {
     scene.secret("mongodb://db/");
     scene.condition("Degraded False AsExpected");
     // The API server's own word on what it refuses.
+    scene.condition("Ready False WorkersNotReady");
     let (image, former) = ("registry.example.com/millstream:0.2.0", scene.get("sts", "orders-unify"));
     let wrong = json!({"podTemplate": {"spec": {"restartPolicy": "Never"}}});
     scene.pipeline(&json!({"image": image, "stages": {"action": wrong}}));

@@ -200,13 +200,13 @@ async fn readyz(State(state): State<AdminState>) -> Response {
     }
     let is_ready = not_ready.is_empty();
     state.was_ready.fetch_or(is_ready, Ordering::Relaxed);
-    let mut body = json!({"ready": is_ready});
+    let mut body = Map::from_iter([("ready".to_owned(), Value::from(is_ready))]);
     for (part, of) in [("not_ready", not_ready), ("impaired", impaired)] {
         if !of.is_empty() {
-            body[part] = of.into();
+            body.insert(part.to_owned(), of.into());
         }
     }
-    answer(if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+    answer(if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body.into())
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {

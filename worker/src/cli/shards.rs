@@ -38,11 +38,13 @@ pub(super) fn run(args: &ShardsArgs) -> anyhow::Result<Outcome> {
         rows.retain(|row| args.stage.as_ref().is_none_or(|stage| *stage == row.stage));
         Ok::<_, AdminError>(rows)
     };
-    while args.follow {
-        // Whoever is asked may be the one that dies: it is back later.
-        let shown = ask().map_or_else(|error| format!("{error}\n"), |rows| table(&rows));
-        super::print(format_args!("{HOME}{shown}"))?;
-        std::thread::sleep(EVERY);
+    if args.follow {
+        loop {
+            // Whoever is asked may be the one that dies: it is back later.
+            let shown = ask().map_or_else(|error| format!("{error}\n"), |rows| table(&rows));
+            super::print(format_args!("{HOME}{shown}"))?;
+            std::thread::sleep(EVERY);
+        }
     }
     let rows = ask()?;
     if args.json {

@@ -164,11 +164,11 @@ fn an_operator_that_dies_at_any_of_its_writes_about_a_tenant_has_done_no_harm() 
     };
     writes.scene.tenant("acme", &["acme"], &json!({"deletionPolicy": "Erase"}));
     let known = |reason: &'static str, is_held: bool| move |scene: &Scene| tenant_is(scene, reason, is_held);
-    let mut died = writes.die_at_each_of(of_a_tenant, "held", known("Waiting", true));
+    let mut died = writes.die_at_each_of(of_a_tenant, "held", known("NoGateways", true));
     policy(&writes.scene, "Retain");
-    died.extend(writes.die_at_each_of(of_a_tenant, "let go", known("Waiting", false)));
+    died.extend(writes.die_at_each_of(of_a_tenant, "let go", known("NoGateways", false)));
     policy(&writes.scene, "Erase");
-    died.extend(writes.die_at_each_of(of_a_tenant, "held again", known("Waiting", true)));
+    died.extend(writes.die_at_each_of(of_a_tenant, "held again", known("NoGateways", true)));
     // There are no workers that could erase it.
     writes.scene.kubectl(&["delete", "tenant", "acme", "--wait=false"], "");
     died.extend(writes.die_at_each_of(of_a_tenant, "erasing", known("Erasing", true)));
