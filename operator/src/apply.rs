@@ -37,7 +37,7 @@ struct Applier<'a> {
     refused: Option<Trouble>,
 }
 
-/// Asks the API server whether it would take the StatefulSets, where users have laid something over their Pods' templates; the first that it would refuse. Nothing of a
+/// Asks the API server whether it would take the StatefulSets, where users have laid something over their Pods' templates; the first that it would refuse. No object of a
 /// specification is applied before: half of it would be what nobody asked for.
 ///
 /// # Errors

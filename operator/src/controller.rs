@@ -298,10 +298,9 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     if !is_paused {
         intent.settle(&mut objects, &observed.stateful_sets);
     }
+    // Whatever is refused: who dies is replaced in the plan, and tenants are published.
+    context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
     let refusal = if is_paused { None } else { refused(client, &prepared, &objects).await? };
-    if refusal.is_none() {
-        context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
-    }
     let (stateful_sets, refusal) = if is_paused {
         (observed.stateful_sets, None)
     } else {
