@@ -40,6 +40,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const UNHEARD_BOUNDS: u64 = 3;
 /// After so many it lets nobody in.
 const UNTRUSTED_BOUNDS: u64 = 10;
+/// A log that has taken no report for so long, which come twice a second, was lost.
+const TAKEN_AGAIN: Duration = Duration::from_secs(3);
 /// How long the last report may take to get out.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
@@ -109,6 +111,10 @@ impl Hearing {
     /// True when it has heard a newer one.
     fn note(&mut self, (taken, heard): (u64, u64), now: Instant) -> bool {
         if taken > self.taken {
+            if self.taken_at.is_some_and(|at| now.saturating_duration_since(at) > TAKEN_AGAIN) {
+                // The log is back: what was not heard before says nothing.
+                self.unheard_since = None;
+            }
             (self.taken, self.taken_at) = (taken, Some(now));
         }
         self.unheard_since = (heard < self.taken).then(|| self.unheard_since.unwrap_or(now));
@@ -574,7 +580,7 @@ mod tests {
         assert!(hearing.is_deaf(bound, at(71)));
         assert!(!hearing.is_deaf(bound, at(81)), "it takes nothing any more");
         hearing.note((82, 1), at(82));
-        assert!(hearing.is_deaf(bound, at(82)));
+        assert!(!hearing.is_deaf(bound, at(82)), "it is back, and has not been heard yet");
         assert!(hearing.note((83, 83), at(83)) && !hearing.is_deaf(bound, at(83)));
     }
 }

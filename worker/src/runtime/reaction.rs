@@ -205,7 +205,10 @@ impl Work {
         let Ready { mut positions, producer, writers } = ready.map_or_else(|| self.get_ready(), Ok)?;
         let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
         let topic_id = log.topic_id(&mutations.topic)?;
-        let start = match positions.newest(self)? {
+        let newest = positions.newest(self)?;
+        // A client of its own, which would go on reading what is recorded; its end may take a moment.
+        drop(self.environment.executor.run(Box::new(move || drop(positions))));
+        let start = match newest {
             Some(input) if input.topic_id != topic_id => {
                 return Err(ShardError::Stopped(format!(
                     "{mutations} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
