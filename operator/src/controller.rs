@@ -295,17 +295,14 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
     let (pinned, pins_ignored) = prepared.pins();
     let is_paused = pipeline.spec.paused;
-    if !is_paused {
-        intent.settle(&mut objects, &observed.stateful_sets);
-    }
     // Whatever is refused: who dies is replaced in the plan, and tenants are published.
     context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
-    let refusal = if is_paused { None } else { refused(client, &prepared, &objects).await? };
     let (stateful_sets, refusal) = if is_paused {
         (observed.stateful_sets, None)
     } else {
-        let applied = match refusal {
-            Some(_) => Applied { stateful_sets: observed.stateful_sets, refused: refusal },
+        intent.settle(&mut objects, &observed.stateful_sets);
+        let applied = match refused(client, &prepared, &objects).await? {
+            Some(refusal) => Applied { stateful_sets: observed.stateful_sets, refused: Some(refusal) },
             None => apply(client, &prepared, &objects).await?,
         };
         replace(client, prepared.namespace(), &intent.replaced).await?;
