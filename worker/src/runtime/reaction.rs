@@ -7,8 +7,7 @@
 //! Of a tenant that is erased, the action stage has sent tombstones before this stage hears of it: so its documents are gone when everything has been written that was in the topic then, and that is reported.
 //!
 //! Who has a partition is the plan's word alone: this stage needs no lock, and two processes on one partition do no harm (I8). So there is nothing to follow: a standby is a
-//! process that would begin at once, and says so by a prepared client of that name. One to whom a partition is about to be handed off opens its clients ahead, which takes
-//! longer than everything else that a handoff does.
+//! process that would begin at once, and says so by a prepared client of that name. One to whom a partition is about to be handed off opens its clients ahead.
 
 use super::backoff::Backoff;
 use super::desk::{Condition, Desk, EndOfThread};
