@@ -159,7 +159,7 @@ impl Takeover<'_> {
         })?;
         if !is_there {
             let at = &self.written.changelog;
-            return Err(ShardError::Reopen(format!("{at}: the record of this takeover does not become visible")));
+            return Err(ShardError::Away(format!("{at}: the record of this takeover does not become visible")));
         }
         self.abort(&hanging.held, clients)?;
         self.missing(&hanging.owed)
@@ -282,7 +282,7 @@ impl Takeover<'_> {
             "held back by a transaction that the shard's transactional ids do not end; if it stays so, \
              `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
         };
-        ShardError::Reopen(format!("{at} is {what}"))
+        ShardError::Away(format!("{at} is {what}"))
     }
 
     /// What is still held back after a while: what a marker ends is visible a moment later, if at all.

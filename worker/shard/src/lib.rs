@@ -58,10 +58,11 @@ pub trait Job: Send {
 /// Why a shard cannot go on, by what its caller must do.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
-    /// Drop the shard and open it again, after a moment: what it had read or written is in doubt, or its disk or a rival stood in the way.
+    /// Drop the shard and open it again, after a moment: its disk, its state, or something else of this process stood in the way.
     #[error("must be opened again: {0}")]
     Reopen(String),
-    /// The same, and to end this process would help nobody: the log or the document store does not answer, or refuses it.
+    /// The same, and to end this process would help nobody: the log or the document store does not answer, or refuses it, or does not say what became of a transaction; or a rival has fenced it,
+    /// which looks the same.
     #[error("must be opened again: {0}")]
     Away(String),
     /// A person must decide: going on would lose or double something (I6).
@@ -73,8 +74,7 @@ impl From<log::LogError> for ShardError {
     fn from(error: log::LogError) -> ShardError {
         use log::LogError as E;
         match error {
-            E::Unavailable(_) => ShardError::Away(error.to_string()),
-            E::Unknown(_) => ShardError::Reopen(error.to_string()),
+            E::Unavailable(_) | E::Unknown(_) => ShardError::Away(error.to_string()),
             E::OutOfRange { .. } | E::Topic { .. } | E::TooLarge { .. } | E::Configuration(_) => {
                 ShardError::Stopped(error.to_string())
             }

@@ -19,7 +19,6 @@ use millstream_plan::status::{ShardStatus, WorkerStatus};
 use millstream_plan::unread::Unread;
 use millstream_plan::view::{Bounds, Duty, Me, Verdict, View};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -84,8 +83,6 @@ pub struct Member {
     said: Option<(u64, Statuses)>,
     /// Why the newest report did not get out.
     unsaid: Arc<Mutex<Option<LogError>>>,
-    /// The newest report that the log has taken.
-    taken: Arc<AtomicU64>,
 }
 
 impl Member {
@@ -121,7 +118,6 @@ impl Member {
             every_ms: bounds.silence_ms / REPORTS_PER_BOUND,
             said: None,
             unsaid: Arc::default(),
-            taken: Arc::default(),
             profile,
         })
     }
@@ -177,12 +173,6 @@ impl Member {
         let unsaid = self.unsaid.lock().unwrap_or_else(PoisonError::into_inner).take();
         let unsaid = unsaid.map(|error| format!("reporting to {}: {error}", self.status_topic));
         unsaid.or_else(|| self.listener.problem().map(|error| error.to_string()))
-    }
-
-    /// The sequence of its newest report that the log has taken, and of the newest that it has heard; 0: none.
-    pub fn taken_and_heard(&self) -> (u64, u64) {
-        let own = self.view().reports().map(|(report, _)| report).find(|report| report.incarnation == self.incarnation);
-        (self.taken.load(Ordering::Relaxed), own.map_or(0, |report| report.sequence))
     }
 
     /// Has it heard its own newest report?
@@ -269,14 +259,10 @@ impl Member {
             version,
             known,
         };
-        let (payload, unsaid, taken) = (message::encode_status(&status), self.unsaid.clone(), self.taken.clone());
-        let sequence = self.sequence;
+        let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;
         let outgoing = Outgoing { topic, partition: 0, key: status.worker.as_bytes(), payload: &payload, headers: &[] };
         let note = move |sent: Result<u64, LogError>| {
-            if sent.is_ok() {
-                taken.fetch_max(sequence, Ordering::Relaxed);
-            }
             *unsaid.lock().unwrap_or_else(PoisonError::into_inner) = sent.err();
         };
         self.producer.send(outgoing, Box::new(note));

@@ -100,7 +100,7 @@ impl Written {
     /// each transaction of an owner, and now and then while it has none.
     ///
     /// # Errors
-    /// [`ShardError::Reopen`] when it may be so.
+    /// [`ShardError::Away`] when it may be so.
     pub(crate) fn settle_doubt(&self, producer: &mut dyn Transactional, log: &dyn Log) -> Result<(), ShardError> {
         let Some(why) = producer.take_doubt() else { return Ok(()) };
         let mut open = self.open(log)?;
@@ -114,7 +114,7 @@ impl Written {
             open = still_open(log, &open)?;
         }
         let at = open.keys().next().unwrap_or(&self.changelog);
-        Err(ShardError::Reopen(format!("{at} is held back, and the last commit is in doubt: {why}")))
+        Err(ShardError::Away(format!("{at} is held back, and the last commit is in doubt: {why}")))
     }
 
     /// Where something is open now that this shard may have written, and where it ends.
@@ -213,7 +213,7 @@ pub(crate) fn abort_in<'a>(
     }
     client.abort()?;
     match client.take_doubt() {
-        Some(why) => Err(ShardError::Reopen(format!("what ended a forgotten transaction is in doubt: {why}"))),
+        Some(why) => Err(ShardError::Away(format!("what ended a forgotten transaction is in doubt: {why}"))),
         None => Ok(()),
     }
 }

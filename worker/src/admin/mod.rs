@@ -36,7 +36,6 @@ use millstream_shard::topics::Topics;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Semaphore, mpsc};
 
 pub use inspect::Misdirected;
@@ -139,7 +138,6 @@ pub trait Inspect: Send + Sync {
 #[derive(Clone)]
 pub struct AdminState {
     checks: Arc<Vec<Box<dyn Check>>>,
-    was_ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     inspect: Option<Arc<dyn Inspect>>,
     log: Option<Arc<dyn Log>>,
@@ -150,11 +148,8 @@ pub struct AdminState {
 
 impl AdminState {
     /// The admin port of a process.
-    ///
-    /// `was_ready` becomes true when it is ready for the first time.
     pub fn new(
         checks: Vec<Box<dyn Check>>,
-        was_ready: Arc<AtomicBool>,
         metrics: Arc<Metrics>,
         inspect: Option<Arc<dyn Inspect>>,
         log: Option<Arc<dyn Log>>,
@@ -162,7 +157,7 @@ impl AdminState {
         topics: Topics,
     ) -> AdminState {
         let tails = Arc::new(Semaphore::new(MAX_TAILS));
-        AdminState { checks: Arc::new(checks), was_ready, metrics, inspect, log, documents, topics, tails }
+        AdminState { checks: Arc::new(checks), metrics, inspect, log, documents, topics, tails }
     }
 }
 
@@ -199,7 +194,6 @@ async fn readyz(State(state): State<AdminState>) -> Response {
         }
     }
     let is_ready = not_ready.is_empty();
-    state.was_ready.fetch_or(is_ready, Ordering::Relaxed);
     let mut body = Map::from_iter([("ready".to_owned(), Value::from(is_ready))]);
     for (part, of) in [("not_ready", not_ready), ("impaired", impaired)] {
         if !of.is_empty() {

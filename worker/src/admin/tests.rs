@@ -139,7 +139,7 @@ impl Inspect for FixedState {
 fn state(log: &Arc<Memory>, checks: Vec<Box<dyn Check>>) -> AdminState {
     let topics = Topics::new("t", 2, 1);
     let log: Arc<dyn Log> = Arc::new(MemoryLog(log.clone()));
-    AdminState::new(checks, Arc::default(), Metrics::new(["acme"]), Some(Arc::new(FixedState)), Some(log), None, topics)
+    AdminState::new(checks, Metrics::new(["acme"]), Some(Arc::new(FixedState)), Some(log), None, topics)
 }
 
 async fn get_from(state: &AdminState, path: &str) -> (u16, String) {

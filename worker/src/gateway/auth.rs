@@ -72,14 +72,16 @@ impl Keyring {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    /// What is known now is trusted for so long; nobody is let in later, unless this is said again: who may send may have changed, and nobody could tell.
-    pub fn trust_for(&self, time: Duration) {
-        let until_ms = u64::try_from((self.now() + time).as_millis()).unwrap_or(u64::MAX);
-        self.trusted_until_ms.store(until_ms, Ordering::Relaxed);
+    /// What is known is trusted until then; nobody is let in later, unless a later time is said: who may send may have changed, and nobody could tell.
+    pub fn trust_until(&self, then: Instant) {
+        let until = then.saturating_duration_since(self.began);
+        self.trusted_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn is_old(&self) -> bool {
-        self.now().as_millis() > u128::from(self.trusted_until_ms.load(Ordering::Relaxed))
+    /// Is nobody let in then, unless a later time is said before?
+    pub(crate) fn is_old_at(&self, then: Instant) -> bool {
+        let then = then.saturating_duration_since(self.began).as_millis();
+        then > u128::from(self.trusted_until_ms.load(Ordering::Relaxed))
     }
 
     /// Who sends, and how the key was presented.
@@ -87,7 +89,7 @@ impl Keyring {
     /// # Errors
     /// 401; 503 when it cannot be known.
     pub(super) fn authenticate(&self, headers: &HeaderMap) -> Result<(Arc<Sender>, Scheme), Failure> {
-        if self.is_old() {
+        if self.is_old_at(Instant::now()) {
             let message = "this gateway does not hear any more who may send; repeat the request after Retry-After, with the same ids";
             return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "keys_not_heard", message).retry_after(1));
         }
@@ -222,13 +224,13 @@ mod tests {
         let (keys, headers) = (keys(), HeaderMap::new());
         let reason = || keys.authenticate(&headers).unwrap_err().reason;
         assert_eq!(reason(), "missing_key");
-        keys.trust_for(Duration::ZERO);
+        keys.trust_until(Instant::now());
         while reason() == "missing_key" {
             std::thread::yield_now();
         }
         let failure = keys.authenticate(&headers).unwrap_err();
         assert_eq!((failure.status, failure.reason), (StatusCode::SERVICE_UNAVAILABLE, "keys_not_heard"));
-        keys.trust_for(Duration::from_secs(60));
+        keys.trust_until(Instant::now() + Duration::from_secs(60));
         assert_eq!(reason(), "missing_key");
     }
 

@@ -61,8 +61,24 @@ impl Check for PhaseCheck {
 /// A store that is asked again and again.
 pub struct StoreCheck {
     name: &'static str,
-    outcome: Arc<Mutex<Outcome>>,
+    asked: Asked,
     asking: Option<Asking>,
+}
+
+/// What is known of a store that is asked. Cheap to clone.
+#[derive(Clone)]
+pub struct Asked {
+    /// It is none of this process's.
+    pub is_server: bool,
+    outcome: Arc<Mutex<Outcome>>,
+}
+
+impl Asked {
+    /// It has answered once, and does not now.
+    pub fn is_lost(&self) -> bool {
+        let outcome = lock(&self.outcome);
+        outcome.has_answered && outcome.trouble().is_some()
+    }
 }
 
 /// What is known of a store.
@@ -87,8 +103,15 @@ impl Outcome {
         (self.newest, self.asked) = (answer, None);
     }
 
-    fn is_overdue(&self) -> bool {
-        self.asked.is_some_and(|asked| asked.elapsed() > ANSWERS_WITHIN)
+    /// Why it is not as it should be.
+    fn trouble(&self) -> Option<String> {
+        match &self.newest {
+            Ok(()) if self.asked.is_some_and(|asked| asked.elapsed() > ANSWERS_WITHIN) => {
+                Some(format!("does not answer within {ANSWERS_WITHIN:?}"))
+            }
+            Ok(()) => None,
+            Err(why) => Some(why.clone()),
+        }
     }
 }
 
@@ -114,20 +137,20 @@ impl Drop for StoreCheck {
 
 impl StoreCheck {
     /// The log is ready when it answers for a partition of `ingress`.
-    pub fn log(log: Arc<dyn Log>, topics: &Topics) -> StoreCheck {
+    pub fn log(log: Arc<dyn Log>, topics: &Topics, is_server: bool) -> StoreCheck {
         let at = TopicPartition::new(topics.ingress.clone(), 0);
-        StoreCheck::new("log", move || log.bounds(&at).map(drop).map_err(|error| error.to_string()))
+        StoreCheck::new("log", is_server, move || log.bounds(&at).map(drop).map_err(|error| error.to_string()))
     }
 
     /// The document store is ready when it can be read.
-    pub fn documents(documents: Arc<dyn DocumentStore>) -> StoreCheck {
+    pub fn documents(documents: Arc<dyn DocumentStore>, is_server: bool) -> StoreCheck {
         // No tenant has this name: there is no such document, and a store that is there can say so.
         let ask = move || documents.get("_ready", "users", "_ready").map(drop);
-        StoreCheck::new("documents", move || ask().map_err(|error| error.to_string()))
+        StoreCheck::new("documents", is_server, move || ask().map_err(|error| error.to_string()))
     }
 
     /// Starts to ask; ends when the check is dropped.
-    fn new(name: &'static str, ask: impl Fn() -> Result<(), String> + Send + 'static) -> StoreCheck {
+    fn new(name: &'static str, is_server: bool, ask: impl Fn() -> Result<(), String> + Send + 'static) -> StoreCheck {
         let outcome = Arc::<Mutex<Outcome>>::default();
         let (told, (ending, ended)) = (Arc::<Stop>::default(), channel());
         let (answered, stop) = (outcome.clone(), told.clone());
@@ -147,7 +170,12 @@ impl StoreCheck {
             lock(&outcome).newest = Err(error.to_string());
         }
         let asking = started.ok().map(|thread| Asking { thread, told, ended: Mutex::new(ended) });
-        StoreCheck { name, outcome, asking }
+        StoreCheck { name, asked: Asked { is_server, outcome }, asking }
+    }
+
+    /// What is known of it, for others.
+    pub fn asked(&self) -> Asked {
+        self.asked.clone()
     }
 }
 
@@ -161,13 +189,12 @@ impl Check for StoreCheck {
     }
 
     fn check(&self) -> Health {
-        let outcome = lock(&self.outcome);
-        let why = match &outcome.newest {
-            Ok(()) if outcome.is_overdue() => format!("does not answer within {ANSWERS_WITHIN:?}"),
-            Ok(()) => return Health::Well,
-            Err(why) => why.clone(),
-        };
-        if outcome.has_answered { Health::Impaired(why) } else { Health::NotReady(why) }
+        let outcome = lock(&self.asked.outcome);
+        match outcome.trouble() {
+            None => Health::Well,
+            Some(why) if outcome.has_answered => Health::Impaired(why),
+            Some(why) => Health::NotReady(why),
+        }
     }
 }
 
@@ -191,7 +218,7 @@ mod tests {
         let store = Arc::new(());
         for _ in 0..20 {
             let held = store.clone();
-            let check = StoreCheck::new("log", move || {
+            let check = StoreCheck::new("log", true, move || {
                 assert!(Arc::strong_count(&held) > 1);
                 Ok(())
             });
@@ -205,7 +232,11 @@ mod tests {
         let away = Arc::new(AtomicBool::new(true));
         let asked = away.clone();
         let check =
-            StoreCheck::new("log", move || if asked.load(Ordering::SeqCst) { Err("away".into()) } else { Ok(()) });
+            StoreCheck::new(
+                "log",
+                true,
+                move || if asked.load(Ordering::SeqCst) { Err("away".into()) } else { Ok(()) },
+            );
         let until = |wanted: Health| {
             let deadline = Instant::now() + Duration::from_secs(60);
             while check.check() != wanted {
@@ -214,9 +245,11 @@ mod tests {
             }
         };
         until(Health::NotReady("away".into()));
+        assert!(!check.asked().is_lost(), "it was never there");
         away.store(false, Ordering::SeqCst);
         until(Health::Well);
         away.store(true, Ordering::SeqCst);
         until(Health::Impaired("away".into()));
+        assert!(check.asked().is_lost());
     }
 }

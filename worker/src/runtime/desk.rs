@@ -1,6 +1,7 @@
 //! What a shard's thread and the rest of the process share: orders go in; condition, sums and what to report come out.
 
 use super::ears::Ear;
+use super::fitness::{Fitness, Stores};
 use crate::admin::Health;
 use millstream_model::proto::{Position, Usage};
 use millstream_plan::plan::ShardId;
@@ -23,12 +24,6 @@ const HANGS: Duration = Duration::from_secs(120);
 const OPENS_LONG: Duration = Duration::from_secs(600);
 /// An attempt to open a shard that has gone on for so long is not failing, whatever the one before did: it may be reading a long changelog.
 const GOES_ON: Duration = Duration::from_secs(5);
-/// A follower that is further behind, in messages of its changelog, would take long to take over: its process is not ready.
-const FOLLOWS_WITHIN: u64 = 10_000;
-/// A shard that has worked, and does not for so long though log and documents answer, makes its process unready. Whoever takes over does so within seconds; what is
-/// opened again once is not worth a Pod's endpoints.
-const REOPENS_WITHIN: Duration = Duration::from_secs(60);
-
 /// How a shard fares in this process, for readiness and look-ups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -48,18 +43,6 @@ pub enum Condition {
     Away(String),
     /// Needs a person; says why.
     Stopped(String),
-}
-
-/// Whose log and documents are, for readiness.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stores {
-    /// This process's: without them it cannot work, and nobody else is at fault.
-    Own,
-    /// Servers'.
-    Others {
-        /// The process has been ready once.
-        was_ready: bool,
-    },
 }
 
 /// How far an owner is behind its inputs.
@@ -90,10 +73,7 @@ pub struct Desk {
 struct Inner {
     order: Order,
     condition: Condition,
-    /// It has been owned here, and has worked, since it was given to this process.
-    has_worked: bool,
-    /// This process has not made it work since then, and nobody else is at fault.
-    fails_since: Option<Instant>,
+    fitness: Fitness,
     usage: BTreeMap<String, Usage>,
     status: ShardStatus,
     passed: Vec<Position>,
@@ -123,8 +103,7 @@ impl Desk {
         let inner = Inner {
             order,
             condition,
-            has_worked: false,
-            fails_since: None,
+            fitness: Fitness::default(),
             usage: BTreeMap::new(),
             status: ShardStatus::default(),
             passed: Vec::new(),
@@ -200,39 +179,14 @@ impl Desk {
         self.lock().stepped = Some(Instant::now());
     }
 
-    /// How it fares, for readiness. A process that was ready once stays so while the log or the document store is away: without them every process would be unready, and to
-    /// evict Pods, or to send requests elsewhere, would help nobody.
+    /// How it fares, for readiness.
     pub fn health(&self, stores: Stores) -> Health {
-        self.health_at(stores, Instant::now())
-    }
-
-    fn health_at(&self, stores: Stores, now: Instant) -> Health {
-        let inner = self.lock();
+        let (inner, now) = (self.lock(), Instant::now());
         if let Some(why) = self.hangs(&inner, now) {
             return Health::NotReady(format!("stopped: {why}"));
         }
-        let fails_long = inner.fails_since.is_some_and(|since| now.saturating_duration_since(since) > REOPENS_WITHIN);
-        let unless = |is_excused: bool, why: String| match is_excused {
-            true => Health::Impaired(why),
-            false => Health::NotReady(why),
-        };
-        match &inner.condition {
-            Condition::Following | Condition::Hampered(_)
-                if inner.status.role == Role::Standby && inner.status.lag > FOLLOWS_WITHIN =>
-            {
-                Health::NotReady(format!("follows, {} messages behind", inner.status.lag))
-            }
-            Condition::Running if fails_long => Health::NotReady("is opened again and again".into()),
-            Condition::Running | Condition::Following | Condition::Closed => Health::Well,
-            Condition::Hampered(why) => Health::Impaired(why.clone()),
-            Condition::Opening => Health::NotReady("is being opened".into()),
-            Condition::Away(why) => {
-                let excused = matches!(stores, Stores::Others { was_ready } if was_ready || inner.has_worked);
-                unless(excused, format!("is opened again: {why}"))
-            }
-            Condition::Retrying(why) => unless(inner.has_worked && !fails_long, format!("is opened again: {why}")),
-            Condition::Stopped(why) => Health::NotReady(format!("stopped: {why}")),
-        }
+        let behind = (inner.status.role == Role::Standby).then_some(inner.status.lag);
+        inner.fitness.health(&inner.condition, behind, stores, now)
     }
 
     /// Sets how it fares.
@@ -258,7 +212,7 @@ impl Desk {
         let mut inner = self.lock();
         let was_hampered = matches!(inner.condition, Condition::Hampered(_));
         if quiet == 0 || quiet >= QUIET_POLLS {
-            inner.works();
+            inner.fitness.works();
         }
         if quiet == 0 || quiet >= QUIET_POLLS || !matches!(inner.condition, Condition::Stopped(_)) {
             inner.fares(Condition::Running);
@@ -276,7 +230,7 @@ impl Desk {
 
     /// Notes that it does what its owner is for: a write was decided, or there is nothing to do.
     pub fn works(&self) {
-        self.lock().works();
+        self.lock().fitness.works();
     }
 
     /// Notes that it followed its changelog without an error.
@@ -456,19 +410,8 @@ impl Ear for Desk {
 
 impl Inner {
     fn fares(&mut self, condition: Condition) {
-        match &condition {
-            Condition::Following | Condition::Away(_) => self.fails_since = None,
-            Condition::Closed => (self.has_worked, self.fails_since) = (false, None),
-            Condition::Retrying(_) | Condition::Stopped(_) => {
-                self.fails_since.get_or_insert_with(Instant::now);
-            }
-            Condition::Opening | Condition::Running | Condition::Hampered(_) => {}
-        }
+        self.fitness.note(&condition, Instant::now());
         self.condition = condition;
-    }
-
-    fn works(&mut self) {
-        (self.has_worked, self.fails_since) = (true, None);
     }
 
     fn is_opening_for(&self, longer_than: Duration, now: Instant) -> bool {
@@ -496,65 +439,27 @@ impl Drop for EndOfThread<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fitness::FOLLOWS_WITHIN;
     use super::*;
 
-    fn health(desk: &Desk, was_ready: bool) -> Health {
-        desk.health(Stores::Others { was_ready })
-    }
-
-    fn is_ready(desk: &Desk, was_ready: bool, after: Duration) -> bool {
-        let stores = Stores::Others { was_ready };
-        !matches!(desk.health_at(stores, Instant::now() + after), Health::NotReady(_))
-    }
-
-    const NOW: Duration = Duration::ZERO;
-    const LONG: Duration = Duration::from_secs(61);
+    const STORES: Stores = Stores { are_servers: true, are_lost: false };
 
     #[test]
-    fn what_was_ready_stays_so_while_log_or_documents_are_away() {
+    fn an_owner_that_has_worked_is_excused_while_its_stores_are_away() {
         let desk = Desk::new("unify", 0, Duty::Own);
-        assert_eq!(health(&desk, true), Health::NotReady("is being opened".into()));
-        desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(!is_ready(&desk, false, NOW), "neither this shard nor the process has ever worked");
-        assert!(is_ready(&desk, true, LONG), "the shard was given to it while the store was away");
-        desk.polled(0);
-        assert_eq!(health(&desk, false), Health::Well);
-        desk.fail(ShardError::Away("nobody listens".into()));
-        assert_eq!(health(&desk, false), Health::Impaired("is opened again: nobody listens".into()));
-        assert!(is_ready(&desk, false, LONG));
-        assert!(matches!(desk.health(Stores::Own), Health::NotReady(_)), "it is its own store that is broken");
-        desk.set(Condition::Closed);
-        assert_eq!(health(&desk, false), Health::Well);
-        desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(!is_ready(&desk, false, NOW), "it was given away meanwhile");
-        desk.fail(ShardError::Stopped("a gap".into()));
-        assert!(!is_ready(&desk, true, NOW));
-    }
-
-    #[test]
-    fn what_is_at_fault_itself_is_not_ready_after_a_minute() {
-        let desk = Desk::new("unify", 0, Duty::Own);
-        let fails = || desk.fail(ShardError::Reopen("no space left".into()));
-        fails();
-        assert!(!is_ready(&desk, true, NOW), "it has never worked");
-        desk.polled(0);
-        fails();
-        assert!(is_ready(&desk, true, NOW) && !is_ready(&desk, true, LONG));
-        // It opens, and nothing has come yet: that is no work.
+        let is_ready = || !matches!(desk.health(STORES), Health::NotReady(_));
         desk.polled(1);
-        assert!(is_ready(&desk, true, NOW) && !is_ready(&desk, true, LONG));
-        fails();
-        assert!(!is_ready(&desk, true, LONG));
-        desk.polled(QUIET_POLLS);
-        assert!(is_ready(&desk, true, LONG));
-        // Time in which the store was away does not count.
         desk.fail(ShardError::Away("nobody listens".into()));
-        assert!(desk.lock().fails_since.is_none());
-        // Who has only followed it may not be able to own it.
-        let follower = Desk::new("unify", 0, Duty::Standby { prepare: false, soon: false });
-        follower.followed();
-        follower.fail(ShardError::Reopen("no space left".into()));
-        assert!(!is_ready(&follower, true, NOW));
+        assert!(!is_ready(), "nothing has come yet");
+        desk.polled(QUIET_POLLS);
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(is_ready());
+        desk.set(Condition::Closed);
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(!is_ready());
+        desk.works();
+        desk.fail(ShardError::Away("nobody listens".into()));
+        assert!(is_ready());
     }
 
     #[test]
@@ -563,13 +468,13 @@ mod tests {
         let report = |lag: u64| desk.report(ShardStatus { role: Role::Standby, lag, ..ShardStatus::default() });
         report(FOLLOWS_WITHIN + 1);
         desk.followed();
-        assert!(matches!(health(&desk, true), Health::NotReady(why) if why.contains("10001 messages behind")));
+        assert!(matches!(desk.health(STORES), Health::NotReady(why) if why.contains("10001 messages behind")));
         desk.hampered("the disk is full");
-        assert!(!is_ready(&desk, true, NOW));
+        assert!(matches!(desk.health(STORES), Health::NotReady(_)));
         report(FOLLOWS_WITHIN);
-        assert_eq!(health(&desk, true), Health::Impaired("the disk is full".into()));
+        assert_eq!(desk.health(STORES), Health::Impaired("the disk is full".into()));
         desk.followed();
-        assert_eq!(health(&desk, true), Health::Well);
+        assert_eq!(desk.health(STORES), Health::Well);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What the admin port sees of this process's shards: their condition, their sums, and what they know of a user or device.
 
-use super::desk::{Condition, Desk, Stores};
+use super::checks::Asked;
+use super::desk::{Condition, Desk};
+use super::fitness::Stores;
 use super::membership;
 use super::stage::Query;
 use crate::admin::{Check, Health, Inspect, Misdirected, NoAnswer, NoUsage, ShardRow, Subject, TenantUsage};
@@ -9,7 +11,6 @@ use millstream_plan::view::Duty;
 use millstream_stages::action::{ActionStage, Answer, Inspect as Question, inspect};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -194,10 +195,8 @@ fn json(view: &impl serde::Serialize) -> Result<Option<Value>, NoAnswer> {
 pub struct ShardCheck {
     /// Of the shard.
     pub desk: Arc<Desk>,
-    /// The process has been ready once.
-    pub was_ready: Arc<AtomicBool>,
-    /// Log and documents are servers'.
-    pub has_servers: bool,
+    /// The stores that it needs.
+    pub stores: Vec<Asked>,
 }
 
 impl Check for ShardCheck {
@@ -206,9 +205,9 @@ impl Check for ShardCheck {
     }
 
     fn check(&self) -> Health {
-        self.desk.health(match self.has_servers {
-            true => Stores::Others { was_ready: self.was_ready.load(Ordering::Relaxed) },
-            false => Stores::Own,
+        self.desk.health(Stores {
+            are_servers: self.stores.iter().all(|store| store.is_server),
+            are_lost: self.stores.iter().any(|store| store.is_server && store.is_lost()),
         })
     }
 }

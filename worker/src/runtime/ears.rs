@@ -2,6 +2,7 @@
 //!
 //! One thread asks the log now and then what there is to hear, with a client of its own, so that nobody who works waits for the answer. Whoever does not hear it for long
 //! ([`millstream_shard::hearing`]) is told to read on with another client, which its own thread does between two steps. (Standbys look by themselves: they ask how far they are behind anyway.)
+//! Everybody is told what there was to hear, and when: who lets people in must know that it has heard everything until lately.
 
 use super::system::Stop;
 use crate::telemetry::Metrics;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How often the log is asked.
 const EVERY: Duration = Duration::from_secs(10);
+/// The same, after it did not answer.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Somebody who reads.
 pub(super) trait Ear: Send + Sync {
@@ -21,6 +24,8 @@ pub(super) trait Ear: Send + Sync {
     fn name(&self) -> String;
     /// What it has heard; `None`: it reads nothing now.
     fn listened(&self) -> Option<Listened>;
+    /// Readers see these ends of what it reads, as of then or later; `None`: the log did not say.
+    fn there_is(&self, _ends: Option<&[(TopicPartition, u64)]>, _asked: Instant) {}
     /// From its next step on it is to read with another client.
     fn read_anew(&self);
 }
@@ -45,30 +50,38 @@ impl EarWatch {
     pub(super) fn start(self) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("ears".into()).spawn(move || {
             let mut hearings = vec![Hearing::default(); self.ears.len()];
-            let began = Instant::now();
-            while !self.stop.wait(EVERY) {
-                self.look(&mut hearings, &|| u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+            let (began, mut pause) = (Instant::now(), EVERY);
+            while !self.stop.wait(pause) {
+                let answers =
+                    self.look(&mut hearings, &|| u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+                pause = if answers { EVERY } else { AGAIN };
             }
         })
     }
 
-    fn look(&self, hearings: &mut [Hearing], now_ms: &dyn Fn() -> u64) {
+    /// Tells whether the log has answered for everybody.
+    fn look(&self, hearings: &mut [Hearing], now_ms: &dyn Fn() -> u64) -> bool {
         let heard: Vec<Listened> = self.ears.iter().map(|ear| ear.listened().unwrap_or_default()).collect();
-        let all: BTreeSet<&TopicPartition> = heard.iter().flat_map(|it| &it.read_to).map(|(at, _)| at).collect();
-        let all = self.visible(&all.into_iter().cloned().collect::<Vec<_>>());
+        let of = |heard: &Listened| heard.read_to.iter().map(|(at, _)| at.clone()).collect::<Vec<_>>();
+        let all: BTreeSet<TopicPartition> = heard.iter().flat_map(of).collect();
+        let asked_all = Instant::now();
+        let all = self.visible(&all.into_iter().collect::<Vec<_>>());
         for ((ear, heard), hearing) in self.ears.iter().zip(&heard).zip(hearings) {
-            let of: Vec<TopicPartition> = heard.read_to.iter().map(|(at, _)| at.clone()).collect();
             let own;
-            let ends = match &all {
-                Some(all) => Some(all),
+            let (ends, asked) = match &all {
+                Some(all) => (Some(all), asked_all),
                 // One that has no leader keeps nobody from hearing the others.
-                None if self.stop.is_stopped() => return,
+                None if self.stop.is_stopped() => return false,
                 None => {
-                    own = self.visible(&of);
-                    own.as_ref()
+                    let asked = Instant::now();
+                    own = self.visible(&of(heard));
+                    (own.as_ref(), asked)
                 }
             };
-            let visible: Option<Vec<u64>> = ends.and_then(|ends| of.iter().map(|at| ends.get(at).copied()).collect());
+            let ends: Option<Vec<(TopicPartition, u64)>> = ends
+                .and_then(|ends| of(heard).into_iter().map(|at| ends.get(&at).map(|end| (at.clone(), *end))).collect());
+            ear.there_is(ends.as_deref(), asked);
+            let visible: Option<Vec<u64>> = ends.map(|ends| ends.into_iter().map(|(_, end)| end).collect());
             // After the answer, which may have taken long: what was seen first then has not waited for longer.
             if let Some(deaf) = hearing.look(heard, visible.as_deref(), now_ms()) {
                 tracing::warn!(who = ear.name(), why = %deaf, "it is read with another client");
@@ -76,6 +89,7 @@ impl EarWatch {
                 ear.read_anew();
             }
         }
+        all.is_some()
     }
 
     /// What readers see of these ends there; `None`: the log does not say. What is said of a log that is away, others say.

@@ -19,16 +19,16 @@ use crate::gateway::Keyring;
 use crate::telemetry::Metrics;
 use millstream_plan::plan::ShardId;
 use millstream_plan::unread::Unread;
-use millstream_plan::view::{Bounds, Verdict, View};
+use millstream_plan::view::{Bounds, GATEWAY_GONE_MS, Verdict, View};
 use millstream_shard::hearing::Listened;
-use millstream_shard::log::{Log, LogError};
+use millstream_shard::log::{Log, LogError, TopicPartition};
 use millstream_shard::member::{Member, Now, Profile, Statuses};
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::Environment;
 use millstream_shard::topics::Topics;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -36,12 +36,8 @@ use std::time::{Duration, Instant};
 const LISTEN: Duration = Duration::from_millis(20);
 /// Pause after the log was not there.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A process without shards that has not heard its own report for so many bounds of silence says so: what it knows of who may send may be old.
-const UNHEARD_BOUNDS: u64 = 3;
-/// After so many it lets nobody in.
-const UNTRUSTED_BOUNDS: u64 = 10;
-/// A log that has taken no report for so long, which come twice a second, was lost.
-const TAKEN_AGAIN: Duration = Duration::from_secs(3);
+/// A gateway lets nobody in when it is so long ago that it had heard all there was in `control`: from then on nobody counts with it any more, and a key may have been revoked.
+const TRUSTED: Duration = Duration::from_millis(GATEWAY_GONE_MS);
 /// How long the last report may take to get out.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
@@ -74,13 +70,8 @@ enum Standing {
 
 /// What the rest of the process sees of its membership.
 pub struct Shared {
-    /// Its own name.
-    worker: String,
-    /// Whoever was not heard for so long is silent.
-    silence_ms: u64,
+    control: TopicPartition,
     standing: Mutex<Standing>,
-    /// When it began to be a member.
-    joined_at: Mutex<Option<Instant>>,
     reports: Mutex<Vec<Heard>>,
     /// What was heard of `control` and `status`.
     listened: Mutex<Listened>,
@@ -95,36 +86,44 @@ pub struct Shared {
     joined: tokio::sync::watch::Sender<bool>,
 }
 
-/// Whether what a process says is taken by the log, and heard by itself.
+/// Whether a process hears `control`.
 #[derive(Debug, Default)]
 struct Hearing {
-    /// The newest of its reports that the log has taken.
-    taken: u64,
-    taken_at: Option<Instant>,
-    /// The newest of them that it has heard.
-    heard: u64,
-    /// It has not heard what was taken since then.
-    unheard_since: Option<Instant>,
+    /// Readers saw this end then, and it has not come so far yet.
+    awaits: Option<(u64, Instant)>,
+    /// The log has said it last then.
+    answered: Option<Instant>,
+    /// All that there was then has been heard.
+    heard_all: Option<Instant>,
 }
 
 impl Hearing {
-    /// True when it has heard a newer one.
-    fn note(&mut self, (taken, heard): (u64, u64), now: Instant) -> bool {
-        if taken > self.taken {
-            if self.taken_at.is_some_and(|at| now.saturating_duration_since(at) > TAKEN_AGAIN) {
-                // The log is back: what was not heard before says nothing.
-                self.unheard_since = None;
+    /// There is so much; it was asked for then. `None`: the log did not say, and who hears nothing then is not deaf.
+    fn there_is(&mut self, end: Option<u64>, asked: Instant) {
+        match end {
+            Some(end) => {
+                self.answered = Some(asked);
+                self.awaits.get_or_insert((end, asked));
             }
-            (self.taken, self.taken_at) = (taken, Some(now));
+            None => self.awaits = None,
         }
-        self.unheard_since = (heard < self.taken).then(|| self.unheard_since.unwrap_or(now));
-        heard > std::mem::replace(&mut self.heard, heard)
     }
 
-    /// The log takes its reports all the time, and it does not hear them: it is not the log that is lost.
-    fn is_deaf(&self, bound: Duration, now: Instant) -> bool {
-        let ago = |at: Instant| now.saturating_duration_since(at);
-        self.unheard_since.is_some_and(|since| ago(since) > bound) && self.taken_at.is_some_and(|at| ago(at) <= bound)
+    /// Heard up to here, exclusive. Returns since when at least nothing is missing, when that is news.
+    fn heard_to(&mut self, position: u64) -> Option<Instant> {
+        let (_, asked) = self.awaits.take_if(|(end, _)| *end <= position)?;
+        self.heard_all = Some(asked);
+        Some(asked)
+    }
+
+    /// It has not heard what there was when the log was asked the time before last.
+    fn is_deaf(&self) -> bool {
+        self.awaits.zip(self.answered).is_some_and(|((_, asked), answered)| answered > asked)
+    }
+
+    /// So long ago it had heard everything.
+    fn age(&self, now: Instant) -> Duration {
+        self.heard_all.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 }
 
@@ -140,11 +139,7 @@ pub struct Heard {
 
 impl Shared {
     fn set(&self, standing: Standing) {
-        let has_joined = !matches!(standing, Standing::Joining(_));
-        if has_joined {
-            self.joined_at.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
-        }
-        self.joined.send_replace(has_joined);
+        self.joined.send_replace(!matches!(standing, Standing::Joining(_)));
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
@@ -172,12 +167,8 @@ impl Shared {
         reports
     }
 
-    /// Milliseconds since it heard a report of its own name, or has joined: it is cut off, or nobody listens any more, when that is long.
-    fn unheard_ms(&self) -> u64 {
-        let heard = self.reports().iter().find(|heard| heard.status.worker == self.worker).map(|heard| heard.ago_ms);
-        let joined = *self.joined_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let since_joined = joined.map_or(0, |at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
-        heard.unwrap_or(u64::MAX).min(since_joined)
+    fn hearing(&self) -> MutexGuard<'_, Hearing> {
+        self.hearing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives all shards away; [`Shared::ended`] tells when.
@@ -210,6 +201,12 @@ impl Ear for Shared {
         Some(self.listened.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
+    fn there_is(&self, ends: Option<&[(TopicPartition, u64)]>, asked: Instant) {
+        let of_control =
+            |ends: &[(TopicPartition, u64)]| ends.iter().find(|(at, _)| *at == self.control).map(|(_, end)| *end);
+        self.hearing().there_is(ends.and_then(of_control), asked);
+    }
+
     fn read_anew(&self) {
         self.is_deaf.store(true, Ordering::Relaxed);
     }
@@ -229,7 +226,7 @@ impl Check for PlanCheck {
 }
 
 /// A process without shards does without a plan, and is ready for as long as it hears `control`. When it does not because the log is lost, as a whole or in part, it is ready all
-/// the same, since all of its kind would not be. (Revoked keys do not go on counting because nobody told it: [`Keyring::trust_for`].)
+/// the same, since all of its kind would not be. (Revoked keys do not go on counting because nobody told it: [`Keyring::trust_until`].)
 pub struct HearingCheck(pub Arc<Shared>);
 
 impl Check for HearingCheck {
@@ -241,16 +238,19 @@ impl Check for HearingCheck {
         if let Standing::Joining(why) | Standing::Fenced(why) = self.0.standing() {
             return Health::NotReady(why);
         }
-        let bound = Duration::from_millis(self.0.silence_ms.saturating_mul(UNHEARD_BOUNDS));
-        let unheard = Duration::from_millis(self.0.unheard_ms());
-        if unheard <= bound {
-            return Health::Well;
+        let hearing = self.0.hearing();
+        let age = hearing.age(Instant::now());
+        if hearing.is_deaf() {
+            let seconds = age.as_secs();
+            Health::NotReady(format!("has not heard all of `control` for {seconds} s, though the log has more to hear"))
+        } else if age > TRUSTED {
+            let seconds = age.as_secs();
+            Health::Impaired(format!(
+                "has not heard `control` for {seconds} s, and lets nobody in: who may send may have changed"
+            ))
+        } else {
+            Health::Well
         }
-        let seconds = unheard.as_secs();
-        let why =
-            format!("has not heard `control` and `status` for {seconds} s: who may send may have changed meanwhile");
-        let hearing = self.0.hearing.lock().unwrap_or_else(PoisonError::into_inner);
-        if hearing.is_deaf(bound, Instant::now()) { Health::NotReady(why) } else { Health::Impaired(why) }
     }
 }
 
@@ -304,8 +304,7 @@ impl Membership {
         stop: Arc<Stop>,
     ) -> Membership {
         let shared = Arc::new(Shared {
-            worker: settings.profile.worker.clone(),
-            silence_ms: settings.bounds.silence_ms,
+            control: TopicPartition::new(environment.topics.control.clone(), 0),
             standing: Mutex::new(Standing::Joining("has not heard the plan yet".to_owned())),
             reports: Mutex::default(),
             listened: Mutex::default(),
@@ -314,7 +313,6 @@ impl Membership {
             leave: Stop::default(),
             ended: tokio::sync::Notify::new(),
             joined: tokio::sync::watch::Sender::new(false),
-            joined_at: Mutex::default(),
         });
         let (log, topics) = (environment.log.clone(), environment.topics.clone());
         let began = Instant::now();
@@ -348,10 +346,12 @@ impl Membership {
     }
 
     fn run(mut self) {
-        let Some(mut member) = self.join() else {
+        let Some((mut member, began)) = self.join() else {
             self.shared.ended.notify_one();
             return;
         };
+        self.shared.hearing().heard_all = Some(began);
+        self.senders.keys.trust_until(began + TRUSTED);
         let incarnation = member.incarnation().to_string();
         tracing::info!(worker = self.settings.profile.worker, incarnation, "joined the pipeline");
         self.environment.claimant = Claimant::new(self.settings.profile.worker.as_str(), incarnation);
@@ -382,14 +382,15 @@ impl Membership {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Joins when the log is there; none when the process is stopped before.
-    fn join(&self) -> Option<Member> {
+    /// Joins when the log is there, and tells when it began to: it has heard all that there was then. None when the process is stopped before.
+    fn join(&self) -> Option<(Member, Instant)> {
         loop {
             if self.stop.is_stopped() || self.shared.leave.is_stopped() {
                 return None;
             }
+            let began = Instant::now();
             match self.try_join() {
-                Ok(member) => return Some(member),
+                Ok(member) => return Some((member, began)),
                 Err(error) => {
                     tracing::warn!(%error, "cannot join the pipeline yet");
                     self.shared.set(Standing::Joining(error.to_string()));
@@ -459,10 +460,8 @@ impl Membership {
     }
 
     fn note_hearing(&self, member: &Member) {
-        let mut hearing = self.shared.hearing.lock().unwrap_or_else(PoisonError::into_inner);
-        if hearing.note(member.taken_and_heard(), Instant::now()) {
-            let bound = self.settings.bounds.silence_ms.saturating_mul(UNTRUSTED_BOUNDS);
-            self.senders.keys.trust_for(Duration::from_millis(bound));
+        if let Some(since) = self.shared.hearing().heard_to(member.control_offset()) {
+            self.senders.keys.trust_until(since + TRUSTED);
         }
     }
 
@@ -565,22 +564,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_not_heard_though_the_log_takes_everything_is_deaf() {
-        let (mut hearing, bound, began) = (Hearing::default(), Duration::from_secs(9), Instant::now());
+    fn who_does_not_hear_what_the_log_told_twice_is_deaf() {
+        let (mut hearing, began) = (Hearing::default(), Instant::now());
         let at = |seconds: u64| began + Duration::from_secs(seconds);
-        assert!(hearing.note((1, 1), at(0)) && !hearing.note((1, 1), at(1)));
-        // The log takes nothing: it is lost, and nobody is deaf.
-        assert!(!hearing.note((1, 1), at(60)) && !hearing.is_deaf(bound, at(60)));
-        // It takes everything, and nothing is heard.
-        for second in 61..=69 {
-            hearing.note((second, 1), at(second));
-            assert!(!hearing.is_deaf(bound, at(second)));
-        }
-        hearing.note((71, 1), at(71));
-        assert!(hearing.is_deaf(bound, at(71)));
-        assert!(!hearing.is_deaf(bound, at(81)), "it takes nothing any more");
-        hearing.note((82, 1), at(82));
-        assert!(!hearing.is_deaf(bound, at(82)), "it is back, and has not been heard yet");
-        assert!(hearing.note((83, 83), at(83)) && !hearing.is_deaf(bound, at(83)));
+        hearing.there_is(Some(7), at(0));
+        assert_eq!((hearing.heard_to(6), hearing.heard_to(7), hearing.heard_to(8)), (None, Some(at(0)), None));
+        assert_eq!(hearing.age(at(9)), Duration::from_secs(9));
+        // More comes all the time: it must have heard what there was first, not all that there is.
+        hearing.there_is(Some(8), at(10));
+        assert!(!hearing.is_deaf());
+        hearing.there_is(Some(9), at(20));
+        assert!(hearing.is_deaf());
+        assert_eq!(hearing.heard_to(8), Some(at(10)));
+        assert!(!hearing.is_deaf());
+        // The log is lost meanwhile: nobody is deaf for that.
+        hearing.there_is(Some(9), at(30));
+        hearing.there_is(None, at(40));
+        hearing.there_is(Some(9), at(70));
+        assert!(!hearing.is_deaf());
+        assert_eq!(hearing.age(at(70)), Duration::from_secs(60));
     }
 }

@@ -13,6 +13,7 @@ pub mod desk;
 pub mod directory;
 mod ears;
 pub mod files;
+mod fitness;
 mod lag;
 mod late;
 pub mod membership;
@@ -59,7 +60,7 @@ use rules::Rulebook;
 use stage::{Adopt, Query, SeatThread};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -594,17 +595,22 @@ impl Process {
 
     fn admin_state(&self) -> AdminState {
         let mut checks: Vec<Box<dyn Check>> = vec![Box::new(self.phase.clone())];
-        checks.push(Box::new(StoreCheck::log(self.log.clone(), &self.topics)));
+        let log = StoreCheck::log(self.log.clone(), &self.topics, !matches!(self.config.log, config::Log::Embedded));
+        let mut asked = vec![log.asked()];
+        checks.push(Box::new(log));
+        let of_log = asked.clone();
         if let Some(documents) = &self.documents {
-            checks.push(Box::new(StoreCheck::documents(documents.clone())));
+            let is_server = !matches!(self.config.documents, config::Documents::Embedded);
+            let documents = StoreCheck::documents(documents.clone(), is_server);
+            asked.push(documents.asked());
+            checks.push(Box::new(documents));
         }
-        let desks = self.directory.desks().iter();
-        let was_ready = Arc::<AtomicBool>::default();
-        let has_servers = !matches!(self.config.log, config::Log::Embedded);
         let of_shard = |desk: &Arc<Desk>| -> Box<dyn Check> {
-            Box::new(ShardCheck { desk: desk.clone(), was_ready: was_ready.clone(), has_servers })
+            let needs_documents = Some(desk.stage) == Role::Reaction.stage();
+            let stores = if needs_documents { asked.clone() } else { of_log.clone() };
+            Box::new(ShardCheck { desk: desk.clone(), stores })
         };
-        checks.extend(desks.map(of_shard));
+        checks.extend(self.directory.desks().iter().map(of_shard));
         if let Some(membership) = &self.membership {
             checks.push(match self.directory.desks() {
                 [] => Box::new(HearingCheck(membership.clone())),
@@ -613,7 +619,6 @@ impl Process {
         }
         AdminState::new(
             checks,
-            was_ready,
             self.metrics.clone(),
             Some(self.directory.clone()),
             Some(self.log.clone()),

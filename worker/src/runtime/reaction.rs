@@ -6,8 +6,9 @@
 //!
 //! Of a tenant that is erased, the action stage has sent tombstones before this stage hears of it: so its documents are gone when everything has been written that was in the topic then, and that is reported.
 //!
-//! Who has a partition is the plan's word alone: this stage needs no lock, and two processes on one partition do no harm (I8). So there is nothing to follow: a standby is a
-//! process that would begin at once, and says so by a prepared client of that name. One to whom a partition is about to be handed off opens its clients ahead.
+//! Who has a partition is the plan's word alone: this stage needs no lock, and two processes on one partition do no harm (I8). So there is nothing to follow, and a standby has nothing open
+//! until a partition is about to be handed off to it: then it opens all that it needs, reads ahead from the position that is recorded by then, and reports itself as prepared. What it has read when
+//! the partition is its own, and is before the position recorded last, it passes over.
 
 use super::backoff::Backoff;
 use super::desk::{Condition, Desk, EndOfThread};
@@ -61,8 +62,9 @@ impl Default for ReactionLimits {
 
 /// Collections of documents, one for each kind of entity.
 pub const COLLECTIONS: [&str; 2] = ["users", "devices"];
-/// How long a poll waits when nothing is in flight, and when something is.
+/// How long a poll waits when nothing is in flight, when it is about to be handed off, and when something is in flight.
 const IDLE: Duration = Duration::from_millis(100);
+const LEAVING: Duration = Duration::from_millis(10);
 const BUSY: Duration = Duration::from_millis(2);
 /// Frames per poll: the backlog outgrows its bound by so many at most.
 const MESSAGES: usize = 8;
@@ -91,10 +93,12 @@ pub struct ReactionThread {
     pub stop: Arc<Stop>,
 }
 
-/// What a standby of this stage reports as prepared.
+/// What a standby of this stage that has everything open reports as prepared.
 const AT_ONCE: &str = "at-once";
 /// How long a partition without a duty waits for one; it is woken when there is one.
 const NO_DUTY: Duration = Duration::from_secs(5);
+/// How often one that is about to be this process's follows the position that its owner records, or tries again to open what it needs.
+const KEEP_UP: Duration = Duration::from_secs(1);
 
 impl ReactionThread {
     /// Starts the thread.
@@ -131,7 +135,7 @@ impl Work {
             let order = self.desk.order();
             if !is_at_work(&order.duty) {
                 ready = self.stand_by(&order.duty, ready);
-                self.desk.wait_for_other(&order, NO_DUTY);
+                self.desk.wait_for_other(&order, if is_about_to_come(&order.duty) { KEEP_UP } else { NO_DUTY });
                 continue;
             }
             let Err(error) = self.run_once(ready.take(), &mut backoff) else { continue };
@@ -158,40 +162,79 @@ impl Work {
         }
     }
 
-    /// What was ready stays so for as long as it is wanted.
+    /// What is ready stays so for as long as it is wanted.
     fn stand_by(&self, duty: &Duty, ready: Option<Ready>) -> Option<Ready> {
         if *duty == Duty::Nothing {
             self.report(ShardStatus::default());
             self.desk.set(Condition::Closed);
             return None;
         }
-        let ready = match duty {
-            Duty::Standby { soon: true, .. } => ready.or_else(|| self.get_ready_ahead()),
-            _ => None,
+        if !is_about_to_come(duty) {
+            self.report(standby(None));
+            self.desk.set(Condition::Following);
+            return None;
+        }
+        if ready.is_none() {
+            self.report(standby(None));
+        }
+        let ready = match ready {
+            Some(mut ready) => ready.keep_up(self).map(|()| ready),
+            None => self.get_ready(),
         };
-        let prepared = Some(AT_ONCE.to_owned());
-        self.report(ShardStatus { role: Role::Standby, prepared, ..ShardStatus::default() });
-        self.desk.set(Condition::Following);
-        ready
+        match ready {
+            Ok(ready) => {
+                self.report(standby(Some(AT_ONCE)));
+                self.desk.set(Condition::Following);
+                Some(ready)
+            }
+            Err(error) => {
+                tracing::warn!(stage = "reaction", shard = self.shard, %error, "cannot get ready for a partition");
+                self.report(standby(None));
+                self.desk.fail(error);
+                None
+            }
+        }
     }
 
-    fn get_ready_ahead(&self) -> Option<Ready> {
-        let shard = self.shard;
-        let failed = |error: &ShardError| tracing::warn!(stage = "reaction", shard, %error, "cannot get ready ahead");
-        self.get_ready().inspect_err(failed).ok()
+    fn mutations(&self) -> TopicPartition {
+        TopicPartition::new(self.environment.topics.mutations.clone(), self.shard)
     }
 
     fn get_ready(&self) -> Result<Ready, ShardError> {
-        let log = &*self.environment.log;
+        let (log, at) = (&*self.environment.log, self.mutations());
         self.creation.ensure(&self.stop)?;
         self.documents.prepare(&COLLECTIONS)?;
-        let mut positions = Positions::open(log, self.record_partition())?;
-        positions.newest(self)?;
+        let topic_id = log.topic_id(&at.topic)?;
+        let mut positions = Positions::open(log, self.record_partition(), topic_id)?;
+        let recorded = positions.newest(self)?;
+        let (first, end) = log.bounds(&at)?;
+        if recorded.is_none() && first > 0 {
+            return Err(ShardError::Stopped(format!(
+                "{at} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; restore a savepoint"
+            )));
+        }
+        let consumer = log.bulk_consumer(&[(at, recorded.map_or(Start::Earliest, Start::At))])?;
         Ok(Ready {
             positions,
+            recorded,
+            from: recorded.unwrap_or(first),
+            end,
+            consumer,
             producer: log.producer()?,
             writers: Writers::start(self.limits.in_flight, &self.documents)?,
         })
+    }
+
+    /// With what is read from the position that is recorded now.
+    fn begin(&self, ready: Option<Ready>) -> Result<Ready, ShardError> {
+        if let Some(mut ready) = ready {
+            ready.recorded = ready.positions.newest(self)?;
+            // A former owner that comes late may have recorded one from before.
+            if ready.recorded.is_none_or(|recorded| recorded >= ready.from) {
+                return Ok(ready);
+            }
+        }
+        self.get_ready()
     }
 
     /// The process goes on, and this partition is its business.
@@ -200,39 +243,20 @@ impl Work {
     }
 
     fn run_once(&self, ready: Option<Ready>, backoff: &mut Backoff) -> Result<(), ShardError> {
-        let (log, topics) = (&*self.environment.log, &self.environment.topics);
-        let Ready { mut positions, producer, writers } = ready.map_or_else(|| self.get_ready(), Ok)?;
-        let mutations = TopicPartition::new(topics.mutations.clone(), self.shard);
-        let topic_id = log.topic_id(&mutations.topic)?;
-        let newest = positions.newest(self)?;
+        let Ready { positions, recorded, end, consumer, producer, writers, .. } = self.begin(ready)?;
+        let topic_id = positions.topic_id.clone();
+        self.desk.note_passed(recorded.iter().map(|offset| self.position(&topic_id, *offset)).collect());
         // A client of its own, which would go on reading what is recorded; its end may take a moment.
         drop(self.environment.executor.run(Box::new(move || drop(positions))));
-        let start = match newest {
-            Some(input) if input.topic_id != topic_id => {
-                return Err(ShardError::Stopped(format!(
-                    "{mutations} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
-                    input.offset
-                )));
-            }
-            recorded => {
-                self.desk.note_passed(recorded.iter().cloned().collect());
-                recorded.map(|input| input.offset)
-            }
-        };
-        let (first, end) = log.bounds(&mutations)?;
-        if start.is_none() && first > 0 {
-            return Err(ShardError::Stopped(format!(
-                "{mutations} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; restore a savepoint"
-            )));
-        }
-        let consumer = log.bulk_consumer(&[(mutations, start.map_or(Start::Earliest, Start::At))])?;
+        let start = recorded.unwrap_or(0);
         let mut turn = Turn {
             topic_id,
+            start,
             end,
             runs: false,
-            reaction: Reaction::starting_at(start.unwrap_or(0)),
+            reaction: Reaction::starting_at(start),
             producer,
-            recorded: start,
+            recorded,
             recorded_at_ms: 0,
             undecided: Undecided::default(),
             in_flight: 0,
@@ -309,10 +333,14 @@ impl Work {
 
     /// Reads on; tells whether something came that can be read, or there is nothing more to read.
     fn poll(&self, consumer: &mut dyn Consumer, turn: &mut Turn) -> Result<bool, ShardError> {
-        let wait = if turn.reaction.backlog() > 0 { BUSY } else { IDLE };
+        let wait = match self.desk.order().duty {
+            _ if turn.reaction.backlog() > 0 => BUSY,
+            Duty::Release { .. } => LEAVING,
+            _ => IDLE,
+        };
         let mut failed = None;
         let messages = consumer.poll(MESSAGES, wait, &mut |message| {
-            if failed.is_some() || message.is_empty() {
+            if failed.is_some() || message.is_empty() || message.offset < turn.start {
                 return;
             }
             turn.undecided.read.push_back((message.offset, message.timestamp_ms));
@@ -334,13 +362,12 @@ impl Work {
         }
         turn.looks += u64::from(messages < MESSAGES);
         let position = consumer.positions().first().copied();
-        let mutations = TopicPartition::new(self.environment.topics.mutations.clone(), self.shard);
-        let read_to = position.map(|offset| (mutations, offset)).into_iter().collect();
+        let read_to = position.map(|offset| (self.mutations(), offset)).into_iter().collect();
         self.desk.note_listened(Listened { read_to, looks: turn.looks });
         if let Some(offset) = position.filter(|_| messages == 0 && turn.reaction.backlog() == 0) {
             turn.read_to = offset;
             self.desk.works();
-            self.desk.note_reads_from(vec![self.position(turn, offset)]);
+            self.desk.note_reads_from(vec![self.position(&turn.topic_id, offset)]);
         }
         Ok(messages > 0 || position.is_some_and(|position| position >= turn.end))
     }
@@ -467,10 +494,10 @@ impl Work {
     fn carry_out(&self, turn: &mut Turn) {
         let Edition { without_documents, control_offset, .. } = self.rules.edition();
         if turn.erasing.as_ref().is_none_or(|(of, _)| *of != without_documents) {
-            let mutations = TopicPartition::new(self.environment.topics.mutations.clone(), self.shard);
             // Without an answer it is asked again.
             // With what is decided already, and cannot be read yet.
-            let Some(end) = self.environment.log.ends(&[mutations]).ok().and_then(|ends| Some(ends.first()?.end))
+            let Some(end) =
+                self.environment.log.ends(&[self.mutations()]).ok().and_then(|ends| Some(ends.first()?.end))
             else {
                 return;
             };
@@ -484,9 +511,9 @@ impl Work {
         }
     }
 
-    fn position(&self, turn: &Turn, offset: u64) -> Position {
+    fn position(&self, topic_id: &str, offset: u64) -> Position {
         let topic = self.environment.topics.mutations.to_string();
-        Position { topic, partition: self.shard, offset, topic_id: turn.topic_id.clone() }
+        Position { topic, partition: self.shard, offset, topic_id: topic_id.to_owned() }
     }
 
     fn record(&self, turn: &mut Turn) {
@@ -499,7 +526,7 @@ impl Work {
             return;
         }
         let topics = &self.environment.topics;
-        let batch_inputs = vec![self.position(turn, position)];
+        let batch_inputs = vec![self.position(&turn.topic_id, position)];
         let batch = Batch { inputs: batch_inputs.clone(), part: 1, parts: 1, ..Batch::default() };
         let payload = changelog::encode(&Changelog { record: Some(Record::Batch(batch)) });
         let topic = topics.changelog("reaction");
@@ -520,27 +547,49 @@ impl Work {
 /// What takes a moment before the first mutation can be read.
 struct Ready {
     positions: Positions,
+    /// The position recorded last.
+    recorded: Option<u64>,
+    /// The consumer was opened here.
+    from: u64,
+    /// Of `mutations`, when it was opened.
+    end: u64,
+    consumer: Box<dyn Consumer>,
     producer: Box<dyn Producer>,
     writers: Writers,
+}
+
+impl Ready {
+    /// What its owner has recorded as decided need not be kept.
+    fn keep_up(&mut self, work: &Work) -> Result<(), ShardError> {
+        self.recorded = self.positions.newest(work)?;
+        while self.recorded.zip(self.consumer.positions().first().copied()).is_some_and(|(to, at)| at < to) {
+            if self.consumer.poll(1, Duration::ZERO, &mut |_| {})? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where the stage's positions of one partition are recorded.
 struct Positions {
     at: TopicPartition,
+    /// Of the topic that they are positions in.
+    topic_id: String,
     consumer: Box<dyn Consumer>,
     newest: Option<Position>,
 }
 
 impl Positions {
-    fn open(log: &dyn Log, at: TopicPartition) -> Result<Positions, ShardError> {
+    fn open(log: &dyn Log, at: TopicPartition, topic_id: String) -> Result<Positions, ShardError> {
         let (start, end) = log.bounds(&at)?;
         let consumer = log.consumer(&[(at.clone(), Start::At(start.max(end.saturating_sub(NEWEST))))])?;
-        Ok(Positions { at, consumer, newest: None })
+        Ok(Positions { at, topic_id, consumer, newest: None })
     }
 
     /// The position recorded last, as of now; `None` when there is none.
-    fn newest(&mut self, work: &Work) -> Result<Option<Position>, ShardError> {
-        let Positions { at, consumer, newest } = self;
+    fn newest(&mut self, work: &Work) -> Result<Option<u64>, ShardError> {
+        let Positions { at, topic_id, consumer, newest } = self;
         let (_, end) = work.environment.log.bounds(at)?;
         let deadline_ms = work.environment.clock.now_ms() + PATIENCE_MS;
         while consumer.positions().first().is_none_or(|position| *position < end) {
@@ -556,8 +605,24 @@ impl Positions {
                 }
             })?;
         }
-        Ok(newest.clone())
+        match newest {
+            Some(of_another) if of_another.topic_id != *topic_id => Err(ShardError::Stopped(format!(
+                "{} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
+                work.mutations(),
+                of_another.offset
+            ))),
+            newest => Ok(newest.as_ref().map(|newest| newest.offset)),
+        }
     }
+}
+
+fn standby(prepared: Option<&str>) -> ShardStatus {
+    ShardStatus { role: Role::Standby, prepared: prepared.map(str::to_owned), ..ShardStatus::default() }
+}
+
+/// A partition that is another process's, and is to be handed off to this one.
+fn is_about_to_come(duty: &Duty) -> bool {
+    matches!(duty, Duty::Standby { soon: true, .. })
 }
 
 /// An owner of this stage works until another one has said that it would.
@@ -568,6 +633,8 @@ fn is_at_work(duty: &Duty) -> bool {
 struct Turn {
     /// Of `mutations`.
     topic_id: String,
+    /// What is before was decided by who had the partition before.
+    start: u64,
     /// Of `mutations`, when it was opened.
     end: u64,
     /// Something was read, or there was nothing to read.

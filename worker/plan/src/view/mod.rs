@@ -55,8 +55,8 @@ pub const GATEWAY: &str = "gateway";
 /// The stage that applies the rules of tenants.
 const UNIFY: &str = "unify";
 
-/// A gateway that is cut off takes requests with old keys until it finds out, and whoever sends it requests does: nobody knows that it does not any more before that.
-const GATEWAY_GONE_MS: u64 = 30_000;
+/// A gateway that is cut off takes requests with old keys for so long: nobody knows that it does not any more before that.
+pub const GATEWAY_GONE_MS: u64 = 30_000;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,10 @@
 //! The watch, and those it watches, over an embedded log whose readers go deaf.
 
 use super::*;
+use crate::admin::{Check, Health};
 use crate::gateway::Keyring;
 use crate::runtime::desk::Desk;
-use crate::runtime::membership::{MemberSettings, Membership, Senders};
+use crate::runtime::membership::{HearingCheck, MemberSettings, Membership, Senders};
 use crate::runtime::observe::Exports;
 use crate::runtime::reaction::{ReactionLimits, ReactionThread};
 use crate::runtime::rules::Rulebook;
@@ -14,7 +15,7 @@ use crate::telemetry::{Metrics, SpanExporter};
 use millstream_model::frame::{self, Content};
 use millstream_plan::plan::{Plan, Version};
 use millstream_plan::status::{Role, ShardStatus};
-use millstream_plan::view::{Bounds, Duty};
+use millstream_plan::view::{Bounds, Duty, GATEWAY_GONE_MS};
 use millstream_shard::control::Publisher;
 use millstream_shard::log::{
     Consumer, EachRead, Ends, LogError, Message, Outgoing, Producer, Start, TopicSpec, Transactional, View,
@@ -289,9 +290,8 @@ fn an_owner_reads_on_with_another_client() {
     running.join().unwrap();
 }
 
-#[test]
-fn a_process_hears_control_and_status_with_another_client() {
-    let fixture = Fixture::new();
+/// A process without shards that is about to join.
+fn gateway(fixture: &Fixture) -> (Membership, Arc<Keyring>) {
     let profile = Profile {
         worker: "w".to_owned(),
         zone: String::new(),
@@ -301,29 +301,77 @@ fn a_process_hears_control_and_status_with_another_client() {
         version: String::new(),
     };
     let settings = MemberSettings { profile, bounds: Bounds::default(), release: Duration::from_secs(1) };
+    let keys = Arc::new(Keyring::new(&[]));
     let senders = Senders {
-        keys: Arc::new(Keyring::new(&[])),
+        keys: keys.clone(),
         metrics: Metrics::new(["acme"]),
         rules: Arc::new(Rulebook::new(UnifyConfig::default())),
     };
     let (environment, creation) = (fixture.environment(), fixture.creation());
     let (desks, starters) = (Vec::new(), Vec::new());
-    let membership = Membership::new(settings, environment, creation, senders, desks, starters, fixture.stop.clone());
+    (Membership::new(settings, environment, creation, senders, desks, starters, fixture.stop.clone()), keys)
+}
+
+fn publish(fixture: &Fixture, number: u64) {
+    let plan = Plan { version: Version { term: 1, number }, generation: 1, ..Plan::default() };
+    Publisher::open(&*fixture.log, &fixture.topics).unwrap().publish(plan).unwrap();
+}
+
+#[test]
+fn a_process_hears_control_and_status_with_another_client() {
+    let fixture = Fixture::new();
+    let (membership, _) = gateway(&fixture);
     let shared = membership.shared();
     let running = membership.start().unwrap();
-    let publish = |number| {
-        let plan = Plan { version: Version { term: 1, number }, generation: 1, ..Plan::default() };
-        Publisher::open(&*fixture.log, &fixture.topics).unwrap().publish(plan).unwrap();
-    };
     let empty = || shared.listened().unwrap_or_default().looks;
     eventually("joining", || !shared.reports().is_empty());
     fixture.deafen();
     polls(&empty);
-    publish(1);
+    publish(&fixture, 1);
     polls(&empty);
     assert!(shared.has_place().is_err(), "no plan was heard");
     shared.read_anew();
     eventually("the plan", || shared.has_place().is_ok());
+    fixture.stop.stop();
+    running.join().unwrap();
+}
+
+#[test]
+fn a_gateway_trusts_what_it_knows_for_as_long_as_it_hears_control() {
+    let fixture = Fixture::new();
+    let (membership, keys) = gateway(&fixture);
+    let shared = membership.shared();
+    let ears = vec![shared.clone() as Arc<dyn Ear>];
+    let watch = EarWatch { log: fixture.log.clone(), ears, metrics: Metrics::new([]), stop: Arc::default() };
+    let mut hearings = vec![Hearing::default()];
+    let mut look = || (Instant::now(), watch.look(&mut hearings, &|| 0)).0;
+    let (before, check) = (Instant::now(), HearingCheck(shared.clone()));
+    let trusted = Duration::from_millis(GATEWAY_GONE_MS);
+    let goes_by = |asked: Instant| !keys.is_old_at(asked + trusted - Duration::from_millis(1));
+    let running = membership.start().unwrap();
+    eventually("joining", || !shared.reports().is_empty());
+    assert!(goes_by(before) && keys.is_old_at(Instant::now() + trusted + Duration::from_millis(1)));
+    let asked = look();
+    eventually("trust from then on", || goes_by(asked));
+    assert_eq!(check.check(), Health::Well);
+    fixture.deafen();
+    polls(&|| shared.listened().unwrap_or_default().looks);
+    publish(&fixture, 1);
+    let asked = look();
+    assert_eq!(check.check(), Health::Well, "it may have come only now");
+    look();
+    assert!(matches!(check.check(), Health::NotReady(why) if why.contains("has not heard all of `control`")));
+    polls(&|| shared.listened().unwrap_or_default().looks);
+    assert!(!goes_by(asked));
+    // Without an answer it is not known what it misses.
+    fixture.log.is_away.store(true, Ordering::Relaxed);
+    look();
+    assert_eq!(check.check(), Health::Well);
+    fixture.log.is_away.store(false, Ordering::Relaxed);
+    shared.read_anew();
+    eventually("the plan", || shared.has_place().is_ok());
+    let asked = look();
+    eventually("trust from then on", || goes_by(asked));
     fixture.stop.stop();
     running.join().unwrap();
 }
