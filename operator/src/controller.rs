@@ -6,20 +6,20 @@
 use crate::admin::{Admin, Name};
 use crate::apply::{Applied, apply, recreate, refused, replace};
 use crate::build::secrets::needed;
-use crate::build::{build, names};
+use crate::build::{Objects, build, names};
 use crate::deletion;
-use crate::dereference::{Dereferenced, dereference};
+use crate::dereference::{Dereferenced, dereference, log_of};
 use crate::metrics::Metrics;
-use crate::observe::observe;
-use crate::pins::Pins;
-use crate::plan::{self, Intent};
+use crate::observe::{Observed, observe};
+use crate::pins;
+use crate::plan;
 use crate::plans::{Asks, Making, Plans, Said};
 use crate::reason::Reason;
 use crate::status::Outcome;
 use crate::tell::Teller;
 use crate::tenants::{self, Registry, Standing};
 use crate::trouble::Trouble;
-use crate::validate::validate;
+use crate::validate::{self, Problem, validate};
 use crate::{FIELD_MANAGER, Prepared, strimzi};
 use futures::StreamExt;
 use futures::channel::mpsc::unbounded;
@@ -27,6 +27,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action, Config, Controller};
@@ -69,11 +70,18 @@ pub(crate) struct Context {
     pub(crate) namespace: String,
     /// Its Pod.
     pub(crate) operator: Name,
-    /// Failures in turn, by uid of the pipeline.
-    failures: Mutex<HashMap<String, u32>>,
+    /// By uid of the pipeline.
+    failures: Mutex<HashMap<String, Failures>>,
     pub(crate) plans: Arc<Plans>,
     pub(crate) teller: Teller,
     pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Failures in turn. One that comes before it was time to try again, because something else has changed, counts with the one before.
+#[derive(Clone, Copy)]
+struct Failures {
+    count: u32,
+    next: Instant,
 }
 
 /// What an operator is told when it starts.
@@ -126,7 +134,7 @@ pub async fn run(
         client,
     });
     let patience = |guarded: Arc<Guarded>, trouble: &Trouble, context: Arc<Context>| {
-        Action::requeue(trouble.pause(context.failures_of(&guarded)))
+        Action::requeue(context.failed(guarded.meta(), trouble))
     };
     let controller = controller.reconcile_on(asked).graceful_shutdown_on(stop.clone());
     let reconciled = controller.run(reconcile, patience, Arc::clone(&context));
@@ -220,22 +228,32 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         None => steps(&context, pipeline).await,
         Some(_) => match finish(&context, pipeline).await {
             Ok(None) => return Ok(Action::await_change()),
-            Ok(Some(outcome)) => Ok(outcome),
+            Ok(Some(outcome)) => Ok((outcome, None)),
             Err(trouble) => Err(trouble),
         },
     };
-    let outcome = match &result {
-        Ok(outcome) => outcome,
-        Err(trouble) => &Outcome::failed(trouble),
+    let told = match &result {
+        Ok((outcome, _)) => context.teller.tell(pipeline, outcome).await,
+        Err(trouble) if trouble.is_said(context.failures(pipeline)) => {
+            context.teller.tell(pipeline, &Outcome::failed(trouble)).await
+        }
+        Err(_) => Ok(None),
     };
-    let told = context.teller.tell(pipeline, outcome).await;
-    let failed = result.as_ref().err().or(told.as_ref().err()).map(Trouble::reason);
-    context.metrics.reconciled("IngestionPipeline", began.elapsed(), failed);
-    let is_waiting = !outcome.doing.is_empty() || outcome.deleting.is_some() || outcome.topics.is_some();
-    let again = if is_waiting { WHILE_DOING } else { ANYWAY };
-    let outcome = result?;
+    let trouble = result.as_ref().map_or_else(Some, |(_, refusal)| refusal.as_ref()).or(told.as_ref().err());
+    context.metrics.reconciled("IngestionPipeline", began.elapsed(), trouble.map(Trouble::reason));
+    let (outcome, refusal) = result?;
     let untold = told?;
-    context.forget(pipeline);
+    let is_waiting = !outcome.doing.is_empty() || outcome.deleting.is_some() || outcome.topics.is_some();
+    let again = match refusal {
+        Some(refusal) => {
+            tracing::warn!(pipeline = pipeline.name_any(), error = %refusal, "not all of it is applied");
+            context.failed(&pipeline.metadata, &refusal).min(if is_waiting { WHILE_DOING } else { ANYWAY })
+        }
+        None => {
+            context.forget(pipeline);
+            if is_waiting { WHILE_DOING } else { ANYWAY }
+        }
+    };
     if outcome.absent_topics.is_some() {
         // That is written down now.
         context.plans.is_written(pipeline);
@@ -257,27 +275,50 @@ async fn finish(context: &Context, pipeline: &IngestionPipeline) -> Result<Optio
     Ok(None)
 }
 
-async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcome, Trouble> {
-    let client = &context.client;
-    deletion::settle(client, pipeline).await?;
+/// What came of a pipeline's steps, and what was refused of its objects.
+type Came = (Outcome, Option<Trouble>);
+
+async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Came, Trouble> {
+    let said = follow(context, pipeline).await?;
+    let came = go_on(context, pipeline, said).await;
+    if came.is_err() && !pipeline.spec.paused {
+        // Whatever else the API server does not do: tenants come and go, and who dies is replaced.
+        context.plans.wish_at_least(pipeline, wishes(pipeline, BTreeSet::new()));
+    }
+    came
+}
+
+/// Listens to a pipeline's workers, from the moment on when what Kafka itself needs is there: whatever else is wrong with the pipeline, its tenants and its plan must not wait for that. Nothing when it is
+/// not there; whoever has listened so far goes on.
+async fn follow(context: &Context, pipeline: &IngestionPipeline) -> Result<Option<Said>, Trouble> {
     if pipeline.spec.paused {
         // Whatever else is wrong with it.
         context.plans.wish(pipeline, None);
     }
-    let Dereferenced { prepared, mut problems, access } =
-        dereference(client, pipeline.clone(), &context.namespace).await?;
-    problems.extend(validate(&prepared));
-    if !problems.is_empty() {
-        return Ok(Outcome { problems, ..Outcome::default() });
+    let (access, missing) = log_of(&context.client, pipeline, &context.namespace).await?;
+    if !missing.is_empty() || validate::prefix(&access.topics.pipeline).is_some() {
+        return Ok(None);
     }
-    let mut objects = build(&prepared)?;
+    let is_written = context.teller.created_topics(pipeline).is_some();
+    context.plans.heard(pipeline, access, is_written).map(Some).map_err(Trouble::Threads)
+}
+
+async fn go_on(context: &Context, pipeline: &IngestionPipeline, said: Option<Said>) -> Result<Came, Trouble> {
+    let client = &context.client;
+    deletion::settle(client, pipeline).await?;
+    let Dereferenced { prepared, mut problems } = dereference(client, pipeline.clone(), &context.namespace).await?;
+    problems.extend(validate(&prepared));
     let observed = observe(client, &prepared).await?;
     let has_workers = observed.stateful_sets.iter().any(|set| is_owned(set, pipeline));
-    let created = context.teller.created_topics(pipeline);
-    let said = context.plans.heard(pipeline, access, created.is_some()).map_err(Trouble::Threads)?;
+    let said = match said {
+        Some(said) if problems.is_empty() => said,
+        said => return Ok((unbuilt(context, &prepared, problems, observed, said), None)),
+    };
+    let mut objects = build(&prepared)?;
     let Said { heard, freshness, making } = said;
     let topics = match making {
         Making::Others if !has_workers => {
+            let created = context.teller.created_topics(pipeline);
             strimzi::settle(client, created.as_deref(), &objects.kafka_topics, pipeline.spec.paused).await?
         }
         _ => None,
@@ -293,10 +334,10 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     let now = k8s_openapi::jiff::Timestamp::now();
     let seen = plan::seen(prepared.name(), &observed.stateful_sets, &observed.pods, now);
     let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
-    let (pinned, pins_ignored) = prepared.pins();
+    let (_, pins_ignored) = pins::of(pipeline);
     let is_paused = pipeline.spec.paused;
     // Whatever is refused: who dies is replaced in the plan, and tenants are published.
-    context.plans.wish(pipeline, (!is_paused).then(|| wishes(&prepared, &intent, pinned)));
+    context.plans.wish(pipeline, (!is_paused).then(|| wishes(pipeline, intent.leaving.clone())));
     let (stateful_sets, refusal) = if is_paused {
         (observed.stateful_sets, None)
     } else {
@@ -311,13 +352,13 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
     };
     tell_scales(client, &prepared, &stateful_sets).await?;
     let doing = if is_paused { Vec::new() } else { intent.doing };
-    let trouble = refusal.map(|refusal| (refusal.reason(), refusal.to_string()));
+    let trouble = refusal.as_ref().map(|refusal| (refusal.reason(), refusal.to_string()));
     let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
     let absent_topics = match making {
         Making::Absent(absent) => Some(absent),
         Making::Looking | Making::Others | Making::Allowed => None,
     };
-    Ok(Outcome {
+    let outcome = Outcome {
         stateful_sets,
         trouble,
         fleet,
@@ -329,7 +370,32 @@ async fn steps(context: &Context, pipeline: &IngestionPipeline) -> Result<Outcom
         absent_topics,
         topics,
         ..Outcome::default()
-    })
+    };
+    Ok((outcome, refusal))
+}
+
+/// Of a pipeline that is not built, because of problems that its user has to mend: nothing is applied, and no topic is made. Its plan is that of what was applied last.
+fn unbuilt(
+    context: &Context,
+    prepared: &Prepared,
+    problems: Vec<Problem>,
+    observed: Observed,
+    said: Option<Said>,
+) -> Outcome {
+    let pipeline = &prepared.pipeline;
+    let stateful_sets = observed.stateful_sets;
+    let Some(Said { heard, freshness, making }) = said else {
+        return Outcome { problems, stateful_sets, ..Outcome::default() };
+    };
+    if making == Making::Others && stateful_sets.iter().any(|set| is_owned(set, pipeline)) {
+        context.plans.are_made(pipeline);
+    }
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let seen = plan::seen(prepared.name(), &stateful_sets, &observed.pods, now);
+    let intent = plan::plan(prepared, &Objects::default(), &seen, heard.fleet.as_ref());
+    context.plans.wish(pipeline, (!pipeline.spec.paused).then(|| wishes(pipeline, intent.leaving)));
+    let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
+    Outcome { problems, stateful_sets, fleet, freshness, unheard, lost, ..Outcome::default() }
 }
 
 /// Is it this very pipeline's? One of a former pipeline of the name may be there for a moment.
@@ -337,18 +403,19 @@ pub(crate) fn is_owned(set: &StatefulSet, pipeline: &IngestionPipeline) -> bool 
     set.owner_references().iter().any(|owner| Some(&owner.uid) == pipeline.metadata.uid.as_ref())
 }
 
-/// What is wanted of the pipeline's plan.
-fn wishes(prepared: &Prepared, intent: &Intent, pinned: Pins) -> Wishes {
-    let warm = u32::try_from(prepared.pipeline.spec.standbys).unwrap_or(0);
+/// What is wanted of the pipeline's plan, when these workers are to have no shards.
+fn wishes(pipeline: &IngestionPipeline, leaving: BTreeSet<String>) -> Wishes {
+    let warm = u32::try_from(pipeline.spec.standbys).unwrap_or(0);
     let limits = Limits::default();
     let successors = limits.successors.max(usize::try_from(warm).unwrap_or(0));
-    Wishes { leaving: intent.leaving.clone(), pinned, limits: Limits { warm, successors, ..limits } }
+    let (pinned, _) = pins::of(pipeline);
+    Wishes { leaving, pinned, limits: Limits { warm, successors, ..limits } }
 }
 
 /// Writes a status.
 ///
 /// # Errors
-/// [`Trouble`]: not when the object went meanwhile.
+/// [`Trouble`]: not when the object went meanwhile, also when another one has its name by now.
 pub(crate) async fn tell_status<K>(client: &Client, object: &K, said: &impl Serialize) -> Result<(), Trouble>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
@@ -363,10 +430,20 @@ where
     });
     let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER).force();
+    let what = || format!("write the status of {kind} {name}");
     match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
-        Err(error) => Err(Trouble::of(format!("write the status of {kind} {name}"), error)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error @ kube::Error::Api(_)) => {
+            let trouble = Trouble::of(what(), error);
+            if !matches!(trouble, Trouble::Conflict { .. }) {
+                return Err(trouble);
+            }
+            // The same answer for one of another uid, of whom there is nothing to say, and for a conflict.
+            let found = api.get_metadata_opt(&name).await.map_err(|error| Trouble::of(what(), error))?;
+            if found.is_some_and(|found| found.uid() == object.uid()) { Err(trouble) } else { Ok(()) }
+        }
+        Err(error) => Err(Trouble::of(what(), error)),
     }
 }
 
@@ -420,17 +497,25 @@ impl Context {
         self.locked().retain(|uid, _| there.contains(uid));
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+    fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<String, Failures>> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Failures in turn before this one.
-    fn failures_of(&self, guarded: &Guarded) -> u32 {
-        let mut failures = self.locked();
-        let count = failures.entry(guarded.meta().uid.clone().unwrap_or_default()).or_default();
-        let before = *count;
-        *count = count.saturating_add(1);
-        before
+    fn failures(&self, pipeline: &IngestionPipeline) -> u32 {
+        let uid = pipeline.metadata.uid.as_deref().unwrap_or_default();
+        self.locked().get(uid).map_or(0, |failures| failures.count)
+    }
+
+    /// Notes that it failed; when to try again.
+    fn failed(&self, metadata: &ObjectMeta, trouble: &Trouble) -> Duration {
+        let (mut all, now) = (self.locked(), Instant::now());
+        let failures = all.entry(metadata.uid.clone().unwrap_or_default()).or_insert(Failures { count: 0, next: now });
+        if failures.next <= now {
+            failures.next = now + trouble.pause(failures.count);
+            failures.count = failures.count.saturating_add(1);
+        }
+        failures.next.duration_since(now)
     }
 
     fn forget(&self, pipeline: &IngestionPipeline) {

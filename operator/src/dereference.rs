@@ -25,8 +25,6 @@ pub(crate) struct Dereferenced {
     pub(crate) prepared: Prepared,
     /// What is missing.
     pub(crate) problems: Vec<Problem>,
-    /// How its log is reached.
-    pub(crate) access: Access,
 }
 
 /// A pipeline with what it refers to, and what of that is missing.
@@ -52,10 +50,9 @@ pub(crate) async fn dereference(
         let uri = contents.get(&(mongodb.uri.name.clone(), mongodb.uri.key.clone()));
         prepared.document_ports = uri.map(|uri| ports(&String::from_utf8_lossy(uri))).unwrap_or_default();
     }
-    let access = access(&prepared, &contents);
     let hash = |bytes: Vec<u8>| secrets::hex(&Sha256::digest(bytes));
     prepared.secrets = SecretHashes(contents.into_iter().map(|(key, bytes)| (key, hash(bytes))).collect());
-    Ok(Dereferenced { prepared, problems, access })
+    Ok(Dereferenced { prepared, problems })
 }
 
 /// How a pipeline's log is reached, and what of that is missing: the rest of what it refers to plays no part.

@@ -3,6 +3,7 @@
 //! An annotation and no field of the spec, because it is the work of a moment: what is applied from a repository must not undo it, nor be in conflict with it. A pin counts while its worker lives,
 //! stays and is able to open the shard; it does not hold back failover, scaling or a new template.
 
+use millstream_crds::IngestionPipeline;
 use millstream_plan::plan::ShardId;
 use millstream_shard::topics::SHARDED;
 use std::collections::BTreeMap;
@@ -12,6 +13,13 @@ pub const ANNOTATION: &str = "ingestion.millstream.dev/pinned-shards";
 
 /// Worker by shard.
 pub type Pins = BTreeMap<ShardId, String>;
+
+/// Shards of a pipeline that a person has moved, and what is wrong with the annotation that says so.
+pub fn of(pipeline: &IngestionPipeline) -> (Pins, Vec<String>) {
+    let annotations = pipeline.metadata.annotations.as_ref();
+    let text = annotations.and_then(|annotations| annotations.get(ANNOTATION));
+    parse(text.map_or("", String::as_str), pipeline.spec.shards)
+}
 
 /// Reads the annotation, of a pipeline with so many shards per stage: the pins, and what is wrong with those that are none.
 pub fn parse(text: &str, shards: i32) -> (Pins, Vec<String>) {

@@ -265,6 +265,14 @@ impl Plans {
         }
     }
 
+    /// The same where nothing was wanted yet: what was wanted before stays.
+    pub(crate) fn wish_at_least(&self, pipeline: &IngestionPipeline, wishes: Wishes) {
+        let uid = pipeline.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(running) = self.locked().get(uid) {
+            running.shared.locked().wishes.get_or_insert(wishes);
+        }
+    }
+
     /// The pipelines that somebody listens to.
     pub(crate) fn followed(&self) -> Vec<Name> {
         let mut names: Vec<Name> = self.locked().values().map(|running| running.of.clone()).collect();

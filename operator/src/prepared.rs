@@ -1,6 +1,5 @@
 //! What the pure steps see of the world.
 
-use crate::pins::{self, Pins};
 use millstream_crds::{IngestionPipeline, SecretKey, StageName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,13 +51,6 @@ impl Prepared {
     /// Of its internal topics. (A restore begins another one.)
     pub fn generation(&self) -> u16 {
         1
-    }
-
-    /// Shards that a person has moved, and what is wrong with the annotation that says so.
-    pub fn pins(&self) -> (Pins, Vec<String>) {
-        let annotations = self.pipeline.metadata.annotations.as_ref();
-        let text = annotations.and_then(|annotations| annotations.get(pins::ANNOTATION));
-        pins::parse(text.map_or("", String::as_str), self.pipeline.spec.shards)
     }
 
     /// The workers that a stage should have now: none while the pipeline is suspended.

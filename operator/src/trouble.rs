@@ -49,7 +49,9 @@ pub enum Trouble {
 /// How long to wait before the first repetition, by category; each further one waits twice as long, up to the second value.
 const SOON: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 const AT_ONCE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-const LATER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(300));
+const LATER: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// What goes by itself is said when it has come so often in turn: an alert for what is over before anybody looks teaches people to look away.
+const SAID_AT: u32 = 3;
 
 impl Trouble {
     /// The category of an answer of the API server.
@@ -75,6 +77,14 @@ impl Trouble {
             Trouble::Refused { .. } | Trouble::Forbidden { .. } | Trouble::Build(_) => LATER,
         };
         first.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(longest)
+    }
+
+    /// Whether a condition says it, after so many failures in turn before this one. Logs and metrics say it in any case.
+    pub fn is_said(&self, failures: u32) -> bool {
+        match self {
+            Trouble::Unavailable { .. } | Trouble::Conflict { .. } => failures.saturating_add(1) >= SAID_AT,
+            Trouble::Refused { .. } | Trouble::Forbidden { .. } | Trouble::Threads(_) | Trouble::Build(_) => true,
+        }
     }
 
     /// The reason of the condition that says it.
@@ -106,7 +116,15 @@ mod tests {
         assert_eq!(reasons, ["Conflict", "Forbidden", "ObjectRefused", "ApiServerUnavailable", "ApiServerUnavailable"]);
         assert_eq!([0, 1, 2].map(|failures| api(503).pause(failures).as_secs()), [1, 2, 4]);
         assert_eq!([0, 30].map(|failures| api(409).pause(failures).as_millis()), [200, 10_000]);
-        assert_eq!([0, u32::MAX].map(|failures| api(422).pause(failures).as_secs()), [30, 300]);
+        assert_eq!([0, u32::MAX].map(|failures| api(422).pause(failures).as_secs()), [10, 300]);
         assert_eq!(api(422).to_string(), "apply is refused: said");
+    }
+
+    #[test]
+    fn a_single_failure_that_goes_by_itself_degrades_nothing() {
+        for code in [409, 429, 500, 503] {
+            assert_eq!([0, 1, 2, 3].map(|failures| api(code).is_said(failures)), [false, false, true, true], "{code}");
+        }
+        assert!([403, 404, 422].iter().all(|code| api(*code).is_said(0)), "what a person has to mend is said at once");
     }
 }

@@ -29,15 +29,7 @@ impl std::fmt::Display for Problem {
 
 /// Everything that is wrong; nothing is changed while there is anything.
 pub fn validate(prepared: &Prepared) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let prefix = prepared.prefix();
-    if prefix.len() > LONGEST_PREFIX {
-        let message = format!(
-            "`{prefix}`, which names of topics begin with, has {} characters, and may have {LONGEST_PREFIX}: give a shorter one here",
-            prefix.len()
-        );
-        problems.push(Problem { field: "spec.kafka.prefix".to_owned(), message });
-    }
+    let mut problems: Vec<Problem> = prefix(&prepared.prefix()).into_iter().collect();
     for stage in StageName::ALL {
         let field = format!("spec.stages.{}", stage.as_str());
         let of_stage = prepared.pipeline.spec.stages.of(stage);
@@ -49,6 +41,17 @@ pub fn validate(prepared: &Prepared) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// What is wrong with what the names of topics begin with: without a right one there are no topics.
+pub(crate) fn prefix(prefix: &str) -> Option<Problem> {
+    let message = || {
+        format!(
+            "`{prefix}`, which names of topics begin with, has {} characters, and may have {LONGEST_PREFIX}: give a shorter one here",
+            prefix.len()
+        )
+    };
+    (prefix.len() > LONGEST_PREFIX).then(|| Problem { field: "spec.kafka.prefix".to_owned(), message: message() })
 }
 
 fn check_stage(field: &str, stage: &Stage, problems: &mut Vec<Problem>) {

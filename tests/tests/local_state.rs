@@ -49,7 +49,7 @@ impl Fixture {
         let log = Arc::new(EmbeddedLog::open(&path, LogOptions::default(), Arc::new(SystemClock)).unwrap());
         let topics = Topics::new("test", 1, 1);
         log.create_topics(&topics.specs()).unwrap();
-        ownership::begin(&*log, &topics, "unify", 0).unwrap();
+        ownership::begin(&*log, &topics, "unify", 0, 0).unwrap();
         let resources = Resources::with(&Bounds { memtable_bytes: 1 << 20, ..Bounds::new(4 << 20) });
         let limits = Limits { cache_bytes: 4 << 20, dirty_bytes: 500_000, ..Limits::default() };
         let state = folder.path().join("state");
@@ -153,6 +153,56 @@ fn damage_found_by_a_read_leads_to_the_whole_changelog() {
     drop(shard);
     assert_eq!(fixture.count(&mut fixture.open().unwrap(), 7), 4, "the new files are whole");
     assert_eq!(fixture.resources.figures().cleared, 1);
+}
+
+#[test]
+fn a_batch_ends_when_what_it_changes_is_as_large_as_the_share_of_memory() {
+    let mut fixture = Fixture::new();
+    fixture.limits.cache_bytes = 1 << 20;
+    let records_of_a_batch = |fixture: &Fixture, filler: usize| {
+        let mut shard = fixture.open().unwrap();
+        fixture.send(0..100, filler);
+        batch(&mut shard);
+        for _ in 0..20 {
+            fixture.send(0..100, filler);
+        }
+        let records = batch(&mut shard).records;
+        shard.close().unwrap();
+        records
+    };
+    assert_eq!(records_of_a_batch(&fixture, 10), 2_000, "all that has come");
+    let records = records_of_a_batch(&fixture, 50_000);
+    assert!(records < 2_000, "{records}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+/// I6: the local state may be all that is left of what the log has lost.
+#[test]
+fn local_state_that_the_log_does_not_reach_is_kept_and_stops_the_shard() {
+    let mut fixture = Fixture::new();
+    stored(&fixture);
+    let former = fixture.folder.path().join("former");
+    copy(&fixture.folder.path().join("log"), &former);
+    stored(&fixture);
+    let log = EmbeddedLog::open(&former, LogOptions::default(), Arc::new(SystemClock)).unwrap();
+    let whole = std::mem::replace(&mut fixture.log, Arc::new(log));
+    for _ in 0..2 {
+        let error = fixture.open().err().unwrap();
+        assert!(matches!(&error, ShardError::Stopped(why) if why.contains("has lost")), "{error}");
+    }
+    fixture.log = whole;
+    let mut shard = fixture.open().unwrap();
+    assert_eq!((fixture.count(&mut shard, 7), fixture.resources.figures().cleared), (6, 0), "nothing was removed");
 }
 
 #[test]

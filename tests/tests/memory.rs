@@ -276,7 +276,7 @@ fn loads(folder: &std::path::Path, shards: u32, pool: &Pool, resources: &Resourc
     log.create_topics(&topics.specs()).unwrap();
     let counted: Arc<Vec<AtomicU64>> = Arc::new((0..shards).map(|_| AtomicU64::new(0)).collect());
     let load = |number: u32| {
-        ownership::begin(&*log, &topics, "unify", number).unwrap();
+        ownership::begin(&*log, &topics, "unify", number, 0).unwrap();
         let store = RocksState::open(&folder.join(format!("unify-{number}")), resources).unwrap();
         let environment = Environment {
             log: log.clone(),

@@ -125,7 +125,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Fixture {
         let fixture = Fixture::without_genesis();
-        ownership::begin(&*fixture.log, &fixture.topics, "unify", 0).unwrap();
+        ownership::begin(&*fixture.log, &fixture.topics, "unify", 0, 0).unwrap();
         fixture
     }
 
@@ -340,10 +340,20 @@ fn a_genesis_that_was_aborted_is_written_again() {
     }
     fixture.send(&["a"], 0);
     for (store, records) in [("state", 1), ("another disk", 0)] {
-        ownership::begin(&*fixture.log, &fixture.topics, "unify", 0).unwrap();
+        ownership::begin(&*fixture.log, &fixture.topics, "unify", 0, 0).unwrap();
         run(&mut fixture.open_at(store).unwrap(), records);
     }
     assert_eq!(fixture.events(), ["a=1"]);
+}
+
+/// Neither changelog nor outputs may be left to tell.
+#[test]
+fn a_shard_that_was_owned_does_not_begin_anew() {
+    let fixture = Fixture::without_genesis();
+    let begun = ownership::begin(&*fixture.log, &fixture.topics, "unify", 0, 3);
+    assert!(matches!(&begun, Err(ShardError::Stopped(why)) if why.contains("owned before (epoch 3)")), "{begun:?}");
+    ownership::begin(&*fixture.log, &fixture.topics, "unify", 0, 0).unwrap();
+    ownership::begin(&*fixture.log, &fixture.topics, "unify", 0, 3).unwrap();
 }
 
 #[test]
@@ -352,10 +362,10 @@ fn a_genesis_of_unknown_outcome_is_found_out() {
         let fixture = Fixture::without_genesis();
         let log = fixture.environment("a").log;
         fixture.faults.plan([fault]);
-        let begun = ownership::begin(&*log, &fixture.topics, "unify", 0);
+        let begun = ownership::begin(&*log, &fixture.topics, "unify", 0, 0);
         assert!(matches!(begun, Err(ShardError::Away(_))), "{begun:?}");
         for _ in 0..2 {
-            ownership::begin(&*log, &fixture.topics, "unify", 0).unwrap();
+            ownership::begin(&*log, &fixture.topics, "unify", 0, 0).unwrap();
         }
         fixture.send(&["a"], 0);
         run(&mut fixture.open(), 1);

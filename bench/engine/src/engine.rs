@@ -70,7 +70,7 @@ fn open(
     resources: &Resources,
 ) -> Result<Shard<Synthetic>> {
     let topics = scenario.topics();
-    ownership::begin(&**log, &topics, "unify", shard)?;
+    ownership::begin(&**log, &topics, "unify", shard, 0)?;
     let environment = Environment {
         log: log.clone(),
         clock: Arc::new(SystemClock),

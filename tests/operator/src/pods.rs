@@ -1,7 +1,7 @@
 //! With workers, as processes that are what Pods would be: plans, scales, tenants.
 
 use millstream_tests::api_proxy::{ApiProxy, Fate};
-use millstream_tests::scene::{Pods, Scene};
+use millstream_tests::scene::{Pods, Scene, start};
 use millstream_tests::servers::Mongo;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -207,4 +207,50 @@ fn tenants_come_change_and_go_without_a_restart() {
     assert_eq!(version(), before, "a tenant's status was written, and nothing of it has changed");
     scene.kubectl(&["delete", "tenant", "acme", "--timeout=10s"], "");
     answers(&pods, "third-key", 401);
+}
+
+#[test]
+fn an_operator_that_starts_while_a_specification_has_problems_revokes_keys_and_replaces_who_dies() {
+    let mut scene = Scene::new("problems");
+    scene.secret(Mongo::shared().unwrap().uri());
+    scene.keys(&json!({"one": "the-key", "two": "the-other-key"}));
+    scene.pipeline(&json!({"shards": 2, "stages": {"gateway": {"replicas": 1}}}));
+    scene.tenant("acme", &["one"], &json!({}));
+    scene.tenant("globex", &["two"], &json!({}));
+    scene.condition("Ready False WorkersNotReady");
+    let mut pods = Pods::default();
+    for (stage, ordinal) in [("gateway", 0), ("action", 0), ("action", 1)] {
+        pods.start(&scene, stage, ordinal);
+    }
+    let planned = |pods: &Pods, expected: &[&str]| {
+        scene.until("owners", || {
+            let owners = pods.planned("action");
+            (owners.iter().eq(expected).then_some(()), format!("{owners:?}"))
+        });
+    };
+    let answers = |pods: &Pods, key: &str, expected: u16| {
+        scene.until("an answer", || {
+            let answer = pods.answer("orders-gateway-0", key);
+            (answer.as_ref().ok().filter(|code| **code == expected).map(drop), format!("{answer:?}"))
+        });
+    };
+    planned(&pods, &["orders-action-0", "orders-action-1"]);
+    answers(&pods, "the-key", 200);
+    answers(&pods, "the-other-key", 200);
+    scene.operator.signal("KILL").unwrap();
+    scene.patch(
+        &json!({"image": "registry.example.com/millstream:0.2.0", "stages": {"action": {"config": {"listen": "x"}}}}),
+    );
+    scene.kubectl(&["delete", "secret", "mongodb"], "");
+    scene.kubectl(&["delete", "tenant", "acme", "--timeout=10s"], "");
+    pods.kill("orders-action-1");
+    let (operator, _) = start(scene.server, &scene.namespace);
+    answers(&pods, "the-key", 401);
+    planned(&pods, &["orders-action-0"]);
+    assert_eq!(pods.answer("orders-gateway-0", "the-other-key").unwrap(), 200);
+    let message = scene.condition("Degraded True InvalidSpec");
+    assert!(message.contains("config.listen") && message.contains("Secret mongodb"), "{message}");
+    let image = scene.get("sts", "orders-unify").pointer("/spec/template/spec/containers/0/image").cloned();
+    assert_eq!(image, Some(json!("registry.example.com/millstream:0.1.0")), "nothing of it is applied");
+    operator.terminate().unwrap();
 }

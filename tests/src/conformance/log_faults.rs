@@ -84,7 +84,7 @@ pub fn a_genesis_that_was_aborted_is_written_again(subject: &dyn Subject) {
     }
     eventually("the mark of the aborted transaction", || (log.bounds(&at).unwrap().1 > 0).then_some(()));
     for _ in 0..2 {
-        ownership::begin(&*log, &topics, "unify", 0).unwrap();
+        ownership::begin(&*log, &topics, "unify", 0, 0).unwrap();
         let mut reader = reader(&log, &changelog, 1, Start::Earliest);
         assert_eq!(drain(&log, &mut *reader, &changelog, 1).len(), 1);
     }

@@ -62,6 +62,11 @@ pub(crate) struct Batch<'a, S: Stage> {
 }
 
 impl<'a, S: Stage> Batch<'a, S> {
+    /// What it changes, in memory, and cannot let go of before it has ended.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.cache.pending_bytes()
+    }
+
     pub(crate) fn new(
         stage: &'a S,
         place: Place<'a>,

@@ -132,6 +132,8 @@ pub struct Cache<V> {
     index: HashTable<u32>,
     /// Slots with a pending change.
     pending: Vec<u32>,
+    /// What they cost before it.
+    pending_bytes: usize,
     /// Periods by which nothing was kept before the running batch.
     pending_periods: Vec<u32>,
     /// Slots of the current flush number, each once.
@@ -162,6 +164,7 @@ impl<V: StateValue> Cache<V> {
             free: Vec::new(),
             index: HashTable::new(),
             pending: Vec::new(),
+            pending_bytes: 0,
             pending_periods: Vec::new(),
             dirty: Vec::new(),
             forget: None,
@@ -288,7 +291,9 @@ impl<V: StateValue> Cache<V> {
         };
         let Some(slot) = self.slot_mut(number) else { return };
         if matches!(std::mem::replace(&mut slot.pending, pending), Pending::Unchanged) {
+            let cost = slot.cost;
             self.pending.push(number);
+            self.pending_bytes += cost;
         }
     }
 
@@ -299,6 +304,7 @@ impl<V: StateValue> Cache<V> {
     /// Gives the running batch's changes up.
     pub fn discard(&mut self) {
         self.pending_periods.clear();
+        self.pending_bytes = 0;
         for number in std::mem::take(&mut self.pending) {
             let Some(slot) = self.slot_mut(number) else { continue };
             slot.pending = Pending::Unchanged;
@@ -424,6 +430,16 @@ impl<V: StateValue> Cache<V> {
         self.bytes + self.held_bytes
     }
 
+    /// Of these, what the store has.
+    fn clean_bytes(&self) -> usize {
+        self.bytes().saturating_sub(self.dirty_bytes + self.frozen_bytes + self.held_bytes)
+    }
+
+    /// What the running batch changes, as far as it was loaded: what it makes of it may be as large, and nothing of either can go before the batch has ended.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
     /// Keys of committed entries in memory for which this holds.
     pub fn keys(&self, holds: impl Fn(&StateKey) -> bool) -> Vec<StateKey> {
         let there = self.slots.iter().flatten().filter(|slot| slot.value.is_some() && holds(&slot.key));
@@ -466,7 +482,7 @@ impl<V: StateValue> Cache<V> {
     /// Drops stored values that were not used lately, until the cache is within its capacity or everything was looked at so many times. What is looked at once
     /// and was used since the time before stays, so that one pass leaves what the running batch has just loaded.
     fn evict(&mut self, passes: usize) {
-        if self.dirty_bytes + self.frozen_bytes >= self.capacity {
+        if self.clean_bytes() <= self.capacity / 16 {
             // Hardly anything can go before the flush has returned.
             return;
         }
@@ -508,6 +524,7 @@ impl<V: StateValue> State<V> for Cache<V> {
         if let (Pending::Unchanged, Some(value)) = (&slot.pending, &slot.value) {
             slot.pending = Pending::Put(value.clone());
             self.pending.push(number);
+            self.pending_bytes += slot.cost;
         }
         Ok(match &mut slot.pending {
             Pending::Put(value) => Some(Arc::make_mut(value)),
@@ -615,6 +632,40 @@ mod tests {
         assert_eq!(committed(&mut cache), [(Some("3".into()), 0)]);
         cache.put(key("a"), Text("3".into()));
         assert!(committed(&mut cache).is_empty(), "what is equal is no change");
+    }
+
+    #[test]
+    fn without_room_nothing_that_is_stored_stays() {
+        let (store, mut cache) = cache(0);
+        cache.put(key("a"), Text("1".into()));
+        committed(&mut cache);
+        assert!(cache.bytes() > 0, "it is not stored yet");
+        flush(&mut cache, &store);
+        assert_eq!(cache.bytes(), 0);
+        // Also while something else waits to be stored.
+        cache.put(key("b"), Text("2".into()));
+        committed(&mut cache);
+        let waits = cache.bytes();
+        assert_eq!(text(&mut cache, "a"), Some("1".into()));
+        committed(&mut cache);
+        assert_eq!(cache.bytes(), waits, "what was read has gone with the batch");
+    }
+
+    #[test]
+    fn what_a_batch_changes_is_counted_until_it_ends() {
+        let (_, mut cache) = cache(1 << 20);
+        cache.put(key("a"), Text("1".into()));
+        committed(&mut cache);
+        assert_eq!(cache.pending_bytes(), 0);
+        cache.get_mut(&key("a")).unwrap().unwrap().0.push('!');
+        let once = cache.pending_bytes();
+        assert!(once > 0);
+        cache.get_mut(&key("a")).unwrap().unwrap().0.push('!');
+        assert_eq!(cache.pending_bytes(), once);
+        cache.remove(key("b"));
+        assert!(cache.pending_bytes() > once);
+        cache.discard();
+        assert_eq!(cache.pending_bytes(), 0);
     }
 
     #[test]

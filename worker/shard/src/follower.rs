@@ -70,18 +70,19 @@ impl Follower {
         let topic_id = log.topic_id(&at.topic)?;
         let (start, end) = log.bounds(&at)?;
         let (stored, damage) = local(log, &at, &*store)?;
-        let is_ahead = stored.as_ref().is_some_and(|position| position.changelog_offset > end);
+        if let Some(position) = stored.as_ref().filter(|position| position.changelog_offset > end) {
+            return Err(ShardError::Stopped(format!(
+                "{at} ends at {end}, and the local state is that of {}: the log has lost what was acknowledged; the local state is kept; restore a savepoint, or remove the local state, if \
+                 the shard is to go on with what the log has",
+                position.changelog_offset
+            )));
+        }
         let usable = stored.filter(|position| (start..=end).contains(&position.changelog_offset));
         let position = match usable {
             Some(position) => position,
             None if start > 0 => return Err(unreachable(&at, start, damage)),
             None => {
                 store.clear()?;
-                if is_ahead {
-                    let why =
-                        "the local state is ahead of the log, which has lost what was acknowledged; it was discarded";
-                    return Err(ShardError::Reopen(format!("{at} ends at {end}: {why}")));
-                }
                 StatePosition { topic_id, ..StatePosition::default() }
             }
         };

@@ -301,14 +301,14 @@ fn send_record(
     producer.send(Outgoing { topic, partition: shard, key: &[], payload: &payload, headers: &[] })
 }
 
-/// Writes the genesis record of a shard whose changelog has no record; the pipeline's topics exist.
+/// Writes the genesis record of a shard whose changelog has no record; the pipeline's topics exist. `epoch` is the highest at which anybody has reported to own it.
 ///
-/// An empty changelog of a shard that has written before is a lost one, not a new one: that is refused. A genesis that was aborted leaves a changelog with an
+/// An empty changelog of a shard that was owned or has written before is a lost one, not a new one: that is refused. A genesis that was aborted leaves a changelog with an
 /// end but without a record, so offsets do not tell: records are looked for.
 ///
 /// # Errors
 /// [`ShardError`].
-pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<(), ShardError> {
+pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32, epoch: u64) -> Result<(), ShardError> {
     let changelog = TopicPartition::new(topics.changelog(stage), shard);
     let written = if stage == "unify" { &topics.actions } else { &topics.mutations };
     let output = TopicPartition::new(written.clone(), shard);
@@ -320,6 +320,11 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32) -> Result<
     if has_written {
         return Err(ShardError::Stopped(format!(
             "{changelog} is empty, but {output} is not: the changelog was lost; restore a savepoint"
+        )));
+    }
+    if epoch > 0 {
+        return Err(ShardError::Stopped(format!(
+            "{changelog} is empty, but the shard was owned before (epoch {epoch}): the changelog was lost; restore a savepoint, or begin a new generation"
         )));
     }
     // What is added to the inputs from here on is read, or the shard stops.

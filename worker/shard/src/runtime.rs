@@ -97,6 +97,8 @@ pub struct Environment {
     pub claimant: Claimant,
 }
 
+/// A batch that changes so much is not ended for it, however small the shard's share of memory is: each batch costs a transaction.
+const LEAST_PENDING_BYTES: usize = 1 << 20;
 /// How much longer than its bound a batch may take while inputs come faster than batches end: each costs the same whatever is in it.
 pub const BUSY_FACTOR: u32 = 4;
 /// How long a poll waits for the first record of a batch.
@@ -415,14 +417,18 @@ impl<S: Stage> Shard<S> {
             let Some((began_ms, time_ms)) = began else { return Ok(None) };
             let age = Duration::from_millis(clock.now_ms().saturating_sub(began_ms));
             let (records, bytes) = (batch.records, batch.bytes);
-            let full = records >= self.limits.batch_records || bytes >= self.limits.batch_bytes;
+            let (pending, most_pending) = (batch.pending_bytes(), self.limits.cache_bytes.max(LEAST_PENDING_BYTES));
+            let full =
+                records >= self.limits.batch_records || bytes >= self.limits.batch_bytes || pending >= most_pending;
             if messages == 0 || full || age >= self.batch_time {
                 self.batch_time = self.limits.next_batch_time(self.batch_time, records, bytes);
                 let (stamp_time_ms, forget_before) = (batch.stamp_time_ms, batch.forget_before);
                 self.clocks = batch.clocks.take().or_else(|| behind(position.time_ms, began_ms));
                 return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before }));
             }
-            let is_small = bytes * 8 < self.limits.batch_bytes && records * 8 < self.limits.batch_records;
+            let is_small = bytes * 8 < self.limits.batch_bytes
+                && records * 8 < self.limits.batch_records
+                && pending * 8 < most_pending;
             at_once = if is_small { (at_once * 2).min(MOST_MESSAGES) } else { FIRST_MESSAGES };
             wait = self.limits.linger.min(self.batch_time.saturating_sub(age));
         }

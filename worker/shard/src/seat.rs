@@ -186,7 +186,7 @@ impl<S: Stage> Seat<S> {
             Duty::Nothing => Ok((Place::Closed, Step::Idle)),
             Duty::Own | Duty::TakeOver => {
                 let store = (self.parts.open_store)()?;
-                self.begin(&*store)?;
+                self.begin(&*store, order.epoch)?;
                 let standby = self.open(store)?;
                 self.acquire(standby, order)
             }
@@ -198,14 +198,14 @@ impl<S: Stage> Seat<S> {
     }
 
     /// A changelog that was lost is refused before anything is written to it: the local state, or what the shard has written elsewhere, may be all that is left.
-    fn begin(&self, store: &dyn StateStore) -> Result<(), ShardError> {
+    fn begin(&self, store: &dyn StateStore, epoch: u64) -> Result<(), ShardError> {
         let Parts { name, shard, environment, .. } = &self.parts;
         let (log, topics) = (&*environment.log, &environment.topics);
         let at = TopicPartition::new(topics.changelog(name), *shard);
         match log.bounds(&at)? {
             (_, 0) => {
                 follower::local(log, &at, store)?;
-                ownership::begin(log, topics, name, *shard)
+                ownership::begin(log, topics, name, *shard, epoch)
             }
             _ => Ok(()),
         }
@@ -266,7 +266,7 @@ impl<S: Stage> Seat<S> {
         match standby.receive(order.plan)? {
             Received::Ours(acquired) => self.own(*acquired, true),
             Received::Waiting(mut standby) => {
-                standby.begin()?;
+                standby.begin(order.epoch)?;
                 self.own(standby.take_over(order.plan)?, false)
             }
         }

@@ -161,18 +161,19 @@ impl Standby {
         self.prepared.as_ref().map(Prepared::client)
     }
 
-    /// Writes the shard's first record, when there is none: this standby may have been opened before anybody owned the shard.
+    /// Writes the shard's first record, when there is none: this standby may have been opened before anybody owned the shard. `epoch` is the
+    /// highest at which anybody has reported to.
     ///
     /// # Errors
     /// [`ShardError`].
-    pub fn begin(&mut self) -> Result<(), ShardError> {
+    pub fn begin(&mut self, epoch: u64) -> Result<(), ShardError> {
         let Environment { log, topics, .. } = &self.environment;
         self.follower.read_to_end(&**log)?;
         self.follower.check_topic(&**log)?;
         if self.follower.has_genesis() {
             return Ok(());
         }
-        ownership::begin(&**log, topics, self.stage, self.shard)
+        ownership::begin(&**log, topics, self.stage, self.shard, epoch)
     }
 
     /// Makes the client for a handoff, when there is none, and gives up one whose id the log names without naming the client. Only the first successor should.

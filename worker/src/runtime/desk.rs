@@ -159,6 +159,12 @@ impl Desk {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Waits until there is something else to do, or until the pause is over. (Another order may be the answer to what was just tried in vain: a higher epoch.)
+    pub fn wait_for_other_duty(&self, than: &Duty, pause: Duration) {
+        let is_same = |inner: &mut Inner| inner.order.duty == *than && !inner.is_awake;
+        drop(self.ordered.wait_timeout_while(self.lock(), pause, is_same).unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Ends the waiting for an order, for good.
     pub fn wake(&self) {
         self.lock().is_awake = true;

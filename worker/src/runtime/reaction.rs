@@ -150,7 +150,7 @@ impl Work {
             let pause = backoff.after(&error);
             self.report(ShardStatus::default());
             self.desk.fail(error);
-            self.stop.wait(pause);
+            self.desk.wait_for_other_duty(&order.duty, pause);
         }
         drop(ended);
     }

@@ -8,6 +8,7 @@ use super::system::Stop;
 use millstream_model::id::hex;
 use millstream_model::proto::Usage;
 use millstream_plan::status::ShardStatus;
+use millstream_plan::view::Duty;
 use millstream_shard::ShardError;
 use millstream_shard::ownership::Mended;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
@@ -120,7 +121,7 @@ impl<S: Stage> Work<S> {
                     self.desk.wait_for_other(&order, NO_DUTY);
                 }
                 Ok(step) => self.stepped(step),
-                Err(error) => self.failed(error),
+                Err(error) => self.failed(error, &order.duty),
             }
             self.answer();
         }
@@ -243,7 +244,7 @@ impl<S: Stage> Work<S> {
         self.desk.add_usage(changed);
     }
 
-    fn failed(&mut self, error: ShardError) {
+    fn failed(&mut self, error: ShardError, duty: &Duty) {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match &error {
             ShardError::Reopen(message) | ShardError::Away(message) => {
@@ -254,8 +255,8 @@ impl<S: Stage> Work<S> {
         let pause = self.backoff.after(&error);
         self.quiet = 0;
         self.desk.fail(error);
-        // Rivals that pause equally long would meet again.
-        self.stop.wait(pause.mul_f64(rand::random_range(0.5..=1.0)));
+        // Rivals that pause equally long would meet again. What it is told meanwhile does not wait: it may be the only one that can take the shard over.
+        self.desk.wait_for_other_duty(duty, pause.mul_f64(rand::random_range(0.5..=1.0)));
     }
 
     /// Answers look-ups; who asks while another process owns the shard is told so by the end of its channel.

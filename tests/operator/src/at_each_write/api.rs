@@ -277,13 +277,15 @@ fn what_the_api_server_refuses_is_said_and_done_when_it_does_not_any_more() {
             "PATCH statefulsets/orders-unify" => Fate::Refused(code),
             _ => Fate::Done,
         });
-        let change = |number: usize| json!({"observability": {"logFilter": format!("info,a{number}=debug")}});
-        writes.scene.patch(&change(2 * number));
+        writes.scene.patch(&json!({"observability": {"logFilter": format!("info,a{number}=debug")}}));
         let said = writes.scene.condition(condition);
         assert!(said.contains(message), "{code}: {said}");
+        let reason = condition.rsplit(' ').next().unwrap();
+        let counted = format!("kind=\"IngestionPipeline\",result=\"{reason}\"");
+        let metrics = writes.scene.admin("/metrics");
+        assert!(metrics.contains(&counted), "{counted} is not in\n{metrics}");
+        // By itself: nothing of the pipeline changes any more.
         writes.proxy.go_on(|_, _| Fate::Done);
-        // A change is looked at at once, however long it would have been waited.
-        writes.scene.patch(&change(2 * number + 1));
         writes.scene.condition("Degraded False AsExpected");
     }
 }
