@@ -147,20 +147,27 @@ impl Strimzi {
     }
 }
 
+/// What a retention is: one that deletes at once, or that no broker could count, would be a mistake.
+const RETAINED: &str = "self.matches('^0*[1-9][0-9]{0,6}(ms|s|m|h|d)$')";
+const RETAINED_MESSAGE: &str = "give a duration above 0, with at most 7 digits, such as 7d";
+
 /// How long topics keep what is in them, from when they are created on: a later change is for whoever administers the cluster (`kafka-configs --alter`; with `topics: Strimzi`, the `KafkaTopic`). Internal topics are trimmed by what was processed and checkpointed, not by time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retention {
     /// Accepted records, processed or not (default 7d). A pipeline that is behind by more loses records; the condition `RetentionAtRisk` warns long before.
     #[serde(default = "week")]
+    #[x_kube(validation = Rule::new(RETAINED).message(RETAINED_MESSAGE))]
     pub ingress: HumanDuration,
 
     /// Enriched events (default 7d).
     #[serde(default = "week")]
+    #[x_kube(validation = Rule::new(RETAINED).message(RETAINED_MESSAGE))]
     pub events: HumanDuration,
 
     /// Rejects (default 14d).
     #[serde(default = "fortnight")]
+    #[x_kube(validation = Rule::new(RETAINED).message(RETAINED_MESSAGE))]
     pub rejects: HumanDuration,
 }
 

@@ -37,6 +37,9 @@ use serde::{Deserialize, Serialize};
     ),
     validation = Rule::new("size(self.metadata.name) <= 40").message(
         "the name may have 40 characters at most, because names of Pods and topics are made of it"
+    ),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message(
+        "the name begins with a letter and has letters, digits and `-` only, because names of Services are made of it: take one without dots, such as orders"
     )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -133,11 +133,14 @@ pub struct EmptyDir {
 #[x_kube(validation = Rule::new(
     "(has(self.storageClassName) ? self.storageClassName : '') == (has(oldSelf.storageClassName) ? oldSelf.storageClassName : '')"
 ).message("storageClassName is fixed, because a StatefulSet cannot change it: create another pipeline, or delete and create this one"))]
+#[x_kube(validation = Rule::new("isQuantity(string(self.size)) && quantity(string(self.size)).isGreaterThan(quantity('0'))").message(
+    "size is a quantity above 0: write a number of bytes, or one with a suffix, such as 500Mi or 20Gi"
+))]
 #[x_kube(validation = Rule::new("string(self.size) == string(oldSelf.size)").message(
     "size is fixed, because a StatefulSet cannot change it: make the PersistentVolumeClaims larger by hand, or create another pipeline"
 ))]
 pub struct Claim {
-    /// Its size, for example `20Gi`. Fixed: existing claims can be made larger by hand, if their StorageClass lets them.
+    /// Its size, for example `20Gi`: more than nothing. Fixed: existing claims can be made larger by hand, if their StorageClass lets them.
     pub size: IntOrString,
 
     /// The StorageClass (default: the cluster's). Fixed.

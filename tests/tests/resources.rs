@@ -60,6 +60,8 @@ fn what_is_wrong_is_refused_with_what_to_do() {
         |sasl: &str| json!({"mechanism": sasl, "username": "u", "password": {"name": "kafka", "key": "password"}});
     let cases = [
         ("/metadata/name", json!("a-name-that-is-longer-than-forty-characters"), "40 characters"),
+        ("/metadata/name", json!("with.dots"), "take one without dots, such as orders"),
+        ("/metadata/name", json!("1st"), "the name begins with a letter"),
         ("/spec/image", Value::Null, "spec.image: Required value"),
         ("/spec/image", json!("two words"), "spec.image"),
         ("/spec/shards", json!(0), "spec.shards"),
@@ -73,6 +75,9 @@ fn what_is_wrong_is_refused_with_what_to_do() {
         ("/spec/kafka/topics", json!("Strimzi"), "needs kafka.strimzi.cluster"),
         ("/spec/kafka/strimzi", json!({"cluster": "main"}), "set both, or neither"),
         ("/spec/kafka/retention/ingress", json!("a week"), "spec.kafka.retention.ingress"),
+        ("/spec/kafka/retention/ingress", json!("0d"), "give a duration above 0"),
+        ("/spec/kafka/retention/events", json!("00ms"), "give a duration above 0"),
+        ("/spec/kafka/retention/rejects", json!("99999999d"), "at most 7 digits"),
         ("/spec/documentStore", json!({}), "exactly one document store"),
         ("/spec/objectStore", json!({}), "exactly one object store"),
         (
@@ -86,6 +91,11 @@ fn what_is_wrong_is_refused_with_what_to_do() {
             json!({"emptyDir": {}, "persistentVolumeClaim": {"size": "1Gi"}}),
             "at most one of",
         ),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("lots"), "size is a quantity above 0"),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("20GB"), "such as 500Mi or 20Gi"),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("0Gi"), "size is a quantity above 0"),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("-1Gi"), "size is a quantity above 0"),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!(0), "size is a quantity above 0"),
         ("/spec/shard", json!(8), "field not declared in schema"),
     ];
     assert_eq!(refused(&pipeline("right")), None);
@@ -93,9 +103,16 @@ fn what_is_wrong_is_refused_with_what_to_do() {
         let said = refused(&with(pipeline("wrong"), path, value.clone())).unwrap_or_default();
         assert!(said.contains(expected), "{path} = {value}: {said:?} instead of {expected:?}");
     }
-    for (path, value) in
-        [("/spec/kafka/sasl", plain("SCRAM-SHA-512")), ("/spec/shards", json!(4096)), ("/spec/kafka/tls", json!({}))]
-    {
+    for (path, value) in [
+        ("/spec/kafka/sasl", plain("SCRAM-SHA-512")),
+        ("/spec/shards", json!(4096)),
+        ("/spec/kafka/tls", json!({})),
+        ("/metadata/name", json!("o")),
+        ("/metadata/name", json!("orders-2")),
+        ("/spec/kafka/retention/ingress", json!("9999999d")),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("1.5Gi")),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!(1_000_000_000)),
+    ] {
         assert_eq!(refused(&with(pipeline("right"), path, value)), None, "{path}");
     }
 }
