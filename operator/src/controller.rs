@@ -353,7 +353,7 @@ async fn go_on(context: &Context, pipeline: &IngestionPipeline, said: Option<Sai
     tell_scales(client, &prepared, &stateful_sets).await?;
     let doing = if is_paused { Vec::new() } else { intent.doing };
     let trouble = refusal.as_ref().map(|refusal| (refusal.reason(), refusal.to_string()));
-    let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
+    let (fleet, unheard, lost, unplaced) = (heard.fleet, heard.problem, intent.lost, intent.unplaced);
     let absent_topics = match making {
         Making::Absent(absent) => Some(absent),
         Making::Looking | Making::Others | Making::Allowed => None,
@@ -365,6 +365,7 @@ async fn go_on(context: &Context, pipeline: &IngestionPipeline, said: Option<Sai
         freshness,
         unheard,
         lost,
+        unplaced,
         pins_ignored,
         doing,
         absent_topics,
@@ -394,8 +395,8 @@ fn unbuilt(
     let seen = plan::seen(prepared.name(), &stateful_sets, &observed.pods, now);
     let intent = plan::plan(prepared, &Objects::default(), &seen, heard.fleet.as_ref());
     context.plans.wish(pipeline, (!pipeline.spec.paused).then(|| wishes(pipeline, intent.leaving)));
-    let (fleet, unheard, lost) = (heard.fleet, heard.problem, intent.lost);
-    Outcome { problems, stateful_sets, fleet, freshness, unheard, lost, ..Outcome::default() }
+    let (fleet, unheard) = (heard.fleet, heard.problem);
+    Outcome { problems, stateful_sets, fleet, freshness, unheard, ..Outcome::default() }
 }
 
 /// Is it this very pipeline's? One of a former pipeline of the name may be there for a moment.

@@ -10,7 +10,7 @@
 //! - **A template reaches nobody by itself.** In the moment in which it changes, `partition` goes above all ordinals; a Pod whose turn it is lowers it to its ordinal. It is reckoned each time, and
 //!   never taken over from what there is.
 //! - **Who does not work holds up nobody.** A worker that is not alive holds nothing, by the plan's own judgement, and is replaced at once when its turn has come. A Pod that does not end (its
-//!   node is lost) holds up its own stage, because Kubernetes waits for it, and no other.
+//!   node is lost) holds up its own stage, because Kubernetes waits for it, and no other; nor does one for which Kubernetes finds no node ([`PLACED`]).
 //! - **The last gateway is not taken away.** Gateways hold no shards, so nothing else keeps one from being replaced while the others are not ready, and then nobody takes in anything. It waits for them as
 //!   long as they may come back by themselves ([`SETTLES`]); later the new template may be what mends them.
 
@@ -18,7 +18,7 @@ use crate::Prepared;
 use crate::build::{Objects, TEMPLATE_HASH, names};
 use crate::fleet::Fleet;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use millstream_crds::{LostNode, StageName, Storage};
@@ -29,6 +29,9 @@ pub const AT_REST: i32 = 4096;
 
 /// A Pod that has not ended so long after it should have: nobody waits for it any more but Kubernetes.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(30);
+
+/// A Pod for which no node was found for so long does not start by itself soon: a node that an autoscaler adds takes minutes.
+const PLACED: SignedDuration = SignedDuration::from_secs(60);
 
 /// A Pod that has not been ready for so long does not come back by itself.
 const SETTLES: SignedDuration = SignedDuration::from_secs(120);
@@ -71,6 +74,8 @@ pub struct PodSeen {
     pub is_overdue: bool,
     /// It was told to end.
     pub is_ending: bool,
+    /// No node was found for it for some time: the scheduler's words.
+    pub unplaced: Option<String>,
     /// Which Pod of its name it is.
     pub uid: String,
 }
@@ -86,7 +91,9 @@ pub struct Intent {
     pub replaced: BTreeMap<String, String>,
     /// Pods that do not end: their nodes may be lost.
     pub lost: Vec<String>,
-    /// Of these, those that are to start elsewhere without their volumes, and their uids.
+    /// Pods with a volume for which no node is found, and the scheduler's words: the volume may be bound to a node that is gone.
+    pub unplaced: BTreeMap<String, String>,
+    /// Of those that do not end, those that are to start elsewhere without their volumes, and their uids.
     pub recreated: BTreeMap<String, String>,
     /// What is under way, for people.
     pub doing: Vec<String>,
@@ -141,7 +148,7 @@ impl StageSeen {
     /// The Pod that was given the newest template, and does not work yet.
     fn in_flight(&self) -> Option<i32> {
         let is_it = |ordinal: &i32| match self.pods.get(ordinal) {
-            Some(pod) => pod.revision == self.newest && !pod.is_ready && !pod.is_overdue,
+            Some(pod) => pod.revision == self.newest && !pod.is_ready && !pod.is_overdue && pod.unplaced.is_none(),
             None => self.partition <= *ordinal,
         };
         (0..self.replicas).rev().find(is_it).filter(|_| self.is_rolling())
@@ -166,8 +173,14 @@ impl StageSeen {
 
 impl PodSeen {
     fn of(pod: &Pod, now: Timestamp) -> PodSeen {
-        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let ready = conditions.into_iter().find(|it| it.type_ == "Ready");
+        let conditions = || pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let ready = conditions().find(|it| it.type_ == "Ready");
+        let is_long = |it: &&PodCondition| {
+            it.last_transition_time.as_ref().is_some_and(|since| now.duration_since(since.0) > PLACED)
+        };
+        let unplaced = conditions().find(|it| {
+            it.type_ == "PodScheduled" && it.status == "False" && it.reason.as_deref() == Some("Unschedulable")
+        });
         let is_ready = ready.is_some_and(|it| it.status == "True");
         let since = ready.and_then(|it| it.last_transition_time.as_ref()).or(pod.metadata.creation_timestamp.as_ref());
         let ends = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
@@ -178,6 +191,7 @@ impl PodSeen {
             // The moment by which it should have ended is in the mark itself.
             is_overdue: ends.is_some_and(|ends| now.duration_since(ends) > OVERDUE),
             is_ending: ends.is_some(),
+            unplaced: unplaced.filter(is_long).map(|it| it.message.clone().unwrap_or_default()),
             uid: pod.uid().unwrap_or_default(),
         }
     }
@@ -331,6 +345,9 @@ impl Step<'_> {
             }
             intent.lost.push(name);
         }
+        for (ordinal, pod) in seen.pods.iter().filter(|(_, pod)| claim.is_some() && !pod.is_ending) {
+            intent.unplaced.extend(pod.unplaced.iter().map(|why| (self.pod(*ordinal), why.clone())));
+        }
         // Whether one ends in time is to be looked at again.
         let ending = seen.pods.iter().filter(|(_, pod)| pod.is_ending && !pod.is_overdue);
         intent.doing.extend(ending.map(|(ordinal, _)| format!("{} ends", self.pod(*ordinal))));
@@ -383,6 +400,11 @@ impl Step<'_> {
                     }
                     intent.doing.push(format!("{pod} gets a new template"));
                     return Turn { partition: Some(ordinal), is_over: false };
+                }
+                // It has its template, and nothing here can bring it a node.
+                Some(PodSeen { unplaced: Some(_), .. }) => {
+                    intent.doing.push(format!("{pod} finds no node"));
+                    return Turn { partition: Some(ordinal), is_over: true };
                 }
                 _ => {
                     intent.doing.push(format!("{pod} starts"));

@@ -63,7 +63,7 @@ reasons! {
     TopicsNotReady,
     /// Owners say that something is wrong with their shards.
     ShardsInTrouble,
-    /// A worker should have ended, and did not.
+    /// A worker should have ended, and did not; or no node is found for one that has a volume.
     WorkerLost,
     /// A shard that a person has moved cannot be understood.
     PinIgnored,

@@ -3,6 +3,7 @@
 //! Every condition is there from the first visit on, each with the generation of the specification that it is about. A condition's transition time changes with its status only, so that what has not
 //! changed is written by nobody.
 
+use crate::build::pods::DATA_VOLUME;
 use crate::fleet::{Fleet, Shard};
 use crate::freshness::Freshness;
 use crate::plans::Absent;
@@ -15,12 +16,16 @@ use millstream_crds::{
     ConditionType, IngestionPipeline, IngestionPipelineStatus, StageName, StageStatus, TopicManagement,
 };
 use millstream_plan::unread::Unread;
+use std::collections::BTreeMap;
 
 /// A message longer than that is cut: it is for people, and a status is written often.
 const LONGEST_MESSAGE: usize = 1024;
 
 /// So many shards are named in a message.
 const NAMED: usize = 5;
+
+/// Of what the scheduler says, so much stands in a message.
+const LONGEST_WORDS: usize = 300;
 
 /// What came of a reconciliation.
 #[derive(Debug, Default)]
@@ -39,6 +44,8 @@ pub struct Outcome {
     pub unheard: Option<(Reason, String)>,
     /// Pods that do not end.
     pub lost: Vec<String>,
+    /// Pods with a volume for which no node is found, and the scheduler's words.
+    pub unplaced: BTreeMap<String, String>,
     /// What is wrong with shards that a person has moved.
     pub pins_ignored: Vec<String>,
     /// What is under way.
@@ -326,13 +333,21 @@ fn ignored(outcome: &Outcome) -> Option<(Reason, String)> {
 
 /// Workers that Kubernetes waits for in vain.
 fn lost(outcome: &Outcome) -> Option<(Reason, String)> {
-    let message = || {
-        format!(
+    let mut messages = Vec::new();
+    if !outcome.lost.is_empty() {
+        messages.push(format!(
             "{} should have ended and did not: its node may be lost; others have its shards; it starts again when the node is back or its Node object is deleted, or, with storage.onLostNode: Recreate, without its volume",
             outcome.lost.join(", ")
+        ));
+    }
+    messages.extend(outcome.unplaced.iter().map(|(pod, why)| {
+        let why: String = why.chars().take(LONGEST_WORDS).collect();
+        let claim = format!("{DATA_VOLUME}-{pod}");
+        format!(
+            "{pod} finds no node ({why}): others have its shards; give it room, or, if the node that its volume is bound to is gone for good, delete PersistentVolumeClaim {claim} and the Pod, and it starts elsewhere without its volume"
         )
-    };
-    (!outcome.lost.is_empty()).then(|| (Reason::WorkerLost, message()))
+    }));
+    (!messages.is_empty()).then(|| (Reason::WorkerLost, messages.join("; ")))
 }
 
 fn wrong(outcome: &Outcome) -> Option<(Reason, String)> {
@@ -456,6 +471,15 @@ mod tests {
 
     #[test]
     fn a_worker_that_does_not_end_is_told_of() {
+        let unplaced = BTreeMap::from([("orders-action-0".to_owned(), "node affinity".to_owned())]);
+        let said = status(&pipeline(&json!({})), &Outcome { unplaced, ..known(2, 2) }, &at(1));
+        assert_eq!(short(&said)[2], "Degraded True WorkerLost");
+        let message = &said.conditions[2].message;
+        assert!(
+            message.starts_with("orders-action-0 finds no node (node affinity): ")
+                && message.contains("delete PersistentVolumeClaim data-orders-action-0 and the Pod"),
+            "{message}"
+        );
         let outcome = Outcome { lost: vec!["orders-action-1".to_owned()], ..known(2, 2) };
         let said = status(&pipeline(&json!({})), &outcome, &at(1));
         assert_eq!(short(&said)[2], "Degraded True WorkerLost");

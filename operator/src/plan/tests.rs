@@ -200,6 +200,57 @@ fn a_pod_that_does_not_end_holds_up_no_other_stage() {
 }
 
 #[test]
+fn a_pod_that_stays_pending_holds_up_no_other_stage() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    for stage in [StageName::Reaction, StageName::Action] {
+        scene.changed(stage);
+    }
+    // It was replaced, and there is no node for it any more.
+    let stage = StageName::Reaction;
+    scene.dies("orders-reaction-1");
+    scene.of(stage).partition = 1;
+    scene.of(stage).pods.insert(1, PodSeen { revision: "b".to_owned(), ..PodSeen::default() });
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.doing.clone()), (vec![], vec!["orders-reaction-1 starts".to_owned()]));
+    scene.of(stage).pods.get_mut(&1).unwrap().unplaced = Some("0/3 nodes are available".to_owned());
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec!["orders-action-1"], (2, 1)), "its own stage waits");
+    assert!(intent.doing[0] == "orders-reaction-1 finds no node" && intent.unplaced.is_empty(), "{intent:?}");
+    // A stage that comes before it in the order goes on as well, and still one Pod goes at a time.
+    let mut scene = Scene::new(&json!({}), &[]);
+    for stage in [StageName::Action, StageName::Unify, StageName::Gateway] {
+        scene.changed(stage);
+    }
+    let unplaced = PodSeen { revision: "b".to_owned(), unplaced: Some(String::new()), ..PodSeen::default() };
+    scene.dies("orders-unify-1");
+    scene.of(StageName::Unify).partition = 1;
+    scene.of(StageName::Unify).pods.insert(1, unplaced);
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&StageName::Gateway]), (vec!["orders-action-1"], (2, AT_REST)));
+}
+
+#[test]
+fn a_pod_with_a_volume_for_which_no_node_is_found_is_told_of() {
+    let pod = |reason: &str| -> Pod {
+        let condition = json!({"type": "PodScheduled", "status": "False", "reason": reason, "message": "volume node affinity", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        serde_json::from_value(json!({"metadata": {}, "status": {"conditions": [condition]}})).unwrap()
+    };
+    let seen = |reason: &str, now: &str| PodSeen::of(&pod(reason), now.parse().unwrap());
+    assert_eq!(seen("Unschedulable", "2026-01-01T00:01:00Z").unplaced, None);
+    assert_eq!(seen("SchedulingGated", "2026-01-01T00:02:00Z").unplaced, None);
+    let unplaced = seen("Unschedulable", "2026-01-01T00:01:01Z");
+    assert_eq!(unplaced.unplaced.as_deref(), Some("volume node affinity"));
+    let told = |storage: Value| {
+        let mut scene = Scene::new(&json!({"stages": {"action": {"storage": storage}}}), &[]);
+        scene.of(StageName::Action).pods.insert(1, unplaced.clone());
+        scene.plan().unplaced
+    };
+    let claim = json!({"persistentVolumeClaim": {"size": "1Gi", "onLostNode": "Recreate"}});
+    assert_eq!(told(claim), BTreeMap::from([("orders-action-1".to_owned(), "volume node affinity".to_owned())]));
+    assert!(told(json!({})).is_empty(), "nothing binds it");
+}
+
+#[test]
 fn a_change_of_another_stage_waits_for_the_pod_that_starts() {
     let mut scene = Scene::new(&json!({}), &[]);
     scene.changed(StageName::Unify);
