@@ -1,7 +1,7 @@
 //! What a schema cannot say of a pipeline.
 
 use crate::Prepared;
-use crate::build::quantity;
+use crate::build::{BuildError, pods, quantity};
 use millstream_crds::{FreeForm, Stage, StageName};
 use serde_json::Value;
 
@@ -34,6 +34,7 @@ pub fn validate(prepared: &Prepared) -> Vec<Problem> {
         let field = format!("spec.stages.{}", stage.as_str());
         let of_stage = prepared.pipeline.spec.stages.of(stage);
         check_stage(&field, of_stage, &mut problems);
+        check_fields(&format!("{field}.podTemplate"), pods::unknown(prepared, stage), &mut problems);
         if stage != StageName::Gateway && of_stage.config.0.contains_key("tenants") {
             let message =
                 "belongs to the gateway: elsewhere, records of `Tenant` resources would be rejected".to_owned();
@@ -84,7 +85,23 @@ fn check_keys(field: &str, tenants: Option<&Value>, problems: &mut Vec<Problem>)
     }
 }
 
-/// The rest of it is for the API server to judge, which knows all fields of its version.
+/// What is no field, or does not fit, is said here: it would be dropped before the API server could judge it.
+fn check_fields(field: &str, unknown: Result<Vec<String>, BuildError>, problems: &mut Vec<Problem>) {
+    match unknown {
+        Ok(unknown) => problems.extend(unknown.into_iter().map(|path| {
+            let message = "is no field of a Pod's template: correct its name, or its place, or take it away".to_owned();
+            Problem { field: format!("{field}.{path}"), message }
+        })),
+        Err(BuildError::Template { error, .. }) => {
+            let message = format!("is no Pod's template with this: {error}");
+            problems.push(Problem { field: field.to_owned(), message });
+        }
+        // No matter of the template: whoever builds says it.
+        Err(_) => {}
+    }
+}
+
+/// What its fields say is for the API server to judge.
 fn check_template(field: &str, template: &FreeForm, problems: &mut Vec<Problem>) {
     for part in template.0.keys().filter(|part| !["metadata", "spec"].contains(&part.as_str())) {
         let message = "a Pod's template has `metadata` and `spec`".to_owned();

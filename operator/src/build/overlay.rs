@@ -33,6 +33,26 @@ pub(super) fn lay_over(under: &mut Value, over: &Value) {
     }
 }
 
+/// Paths of what is in the first and not in the second, which was made from it. `null` is nothing.
+pub(super) fn find_dropped(path: &str, given: Option<&Value>, kept: Option<&Value>, dropped: &mut Vec<String>) {
+    match (given, kept) {
+        (None | Some(Value::Null), _) => {}
+        (Some(_), None) => dropped.push(path.to_owned()),
+        (Some(Value::Object(given)), Some(kept)) => {
+            for (name, value) in given {
+                find_dropped(&format!("{path}.{name}"), Some(value), kept.get(name), dropped);
+            }
+        }
+        (Some(Value::Array(given)), Some(kept)) => {
+            for (number, value) in given.iter().enumerate() {
+                let name = value.get("name").and_then(Value::as_str).map_or(number.to_string(), str::to_owned);
+                find_dropped(&format!("{path}[{name}]"), Some(value), kept.get(number), dropped);
+            }
+        }
+        (Some(_), Some(_)) => {}
+    }
+}
+
 /// The key that every element of both has.
 fn key_of(under: &[Value], over: &[Value]) -> Option<&'static str> {
     let all_have =

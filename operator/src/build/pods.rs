@@ -27,6 +27,23 @@ pub(crate) const DATA_VOLUME: &str = "data";
 const CONFIG_VOLUME: &str = "config";
 const TMP_VOLUME: &str = "tmp";
 
+/// Fields of a stage's `podTemplate` that no Pod's template has, as paths below it: they would be dropped without a word.
+///
+/// # Errors
+/// [`BuildError`]: it is no template at all any more.
+pub(crate) fn unknown(prepared: &Prepared, stage: StageName) -> Result<Vec<String>, BuildError> {
+    let names = Names::of(prepared)?;
+    let json = laid_over(prepared, &names, stage, &ConfigMap::default())?;
+    let error = |error| BuildError::Template { stage: stage.as_str(), error };
+    let template: PodTemplateSpec = serde_json::from_value(json.clone()).map_err(error)?;
+    let kept = serde_json::to_value(template).map_err(error)?;
+    let mut unknown = Vec::new();
+    for part in ["metadata", "spec"] {
+        overlay::find_dropped(part, json.get(part), kept.get(part), &mut unknown);
+    }
+    Ok(unknown)
+}
+
 /// A stage's template, with what the user has laid over it.
 pub(super) fn template(
     prepared: &Prepared,
@@ -34,6 +51,11 @@ pub(super) fn template(
     stage: StageName,
     config: &ConfigMap,
 ) -> Result<PodTemplateSpec, BuildError> {
+    let json = laid_over(prepared, names, stage, config)?;
+    serde_json::from_value(json).map_err(|error| BuildError::Template { stage: stage.as_str(), error })
+}
+
+fn laid_over(prepared: &Prepared, names: &Names, stage: StageName, config: &ConfigMap) -> Result<Value, BuildError> {
     let mut annotations = BTreeMap::new();
     let volume = secrets::volume(prepared, stage);
     if volume.is_some() {
@@ -50,7 +72,7 @@ pub(super) fn template(
     let error = |error| BuildError::Template { stage: stage.as_str(), error };
     let mut json = serde_json::to_value(template).map_err(error)?;
     overlay::lay_over(&mut json, &Value::Object(prepared.pipeline.spec.stages.of(stage).pod_template.0.clone()));
-    serde_json::from_value(json).map_err(error)
+    Ok(json)
 }
 
 fn pod(prepared: &Prepared, names: &Names, stage: StageName, config: &ConfigMap, secrets: Option<Volume>) -> PodSpec {

@@ -217,6 +217,22 @@ fn what_a_schema_cannot_say_is_said() {
             json!({"stages": {"gateway": {"podTemplate": {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}}}}}),
             "spec.stages.gateway.podTemplate.metadata.labels[app.kubernetes.io/name]: Services and budgets",
         ),
+        (
+            json!({"stages": {"action": {"podTemplate": {"spec": {"nodeSelektor": {"pool": "fast"}, "hostAliases": null}}}}}),
+            "spec.stages.action.podTemplate.spec.nodeSelektor: is no field of a Pod's template: correct its name",
+        ),
+        (
+            json!({"stages": {"unify": {"podTemplate": {"spec": {"containers": [{"name": "sidecar", "image": "i", "livenessProbe": {"httpGet": {"port": 1, "uri": "/"}}}]}}}}}),
+            "spec.stages.unify.podTemplate.spec.containers[sidecar].livenessProbe.httpGet.uri: is no field",
+        ),
+        (
+            json!({"stages": {"unify": {"podTemplate": {"metadata": {"label": {"team": "data"}}}}}}),
+            "spec.stages.unify.podTemplate.metadata.label: is no field",
+        ),
+        (
+            json!({"stages": {"unify": {"podTemplate": {"spec": {"containers": "none"}}}}}),
+            "spec.stages.unify.podTemplate: is no Pod's template with this: ",
+        ),
     ];
     for (more, expected) in cases {
         let said = said(more);
