@@ -199,6 +199,12 @@ impl Process {
         std::fs::read_to_string(file).unwrap_or_default()
     }
 
+    /// What all processes of its name have logged, one after the other.
+    pub fn logs(&self) -> String {
+        let file = |start: u32| self.folder.join(start.to_string()).join("server.log");
+        (0..=self.starts).filter_map(|start| std::fs::read_to_string(file(start)).ok()).collect()
+    }
+
     /// Where it keeps what must stay.
     pub fn data(&self) -> PathBuf {
         self.folder.join("data")

@@ -286,7 +286,9 @@ fn transactional_ids_that_the_brokers_have_forgotten_are_made_anew() {
     send(&pipeline, "after");
     wait_for_events(&pipeline, &["before", "after"]);
     for name in ["unify", "action"] {
-        process(&mut pipeline, name).ready().unwrap();
+        let process = process(&mut pipeline, name);
+        process.ready().unwrap();
+        assert!(process.log().contains("shard is opened again"), "nothing had expired: {}", process.log());
     }
 }
 

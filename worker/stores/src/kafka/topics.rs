@@ -41,9 +41,12 @@ pub fn settings<'a>(config: &'a KafkaConfig, topic: &TopicSpec) -> Vec<Setting<'
 pub fn demands(config: &KafkaConfig, topic: &TopicSpec) -> Vec<Setting<'static>> {
     let mut demands = vec![("message.timestamp.type", timestamp_type(topic).to_owned())];
     // A changelog whose newest records can vanish with one broker is no lock (I4): an owner would read an end that was passed already.
-    if topic.retention == Retention::Keep && config.replication_factor >= 3 {
+    // Its replicas may be more than are configured here.
+    if topic.retention == Retention::Keep {
         demands.push(("unclean.leader.election.enable", "false".to_owned()));
-        demands.push(("min.insync.replicas", "2".to_owned()));
+        if config.replication_factor >= 3 {
+            demands.push(("min.insync.replicas", "2".to_owned()));
+        }
     }
     // A changelog that forgets, or a plan that is not kept, is none.
     let of_retention: &[(&str, &str)] = match topic.retention {
