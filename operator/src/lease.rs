@@ -15,9 +15,12 @@ use std::time::{Duration, Instant};
 
 /// Whoever has seen the same Lease for so long takes it.
 const DURATION: Duration = Duration::from_secs(4);
-/// How often it is renewed, and looked at by others.
+/// How often it is renewed.
 const RENEW: Duration = Duration::from_millis(750);
-/// How long one renewal may take.
+/// How often others look at it. One that dies may have renewed it just after a look, and its time may be over just after another: in the worst case somebody else leads after [`DURATION`] and two of
+/// these, which is well under 5 s.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long one renewal, or one look, may take.
 const TRY: Duration = Duration::from_secs(1);
 /// After so long without a renewal a leader ends: well before others believe that it is gone.
 const DEADLINE: Duration = Duration::from_millis(2_800);
@@ -49,12 +52,13 @@ impl Claim {
         let mut watched: Option<(String, Instant)> = None;
         loop {
             let began = Instant::now();
-            match self.try_acquire(&mut watched).await {
-                Ok(Some(lease)) => return Leading { claim: self, lease, renewed: began },
-                Ok(None) => {}
-                Err(error) => tracing::warn!(lease = self.name, %error, "cannot ask for the lease"),
+            match tokio::time::timeout(TRY, self.try_acquire(&mut watched)).await {
+                Ok(Ok(Some(lease))) => return Leading { claim: self, lease, renewed: began },
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "cannot ask for the lease"),
+                Err(_) => tracing::warn!(lease = self.name, "cannot ask for the lease: the API server does not answer"),
             }
-            tokio::time::sleep(RENEW).await;
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -172,6 +176,12 @@ mod tests {
                 ..LeaseSpec::default()
             }),
         }
+    }
+
+    #[test]
+    fn another_one_leads_within_five_seconds_and_never_beside_one_that_has_not_ended() {
+        assert!(DURATION + LOOK * 2 < Duration::from_millis(4_500), "half a second is left for the requests");
+        assert!(DEADLINE + TRY < DURATION);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What becomes of a pipeline's objects, and what is said of it.
 
+use k8s_openapi::jiff::Timestamp;
 use millstream_tests::pipeline;
 use millstream_tests::scene::{Scene, start};
 use serde_json::{Value, json};
@@ -204,4 +205,33 @@ fn one_operator_leads_and_another_takes_over_when_it_is_gone() {
     second_operator.signal("TERM").unwrap();
     holder(&scene, &second);
     drop(third_operator);
+}
+
+/// A time that a Lease says.
+fn time_of(scene: &Scene, field: &str) -> Timestamp {
+    let leases = scene.kubectl(&["get", "leases", "-o", "json"], "");
+    let leases: Value = serde_json::from_str(&leases).unwrap();
+    leases["items"][0]["spec"][field].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn another_operator_leads_within_five_seconds_after_the_leader_was_killed() {
+    let scene = Scene::with_secret("killed");
+    let leading = |log: String| log.contains("\"leading\"").then_some(());
+    scene.until("a leader", || (leading(scene.operator.log()), scene.operator.log()));
+    let (second, _) = start(scene.server, &scene.namespace);
+    scene.until("one who waits", || {
+        let log = second.log();
+        (log.contains("waiting to lead").then_some(()), log)
+    });
+    // It has seen the Lease.
+    let seen = time_of(&scene, "renewTime");
+    scene.until("a renewal", || ((time_of(&scene, "renewTime") > seen).then_some(()), seen.to_string()));
+    scene.operator.signal("KILL").unwrap();
+    let killed = Timestamp::now();
+    scene.until("another leader", || (leading(second.log()), second.log()));
+    // By the Lease itself, on the clock of this machine: how long a look at it takes here is no matter.
+    let took = time_of(&scene, "acquireTime").duration_since(killed).as_secs_f64();
+    println!("another operator led {took:.2} s after the leader was killed");
+    assert!((0.0..5.0).contains(&took), "{took} s");
 }
