@@ -22,8 +22,10 @@ macro_rules! names {
 names! {
     /// What can go wrong.
     Fault {
-        /// A process is killed before or after one of its calls.
-        CrashAtAStep,
+        /// A process is killed before one of its calls.
+        CrashBeforeACall,
+        /// A process is killed after one of its calls, which has taken effect and has not returned.
+        CrashAfterACall,
         /// A process stands still beyond every bound, and comes back.
         ProcessPaused,
         /// A second process of a name is started.

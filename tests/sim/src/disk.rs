@@ -232,7 +232,7 @@ impl StateStore for SimState {
             folder.current.apply(&write);
             folder.unsynced.push(write);
         });
-        self.disks.world.step("store: written");
+        self.disks.world.step_after("store: written", 1);
         Ok(())
     }
 
@@ -242,7 +242,7 @@ impl StateStore for SimState {
             self.disks.world.count(Protocol::Flushed);
         }
         self.with(Folder::sync);
-        self.disks.world.step("store: synced");
+        self.disks.world.step_after("store: synced", 1);
         Ok(())
     }
 
@@ -276,7 +276,7 @@ impl StateStore for SimState {
         if had_some {
             self.disks.world.count(Protocol::LocalStateDiscarded);
         }
-        self.disks.world.step("store: cleared");
+        self.disks.world.step_after("store: cleared", 1);
         Ok(())
     }
 }

@@ -390,13 +390,22 @@ impl World {
 
     // ---- inside of coroutines --------------------------------------------------------------------------------------
 
-    /// One step: others may go on before the caller does, and its process may crash here.
+    /// One step, before a call: others may go on before the caller does, and its process may crash here.
     pub fn step(&self, what: &'static str) {
         self.step_of(what, 1);
     }
 
     /// A step that takes about `factor` times as long.
     pub fn step_of(&self, what: &'static str, factor: u64) {
+        self.step_or_crash(what, factor, Fault::CrashBeforeACall);
+    }
+
+    /// The same, after a call has taken effect.
+    pub fn step_after(&self, what: &'static str, factor: u64) {
+        self.step_or_crash(what, factor, Fault::CrashAfterACall);
+    }
+
+    fn step_or_crash(&self, what: &'static str, factor: u64, crash: Fault) {
         if !self.is_inside() {
             return;
         }
@@ -415,7 +424,7 @@ impl World {
             None => false,
         };
         if hit {
-            scheduler.counts.faults[Fault::CrashAtAStep as usize] += 1;
+            scheduler.counts.faults[crash as usize] += 1;
             scheduler.kill(ProcessId(process));
         }
         drop(scheduler);
@@ -694,7 +703,7 @@ mod tests {
         let mut notes = notes.lock().unwrap().clone();
         notes.sort();
         assert_eq!(notes, ["ended", "unwound", "unwound"]);
-        assert_eq!(world.counts().faults[Fault::CrashAtAStep as usize], 1);
+        assert_eq!(world.counts().faults[Fault::CrashBeforeACall as usize], 1);
         assert!(!world.is_running(victim));
     }
 

@@ -92,6 +92,12 @@ impl SimLog {
         }
     }
 
+    fn step_after(&self, what: &'static str, factor: u64) {
+        if let Some(world) = &self.shared.world {
+            world.step_after(what, factor);
+        }
+    }
+
     /// Does this fault happen to this call?
     pub(super) fn happens(&self, fault: Fault) -> bool {
         !self.is_dead() && self.shared.world.as_ref().is_some_and(|world| world.happens(fault))
@@ -196,7 +202,7 @@ impl Log for SimLog {
         let index = broker.find(&at.topic, at.partition)?;
         let end = if self.shared.slips.end_of_follower { self.end_of_follower(&broker, index).min(end) } else { end };
         drop(broker);
-        self.step("bounds are known");
+        self.step_after("bounds are known", 1);
         Ok((start, end))
     }
 
@@ -206,7 +212,7 @@ impl Log for SimLog {
         let broker = self.shared.lock();
         let whole = of.iter().map(|at| broker.whole_end(&at.topic, at.partition)).collect::<Result<Vec<_>, _>>()?;
         drop(broker);
-        self.step("the whole ends are known");
+        self.step_after("the whole ends are known", 1);
         let broker = self.shared.lock();
         let ends =
             of.iter().zip(whole).map(|(at, end)| Ok(Ends { visible: broker.bounds(&at.topic, at.partition)?.1, end }));
@@ -264,7 +270,7 @@ impl Log for SimLog {
         if self.happens(Fault::InitSlow) {
             self.be_slow(world, id);
         }
-        world.step_of("init is done", 20);
+        world.step_after("init is done", 20);
         if self.happens(Fault::InitUnknownHappened) {
             return timed_out("was done, but not answered");
         }

@@ -125,7 +125,7 @@ impl SimTransactional {
         if repeated {
             commit_later(&world, &shared, self.session);
         }
-        world.step("the end of the transaction is known");
+        world.step_after("the end of the transaction is known", 1);
         if happened || !told {
             return Err(self::unknown("trouble while committing"));
         }
