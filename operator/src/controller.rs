@@ -306,9 +306,10 @@ async fn follow(context: &Context, pipeline: &IngestionPipeline) -> Result<Optio
 async fn go_on(context: &Context, pipeline: &IngestionPipeline, said: Option<Said>) -> Result<Came, Trouble> {
     let client = &context.client;
     deletion::settle(client, pipeline).await?;
-    let Dereferenced { prepared, mut problems } = dereference(client, pipeline.clone(), &context.namespace).await?;
+    let Dereferenced { mut prepared, mut problems } = dereference(client, pipeline.clone(), &context.namespace).await?;
     problems.extend(validate(&prepared));
     let observed = observe(client, &prepared).await?;
+    prepared.keep_sizes(observed.stateful_sets.iter().filter(|set| is_owned(set, pipeline)));
     let has_workers = observed.stateful_sets.iter().any(|set| is_owned(set, pipeline));
     let said = match said {
         Some(said) if problems.is_empty() => said,

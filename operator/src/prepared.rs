@@ -1,5 +1,6 @@
 //! What the pure steps see of the world.
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use millstream_crds::{IngestionPipeline, SecretKey, StageName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Prepared {
     /// The resource, as the API server has it: with namespace, name and uid.
     pub pipeline: IngestionPipeline,
-    /// Workers of each stage that has a `StageScale`, as that says; the others' come from the resource.
+    /// Workers of each stage that has a `StageScale`, as that says, or as many as there are; the others' come from the resource.
     pub replicas: BTreeMap<StageName, i32>,
     /// Of everything that the resource refers to in Secrets.
     pub secrets: SecretHashes,
@@ -51,6 +52,19 @@ impl Prepared {
     /// Of its internal topics. (A restore begins another one.)
     pub fn generation(&self) -> u16 {
         1
+    }
+
+    /// A stage whose `StageScale` somebody has deleted keeps the size that it has: what the resource says is for the beginning only, and may be what it was long ago. (While the pipeline is suspended it
+    /// has none, and nobody knows another size than the resource's.)
+    pub fn keep_sizes<'a>(&mut self, sets: impl Iterator<Item = &'a StatefulSet>) {
+        for set in sets {
+            let is_its = |stage: &StageName| set.metadata.name == Some(format!("{}-{}", self.name(), stage.as_str()));
+            let stage = StageName::ALL.into_iter().find(is_its);
+            let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).filter(|replicas| *replicas > 0);
+            if let (Some(stage), Some(replicas)) = (stage, replicas) {
+                self.replicas.entry(stage).or_insert(replicas);
+            }
+        }
     }
 
     /// The workers that a stage should have now: none while the pipeline is suspended.

@@ -1,8 +1,11 @@
 //! What becomes of a pipeline's objects, and what is said of it.
 
 use k8s_openapi::jiff::Timestamp;
+use millstream_shard::log::TopicSpec;
+use millstream_stores::kafka::KafkaLog;
 use millstream_tests::pipeline;
-use millstream_tests::scene::{Scene, start};
+use millstream_tests::scene::{Scene, make, specs, start};
+use millstream_tests::servers::Kafka;
 use serde_json::{Value, json};
 
 #[test]
@@ -74,6 +77,16 @@ fn a_stage_follows_its_scale_and_what_somebody_changed_is_set_back() {
     scene.kubectl(&["scale", "stagescale/orders-action", "--replicas=5"], "");
     replicas(&scene, 5);
     scene.kubectl(&["scale", "sts/orders-action", "--replicas=1"], "");
+    replicas(&scene, 5);
+    // Its scale goes: it is made again as the stage is, and not as the resource said at first.
+    scene.kubectl(&["delete", "stagescale", "orders-action"], "");
+    scene.until("another scale", || {
+        let scales = scene.kubectl(&["get", "stagescales", "-o", "json"], "");
+        let scales: Value = serde_json::from_str(&scales).unwrap();
+        let items = scales["items"].as_array().unwrap();
+        let it = items.iter().find(|it| it["metadata"]["name"] == "orders-action").cloned();
+        (it.as_ref().map(|it| assert_eq!(it["spec"]["replicas"], 5)), format!("{it:?}"))
+    });
     replicas(&scene, 5);
     // What is not ours stays.
     scene.kubectl(&["annotate", "sts", "orders-action", "example.com/mesh=on"], "");
@@ -234,4 +247,28 @@ fn another_operator_leads_within_five_seconds_after_the_leader_was_killed() {
     let took = time_of(&scene, "acquireTime").duration_since(killed).as_secs_f64();
     println!("another operator led {took:.2} s after the leader was killed");
     assert!((0.0..5.0).contains(&took), "{took} s");
+}
+
+#[test]
+fn a_topic_that_is_missing_or_not_as_it_must_be_is_named_when_others_make_topics() {
+    let scene = Scene::with_secret("existing");
+    let all = specs("existing");
+    let (rejects, others): (Vec<TopicSpec>, Vec<TopicSpec>) =
+        all.into_iter().partition(|topic| topic.name == "existing.orders.rejects");
+    make(&others);
+    let kafka =
+        json!({"bootstrapServers": [Kafka::shared().unwrap().bootstrap()], "replication": 1, "topics": "Existing"});
+    scene.pipeline(&json!({"shards": 2, "kafka": kafka}));
+    let message = scene.condition("Degraded True TopicMismatch");
+    let names =
+        |message: &str| message.contains("existing.orders.rejects") && !message.contains("existing.orders.events");
+    assert!(names(&message) && message.contains("does not exist"), "{message}");
+    make(&[TopicSpec { partitions: 3, ..rejects[0].clone() }]);
+    scene.until("the partitions named", || {
+        let message = scene.condition("Degraded True TopicMismatch");
+        ((names(&message) && message.contains("3 partitions, not 2")).then_some(()), message)
+    });
+    KafkaLog::new(Kafka::shared().unwrap().config()).unwrap().delete_topics(&[rejects[0].name.clone()]).unwrap();
+    make(&rejects);
+    scene.condition("Degraded False AsExpected");
 }
