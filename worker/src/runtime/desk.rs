@@ -159,10 +159,15 @@ impl Desk {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Waits until there is something else to do, or until the pause is over. (Another order may be the answer to what was just tried in vain: a higher epoch.)
-    pub fn wait_for_other_duty(&self, than: &Duty, pause: Duration) {
-        let is_same = |inner: &mut Inner| inner.order.duty == *than && !inner.is_awake;
-        drop(self.ordered.wait_timeout_while(self.lock(), pause, is_same).unwrap_or_else(PoisonError::into_inner));
+    /// Waits until there is something else to do, or until the pause is over. That it is to be its owner in another way is nothing else: what failed was to own it, and to try that again has
+    /// time.
+    pub fn wait_for_other_duty(&self, pause: Duration) {
+        let inner = self.lock();
+        let than = inner.order.duty.clone();
+        let owns = |duty: &Duty| matches!(duty, Duty::Own | Duty::TakeOver);
+        let is_same = |duty: &Duty| *duty == than || (owns(duty) && owns(&than));
+        let waits = |inner: &mut Inner| is_same(&inner.order.duty) && !inner.is_awake;
+        drop(self.ordered.wait_timeout_while(inner, pause, waits).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Ends the waiting for an order, for good.
@@ -244,6 +249,7 @@ impl Desk {
         let mut inner = self.lock();
         if inner.status.lag == 0 || !matches!(inner.condition, Condition::Stopped(_)) {
             inner.fares(Condition::Following);
+            inner.fitness.follows();
         }
     }
 

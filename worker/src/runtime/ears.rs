@@ -24,8 +24,12 @@ pub(super) trait Ear: Send + Sync {
     fn name(&self) -> String;
     /// What it has heard; `None`: it reads nothing now.
     fn listened(&self) -> Option<Listened>;
-    /// Readers see these ends of what it reads, as of then or later; `None`: the log did not say.
-    fn there_is(&self, _ends: Option<&[(TopicPartition, u64)]>, _asked: Instant) {}
+    /// What it must hear all of, whatever else it reads.
+    fn must_hear(&self) -> Option<TopicPartition> {
+        None
+    }
+    /// Readers see this end of that, as of then or later; `None`: the log did not say.
+    fn there_is(&self, _end: Option<u64>, _asked: Instant) {}
     /// From its next step on it is to read with another client.
     fn read_anew(&self);
 }
@@ -61,27 +65,30 @@ impl EarWatch {
 
     /// Tells whether the log has answered for everybody.
     fn look(&self, hearings: &mut [Hearing], now_ms: &dyn Fn() -> u64) -> bool {
+        // Alone, and before all others: what else they read may have no leader, which is told only after a while.
+        for ear in &self.ears {
+            if let Some(at) = ear.must_hear() {
+                let asked = Instant::now();
+                ear.there_is(self.visible(std::slice::from_ref(&at)).and_then(|ends| ends.get(&at).copied()), asked);
+            }
+        }
         let heard: Vec<Listened> = self.ears.iter().map(|ear| ear.listened().unwrap_or_default()).collect();
         let of = |heard: &Listened| heard.read_to.iter().map(|(at, _)| at.clone()).collect::<Vec<_>>();
         let all: BTreeSet<TopicPartition> = heard.iter().flat_map(of).collect();
-        let asked_all = Instant::now();
         let all = self.visible(&all.into_iter().collect::<Vec<_>>());
         for ((ear, heard), hearing) in self.ears.iter().zip(&heard).zip(hearings) {
             let own;
-            let (ends, asked) = match &all {
-                Some(all) => (Some(all), asked_all),
+            let ends = match &all {
+                Some(all) => Some(all),
                 // One that has no leader keeps nobody from hearing the others.
                 None if self.stop.is_stopped() => return false,
                 None => {
-                    let asked = Instant::now();
                     own = self.visible(&of(heard));
-                    (own.as_ref(), asked)
+                    own.as_ref()
                 }
             };
-            let ends: Option<Vec<(TopicPartition, u64)>> = ends
-                .and_then(|ends| of(heard).into_iter().map(|at| ends.get(&at).map(|end| (at.clone(), *end))).collect());
-            ear.there_is(ends.as_deref(), asked);
-            let visible: Option<Vec<u64>> = ends.map(|ends| ends.into_iter().map(|(_, end)| end).collect());
+            let visible: Option<Vec<u64>> =
+                ends.and_then(|ends| of(heard).iter().map(|at| ends.get(at).copied()).collect());
             // After the answer, which may have taken long: what was seen first then has not waited for longer.
             if let Some(deaf) = hearing.look(heard, visible.as_deref(), now_ms()) {
                 tracing::warn!(who = ear.name(), why = %deaf, "it is read with another client");

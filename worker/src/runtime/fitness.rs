@@ -65,12 +65,17 @@ impl Fitness {
     /// From now on it fares so.
     pub(super) fn note(&mut self, condition: &Condition, now: Instant) {
         match condition {
-            Condition::Following => (self.fared_well, self.failure) = (true, Failure::default()),
+            Condition::Following => self.failure = Failure::default(),
             Condition::Away(_) => self.failure.pause(now),
             Condition::Closed => *self = Fitness::default(),
             Condition::Retrying(_) | Condition::Stopped(_) => self.failure.begin(now),
             Condition::Opening | Condition::Running | Condition::Hampered(_) => {}
         }
+    }
+
+    /// It has followed what its owner writes, or has opened all that its owner needs. (To have nothing open is no feat.)
+    pub(super) fn follows(&mut self) {
+        self.fared_well = true;
     }
 
     /// It does what its owner is for.
@@ -174,6 +179,8 @@ mod tests {
         assert!(!shard.is_ready(SERVERS), "it was given away meanwhile");
         shard.fares(Condition::Following);
         shard.away();
+        assert!(!shard.is_ready(SERVERS), "nothing was opened");
+        shard.fitness.follows();
         assert!(shard.is_ready(SERVERS), "it was followed, and is to be taken over");
         shard.fares(Condition::Stopped("a gap".into()));
         assert!(!shard.is_ready(LOST));

@@ -91,8 +91,8 @@ pub struct Shared {
 struct Hearing {
     /// Readers saw this end then, and it has not come so far yet.
     awaits: Option<(u64, Instant)>,
-    /// The log has said it last then.
-    answered: Option<Instant>,
+    /// So many answers came since then.
+    missed: u32,
     /// All that there was then has been heard.
     heard_all: Option<Instant>,
 }
@@ -101,24 +101,27 @@ impl Hearing {
     /// There is so much; it was asked for then. `None`: the log did not say, and who hears nothing then is not deaf.
     fn there_is(&mut self, end: Option<u64>, asked: Instant) {
         match end {
-            Some(end) => {
-                self.answered = Some(asked);
-                self.awaits.get_or_insert((end, asked));
-            }
-            None => self.awaits = None,
+            Some(_) if self.awaits.is_some() => self.missed += 1,
+            Some(end) => self.awaits = Some((end, asked)),
+            None => (self.awaits, self.missed) = (None, 0),
         }
     }
 
     /// Heard up to here, exclusive. Returns since when at least nothing is missing, when that is news.
     fn heard_to(&mut self, position: u64) -> Option<Instant> {
         let (_, asked) = self.awaits.take_if(|(end, _)| *end <= position)?;
-        self.heard_all = Some(asked);
+        (self.heard_all, self.missed) = (Some(asked), 0);
         Some(asked)
     }
 
-    /// It has not heard what there was when the log was asked the time before last.
+    /// It has not heard what there was when the log was asked the time before: another client may.
     fn is_deaf(&self) -> bool {
-        self.awaits.zip(self.answered).is_some_and(|((_, asked), answered)| answered > asked)
+        self.missed > 0
+    }
+
+    /// Nor did another client hear it.
+    fn stays_deaf(&self) -> bool {
+        self.missed > 1
     }
 
     /// So long ago it had heard everything.
@@ -201,10 +204,16 @@ impl Ear for Shared {
         Some(self.listened.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    fn there_is(&self, ends: Option<&[(TopicPartition, u64)]>, asked: Instant) {
-        let of_control =
-            |ends: &[(TopicPartition, u64)]| ends.iter().find(|(at, _)| *at == self.control).map(|(_, end)| *end);
-        self.hearing().there_is(ends.and_then(of_control), asked);
+    fn must_hear(&self) -> Option<TopicPartition> {
+        Some(self.control.clone())
+    }
+
+    fn there_is(&self, end: Option<u64>, asked: Instant) {
+        let mut hearing = self.hearing();
+        hearing.there_is(end, asked);
+        if hearing.is_deaf() {
+            self.read_anew();
+        }
     }
 
     fn read_anew(&self) {
@@ -240,7 +249,7 @@ impl Check for HearingCheck {
         }
         let hearing = self.0.hearing();
         let age = hearing.age(Instant::now());
-        if hearing.is_deaf() {
+        if hearing.stays_deaf() {
             let seconds = age.as_secs();
             Health::NotReady(format!("has not heard all of `control` for {seconds} s, though the log has more to hear"))
         } else if age > TRUSTED {
@@ -281,8 +290,8 @@ pub struct Membership {
     topics: Topics,
     creation: Arc<Creation>,
     senders: Senders,
-    /// `control` was heard up to here.
-    heard_to: u64,
+    /// `control` was heard up to here, by whichever reader, and by this one.
+    heard_to: (u64, u64),
     /// Of this process, but for the claimant.
     environment: Environment,
     desks: Vec<Arc<Desk>>,
@@ -322,7 +331,7 @@ impl Membership {
             topics,
             creation,
             senders,
-            heard_to: 0,
+            heard_to: (0, 0),
             environment,
             desks,
             starters,
@@ -409,9 +418,9 @@ impl Membership {
     fn turn(&mut self, member: &mut Member, leaving_since: &mut Option<Instant>) {
         self.listen(member);
         // Before it reports that it has heard it.
-        let heard_to = member.control_offset();
+        let heard_to = (member.control_offset(), control_read_to(member));
         if std::mem::replace(&mut self.heard_to, heard_to) != heard_to {
-            self.senders.publish(member.view(), heard_to);
+            self.senders.publish(member.view(), heard_to.0);
         }
         if let Some(problem) = member.problem() {
             tracing::warn!(problem, "plan and reports");
@@ -460,7 +469,9 @@ impl Membership {
     }
 
     fn note_hearing(&self, member: &Member) {
-        if let Some(since) = self.shared.hearing().heard_to(member.control_offset()) {
+        // By this reader: another topic of that name may end before what was heard of the former one.
+        let read_to = control_read_to(member);
+        if let Some(since) = self.shared.hearing().heard_to(read_to) {
             self.senders.keys.trust_until(since + TRUSTED);
         }
     }
@@ -555,6 +566,11 @@ impl Membership {
     }
 }
 
+fn control_read_to(member: &Member) -> u64 {
+    // `control` comes first.
+    member.listened().read_to.first().map_or(0, |(_, read_to)| *read_to)
+}
+
 fn started(thread: std::io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
     thread.inspect_err(|error| tracing::error!(%error, "cannot start a shard's thread")).ok()
 }
@@ -574,7 +590,9 @@ mod tests {
         hearing.there_is(Some(8), at(10));
         assert!(!hearing.is_deaf());
         hearing.there_is(Some(9), at(20));
-        assert!(hearing.is_deaf());
+        assert!(hearing.is_deaf() && !hearing.stays_deaf());
+        hearing.there_is(Some(9), at(30));
+        assert!(hearing.stays_deaf());
         assert_eq!(hearing.heard_to(8), Some(at(10)));
         assert!(!hearing.is_deaf());
         // The log is lost meanwhile: nobody is deaf for that.

@@ -134,8 +134,22 @@ impl Work {
             self.desk.steps();
             let order = self.desk.order();
             if !is_at_work(&order.duty) {
-                ready = self.stand_by(&order.duty, ready);
-                self.desk.wait_for_other(&order, if is_about_to_come(&order.duty) { KEEP_UP } else { NO_DUTY });
+                let pause;
+                (ready, pause) = match self.stand_by(&order.duty, ready) {
+                    Ok(None) => (None, NO_DUTY),
+                    Ok(ready) => {
+                        backoff.reset();
+                        (ready, KEEP_UP)
+                    }
+                    Err(error) => {
+                        tracing::warn!(stage = "reaction", shard = self.shard, %error, "cannot get ready for a partition");
+                        let pause = backoff.after(&error);
+                        self.report(standby(None));
+                        self.desk.fail(error);
+                        (None, pause)
+                    }
+                };
+                self.desk.wait_for_other(&order, pause);
                 continue;
             }
             let Err(error) = self.run_once(ready.take(), &mut backoff) else { continue };
@@ -150,7 +164,7 @@ impl Work {
             let pause = backoff.after(&error);
             self.report(ShardStatus::default());
             self.desk.fail(error);
-            self.desk.wait_for_other_duty(&order.duty, pause);
+            self.desk.wait_for_other_duty(pause);
         }
         drop(ended);
     }
@@ -163,37 +177,30 @@ impl Work {
     }
 
     /// What is ready stays so for as long as it is wanted.
-    fn stand_by(&self, duty: &Duty, ready: Option<Ready>) -> Option<Ready> {
+    fn stand_by(&self, duty: &Duty, ready: Option<Ready>) -> Result<Option<Ready>, ShardError> {
         if *duty == Duty::Nothing {
             self.report(ShardStatus::default());
             self.desk.set(Condition::Closed);
-            return None;
+            return Ok(None);
         }
         if !is_about_to_come(duty) {
             self.report(standby(None));
             self.desk.set(Condition::Following);
-            return None;
-        }
-        if ready.is_none() {
-            self.report(standby(None));
+            return Ok(None);
         }
         let ready = match ready {
-            Some(mut ready) => ready.keep_up(self).map(|()| ready),
-            None => self.get_ready(),
-        };
-        match ready {
-            Ok(ready) => {
-                self.report(standby(Some(AT_ONCE)));
-                self.desk.set(Condition::Following);
-                Some(ready)
+            Some(mut ready) => {
+                ready.keep_up(self)?;
+                ready
             }
-            Err(error) => {
-                tracing::warn!(stage = "reaction", shard = self.shard, %error, "cannot get ready for a partition");
+            None => {
                 self.report(standby(None));
-                self.desk.fail(error);
-                None
+                self.get_ready()?
             }
-        }
+        };
+        self.report(standby(Some(AT_ONCE)));
+        self.desk.followed();
+        Ok(Some(ready))
     }
 
     fn mutations(&self) -> TopicPartition {
@@ -218,6 +225,7 @@ impl Work {
             positions,
             recorded,
             from: recorded.unwrap_or(first),
+            held: None,
             end,
             consumer,
             producer: log.producer()?,
@@ -243,7 +251,7 @@ impl Work {
     }
 
     fn run_once(&self, ready: Option<Ready>, backoff: &mut Backoff) -> Result<(), ShardError> {
-        let Ready { positions, recorded, end, consumer, producer, writers, .. } = self.begin(ready)?;
+        let Ready { positions, recorded, held, end, consumer, producer, writers, .. } = self.begin(ready)?;
         let topic_id = positions.topic_id.clone();
         self.desk.note_passed(recorded.iter().map(|offset| self.position(&topic_id, *offset)).collect());
         // A client of its own, which would go on reading what is recorded; its end may take a moment.
@@ -267,6 +275,9 @@ impl Work {
             erasing: None,
             goes_by: 0,
         };
+        if let Some(held) = held.filter(|held| held.offset >= start) {
+            turn.take(held.offset, held.timestamp_ms, &held.payload)?;
+        }
         self.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
         self.work(consumer, &writers, &mut turn, &mut || {
             backoff.reset();
@@ -340,25 +351,12 @@ impl Work {
         };
         let mut failed = None;
         let messages = consumer.poll(MESSAGES, wait, &mut |message| {
-            if failed.is_some() || message.is_empty() || message.offset < turn.start {
-                return;
-            }
-            turn.undecided.read.push_back((message.offset, message.timestamp_ms));
-            let mutations =
-                frame::read(message.payload, Content::Mutation).and_then(|records| {
-                    records
-                        .map(|record| Ok(Mutation::decode(record?).map_err(|error| error.to_string())))
-                        .collect::<Result<Result<Vec<Mutation>, String>, _>>()
-                });
-            match mutations {
-                // Those that are decided with it need nothing: the whole document is asked for.
-                Ok(Ok(mutations)) => drop(turn.reaction.offer(message.offset, mutations)),
-                Ok(Err(error)) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
-                Err(error) => failed = Some(format!("mutations at offset {}: {error}", message.offset)),
+            if failed.is_none() && !message.is_empty() && message.offset >= turn.start {
+                failed = turn.take(message.offset, message.timestamp_ms, message.payload).err();
             }
         })?;
-        if let Some(message) = failed {
-            return Err(ShardError::Stopped(message));
+        if let Some(error) = failed {
+            return Err(error);
         }
         turn.looks += u64::from(messages < MESSAGES);
         let position = consumer.positions().first().copied();
@@ -549,8 +547,10 @@ struct Ready {
     positions: Positions,
     /// The position recorded last.
     recorded: Option<u64>,
-    /// The consumer was opened here.
+    /// Nothing is missing from here on: the consumer was opened here, or what was before was passed over.
     from: u64,
+    /// What was read behind what was passed over, and must not be.
+    held: Option<Held>,
     /// Of `mutations`, when it was opened.
     end: u64,
     consumer: Box<dyn Consumer>,
@@ -561,14 +561,40 @@ struct Ready {
 impl Ready {
     /// What its owner has recorded as decided need not be kept.
     fn keep_up(&mut self, work: &Work) -> Result<(), ShardError> {
+        let at = work.mutations();
+        if work.environment.log.topic_id(&at.topic)? != self.positions.topic_id {
+            return Err(ShardError::Reopen(format!("{at} was deleted and made again")));
+        }
         self.recorded = self.positions.newest(work)?;
-        while self.recorded.zip(self.consumer.positions().first().copied()).is_some_and(|(to, at)| at < to) {
-            if self.consumer.poll(1, Duration::ZERO, &mut |_| {})? == 0 {
+        let Some(recorded) = self.recorded else { return Ok(()) };
+        let Ready { consumer, from, held, .. } = self;
+        // Between two messages there may be markers of transactions: a consumer may stand before the position, and what comes next lie behind it.
+        while held.as_ref().is_none_or(|held| held.offset < recorded)
+            && consumer.positions().first().is_some_and(|at| *at < recorded)
+        {
+            if let Some(passed) = held.take() {
+                *from = (*from).max(passed.offset + 1);
+            }
+            let messages = consumer.poll(1, Duration::ZERO, &mut |message| {
+                let (offset, timestamp_ms) = (message.offset, message.timestamp_ms);
+                *held = (!message.is_empty()).then(|| Held { offset, timestamp_ms, payload: message.payload.to_vec() });
+            })?;
+            if messages == 0 {
                 break;
             }
         }
+        if let Some(passed) = held.take_if(|held| held.offset < recorded) {
+            *from = (*from).max(passed.offset + 1);
+        }
         Ok(())
     }
+}
+
+/// A message that was read.
+struct Held {
+    offset: u64,
+    timestamp_ms: u64,
+    payload: Vec<u8>,
 }
 
 /// Where the stage's positions of one partition are recorded.
@@ -656,6 +682,24 @@ struct Turn {
     erasing: Option<(Arc<BTreeMap<String, u64>>, u64)>,
     /// What was reported: `control` up to here, exclusive.
     goes_by: u64,
+}
+
+impl Turn {
+    /// Takes what a message says, which was read for the first time.
+    fn take(&mut self, offset: u64, timestamp_ms: u64, payload: &[u8]) -> Result<(), ShardError> {
+        self.undecided.read.push_back((offset, timestamp_ms));
+        let decode = |record| Mutation::decode(record).map_err(|error| error.to_string());
+        let mutations = frame::read(payload, Content::Mutation)
+            .and_then(|records| records.map(|record| record.map(decode)).collect::<Result<Vec<_>, _>>());
+        let mutations = mutations.map_err(|error| error.to_string());
+        let mutations = mutations.and_then(|mutations| mutations.into_iter().collect::<Result<Vec<Mutation>, _>>());
+        match mutations {
+            // Those that are decided with it need nothing: the whole document is asked for.
+            Ok(mutations) => drop(self.reaction.offer(offset, mutations)),
+            Err(error) => return Err(ShardError::Stopped(format!("mutations at offset {offset}: {error}"))),
+        }
+        Ok(())
+    }
 }
 
 /// How old what is not decided is.

@@ -8,7 +8,6 @@ use super::system::Stop;
 use millstream_model::id::hex;
 use millstream_model::proto::Usage;
 use millstream_plan::status::ShardStatus;
-use millstream_plan::view::Duty;
 use millstream_shard::ShardError;
 use millstream_shard::ownership::Mended;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
@@ -121,7 +120,7 @@ impl<S: Stage> Work<S> {
                     self.desk.wait_for_other(&order, NO_DUTY);
                 }
                 Ok(step) => self.stepped(step),
-                Err(error) => self.failed(error, &order.duty),
+                Err(error) => self.failed(error),
             }
             self.answer();
         }
@@ -244,7 +243,7 @@ impl<S: Stage> Work<S> {
         self.desk.add_usage(changed);
     }
 
-    fn failed(&mut self, error: ShardError, duty: &Duty) {
+    fn failed(&mut self, error: ShardError) {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match &error {
             ShardError::Reopen(message) | ShardError::Away(message) => {
@@ -256,7 +255,7 @@ impl<S: Stage> Work<S> {
         self.quiet = 0;
         self.desk.fail(error);
         // Rivals that pause equally long would meet again. What it is told meanwhile does not wait: it may be the only one that can take the shard over.
-        self.desk.wait_for_other_duty(duty, pause.mul_f64(rand::random_range(0.5..=1.0)));
+        self.desk.wait_for_other_duty(pause.mul_f64(rand::random_range(0.5..=1.0)));
     }
 
     /// Answers look-ups; who asks while another process owns the shard is told so by the end of its channel.

@@ -48,7 +48,8 @@ struct Reader {
 
 impl Consumer for Reader {
     fn poll(&mut self, max: usize, wait: Duration, each: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
-        match self.deafened.load(Ordering::Relaxed) > self.opened {
+        let deafened = self.deafened.load(Ordering::Relaxed);
+        match deafened > self.opened || deafened == u64::MAX {
             true => Ok(0),
             false => self.inner.poll(max, wait, each),
         }
@@ -114,6 +115,11 @@ impl Fixture {
             topics: self.topics.clone(),
             claimant: Claimant::new("w", "1"),
         }
+    }
+
+    /// New readers hear nothing, either.
+    fn deafen_for_good(&self, is_so: bool) {
+        self.log.deafened.store(if is_so { u64::MAX } else { 1_000 }, Ordering::Relaxed);
     }
 
     fn deafen(&self) {
@@ -359,6 +365,9 @@ fn a_gateway_trusts_what_it_knows_for_as_long_as_it_hears_control() {
     publish(&fixture, 1);
     let asked = look();
     assert_eq!(check.check(), Health::Well, "it may have come only now");
+    fixture.deafen_for_good(true);
+    look();
+    assert_eq!(check.check(), Health::Well, "it is to read with another client");
     look();
     assert!(matches!(check.check(), Health::NotReady(why) if why.contains("has not heard all of `control`")));
     polls(&|| shared.listened().unwrap_or_default().looks);
@@ -368,8 +377,10 @@ fn a_gateway_trusts_what_it_knows_for_as_long_as_it_hears_control() {
     look();
     assert_eq!(check.check(), Health::Well);
     fixture.log.is_away.store(false, Ordering::Relaxed);
-    shared.read_anew();
-    eventually("the plan", || shared.has_place().is_ok());
+    fixture.deafen_for_good(false);
+    look();
+    look();
+    eventually("the plan, with another client", || shared.has_place().is_ok());
     let asked = look();
     eventually("trust from then on", || goes_by(asked));
     fixture.stop.stop();

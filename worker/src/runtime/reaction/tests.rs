@@ -113,6 +113,78 @@ fn what_is_about_to_be_handed_off_is_opened_ahead() {
     assert_eq!((prepared(&fixture), fixture.end()), (2, Condition::Running));
 }
 
+/// What a partition's thread works with, over an embedded log in this folder.
+fn work(folder: &std::path::Path) -> Work {
+    let clock = Arc::new(SystemClock);
+    let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(folder, LogOptions::default(), clock.clone()).unwrap());
+    let (topics, metrics) = (Topics::new("t", 1, 1), Metrics::new(["acme"]));
+    let spans = SpanExporter::start(None, "test", metrics.spans.clone()).unwrap();
+    let claimant = Claimant::new("w", "1");
+    let standby = Duty::Standby { prepare: true, soon: true };
+    Work {
+        desk: Arc::new(Desk::new("reaction", 0, standby)),
+        shard: 0,
+        creation: Arc::new(Creation::new(log.clone(), topics.clone())),
+        environment: Environment { log, clock, executor: Arc::new(Threads), topics, claimant },
+        documents: Arc::new(Prepares(|| Ok(()), AtomicUsize::new(0))),
+        rules: Arc::new(Rulebook::new(UnifyConfig::default())),
+        limits: ReactionLimits::default(),
+        observer: Arc::new(Exports::new(metrics, spans)),
+        stop: Arc::default(),
+    }
+}
+
+/// What its owner records of it.
+fn record(work: &Work, topic_id: &str, offset: u64) {
+    let inputs = vec![work.position(topic_id, offset)];
+    let batch = Batch { inputs, part: 1, parts: 1, ..Batch::default() };
+    let payload = changelog::encode(&Changelog { record: Some(Record::Batch(batch)) });
+    let topic = work.environment.topics.changelog("reaction");
+    let message = Outgoing { topic: &topic, partition: 0, key: b"position", payload: &payload, headers: &[] };
+    send_and_wait(&*work.environment.log.producer().unwrap(), message).unwrap();
+}
+
+/// A transaction that was given up leaves a gap between two messages, as markers do.
+#[test]
+fn nothing_that_is_not_decided_is_passed_over_by_who_reads_ahead() {
+    let folder = tempfile::tempdir().unwrap();
+    let work = work(folder.path());
+    let log = work.environment.log.clone();
+    work.creation.ensure(&work.stop).unwrap();
+    let mut client = log.transactional("writer").unwrap();
+    for is_committed in [true, false, true, true] {
+        let topic = &work.environment.topics.mutations;
+        let payload = FrameWriter::new(Content::Mutation).finish();
+        client.begin().unwrap();
+        client.send(Outgoing { topic, partition: 0, key: &[], payload: &payload, headers: &[] }).unwrap();
+        if is_committed { client.commit().unwrap() } else { client.abort().unwrap() }
+    }
+    let topic_id = log.topic_id(&work.environment.topics.mutations).unwrap();
+    let (_, end) = log.bounds(&work.mutations()).unwrap();
+    let mut offsets = Vec::new();
+    let mut reader = log.consumer(&[(work.mutations(), Start::Earliest)]).unwrap();
+    while reader.positions()[0] < end {
+        reader.poll(8, IDLE, &mut |message| offsets.push(message.offset)).unwrap();
+    }
+    let [first, second, third] = offsets[..] else { panic!("{offsets:?}") };
+    assert!(second > first + 1, "{offsets:?}");
+    let mut ready = work.get_ready().unwrap();
+    let held = |ready: &Ready| ready.held.as_ref().map(|held| held.offset);
+    record(&work, &topic_id, second);
+    ready.keep_up(&work).unwrap();
+    assert_eq!((held(&ready), ready.from, ready.recorded), (Some(second), first + 1, Some(second)));
+    // It is its own now: it begins with what it holds.
+    let mut ready = work.begin(Some(ready)).unwrap();
+    assert_eq!(held(&ready), Some(second));
+    record(&work, &topic_id, third);
+    ready.keep_up(&work).unwrap();
+    assert_eq!((held(&ready), ready.from), (Some(third), second + 1));
+    // A former owner comes late, and has decided less than was passed over: it is read again.
+    record(&work, &topic_id, second);
+    let again = work.begin(Some(ready)).unwrap();
+    assert_eq!((held(&again), again.from, again.consumer.positions()[0]), (None, second, second));
+}
+
 #[test]
 fn a_store_that_is_configured_wrongly_needs_a_person_and_one_that_is_away_does_not() {
     let wrong = condition(|| Err(DocumentError::Configuration("collection users has a unique index".into())));
