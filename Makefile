@@ -51,7 +51,10 @@ unit: setup-build ## only the tests that need no server: model, stages, plan, sh
 .PHONY: e2e
 e2e: setup-test servers ## a real cluster of three nodes through everything that happens to clusters, under load; writes its report into docs (20 minutes)
 	@cargo build --locked --workspace --bins
-	@MILLSTREAM_E2E_REPORT="$(CURDIR)/docs/src/design/e2e.md" cargo test --locked -p millstream-tests --test e2e -- --ignored --nocapture | grep --line-buffered -v "^test \|^running\|^$$"
+	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; result=0; \
+	MILLSTREAM_E2E_REPORT="$(CURDIR)/docs/src/design/e2e.md" cargo test --locked -p millstream-tests --test e2e -- --ignored --nocapture \
+		| tee "$$said" | grep --line-buffered -v "^test \|^running\|^$$" || result=$$?; \
+	grep "^[0-9]* passed, [0-9]* failed$$" "$$said" | tail -1; exit $$result
 
 .PHONY: mutants
 mutants: setup-build ## the simulation with its deliberate bugs: each must be found

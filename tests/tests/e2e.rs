@@ -245,12 +245,19 @@ const SCENARIOS: [Scenario; 19] = [
         linger(30);
         drop(goes_on);
         shop.ready();
+        // An operator that ended for want of its lease is there again.
+        tenant(shop, "after-silence", &[("key", "after-silence-key")]);
+        answers(shop, "after-silence-key", 200);
         assert_eq!(restarts(shop), before, "a worker was restarted");
     }),
     ("all operators are killed", |shop, _| {
         let before = shop.operator_pods();
         shop.kubectl.run(&["delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force"], "").unwrap();
         until("others", || Ok(shop.operator_pods().is_disjoint(&before).then_some(()))).unwrap();
+        // Which take over: somebody new may send.
+        tenant(shop, "after-kill", &[("key", "after-kill-key")]);
+        answers(shop, "after-kill-key", 200);
+        assert!(!before.contains(&format!("pod/{}", leader(shop))));
     }),
     ("the broker is killed and starts again", |shop, _| {
         shop.kafka.kafka.node(0).unwrap().kill().unwrap();

@@ -96,7 +96,7 @@ const SATURATED: [Saturated; 5] = [
     },
 ];
 
-/// How long the phases are, seconds, and how often the first part is measured.
+/// How long the phases are, seconds, and how often the first part and the low rate are measured.
 struct Phases {
     warm: u64,
     measured: u64,
@@ -183,18 +183,48 @@ impl Suite {
         Ok(())
     }
 
+    /// The worst of several rounds: at this rate a figure says as much about what else the machine does as about the program.
     fn low_rate(&mut self) -> Result<()> {
+        let (mut costs, mut p99) = (Vec::new(), 0.0_f64);
+        for round in 0..self.phases.rounds {
+            let (cost, delays) = self.low_rate_once(round)?;
+            println!("low{round}: {cost}, p50 {} ms, p99 {} ms", delays.quantile(0.5)?, delays.quantile(0.99)?);
+            costs.push(cost);
+            p99 = p99.max(delays.quantile(0.99)?);
+        }
+        let by_cpu = |one: &&Cost, other: &&Cost| one.cpu_per_million().total_cmp(&other.cpu_per_million());
+        let cost = costs.iter().max_by(by_cpu).context("nothing measured")?;
+        let resident = costs.iter().map(|cost| cost.resident).max().unwrap_or_default();
+        self.figures.add_cpu("5,000 records/s, 8 shards", cost, None, Some(Aim::AtMost(42.0)))?;
+        let (run, figures) = (run_of(cost, None)?, &mut self.figures);
+        figures.add(
+            "5,000 records/s, 8 shards: produced to visible, p99",
+            p99,
+            "ms",
+            Some(Aim::AtMost(100.0)),
+            run.clone(),
+        );
+        let memory = "memory at 200,000 states of 300 bytes, 8 shards";
+        figures.add(memory, resident as f64 / f64::from(1 << 20), "MB", Some(Aim::AtMost(280.0)), run);
+        Ok(())
+    }
+
+    fn low_rate_once(&self, round: usize) -> Result<(Cost, Delays)> {
         let shards = 8;
-        let source = self.topics("low", shards)?;
+        let name = format!("low{round}");
+        let source = self.topics(&name, shards)?;
         let mut records = Records::new(USERS);
         let mut loader = Loader::new(&self.log, &source)?;
         loader.bulk(&mut records, USERS, FRAME)?;
-        let scenario =
-            Scenario { pipeline: "low0".into(), warm_records: USERS, ..self.scenario(Who::Shards, "low", shards) };
+        let scenario = Scenario {
+            pipeline: format!("{name}out"),
+            warm_records: USERS,
+            ..self.scenario(Who::Shards, &name, shards)
+        };
         let own = self.topics(&scenario.pipeline, shards)?;
         let watcher = Watcher::new(&self.bootstrap, &own)?;
         let (stop, counts) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (cost, delays) = std::thread::scope(|scope| -> Result<(Cost, Delays)> {
+        let measured = std::thread::scope(|scope| -> Result<(Cost, Delays)> {
             let loading = scope.spawn(|| loader.steady(&mut records, LOW_RATE, &stop));
             let watching = scope.spawn(|| watcher.run(&counts, &stop));
             let cost = self.run(&scenario, &counts);
@@ -204,17 +234,9 @@ impl Suite {
             loading.join().map_err(panicked)??;
             Ok((cost?, delays?))
         })?;
-        println!("low: p50 {} ms, p99 {} ms", delays.quantile(0.5)?, delays.quantile(0.99)?);
         self.delete(&source)?;
         self.delete(&own)?;
-        self.figures.add_cpu("5,000 records/s, 8 shards", &cost, None, Some(Aim::AtMost(42.0)))?;
-        let (run, figures) = (run_of(&cost, None)?, &mut self.figures);
-        let p99 = "5,000 records/s, 8 shards: produced to visible, p99";
-        figures.add(p99, delays.quantile(0.99)?, "ms", Some(Aim::AtMost(100.0)), run.clone());
-        let memory = "memory at 200,000 states of 300 bytes, 8 shards";
-        let megabytes = cost.resident as f64 / f64::from(1 << 20);
-        figures.add(memory, megabytes, "MB", Some(Aim::AtMost(280.0)), run);
-        Ok(())
+        Ok(measured)
     }
 
     fn scenario(&self, who: Who, source: &str, shards: u32) -> Scenario {
