@@ -44,8 +44,21 @@ pub fn until<T>(what: &str, check: impl FnMut() -> Result<Option<T>>) -> Result<
 ///
 /// # Errors
 /// After [`DEADLINE`].
-pub fn until_by<T>(pause: Duration, what: &str, mut check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let end = Instant::now() + DEADLINE;
+pub fn until_by<T>(pause: Duration, what: &str, check: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_within(DEADLINE, pause, what, check)
+}
+
+/// The same, for what is many things one after the other, each of which has its time.
+///
+/// # Errors
+/// After that time.
+pub fn until_within<T>(
+    time: Duration,
+    pause: Duration,
+    what: &str,
+    mut check: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let end = Instant::now() + time;
     let mut last = "not yet".to_owned();
     while Instant::now() < end {
         match check() {
@@ -56,7 +69,7 @@ pub fn until_by<T>(pause: Duration, what: &str, mut check: impl FnMut() -> Resul
         // Conditions outside this process cannot be waited for otherwise.
         std::thread::sleep(pause);
     }
-    bail!("{what} did not happen within {DEADLINE:?}: {last}")
+    bail!("{what} did not happen within {time:?}: {last}")
 }
 
 /// What the processes of a pipeline share.

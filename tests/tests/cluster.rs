@@ -5,7 +5,7 @@
 
 use millstream_shard::topics::Topics;
 use millstream_tests::load::{Sending, check_against_ingress_at, generated};
-use millstream_tests::pipeline::{program, until};
+use millstream_tests::pipeline::{program, until, until_within};
 use millstream_tests::shop::{CHARTS, Replacing, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, timed};
 use serde_json::{Value, json};
 use std::process::Command;
@@ -56,7 +56,8 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     timed("another template for all stages", || {
         let mut replacing = Replacing::begin(&shop);
         shop.apply(&json!({"observability": {"logFilter": "info,millstream=debug"}}));
-        until("another Pod everywhere", || {
+        // Eight Pods, one after the other.
+        until_within(Duration::from_secs(8 * 60), Duration::from_millis(20), "another Pod everywhere", || {
             let (done, all) = replacing.check();
             anyhow::ensure!(done == all, "{done} of {all}: {}", shop.get("mip", "orders")["status"]);
             Ok(Some(()))
