@@ -154,9 +154,7 @@ impl Desk {
 
     /// Waits until there is another order than this one, or until the pause is over.
     pub fn wait_for_other(&self, than: &Order, pause: Duration) {
-        let waited =
-            self.ordered.wait_timeout_while(self.lock(), pause, |inner| inner.order == *than && !inner.is_awake);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.wait_while(self.lock(), pause, |order| order == than);
     }
 
     /// Waits until there is something else to do, or until the pause is over. That it is to be its owner in another way is nothing else: what failed was to own it, and to try that again has
@@ -165,8 +163,11 @@ impl Desk {
         let inner = self.lock();
         let than = inner.order.duty.clone();
         let owns = |duty: &Duty| matches!(duty, Duty::Own | Duty::TakeOver);
-        let is_same = |duty: &Duty| *duty == than || (owns(duty) && owns(&than));
-        let waits = |inner: &mut Inner| is_same(&inner.order.duty) && !inner.is_awake;
+        self.wait_while(inner, pause, |order| order.duty == than || (owns(&order.duty) && owns(&than)));
+    }
+
+    fn wait_while(&self, inner: MutexGuard<'_, Inner>, pause: Duration, is_same: impl Fn(&Order) -> bool) {
+        let waits = |inner: &mut Inner| is_same(&inner.order) && !inner.is_awake;
         drop(self.ordered.wait_timeout_while(inner, pause, waits).unwrap_or_else(PoisonError::into_inner));
     }
 

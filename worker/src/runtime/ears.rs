@@ -2,7 +2,7 @@
 //!
 //! One thread asks the log now and then what there is to hear, with a client of its own, so that nobody who works waits for the answer. Whoever does not hear it for long
 //! ([`millstream_shard::hearing`]) is told to read on with another client, which its own thread does between two steps. (Standbys look by themselves: they ask how far they are behind anyway.)
-//! Everybody is told what there was to hear, and when: who lets people in must know that it has heard everything until lately.
+//! Who must hear all of something is told where that ended, and when it was asked: who lets people in must know that it has heard everything until lately.
 
 use super::system::Stop;
 use crate::telemetry::Metrics;
