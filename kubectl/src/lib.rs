@@ -1,7 +1,7 @@
 //! `kubectl millstream`: looks at pipelines in a cluster, and changes what a person changes by hand.
 //!
 //! It is the program `millstream` under another name: `kubectl-millstream` in the PATH, a link, is what kubectl calls for it. What it shows beside the resources themselves is what the operator
-//! that leads hears from workers; it asks that one through the API server, which needs leave to `get` `pods/proxy` in the operator's namespace.
+//! that leads hears from workers; it asks that one through the API server, which needs leave to `get` `services/proxy` of one Service in the operator's namespace.
 //! What it changes, it changes in the resource, and the operator carries it out; it waits until that is done and says what is going on meanwhile.
 
 mod change;
@@ -57,7 +57,7 @@ struct Where {
     /// Namespace of the operator
     #[arg(long, env = "MILLSTREAM_OPERATOR_NAMESPACE", default_value = "millstream-system", value_name = "NAMESPACE")]
     operator_namespace: String,
-    /// Ask the operator at this URL, for example of a port-forward to it, instead of through the API server
+    /// Ask the operator at this URL instead of through the API server: that of a port-forward to it, or of one that runs in no Pod
     #[arg(long, env = "MILLSTREAM_OPERATOR_URL", value_name = "URL")]
     operator_url: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! The operator's admin port: whether it lives and is ready, for Kubernetes; its metrics; and who has which shard, for `kubectl millstream`. It changes nothing.
 //!
-//! Only the operator that leads follows pipelines: others answer 503 and say so. Who leads is in the Lease, whose holder's name begins with that of its Pod.
+//! Only the operator that leads follows pipelines: others answer 503 and say so. The Pod of the one that leads is [labelled](crate::leader), so that a Service leads to it.
 
 use crate::metrics::Metrics;
 use crate::plans::Plans;

@@ -37,6 +37,8 @@ pub struct Claim {
 pub struct Leading {
     claim: Claim,
     lease: Lease,
+    /// The identity of the one that had not given it away.
+    former: Option<String>,
     /// Before the request that renewed it last was sent.
     renewed: Instant,
 }
@@ -53,7 +55,7 @@ impl Claim {
         loop {
             let began = Instant::now();
             match tokio::time::timeout(TRY, self.try_acquire(&mut watched)).await {
-                Ok(Ok(Some(lease))) => return Leading { claim: self, lease, renewed: began },
+                Ok(Ok(Some((lease, former)))) => return Leading { claim: self, lease, former, renewed: began },
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "cannot ask for the lease"),
                 Err(_) => tracing::warn!(lease = self.name, "cannot ask for the lease: the API server does not answer"),
@@ -62,15 +64,21 @@ impl Claim {
         }
     }
 
-    async fn try_acquire(&self, watched: &mut Option<(String, Instant)>) -> Result<Option<Lease>, kube::Error> {
+    /// The Lease, and who had it before, if it could be had.
+    async fn try_acquire(
+        &self,
+        watched: &mut Option<(String, Instant)>,
+    ) -> Result<Option<(Lease, Option<String>)>, kube::Error> {
         let params = PostParams::default();
-        let written = match self.api.get_opt(&self.name).await? {
+        let found = self.api.get_opt(&self.name).await?;
+        let former = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
+        let written = match found {
             None => self.api.create(&params, &self.taken(Lease::default())).await,
             Some(lease) if is_free(&lease, watched) => self.api.replace(&self.name, &params, &self.taken(lease)).await,
             Some(_) => return Ok(None),
         };
         match written {
-            Ok(lease) => Ok(Some(lease)),
+            Ok(lease) => Ok(Some((lease, former.filter(|former| !former.is_empty())))),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
             Err(error) => Err(error),
         }
@@ -110,6 +118,11 @@ fn is_free(lease: &Lease, watched: &mut Option<(String, Instant)>) -> bool {
 }
 
 impl Leading {
+    /// The identity of the one that led before, unless it has given the Lease away.
+    pub fn former(&self) -> Option<&str> {
+        self.former.as_deref()
+    }
+
     /// Renews it; returns when it is lost, with the reason. Others may lead from soon after on: the process must end.
     pub async fn keep(&mut self) -> String {
         loop {

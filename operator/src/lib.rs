@@ -29,6 +29,7 @@ pub mod events;
 mod finalizer;
 pub mod fleet;
 pub mod freshness;
+pub mod leader;
 pub mod lease;
 pub mod metrics;
 mod observe;

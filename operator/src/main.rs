@@ -6,6 +6,7 @@ use futures::FutureExt;
 use millstream_operator::admin::{self, Admin};
 use millstream_operator::client;
 use millstream_operator::controller::{self, Settings};
+use millstream_operator::leader::{LeaderLabel, service};
 use millstream_operator::lease::Claim;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Of whom one leads.
 const LEASE: &str = "millstream-operator";
+/// What one is called that is not in a Pod.
+const NAMELESS: &str = "millstream-operator";
 /// How long reconciliations that are under way may take at the end.
 const LAST_WORK: Duration = Duration::from_secs(5);
 /// Exit code of one that has lost its lease.
@@ -31,9 +34,9 @@ struct Args {
     /// The namespace that the operator runs in: its Pods may look at workers.
     #[arg(long, env = "MILLSTREAM_OPERATOR_NAMESPACE", default_value = "millstream-system", value_name = "NAMESPACE")]
     namespace: String,
-    /// Who this process is among the operators: the name of its Pod.
-    #[arg(long, env = "MILLSTREAM_OPERATOR_NAME", default_value = "millstream-operator", value_name = "NAME")]
-    name: String,
+    /// The name of its Pod, which it labels while it leads (default: it runs in none, and no Service leads to it).
+    #[arg(long, env = "MILLSTREAM_OPERATOR_NAME", value_name = "NAME")]
+    name: Option<String>,
     /// Where Kubernetes asks whether it lives and is ready.
     #[arg(long, env = "MILLSTREAM_ADMIN_LISTEN", default_value = "0.0.0.0:9090", value_name = "ADDRESS")]
     admin_listen: SocketAddr,
@@ -86,23 +89,43 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         Some(namespace) => format!("{LEASE}-{namespace}"),
         None => LEASE.to_owned(),
     };
-    let identity = format!("{}-{:08x}", args.name, rand::random::<u32>());
+    let pod = args.name.as_deref().filter(|name| !name.is_empty());
+    if pod.is_none() {
+        let service = service(watched);
+        tracing::info!(
+            service,
+            "it is not in a Pod (no --name): this Service does not lead to it, and kubectl millstream asks it with --operator-url"
+        );
+    }
+    let name = pod.unwrap_or(NAMELESS);
+    let identity = format!("{name}-{:08x}", rand::random::<u32>());
+    let label = LeaderLabel::new(client.clone(), &args.namespace, pod);
     tracing::info!(lease, identity, namespace = watched.unwrap_or("(all)"), "waiting to lead");
     let claim = Claim::new(client.clone(), &args.namespace, &lease, &identity);
+    let waiting = async {
+        label.clear().await;
+        tokio::select! {
+            leading = claim.acquire() => leading,
+            never = label.keep(false, None) => match never {},
+        }
+    };
     let mut leading = tokio::select! {
-        leading = claim.acquire() => leading,
+        leading = waiting => leading,
         () = told.clone() => return Ok(ExitCode::SUCCESS),
     };
     tracing::info!(lease, "leading");
     admin.metrics.leads(true);
+    // A Pod's name, and what tells its processes apart.
+    let former = leading.former().and_then(|identity| identity.rsplit_once('-')).map(|(pod, _)| pod.to_owned());
     let settings =
-        Settings { watched: watched.map(str::to_owned), namespace: args.namespace.clone(), name: args.name.clone() };
+        Settings { watched: watched.map(str::to_owned), namespace: args.namespace.clone(), name: name.to_owned() };
     let lost = tokio::select! {
         ended = serving => {
             let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
             anyhow::bail!("the admin port {} is not served: {why}", args.admin_listen)
         }
         why = leading.keep() => Some(why),
+        never = label.keep(true, former.as_deref()) => match never {},
         // A controller that is told to end before it has heard what there is waits for that, in vain.
         () = async { told.clone().await; tokio::time::sleep(LAST_WORK).await } => None,
         ended = controller::run(client, &settings, &admin, told.clone()) => {
@@ -111,7 +134,10 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         }
     };
     match lost {
-        None => leading.release().await,
+        None => {
+            leading.release().await;
+            label.clear().await;
+        }
         Some(why) => {
             // Another one leads from now on: whatever is under way here must not go on.
             eprintln!("millstream-operator: {why}; this process ends");

@@ -8,16 +8,44 @@ use millstream_tests::load::{Sending, check_against_ingress_at, generated};
 use millstream_tests::pipeline::{program, until, until_within};
 use millstream_tests::shop::{CHARTS, Replacing, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, timed};
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// What `kubectl millstream` prints: kubectl finds it by its name.
-fn plugin(shop: &Shop, arguments: &[&str]) -> String {
+/// The Service that leads to the operator that leads.
+const LEADER: &str = "millstream-leader";
+
+/// A kubeconfig file of somebody who may do what the page on permissions lists for `kubectl millstream`, and nothing else.
+fn user(shop: &Shop) -> PathBuf {
+    let metadata = |namespace: &str| json!({"name": "user", "namespace": namespace});
+    let role = |namespace: &str, rule: Value| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata(namespace), "rules": [rule]});
+    let binding = |namespace: &str| {
+        let subject = json!({"kind": "ServiceAccount", "name": "user", "namespace": "shop"});
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "user"});
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata(namespace), "roleRef": role, "subjects": [subject]})
+    };
+    let pipelines = json!({"apiGroups": ["ingestion.millstream.dev"], "resources": ["ingestionpipelines"], "verbs": ["get", "list", "patch"]});
+    let leader =
+        json!({"apiGroups": [""], "resources": ["services/proxy"], "resourceNames": [LEADER], "verbs": ["get"]});
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata("shop")});
+    let items = [account, role("shop", pipelines), binding("shop"), role(SYSTEM, leader), binding(SYSTEM)];
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    shop.kubectl.run(&["apply", "-f", "-"], &list.to_string()).unwrap();
+    let admin = shop.kubectl.kubeconfig();
+    let mut config: Value = serde_yaml::from_str(&std::fs::read_to_string(admin).unwrap()).unwrap();
+    config["users"][0]["user"] = json!({"token": shop.kubectl(&["create", "token", "user"]).trim()});
+    let file = admin.with_file_name("user.kubeconfig");
+    std::fs::write(&file, serde_yaml::to_string(&config).unwrap()).unwrap();
+    file
+}
+
+/// What `kubectl millstream` prints for this user: kubectl finds it by its name.
+fn plugin(kubeconfig: &Path, arguments: &[&str]) -> String {
     let output = Command::new(program("millstream").unwrap())
         .arg("kubectl")
         .args(arguments)
         .args(["--namespace", "shop"])
-        .env("KUBECONFIG", shop.kubectl.kubeconfig())
+        .env("KUBECONFIG", kubeconfig)
         .output()
         .unwrap();
     // 1: it is not ready at the moment.
@@ -31,7 +59,10 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     let Some(inside) = in_cluster(2, "a_pipeline_goes_on_through_what_its_users_do_to_it") else { return };
     let shop = timed("operator and pipeline", || Shop::open(&inside, generated(31, 2, 150).unwrap()));
     println!("{}", shop.kubectl(&["get", "millstream"]));
-    println!("{}", plugin(&shop, &["status", "orders"]));
+    let user = user(&shop);
+    let said = plugin(&user, &["status", "orders"]);
+    println!("{said}");
+    assert!(!said.contains("is not known"), "{said}");
     let before = shop.pods();
     assert_eq!(before.len(), 8, "{before:?}");
     let mut sending = Sending::paced_and_held(&shop.url(), &shop.load, Duration::from_secs(60));
@@ -67,9 +98,9 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         replacing.end();
     });
     timed("a shard is moved by hand", || {
-        let said = plugin(&shop, &["shards", "move", "orders", "action/0", "--to", "orders-action-1"]);
+        let said = plugin(&user, &["shards", "move", "orders", "action/0", "--to", "orders-action-1"]);
         assert!(said.contains("action/0 is orders-action-1's"), "{said}");
-        plugin(&shop, &["shards", "unpin", "orders", "action/0"]);
+        plugin(&user, &["shards", "unpin", "orders", "action/0"]);
     });
     timed("the operator is upgraded, rolled back, taken away and installed again", || {
         let before = shop.pods();
@@ -77,6 +108,8 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         operator(&shop.kubectl, "upgrade", &["logFilter=debug"]);
         helm(&shop.kubectl, &["rollback", "millstream", "1", "--namespace", SYSTEM, "--wait", "--timeout", "120s"]);
         helm(&shop.kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
+        let said = plugin(&user, &["status", "orders"]);
+        assert!(said.contains(&format!("services \"{LEADER}\" not found")), "{said}");
         shop.kubectl(&["get", "mip", "orders"]);
         operator(&shop.kubectl, "install", &[]);
         shop.ready();
@@ -96,15 +129,18 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         shop.kubectl(&["scale", "stagescale/orders-unify", "--replicas=3"]);
         // Its share of the shards comes to it when it is ready.
         until("a shard of the new worker's, and none on its way", || {
-            let known: Value = serde_json::from_str(&plugin(&shop, &["status", "orders", "--json"]))?;
+            let known: Value = serde_json::from_str(&plugin(&user, &["status", "orders", "--json"]))?;
             let shards = &known[0]["shards"];
             let rows = shards["shards"].as_array().into_iter().flatten();
             let owns =
                 rows.into_iter().any(|row| row["owner"] == "orders-unify-2" && row["planned"] == "orders-unify-2");
-            anyhow::ensure!(owns && shards["moving"] == 0, "{shards}");
+            anyhow::ensure!(owns && shards["moving"] == 0, "{}", known[0]);
             Ok(Some(()))
         })
         .unwrap();
+        let leaders = ["get", "pods", "-n", SYSTEM, "-l", "ingestion.millstream.dev/leads=true", "-o", "name"];
+        let leaders = shop.kubectl.run(&leaders, "").unwrap();
+        assert_eq!(leaders.lines().count(), 1, "{leaders}");
         shop.ready();
     });
     timed("the rest of the load", || sending.finish().unwrap());

@@ -5,6 +5,11 @@
 {{- printf "%s%s-operator" $release (contains "millstream" $release | ternary "" "-millstream") | trunc 63 | trimSuffix "-" -}}
 {{- end }}
 
+{{/* As the operator and `kubectl millstream` reckon it: the same for every release, because whoever asks knows the namespaces and no release. */}}
+{{- define "millstream.leader" -}}
+{{- printf "millstream-leader%s" (.Values.watchNamespace | empty | ternary "" (printf "-%s" .Values.watchNamespace)) | trunc 63 | trimAll "-" -}}
+{{- end }}
+
 {{- define "millstream.selected" -}}
 app.kubernetes.io/name: millstream-operator
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -10,6 +10,7 @@ mod basics;
 mod broken;
 mod deletion;
 mod erasure;
+mod leader;
 mod objects;
 mod pods;
 mod retention;
