@@ -321,10 +321,12 @@ impl Step<'_> {
         let alive = self.fleet.iter().flat_map(|fleet| &fleet.alive);
         let is_going =
             |worker: &&String| ordinal(self.pipeline, self.stage, worker).is_some_and(|ordinal| ordinal >= wanted);
-        let going: Vec<String> = alive.filter(is_going).cloned().collect();
+        // Who is not known to be alive, too: the plan in which a worker is counted for the first time is published before anybody can say that it is to have nothing.
+        let there = (wanted..seen.replicas).chain(seen.pods.range(wanted..).map(|(ordinal, _)| *ordinal));
         let can_leave = self.can_leave(-1, wanted, &intent.leaving);
         if can_leave {
-            intent.leaving.extend(going);
+            intent.leaving.extend(alive.filter(is_going).cloned());
+            intent.leaving.extend(there.map(|ordinal| self.pod(ordinal)));
         }
         let last = (wanted..seen.replicas).rev().find(|ordinal| self.holds(*ordinal));
         if let Some(last) = last {

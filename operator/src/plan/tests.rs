@@ -416,6 +416,29 @@ fn fewer_workers_are_left_when_their_shards_have_left() {
     assert!(suspended.sizes.values().all(|size| size.0 == 0) && suspended.leaving.is_empty());
 }
 
+/// An operator that has just started wishes before it has heard anybody, and its first plan is published by these wishes.
+#[test]
+fn who_is_too_many_gets_nothing_also_before_it_is_known_who_is_alive() {
+    let stage = StageName::Action;
+    let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
+    scene.of(stage).replicas = 3;
+    scene.of(stage).pods = pods(&["a"; 3]);
+    let unheard = |scene: &Scene| plan(&scene.prepared, &scene.objects, &scene.seen, None);
+    let intent = unheard(&scene);
+    assert_eq!((leaving(&intent), intent.sizes[&stage].0), (vec!["orders-action-1", "orders-action-2"], 3));
+    // Kubernetes was told already, and one has not ended.
+    scene.of(stage).replicas = 1;
+    scene.of(stage).pods.remove(&2);
+    assert_eq!(leaving(&unheard(&scene)), ["orders-action-1"]);
+    // One that is silent at the moment may be heard in the very turn in which the next plan is made.
+    scene.of(stage).replicas = 2;
+    scene.dies("orders-action-1");
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage].0), (vec!["orders-action-1"], 1));
+    // With more wanted than there are, nobody leaves.
+    assert_eq!(leaving(&unheard(&Scene::new(&json!({}), &[(stage, 5)]))), Vec::<&str>::new());
+}
+
 #[test]
 fn more_workers_come_at_once() {
     let stage = StageName::Action;
