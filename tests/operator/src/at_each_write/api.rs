@@ -1,9 +1,11 @@
 //! What the operator writes to the API server, one write at a time: it dies before and after each, and each is refused, or never answered. What comes of it is what comes of a run in which nothing happened.
 
+use super::roll::Roll;
 use millstream_tests::api_proxy::{ApiProxy, Fate};
 use millstream_tests::scene::{FINALIZER, Pods, Scene, specs, start_from, there};
 use millstream_tests::servers::Mongo;
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -70,15 +72,30 @@ impl Writes {
 
     /// The same, of the writes whose names contain this.
     fn die_at_each_of(&mut self, about: &'static str, what: &str, is_so: impl Fn(&Scene) -> bool) -> BTreeSet<String> {
+        let named = move |name: &str, body: &str| {
+            // The status that says which topics are made is another one than those before.
+            let is_of_topics = body.contains("createdTopicsIn");
+            let name = if is_of_topics { format!("{name} (topics)") } else { name.to_owned() };
+            name.contains(about).then_some(name)
+        };
+        self.die_at_each_named(named, what, is_so)
+    }
+
+    /// The same, of the writes that get a name, by which they are told apart.
+    fn die_at_each_named(
+        &mut self,
+        named: impl Fn(&str, &str) -> Option<String> + Copy + Send + 'static,
+        what: &str,
+        is_so: impl Fn(&Scene) -> bool,
+    ) -> BTreeSet<String> {
         let mut died: BTreeSet<(String, bool)> = BTreeSet::new();
         loop {
             let known = died.clone();
             let (say, at) = std::sync::mpsc::channel();
             self.proxy.go_on(move |name, body| {
-                // The status that says which topics are made is another one than those before.
-                let name = if body.contains("createdTopicsIn") { format!("{name} (topics)") } else { name.to_owned() };
+                let Some(name) = named(name, body) else { return Fate::Done };
                 for (is_done, fate) in [(false, Fate::StruckBefore), (true, Fate::StruckAfter)] {
-                    if name.contains(about) && !known.contains(&(name.clone(), is_done)) {
+                    if !known.contains(&(name.clone(), is_done)) {
                         let _ = say.send((name, is_done));
                         return fate;
                     }
@@ -207,6 +224,80 @@ fn an_operator_that_dies_while_a_stage_gets_smaller_has_done_no_harm() {
 }
 
 #[test]
+fn an_operator_that_dies_while_pods_get_another_template_has_done_no_harm() {
+    let mut writes = Writes::new("writes-roll");
+    writes.scene.secret(Mongo::shared().unwrap().uri());
+    writes.start();
+    let stages = |action: Value| json!({"shards": 2, "stages": {"action": action}});
+    writes.scene.pipeline(&stages(json!({"replicas": 2})));
+    writes.scene.condition("Ready False WorkersNotReady");
+    let pods = RefCell::new(Pods::default());
+    let former = Roll { scene: &writes.scene, pods: &pods, stage: "action" }.begin();
+    let roll = |scene: &Scene| Roll { scene, pods: &pods, stage: "action" }.look(&former);
+    for stage in ["gateway", "unify", "reaction"] {
+        Roll { scene: &writes.scene, pods: &pods, stage }.pretend();
+    }
+    writes.scene.until("a plan of both", || {
+        let owners = pods.borrow().planned("action");
+        ((owners.len() == 2).then_some(()), format!("{owners:?}"))
+    });
+    writes.scene.operator.kill().unwrap();
+    let config = json!({"batch": {"max_time": "20ms"}});
+    writes.scene.pipeline(&stages(json!({"replicas": 2, "config": config})));
+    // Each step of the StatefulSet is another write; what else there is, other tests have.
+    let named = |name: &str, body: &str| match name {
+        "PATCH statefulsets/orders-action" => {
+            let body: Value = serde_json::from_str(body).unwrap();
+            let partition = body.pointer("/spec/updateStrategy/rollingUpdate/partition").cloned();
+            Some(format!("{name} (partition {})", partition.unwrap_or_default()))
+        }
+        "POST configmaps" => Some(name.to_owned()),
+        _ => name.starts_with("DELETE configmaps/orders-action").then(|| "DELETE configmaps".to_owned()),
+    };
+    let died = writes.die_at_each_named(named, "the newest template everywhere", |scene| roll(scene) == 2);
+    let steps = [4096, 1, 0].map(|partition| format!("PATCH statefulsets/orders-action (partition {partition})"));
+    let configurations = ["POST configmaps", "DELETE configmaps"].map(str::to_owned);
+    println!("died before and after each of these: {died:#?}");
+    assert_eq!(died, steps.into_iter().chain(configurations).collect());
+    let is_at_rest = |scene: &Scene| {
+        roll(scene);
+        Roll { scene, pods: &pods, stage: "action" }.is_at_rest() && pods.borrow().planned("action").len() == 2
+    };
+    let died = writes.die_at_each_named(named, "at rest", is_at_rest);
+    assert!(died.contains("PATCH statefulsets/orders-action (partition 4096)"), "{died:?}");
+}
+
+#[test]
+fn an_operator_that_dies_at_any_of_its_writes_about_an_erasure_has_done_no_harm() {
+    let mut writes = Writes::new("writes-erasure");
+    writes.scene.secret(Mongo::shared().unwrap().uri());
+    writes.scene.keys(&json!({"acme": "acme-key"}));
+    writes.start();
+    writes.pipeline();
+    writes.scene.condition("Ready False WorkersNotReady");
+    writes.scene.tenant("acme", &["acme"], &json!({"deletionPolicy": "Erase"}));
+    let mut pods = Pods::default();
+    for stage in ["action", "reaction"] {
+        pods.start(&writes.scene, stage, 0);
+    }
+    writes.scene.until("a plan, and a Tenant that is held", || {
+        let owners = ["action", "reaction"].map(|stage| pods.planned(stage).len());
+        let is_held = tenant_is(&writes.scene, "NoGateways", true);
+        ((owners == [1, 1] && is_held).then_some(()), format!("{owners:?}, held: {is_held}"))
+    });
+    writes.scene.operator.kill().unwrap();
+    writes.scene.kubectl(&["delete", "tenant", "acme", "--wait=false"], "");
+    // Another message is another write.
+    let named = |name: &str, body: &str| {
+        let step = ["users and devices", "documents"].into_iter().find(|step| body.contains(step));
+        name.contains("tenants/").then(|| format!("{name} {}", step.unwrap_or_default()))
+    };
+    let died = writes.die_at_each_named(named, "gone", |scene| scene.names("tenants").is_empty());
+    println!("died before and after each of these: {died:#?}");
+    assert!(died.contains("PATCH tenants/acme "), "{died:?}");
+}
+
+#[test]
 fn what_cannot_be_read_or_watched_is_read_and_watched_again() {
     let mut writes = Writes::new("unread");
     // By each run another part, because after each failure in turn it waits twice as long.
@@ -272,6 +363,7 @@ fn what_the_api_server_refuses_is_said_and_done_when_it_does_not_any_more() {
     let mut writes = Writes::new("refused");
     writes.start();
     writes.pipeline();
+    writes.scene.condition("Ready False WorkersNotReady");
     for (number, (code, condition, message)) in REFUSALS.into_iter().enumerate() {
         writes.proxy.go_on(move |name, _| match name {
             "PATCH statefulsets/orders-unify" => Fate::Refused(code),
