@@ -187,8 +187,8 @@ impl Applier<'_> {
     fn unless_refused<T>(&mut self, result: Result<T, Trouble>) -> Result<Option<T>, Trouble> {
         match result {
             Ok(done) => Ok(Some(done)),
-            Err(refused @ Trouble::Refused { .. }) => {
-                self.refused.get_or_insert(refused);
+            Err(trouble) if trouble.is_refusal() => {
+                self.refused.get_or_insert(trouble);
                 Ok(None)
             }
             Err(trouble) => Err(trouble),
@@ -251,14 +251,19 @@ impl Applier<'_> {
         ))
     }
 
-    async fn remove_others<K: Kind>(&self, objects: &[K]) -> Result<(), Trouble> {
+    async fn remove_others<K: Kind>(&mut self, objects: &[K]) -> Result<(), Trouble> {
         for object in self.others(objects).await? {
-            delete(&self.api::<K>(), &object.name_any(), object.uid()).await?;
+            self.remove(&object).await?;
         }
         Ok(())
     }
 
-    async fn remove_configurations(&self, wanted: &[ConfigMap]) -> Result<(), Trouble> {
+    async fn remove<K: Kind>(&mut self, object: &K) -> Result<(), Trouble> {
+        let removed = delete(&self.api::<K>(), &object.name_any(), object.uid()).await;
+        self.unless_refused(removed).map(drop)
+    }
+
+    async fn remove_configurations(&mut self, wanted: &[ConfigMap]) -> Result<(), Trouble> {
         let others = self.others(wanted).await?;
         if others.is_empty() {
             return Ok(());
@@ -272,7 +277,7 @@ impl Applier<'_> {
             .flat_map(|revision| configurations_of(revision.data.as_ref().map(|data| &data.0)))
             .collect();
         for object in others.iter().filter(|object| !used.contains(&object.name_any())) {
-            delete(&self.api::<ConfigMap>(), &object.name_any(), object.uid()).await?;
+            self.remove(object).await?;
         }
         Ok(())
     }

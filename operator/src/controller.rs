@@ -351,7 +351,8 @@ async fn go_on(context: &Context, pipeline: &IngestionPipeline, said: Option<Sai
         recreate(client, prepared.namespace(), &intent.recreated).await?;
         (applied.stateful_sets, applied.refused)
     };
-    tell_scales(client, &prepared, &stateful_sets).await?;
+    let untold = tell_scales(client, &prepared, &stateful_sets).await?;
+    let refusal = refusal.or(untold);
     let doing = if is_paused { Vec::new() } else { intent.doing };
     let trouble = refusal.as_ref().map(|refusal| (refusal.reason(), refusal.to_string()));
     let (fleet, unheard, lost, unplaced) = (heard.fleet, heard.problem, intent.lost, intent.unplaced);
@@ -449,31 +450,36 @@ where
     }
 }
 
-/// Says in each stage's scale how many workers there are, as autoscalers ask.
-async fn tell_scales(client: &Client, prepared: &Prepared, sets: &[StatefulSet]) -> Result<(), Trouble> {
+/// Says in each stage's scale how many workers there are, as autoscalers ask; the first that was refused.
+///
+/// # Errors
+/// [`Trouble`]: the rest follows when it is tried again.
+async fn tell_scales(client: &Client, prepared: &Prepared, sets: &[StatefulSet]) -> Result<Option<Trouble>, Trouble> {
     let api: Api<StageScale> = Api::namespaced(client.clone(), prepared.namespace());
+    let mut refused = None;
     for set in sets {
-        let name = set.name_any();
-        let Some(scale) =
-            api.get_opt(&name).await.map_err(|error| Trouble::of(format!("get StageScale {name}"), error))?
-        else {
-            continue;
-        };
-        let labels = set.spec.iter().flat_map(|spec| spec.selector.match_labels.iter().flatten());
-        let selector: Vec<String> = labels.map(|(label, value)| format!("{label}={value}")).collect();
-        let counts = set.status.as_ref();
-        let said = StageScaleStatus {
-            observed_generation: scale.metadata.generation,
-            replicas: counts.map_or(0, |status| status.replicas),
-            ready_replicas: counts.and_then(|status| status.ready_replicas).unwrap_or(0),
-            selector: Some(selector.join(",")),
-        };
-        if scale.status.as_ref() == Some(&said) {
-            continue;
+        match tell_scale(client, &api, set).await {
+            Err(trouble) if trouble.is_refusal() => drop(refused.get_or_insert(trouble)),
+            told => told?,
         }
-        tell_status(client, &scale, &said).await?;
     }
-    Ok(())
+    Ok(refused)
+}
+
+async fn tell_scale(client: &Client, api: &Api<StageScale>, set: &StatefulSet) -> Result<(), Trouble> {
+    let name = set.name_any();
+    let found = api.get_opt(&name).await.map_err(|error| Trouble::of(format!("get StageScale {name}"), error))?;
+    let Some(scale) = found else { return Ok(()) };
+    let labels = set.spec.iter().flat_map(|spec| spec.selector.match_labels.iter().flatten());
+    let selector: Vec<String> = labels.map(|(label, value)| format!("{label}={value}")).collect();
+    let counts = set.status.as_ref();
+    let said = StageScaleStatus {
+        observed_generation: scale.metadata.generation,
+        replicas: counts.map_or(0, |status| status.replicas),
+        ready_replicas: counts.and_then(|status| status.ready_replicas).unwrap_or(0),
+        selector: Some(selector.join(",")),
+    };
+    if scale.status.as_ref() == Some(&said) { Ok(()) } else { tell_status(client, &scale, &said).await }
 }
 
 impl Context {

@@ -87,6 +87,11 @@ impl Trouble {
         }
     }
 
+    /// It is about one object, and a person has to mend it: the others need not wait for that.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Trouble::Refused { .. } | Trouble::Forbidden { .. })
+    }
+
     /// The reason of the condition that says it.
     pub(crate) fn reason(&self) -> Reason {
         match self {

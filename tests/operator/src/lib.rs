@@ -13,5 +13,6 @@ mod erasure;
 mod leader;
 mod objects;
 mod pods;
+mod refused;
 mod retention;
 mod strimzi;

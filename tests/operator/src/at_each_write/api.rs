@@ -369,9 +369,12 @@ fn what_the_api_server_refuses_is_said_and_done_when_it_does_not_any_more() {
             "PATCH statefulsets/orders-unify" => Fate::Refused(code),
             _ => Fate::Done,
         });
+        let former = writes.scene.get("sts", "orders-reaction")["metadata"]["generation"].clone();
         writes.scene.patch(&json!({"observability": {"logFilter": format!("info,a{number}=debug")}}));
         let said = writes.scene.condition(condition);
         assert!(said.contains(message), "{code}: {said}");
+        // It comes after the one that is refused.
+        assert_ne!(writes.scene.get("sts", "orders-reaction")["metadata"]["generation"], former, "{code}");
         let reason = condition.rsplit(' ').next().unwrap();
         let counted = format!("kind=\"IngestionPipeline\",result=\"{reason}\"");
         let metrics = writes.scene.admin("/metrics");
