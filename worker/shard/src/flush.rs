@@ -5,6 +5,7 @@
 //! **I5**: what is written again is the same entries with the same position. Any other failure ends the shard's opening, and the next one follows the changelog.
 
 use crate::cache::Frozen;
+use crate::log::Log;
 use crate::memory::Pool;
 use crate::state::{StateStore, StoreError};
 use crate::{Executor, Job, ShardError, has_passed};
@@ -36,8 +37,10 @@ impl<V: StateValue> Work<V> {
         Work { frozen, more, position, written: false }
     }
 
-    fn run(&mut self, store: &dyn StateStore) -> Result<(), StoreError> {
+    fn run(&mut self, store: &dyn StateStore, log: &dyn Log) -> Result<(), StoreError> {
         if !self.written {
+            // What is stored stays behind the log, also after a power cut.
+            log.persist().map_err(|error| StoreError::Failed(error.to_string()))?;
             self.frozen.write(store, &self.more, &self.position)?;
             self.written = true;
         }
@@ -75,6 +78,7 @@ impl Began {
 /// The flushes of one shard: one at a time.
 pub(crate) struct Flushes<V> {
     store: Arc<dyn StateStore>,
+    log: Arc<dyn Log>,
     executor: Arc<dyn Executor>,
     pool: Option<Pool>,
     stage: Stage<V>,
@@ -82,8 +86,13 @@ pub(crate) struct Flushes<V> {
 }
 
 impl<V: StateValue> Flushes<V> {
-    pub(crate) fn new(store: Arc<dyn StateStore>, executor: Arc<dyn Executor>, pool: Option<Pool>) -> Flushes<V> {
-        Flushes { store, executor, pool, stage: Stage::Idle, trouble: None }
+    pub(crate) fn new(
+        store: Arc<dyn StateStore>,
+        log: Arc<dyn Log>,
+        executor: Arc<dyn Executor>,
+        pool: Option<Pool>,
+    ) -> Flushes<V> {
+        Flushes { store, log, executor, pool, stage: Stage::Idle, trouble: None }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -97,15 +106,15 @@ impl<V: StateValue> Flushes<V> {
 
     /// Begins a flush; none may be under way.
     pub(crate) fn begin(&mut self, mut work: Work<V>) {
-        let (store, pool, began) = (self.store.clone(), self.pool.clone(), Began::default());
+        let (store, log, pool, began) = (self.store.clone(), self.log.clone(), self.pool.clone(), Began::default());
         let writes = began.writes.clone();
         let (done, outcome) = channel();
         let job = self.executor.run(Box::new(move || {
             let turn = pool.as_ref().map(Pool::turn);
             writes.store(true, Ordering::Relaxed);
-            let result = work.run(&*store);
+            let result = work.run(&*store, &*log);
             // Whoever waits for this may open the same store again at once.
-            drop((store, turn));
+            drop((store, log, turn));
             // Nobody listens any more when the shard was closed.
             let _ = done.send((work, result));
         }));

@@ -58,11 +58,11 @@ pub trait Job: Send {
 /// Why a shard cannot go on, by what its caller must do.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
-    /// Drop the shard and open it again, after a moment: its disk, its state, or something else of this process stood in the way.
+    /// Drop the shard and open it again, after a moment: its disk, its state, or something else of this process stood in the way; or nobody knows what became of a transaction, which may be the
+    /// brokers, a rival that has fenced it, or a disk of this process's that was too slow for it.
     #[error("must be opened again: {0}")]
     Reopen(String),
-    /// The same, and to end this process would help nobody: the log or the document store does not answer, or refuses it, or does not say what became of a transaction; or a rival has fenced it,
-    /// which looks the same.
+    /// The same, and to end this process would help nobody: the log or the document store does not answer, or refuses it, or holds back what was committed.
     #[error("must be opened again: {0}")]
     Away(String),
     /// A person must decide: going on would lose or double something (I6).
@@ -74,7 +74,8 @@ impl From<log::LogError> for ShardError {
     fn from(error: log::LogError) -> ShardError {
         use log::LogError as E;
         match error {
-            E::Unavailable(_) | E::Unknown(_) => ShardError::Away(error.to_string()),
+            E::Unavailable(_) => ShardError::Away(error.to_string()),
+            E::Unknown(_) => ShardError::Reopen(error.to_string()),
             E::OutOfRange { .. } | E::Topic { .. } | E::TooLarge { .. } | E::Configuration(_) => {
                 ShardError::Stopped(error.to_string())
             }

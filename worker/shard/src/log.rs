@@ -226,6 +226,14 @@ pub trait Log: Send + Sync {
     /// [`LogError::Topic`] when one exists with another number of partitions or another time stamp type.
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError>;
 
+    /// Returns when everything that was acknowledged outlives a power cut of this machine, where that is for this process to see to: local state must not be ahead of a log that is beside it.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`].
+    fn persist(&self) -> Result<(), LogError> {
+        Ok(())
+    }
+
     /// What identifies a topic across deletion and re-creation under one name.
     ///
     /// # Errors

@@ -58,7 +58,7 @@ pub struct Order {
     pub duty: Duty,
     /// (term, number) of the plan that says so.
     pub plan: (u64, u64),
-    /// Highest epoch at which anybody reports to own the shard: an owner of a lower one was fenced.
+    /// Highest epoch that anybody has reported of the shard: an owner of a lower one was fenced.
     pub epoch: u64,
 }
 

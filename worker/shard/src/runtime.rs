@@ -74,6 +74,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// A batch ends when what it changes takes so much.
+    fn most_pending(&self) -> usize {
+        (self.cache_bytes / PENDING_PART).max(LEAST_PENDING_BYTES)
+    }
+
     /// Batches that come near a bound of theirs get more time, so that there are fewer of them; others get less, for freshness.
     fn next_batch_time(&self, now: Duration, records: usize, bytes: usize) -> Duration {
         let is_busy = records * 4 >= self.batch_records || bytes * 4 >= self.batch_bytes;
@@ -99,6 +104,8 @@ pub struct Environment {
 
 /// A batch that changes so much is not ended for it, however small the shard's share of memory is: each batch costs a transaction.
 const LEAST_PENDING_BYTES: usize = 1 << 20;
+/// What a batch changes may take this part of the shard's share, by what it replaces: what it puts there instead takes as much again, and less than that what is sent of it.
+const PENDING_PART: usize = 3;
 /// How much longer than its bound a batch may take while inputs come faster than batches end: each costs the same whatever is in it.
 pub const BUSY_FACTOR: u32 = 4;
 /// How long a poll waits for the first record of a batch.
@@ -219,7 +226,12 @@ impl<S: Stage> Shard<S> {
         let group = groups_of(shard, topics.shards).start;
         let waiting = Waiting::load(&*store, group, limits.exchange_partitions)?;
         Ok(Shard {
-            flushes: Flushes::new(store.clone(), environment.executor.clone(), limits.pool.clone()),
+            flushes: Flushes::new(
+                store.clone(),
+                environment.log.clone(),
+                environment.executor.clone(),
+                limits.pool.clone(),
+            ),
             member,
             sweep: Sweep::default(),
             cache: Cache::new(store.clone(), limits.cache_bytes, totals),
@@ -417,7 +429,7 @@ impl<S: Stage> Shard<S> {
             let Some((began_ms, time_ms)) = began else { return Ok(None) };
             let age = Duration::from_millis(clock.now_ms().saturating_sub(began_ms));
             let (records, bytes) = (batch.records, batch.bytes);
-            let (pending, most_pending) = (batch.pending_bytes(), self.limits.cache_bytes.max(LEAST_PENDING_BYTES));
+            let (pending, most_pending) = (batch.pending_bytes(), self.limits.most_pending());
             let full =
                 records >= self.limits.batch_records || bytes >= self.limits.batch_bytes || pending >= most_pending;
             if messages == 0 || full || age >= self.batch_time {

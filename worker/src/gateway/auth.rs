@@ -37,6 +37,9 @@ pub(super) struct Sender {
     pub(super) meter: Option<Arc<Meter>>,
 }
 
+/// As a time until which keys are trusted: nothing was said yet.
+const FOR_EVER: u64 = u64::MAX;
+
 /// Who may send now: the tenants of the configuration, and those that were published in `control`. What was published of a tenant goes for both.
 #[derive(Debug)]
 pub struct Keyring {
@@ -45,7 +48,7 @@ pub struct Keyring {
     gateways: u32,
     began: Instant,
     keys: RwLock<Arc<Keys>>,
-    /// By the clock of meters, milliseconds: from then on what is known may be old. `u64::MAX`: never.
+    /// By the clock of meters, milliseconds: from then on what is known may be old, unless [`FOR_EVER`].
     trusted_until_ms: AtomicU64,
 }
 
@@ -53,7 +56,7 @@ impl Keyring {
     /// With the tenants of the configuration.
     pub fn new(configured: &[Tenant]) -> Keyring {
         let keys = RwLock::default();
-        let (began, trusted_until_ms) = (Instant::now(), AtomicU64::new(u64::MAX));
+        let (began, trusted_until_ms) = (Instant::now(), AtomicU64::new(FOR_EVER));
         let keyring = Keyring { configured: configured.to_vec(), gateways: 1, began, keys, trusted_until_ms };
         keyring.publish(&BTreeMap::new(), None);
         keyring
@@ -73,9 +76,12 @@ impl Keyring {
     }
 
     /// What is known is trusted until then; nobody is let in later, unless a later time is said: who may send may have changed, and nobody could tell.
+    /// An earlier time than was said before says nothing.
     pub fn trust_until(&self, then: Instant) {
         let until = then.saturating_duration_since(self.began);
-        self.trusted_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let until = u64::try_from(until.as_millis()).unwrap_or(FOR_EVER);
+        let later = |before| if before == FOR_EVER { until } else { until.max(before) };
+        let _ = self.trusted_until_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |before| Some(later(before)));
     }
 
     /// Is nobody let in then, unless a later time is said before?

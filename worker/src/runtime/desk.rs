@@ -280,7 +280,9 @@ impl Desk {
             // Opening it may have taken long.
             inner.stepped = inner.stepped.map(|_| Instant::now());
         }
-        inner.status = status;
+        // A shard that was owned does not begin anew, whoever looks for its changelog next.
+        let epoch = status.epoch.max(inner.status.epoch);
+        inner.status = ShardStatus { epoch, ..status };
         is_lost
     }
 

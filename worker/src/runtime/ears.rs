@@ -28,8 +28,10 @@ pub(super) trait Ear: Send + Sync {
     fn must_hear(&self) -> Option<TopicPartition> {
         None
     }
-    /// Readers see this end of that, as of then or later; `None`: the log did not say.
-    fn there_is(&self, _end: Option<u64>, _asked: Instant) {}
+    /// Readers see this end of that, as of then or later; `None`: the log did not say. Tells why it is to read on with another client, if it is.
+    fn there_is(&self, _end: Option<u64>, _asked: Instant) -> Option<String> {
+        None
+    }
     /// From its next step on it is to read with another client.
     fn read_anew(&self);
 }
@@ -69,7 +71,10 @@ impl EarWatch {
         for ear in &self.ears {
             if let Some(at) = ear.must_hear() {
                 let asked = Instant::now();
-                ear.there_is(self.visible(std::slice::from_ref(&at)).and_then(|ends| ends.get(&at).copied()), asked);
+                let end = self.visible(std::slice::from_ref(&at)).and_then(|ends| ends.get(&at).copied());
+                if let Some(why) = ear.there_is(end, asked) {
+                    self.change_client(&**ear, &why);
+                }
             }
         }
         let heard: Vec<Listened> = self.ears.iter().map(|ear| ear.listened().unwrap_or_default()).collect();
@@ -91,12 +96,16 @@ impl EarWatch {
                 ends.and_then(|ends| of(heard).iter().map(|at| ends.get(at).copied()).collect());
             // After the answer, which may have taken long: what was seen first then has not waited for longer.
             if let Some(deaf) = hearing.look(heard, visible.as_deref(), now_ms()) {
-                tracing::warn!(who = ear.name(), why = %deaf, "it is read with another client");
-                self.metrics.deaf_readers.inc();
-                ear.read_anew();
+                self.change_client(&**ear, &deaf.to_string());
             }
         }
         all.is_some()
+    }
+
+    fn change_client(&self, ear: &dyn Ear, why: &str) {
+        tracing::warn!(who = ear.name(), why, "it is read with another client");
+        self.metrics.deaf_readers.inc();
+        ear.read_anew();
     }
 
     /// What readers see of these ends there; `None`: the log does not say. What is said of a log that is away, others say.

@@ -1,6 +1,6 @@
 //! What a shard's troubles say about the process that has it: whether it is ready (`/readyz`).
 //!
-//! What is its own fault (its disk, its state) makes it unready, at once or after a minute; what is not (a store that others serve, and that is lost) does not: every process would be unready at
+//! What is or may be its own fault (its disk, its state, a transaction of which nobody knows what became) makes it unready, at once or after a minute; what is not (a store that others serve, and that is lost) does not: every process would be unready at
 //! the same time, and to evict Pods, or to send requests elsewhere, would help nobody. A shard that has never fared well here is no such case as long as the stores answer: then it
 //! may be this process's permissions.
 
@@ -36,14 +36,26 @@ pub(super) struct Fitness {
 /// For how long it has not worked, for which nobody else is at fault.
 #[derive(Debug, Default)]
 struct Failure {
-    /// In attempts before the newest trouble of somebody else.
+    /// In attempts before the newest trouble of somebody else, or before it was followed.
     before: Duration,
     since: Option<Instant>,
+    /// It is followed since then.
+    follows_since: Option<Instant>,
 }
 
 impl Failure {
     fn begin(&mut self, now: Instant) {
         self.since.get_or_insert(now);
+        self.follows_since = None;
+    }
+
+    /// It may be followed for a moment between two failures: only after as long as it may fail nothing is left of them.
+    fn follows(&mut self, now: Instant) {
+        self.pause(now);
+        let since = *self.follows_since.get_or_insert(now);
+        if now.saturating_duration_since(since) > REOPENS_WITHIN {
+            self.before = Duration::ZERO;
+        }
     }
 
     /// What comes now is somebody else's.
@@ -65,7 +77,7 @@ impl Fitness {
     /// From now on it fares so.
     pub(super) fn note(&mut self, condition: &Condition, now: Instant) {
         match condition {
-            Condition::Following => self.failure = Failure::default(),
+            Condition::Following => self.failure.follows(now),
             Condition::Away(_) => self.failure.pause(now),
             Condition::Closed => *self = Fitness::default(),
             Condition::Retrying(_) | Condition::Stopped(_) => self.failure.begin(now),
@@ -102,7 +114,10 @@ impl Fitness {
                 let excused = stores.are_lost || (stores.are_servers && self.fared_well);
                 unless(excused, format!("is opened again: {why}"))
             }
-            Condition::Retrying(why) => unless(self.has_worked && !fails_long, format!("is opened again: {why}")),
+            Condition::Retrying(why) => {
+                let excused = (stores.are_lost && self.fared_well) || (self.has_worked && !fails_long);
+                unless(excused, format!("is opened again: {why}"))
+            }
             Condition::Stopped(why) => Health::NotReady(format!("stopped: {why}")),
         }
     }
@@ -208,6 +223,24 @@ mod tests {
         assert_eq!(shard.health(SERVERS), Health::NotReady("is opened again and again".into()));
         shard.works();
         assert_eq!(shard.health(SERVERS), Health::Well);
+        // A store that is lost may be why.
+        shard.fails();
+        shard.wait(61);
+        assert!(shard.is_ready(LOST) && !shard.is_ready(SERVERS));
+        // One that was owned, and is followed now, fails again and again.
+        shard.works();
+        for _ in 0..7 {
+            shard.fares(Condition::Following);
+            assert!(shard.is_ready(SERVERS));
+            shard.fails();
+            shard.wait(10);
+        }
+        assert!(!shard.is_ready(SERVERS));
+        shard.fares(Condition::Following);
+        shard.wait(61);
+        shard.fares(Condition::Following);
+        shard.fails();
+        assert!(shard.is_ready(SERVERS), "it was followed for long");
         // Who has only followed it may not be able to own it.
         let mut follower = Shard::new();
         follower.fares(Condition::Following);

@@ -36,7 +36,8 @@ use std::time::{Duration, Instant};
 const LISTEN: Duration = Duration::from_millis(20);
 /// Pause after the log was not there.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A gateway lets nobody in when it is so long ago that it had heard all there was in `control`: from then on nobody counts with it any more, and a key may have been revoked.
+/// A gateway lets nobody in when it is so long ago that it had heard all there was in `control`: a key may have been revoked. Who says that a change is effective waits for one that is silent for
+/// as long. (One that hears `control` and gets no report out is not waited for after that. It hears what is revoked; should it go deaf just then, it takes the key for this long at most.)
 const TRUSTED: Duration = Duration::from_millis(GATEWAY_GONE_MS);
 /// How long the last report may take to get out.
 const LAST_REPORT: Duration = Duration::from_secs(1);
@@ -110,8 +111,13 @@ impl Hearing {
     /// Heard up to here, exclusive. Returns since when at least nothing is missing, when that is news.
     fn heard_to(&mut self, position: u64) -> Option<Instant> {
         let (_, asked) = self.awaits.take_if(|(end, _)| *end <= position)?;
-        (self.heard_all, self.missed) = (Some(asked), 0);
+        (self.heard_all, self.missed) = (self.heard_all.max(Some(asked)), 0);
         Some(asked)
+    }
+
+    /// Seconds for which it has not heard what there was.
+    fn waits(&self, now: Instant) -> u64 {
+        self.awaits.map_or(0, |(_, asked)| now.saturating_duration_since(asked).as_secs())
     }
 
     /// It has not heard what there was when the log was asked the time before: another client may.
@@ -208,12 +214,12 @@ impl Ear for Shared {
         Some(self.control.clone())
     }
 
-    fn there_is(&self, end: Option<u64>, asked: Instant) {
+    fn there_is(&self, end: Option<u64>, asked: Instant) -> Option<String> {
         let mut hearing = self.hearing();
         hearing.there_is(end, asked);
-        if hearing.is_deaf() {
-            self.read_anew();
-        }
+        let waits =
+            || format!("{} has not been heard up to where it ended {} s ago", self.control, hearing.waits(asked));
+        hearing.is_deaf().then(waits)
     }
 
     fn read_anew(&self) {
@@ -359,7 +365,8 @@ impl Membership {
             self.shared.ended.notify_one();
             return;
         };
-        self.shared.hearing().heard_all = Some(began);
+        // What it was told to hear while it joined, it has heard.
+        *self.shared.hearing() = Hearing { heard_all: Some(began), ..Hearing::default() };
         self.senders.keys.trust_until(began + TRUSTED);
         let incarnation = member.incarnation().to_string();
         tracing::info!(worker = self.settings.profile.worker, incarnation, "joined the pipeline");

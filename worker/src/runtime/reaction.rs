@@ -10,6 +10,11 @@
 //! until a partition is about to be handed off to it: then it opens all that it needs, reads ahead from the position that is recorded by then, and reports itself as prepared. What it has read when
 //! the partition is its own, and is before the position recorded last, it passes over.
 
+mod ahead;
+mod turn;
+
+use self::ahead::Ready;
+use self::turn::Turn;
 use super::backoff::Backoff;
 use super::desk::{Condition, Desk, EndOfThread};
 use super::observe::Observer;
@@ -29,16 +34,16 @@ use millstream_shard::ShardError;
 use millstream_shard::changelog;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::hearing::Listened;
-use millstream_shard::log::{Consumer, Log, LogError, Outgoing, Producer, Start, TopicPartition};
+use millstream_shard::log::{Consumer, LogError, Outgoing, Producer, TopicPartition};
 use millstream_shard::runtime::Environment;
 use millstream_stages::reaction::{Decided, Reaction};
 use millstream_stages::{StageSpan, reject};
 use prost::Message as _;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bounds of the reaction stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,12 +73,8 @@ const LEAVING: Duration = Duration::from_millis(10);
 const BUSY: Duration = Duration::from_millis(2);
 /// Frames per poll: the backlog outgrows its bound by so many at most.
 const MESSAGES: usize = 8;
-/// So many of the newest recorded positions are read; one would do.
-const NEWEST: u64 = 16;
-/// How long reading them may take.
-const PATIENCE_MS: u64 = 30_000;
 /// How often the position is recorded: what is repeated after a crash.
-const RECORD_EVERY_MS: u64 = 1000;
+const RECORD_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything a partition's thread needs.
 pub struct ReactionThread {
@@ -144,7 +145,8 @@ impl Work {
                     Err(error) => {
                         tracing::warn!(stage = "reaction", shard = self.shard, %error, "cannot get ready for a partition");
                         let pause = backoff.after(&error);
-                        self.report(standby(None));
+                        // Another one may be able to.
+                        self.report(ShardStatus::default());
                         self.desk.fail(error);
                         (None, pause)
                     }
@@ -194,8 +196,10 @@ impl Work {
                 ready
             }
             None => {
-                self.report(standby(None));
-                self.get_ready()?
+                if self.desk.is_owner() {
+                    self.report(standby(None));
+                }
+                Ready::open(self)?
             }
         };
         self.report(standby(Some(AT_ONCE)));
@@ -207,74 +211,22 @@ impl Work {
         TopicPartition::new(self.environment.topics.mutations.clone(), self.shard)
     }
 
-    fn get_ready(&self) -> Result<Ready, ShardError> {
-        let (log, at) = (&*self.environment.log, self.mutations());
-        self.creation.ensure(&self.stop)?;
-        self.documents.prepare(&COLLECTIONS)?;
-        let topic_id = log.topic_id(&at.topic)?;
-        let mut positions = Positions::open(log, self.record_partition(), topic_id)?;
-        let recorded = positions.newest(self)?;
-        let (first, end) = log.bounds(&at)?;
-        if recorded.is_none() && first > 0 {
-            return Err(ShardError::Stopped(format!(
-                "{at} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; restore a savepoint"
-            )));
-        }
-        let consumer = log.bulk_consumer(&[(at, recorded.map_or(Start::Earliest, Start::At))])?;
-        Ok(Ready {
-            positions,
-            recorded,
-            from: recorded.unwrap_or(first),
-            held: None,
-            end,
-            consumer,
-            producer: log.producer()?,
-            writers: Writers::start(self.limits.in_flight, &self.documents)?,
-        })
-    }
-
-    /// With what is read from the position that is recorded now.
-    fn begin(&self, ready: Option<Ready>) -> Result<Ready, ShardError> {
-        if let Some(mut ready) = ready {
-            ready.recorded = ready.positions.newest(self)?;
-            // A former owner that comes late may have recorded one from before.
-            if ready.recorded.is_none_or(|recorded| recorded >= ready.from) {
-                return Ok(ready);
-            }
-        }
-        self.get_ready()
-    }
-
     /// The process goes on, and this partition is its business.
     fn goes_on(&self) -> bool {
         !self.stop.is_stopped() && is_at_work(&self.desk.order().duty)
     }
 
     fn run_once(&self, ready: Option<Ready>, backoff: &mut Backoff) -> Result<(), ShardError> {
-        let Ready { positions, recorded, held, end, consumer, producer, writers, .. } = self.begin(ready)?;
-        let topic_id = positions.topic_id.clone();
-        self.desk.note_passed(recorded.iter().map(|offset| self.position(&topic_id, *offset)).collect());
+        let ready = match ready {
+            Some(ready) => ready.up_to_date(self)?,
+            None => Ready::open(self)?,
+        };
+        let Ready { positions, recorded, held, end, consumer, producer, writers, .. } = ready;
+        let mut turn = Turn::new(positions.topic_id.clone(), recorded, end, producer, Pace::new(self.limits.bulk));
+        let start = turn.start;
+        self.desk.note_passed(recorded.iter().map(|offset| self.position(&turn.topic_id, *offset)).collect());
         // A client of its own, which would go on reading what is recorded; its end may take a moment.
         drop(self.environment.executor.run(Box::new(move || drop(positions))));
-        let start = recorded.unwrap_or(0);
-        let mut turn = Turn {
-            topic_id,
-            start,
-            end,
-            runs: false,
-            reaction: Reaction::starting_at(start),
-            producer,
-            recorded,
-            recorded_at_ms: 0,
-            undecided: Undecided::default(),
-            in_flight: 0,
-            pace: Pace::new(self.limits.bulk),
-            struggles: false,
-            looks: 0,
-            read_to: 0,
-            erasing: None,
-            goes_by: 0,
-        };
         if let Some(held) = held.filter(|held| held.offset >= start) {
             turn.take(held.offset, held.timestamp_ms, &held.payload)?;
         }
@@ -323,7 +275,7 @@ impl Work {
                 self.ask(turn)?;
             }
             while !stopping && turn.in_flight < self.limits.in_flight {
-                let bulk = turn.reaction.take(turn.pace.bulk(), self.environment.clock.now_ms());
+                let bulk = turn.reaction.take(turn.pace.bulk(), turn.ms());
                 if bulk.is_empty() {
                     break;
                 }
@@ -331,7 +283,7 @@ impl Work {
                 writers.submit(bulk)?;
             }
             self.observer.backlog(self.shard, turn.reaction.backlog());
-            if self.environment.clock.now_ms() >= turn.recorded_at_ms + RECORD_EVERY_MS {
+            if turn.recorded_at.is_none_or(|at| at.elapsed() >= RECORD_EVERY) {
                 self.record(turn);
                 self.carry_out(turn);
             }
@@ -372,7 +324,7 @@ impl Work {
 
     /// Asks the homes of documents with a gap for the whole (I8). What is covered by the answers is decided only when the log has the requests.
     fn ask(&self, turn: &mut Turn) -> Result<(), ShardError> {
-        let requests = turn.reaction.requests(frame::MAX_RECORDS, self.environment.clock.now_ms());
+        let requests = turn.reaction.requests(frame::MAX_RECORDS, turn.ms());
         if requests.is_empty() {
             return Ok(());
         }
@@ -400,7 +352,7 @@ impl Work {
         let now_ms = self.environment.clock.now_ms();
         for (key, written) in outcomes {
             self.observer.written(&written);
-            for decided in turn.reaction.complete(&key, written, now_ms) {
+            for decided in turn.reaction.complete(&key, written, turn.ms()) {
                 match decided {
                     Decided::Stored(mutation) => self.stored(&mutation, now_ms),
                     Decided::Covered(_) => {}
@@ -515,7 +467,7 @@ impl Work {
     }
 
     fn record(&self, turn: &mut Turn) {
-        turn.recorded_at_ms = self.environment.clock.now_ms();
+        turn.recorded_at = Some(Instant::now());
         let position = turn.reaction.position();
         if turn.undecided.decide_before(position) {
             self.desk.note_processed(vec![turn.undecided.since_ms]);
@@ -542,106 +494,6 @@ impl Work {
     }
 }
 
-/// What takes a moment before the first mutation can be read.
-struct Ready {
-    positions: Positions,
-    /// The position recorded last.
-    recorded: Option<u64>,
-    /// Nothing is missing from here on: the consumer was opened here, or what was before was passed over.
-    from: u64,
-    /// What was read behind what was passed over, and must not be.
-    held: Option<Held>,
-    /// Of `mutations`, when it was opened.
-    end: u64,
-    consumer: Box<dyn Consumer>,
-    producer: Box<dyn Producer>,
-    writers: Writers,
-}
-
-impl Ready {
-    /// What its owner has recorded as decided need not be kept.
-    fn keep_up(&mut self, work: &Work) -> Result<(), ShardError> {
-        let at = work.mutations();
-        if work.environment.log.topic_id(&at.topic)? != self.positions.topic_id {
-            return Err(ShardError::Reopen(format!("{at} was deleted and made again")));
-        }
-        self.recorded = self.positions.newest(work)?;
-        let Some(recorded) = self.recorded else { return Ok(()) };
-        let Ready { consumer, from, held, .. } = self;
-        // Between two messages there may be markers of transactions: a consumer may stand before the position, and what comes next lie behind it.
-        while held.as_ref().is_none_or(|held| held.offset < recorded)
-            && consumer.positions().first().is_some_and(|at| *at < recorded)
-        {
-            if let Some(passed) = held.take() {
-                *from = (*from).max(passed.offset + 1);
-            }
-            let messages = consumer.poll(1, Duration::ZERO, &mut |message| {
-                let (offset, timestamp_ms) = (message.offset, message.timestamp_ms);
-                *held = (!message.is_empty()).then(|| Held { offset, timestamp_ms, payload: message.payload.to_vec() });
-            })?;
-            if messages == 0 {
-                break;
-            }
-        }
-        if let Some(passed) = held.take_if(|held| held.offset < recorded) {
-            *from = (*from).max(passed.offset + 1);
-        }
-        Ok(())
-    }
-}
-
-/// A message that was read.
-struct Held {
-    offset: u64,
-    timestamp_ms: u64,
-    payload: Vec<u8>,
-}
-
-/// Where the stage's positions of one partition are recorded.
-struct Positions {
-    at: TopicPartition,
-    /// Of the topic that they are positions in.
-    topic_id: String,
-    consumer: Box<dyn Consumer>,
-    newest: Option<Position>,
-}
-
-impl Positions {
-    fn open(log: &dyn Log, at: TopicPartition, topic_id: String) -> Result<Positions, ShardError> {
-        let (start, end) = log.bounds(&at)?;
-        let consumer = log.consumer(&[(at.clone(), Start::At(start.max(end.saturating_sub(NEWEST))))])?;
-        Ok(Positions { at, topic_id, consumer, newest: None })
-    }
-
-    /// The position recorded last, as of now; `None` when there is none.
-    fn newest(&mut self, work: &Work) -> Result<Option<u64>, ShardError> {
-        let Positions { at, topic_id, consumer, newest } = self;
-        let (_, end) = work.environment.log.bounds(at)?;
-        let deadline_ms = work.environment.clock.now_ms() + PATIENCE_MS;
-        while consumer.positions().first().is_none_or(|position| *position < end) {
-            if work.stop.is_stopped() || work.environment.clock.now_ms() > deadline_ms {
-                return Err(ShardError::Away(format!("{at} cannot be read to its end at {end}")));
-            }
-            consumer.poll(MESSAGES, IDLE, &mut |message| {
-                let records = frame::read(message.payload, Content::Changelog).into_iter().flatten().flatten();
-                for record in records.filter_map(|bytes| Changelog::decode(bytes).ok()) {
-                    if let Some(Record::Batch(batch)) = record.record {
-                        *newest = batch.inputs.into_iter().next().or(newest.take());
-                    }
-                }
-            })?;
-        }
-        match newest {
-            Some(of_another) if of_another.topic_id != *topic_id => Err(ShardError::Stopped(format!(
-                "{} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
-                work.mutations(),
-                of_another.offset
-            ))),
-            newest => Ok(newest.as_ref().map(|newest| newest.offset)),
-        }
-    }
-}
-
 fn standby(prepared: Option<&str>) -> ShardStatus {
     ShardStatus { role: Role::Standby, prepared: prepared.map(str::to_owned), ..ShardStatus::default() }
 }
@@ -654,76 +506,6 @@ fn is_about_to_come(duty: &Duty) -> bool {
 /// An owner of this stage works until another one has said that it would.
 fn is_at_work(duty: &Duty) -> bool {
     matches!(duty, Duty::Own | Duty::TakeOver | Duty::Release { to: None })
-}
-
-struct Turn {
-    /// Of `mutations`.
-    topic_id: String,
-    /// What is before was decided by who had the partition before.
-    start: u64,
-    /// Of `mutations`, when it was opened.
-    end: u64,
-    /// Something was read, or there was nothing to read.
-    runs: bool,
-    reaction: Reaction,
-    producer: Box<dyn Producer>,
-    recorded: Option<u64>,
-    recorded_at_ms: u64,
-    undecided: Undecided,
-    in_flight: usize,
-    pace: Pace,
-    /// The store has been found to be in trouble, and the condition says so.
-    struggles: bool,
-    /// Polls that took all that had come.
-    looks: u64,
-    /// Everything before this offset was read and decided when nothing more came: behind the last mutation there may be markers of transactions.
-    read_to: u64,
-    /// The documents of these tenants are gone when `mutations` has been read and decided up to here.
-    erasing: Option<(Arc<BTreeMap<String, u64>>, u64)>,
-    /// What was reported: `control` up to here, exclusive.
-    goes_by: u64,
-}
-
-impl Turn {
-    /// Takes what a message says, which was read for the first time.
-    fn take(&mut self, offset: u64, timestamp_ms: u64, payload: &[u8]) -> Result<(), ShardError> {
-        self.undecided.read.push_back((offset, timestamp_ms));
-        let decode = |record| Mutation::decode(record).map_err(|error| error.to_string());
-        let mutations = frame::read(payload, Content::Mutation)
-            .and_then(|records| records.map(|record| record.map(decode)).collect::<Result<Vec<_>, _>>());
-        let mutations = mutations.map_err(|error| error.to_string());
-        let mutations = mutations.and_then(|mutations| mutations.into_iter().collect::<Result<Vec<Mutation>, _>>());
-        match mutations {
-            // Those that are decided with it need nothing: the whole document is asked for.
-            Ok(mutations) => drop(self.reaction.offer(offset, mutations)),
-            Err(error) => return Err(ShardError::Stopped(format!("mutations at offset {offset}: {error}"))),
-        }
-        Ok(())
-    }
-}
-
-/// How old what is not decided is.
-#[derive(Default)]
-struct Undecided {
-    /// Offset and append time of each message that was read and is not decided.
-    read: VecDeque<(u64, u64)>,
-    /// No message that is not decided was appended before, milliseconds since 1970; none while none was read.
-    since_ms: Option<u64>,
-}
-
-impl Undecided {
-    /// Every message before this offset is decided; tells whether that says something new of those that are not.
-    fn decide_before(&mut self, position: u64) -> bool {
-        let before = self.since_ms;
-        while let Some((_, appended_ms)) = self.read.pop_front_if(|(offset, _)| *offset < position) {
-            self.since_ms = Some(appended_ms);
-        }
-        // The oldest of them says it best.
-        if let Some((_, appended_ms)) = self.read.front() {
-            self.since_ms = Some(*appended_ms);
-        }
-        self.since_ms != before
-    }
 }
 
 fn send_and_wait(producer: &dyn Producer, message: Outgoing<'_>) -> Result<(), ShardError> {

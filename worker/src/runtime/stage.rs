@@ -203,6 +203,9 @@ impl<S: Stage> Work<S> {
             }
             Some(_) => {}
         }
+        if report.is_some() {
+            self.desk.works();
+        }
         let heard = self.seat.shard().map(|shard| shard.listened());
         heard.into_iter().for_each(|heard| self.desk.note_listened(heard));
         let Some(report) = report else {

@@ -121,6 +121,8 @@ pub struct View {
     tenants: BTreeMap<String, Tenant>,
     gateways: Option<Gateways>,
     workers: BTreeMap<String, Heard>,
+    /// The highest epoch that anybody has ever reported of each shard.
+    epochs: BTreeMap<ShardId, u64>,
 }
 
 impl View {
@@ -135,6 +137,7 @@ impl View {
             tenants: BTreeMap::new(),
             gateways: None,
             workers: BTreeMap::new(),
+            epochs: BTreeMap::new(),
         }
     }
 
@@ -173,6 +176,12 @@ impl View {
 
     /// Takes in a report.
     pub fn status(&mut self, status: WorkerStatus, now_ms: u64) {
+        if status.generation == self.generation {
+            for (id, shard) in status.shards.iter().filter(|(_, shard)| shard.epoch > 0) {
+                let highest = self.epochs.entry(id.clone()).or_default();
+                *highest = shard.epoch.max(*highest);
+            }
+        }
         let heard = self.workers.entry(status.worker.clone()).or_insert_with(|| Heard::named(now_ms));
         if heard.report.as_ref().is_none_or(|newest| newest.order() < status.order()) {
             heard.take(status, &self.bounds, now_ms);
@@ -242,7 +251,7 @@ impl View {
             let is_done = |(id, shard): &(&ShardId, &ShardStatus)| {
                 id.stage == stage
                     && shard.role == Role::Owner
-                    && highest.get(*id) == Some(&shard.epoch)
+                    && highest.get(*id).copied().unwrap_or_default() == shard.epoch
                     && offset < shard.control_offset
             };
             report.shards.iter().filter(is_done).map(|(id, _)| id)
@@ -330,9 +339,10 @@ impl View {
         self.reports().filter(|(report, _)| report.generation == self.generation)
     }
 
-    /// The highest epoch at which anybody reports to own each shard: whoever owned it before was fenced.
-    pub fn highest_epochs(&self) -> BTreeMap<ShardId, u64> {
-        self.holders().into_iter().map(|(id, (epoch, _))| (id.clone(), epoch)).collect()
+    /// The highest epoch that anybody has reported of each shard, in this process's life and as far as `status` goes back: whoever owned it at a lower one was fenced, and a changelog without
+    /// any was lost.
+    pub fn highest_epochs(&self) -> &BTreeMap<ShardId, u64> {
+        &self.epochs
     }
 
     /// Who says that it owns each shard, with its epoch: of several the highest, for the others were fenced by it.

@@ -390,6 +390,20 @@ fn gateways_workers_of_unify_and_each_shard_that_they_own_judge_the_records_of_t
 }
 
 #[test]
+fn that_a_shard_was_owned_is_known_also_when_nobody_says_so_any_more() {
+    let mut view = View::new(1, Bounds::default());
+    let id = ShardId::new("action", 0);
+    assert_eq!(view.highest_epochs().get(&id), None);
+    view.status(judging("action-1", "action", 9, &[(0, 7, 9)]), 0);
+    let lost =
+        WorkerStatus { shards: [(id.clone(), ShardStatus::default())].into(), ..judging("action-1", "action", 9, &[]) };
+    view.status(WorkerStatus { sequence: 2, ..lost }, 10);
+    assert_eq!(view.highest_epochs().get(&id), Some(&7));
+    view.status(WorkerStatus { generation: 2, ..judging("action-0", "action", 9, &[(0, 9, 9)]) }, 20);
+    assert_eq!(view.highest_epochs().get(&id), Some(&7), "another generation begins anew");
+}
+
+#[test]
 fn a_step_is_carried_out_when_an_owner_who_is_heard_says_so() {
     let mut view = View::new(1, Bounds::default());
     // (shard, epoch, carried out up to)

@@ -1,17 +1,20 @@
 //! The thread of a partition, over the embedded log.
 
+use super::turn::Undecided;
 use super::*;
 use crate::runtime::observe::Exports;
 use crate::runtime::system::{SystemClock, Threads};
 use crate::telemetry::{Metrics, SpanExporter};
 use millstream_model::document::Document;
+use millstream_shard::Clock;
 use millstream_shard::documents::{DocumentError, Outcome};
+use millstream_shard::log::{Log, Start};
 use millstream_shard::member::Order;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::topics::Topics;
 use millstream_stages::unify::UnifyConfig;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// A store that answers so when it is prepared, and counts how often it was.
@@ -45,25 +48,10 @@ struct Fixture {
 impl Fixture {
     fn start(prepares: fn() -> Result<(), DocumentError>, duty: Duty) -> Fixture {
         let folder = tempfile::tempdir().unwrap();
-        let clock = Arc::new(SystemClock);
-        let log: Arc<dyn Log> =
-            Arc::new(EmbeddedLog::open(folder.path(), LogOptions::default(), clock.clone()).unwrap());
-        let (topics, stop) = (Topics::new("t", 1, 1), Arc::new(Stop::default()));
-        let (desk, metrics) = (Arc::new(Desk::new("reaction", 0, duty)), Metrics::new(["acme"]));
-        let spans = SpanExporter::start(None, "test", metrics.spans.clone()).unwrap();
         let documents = Arc::new(Prepares(prepares, AtomicUsize::new(0)));
-        let thread = ReactionThread {
-            desk: desk.clone(),
-            creation: Arc::new(Creation::new(log.clone(), topics.clone())),
-            documents: documents.clone(),
-            rules: Arc::new(Rulebook::new(UnifyConfig::default())),
-            limits: ReactionLimits::default(),
-            observer: Arc::new(Exports::new(metrics, spans)),
-            stop: stop.clone(),
-        };
-        let claimant = Claimant::new("w", "1");
-        let environment = Environment { log, clock, executor: Arc::new(Threads), topics, claimant };
-        let running = thread.start(&environment).unwrap();
+        let work = work(folder.path(), documents.clone(), duty);
+        let (desk, stop) = (work.desk.clone(), work.stop.clone());
+        let running = std::thread::spawn(move || work.run());
         Fixture { desk, documents, stop, running, _folder: folder }
     }
 
@@ -86,6 +74,86 @@ impl Fixture {
         self.running.join().unwrap();
         condition
     }
+}
+
+#[test]
+fn who_cannot_get_ready_for_a_partition_says_that_it_cannot() {
+    let fixture = Fixture::start(
+        || Err(DocumentError::Unavailable("no route".into())),
+        Duty::Standby { prepare: true, soon: false },
+    );
+    let told = |it: &Fixture| {
+        it.desk.status().map(|status| (status.role, status.prepared, status.condition.contains("no route")))
+    };
+    fixture.until("a standby", |it| told(it) == Some((Role::Standby, None, false)));
+    fixture.order(Duty::Standby { prepare: true, soon: true });
+    // So the plan looks for another one; without a role it would wait for this one for ever.
+    fixture.until("one that cannot open it", |it| told(it) == Some((Role::Opening, None, true)));
+    fixture.order(Duty::Standby { prepare: true, soon: false });
+    fixture.until("a standby again", |it| told(it) == Some((Role::Standby, None, false)));
+    fixture.end();
+}
+
+/// A clock that can be set back, by milliseconds.
+#[derive(Default)]
+struct SetBack(AtomicU64);
+
+impl Clock for SetBack {
+    fn now_ms(&self) -> u64 {
+        SystemClock.now_ms() - self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A store that takes nothing at first, and sets the clock back meanwhile.
+struct TakesLater(Arc<SetBack>, AtomicUsize);
+
+impl DocumentStore for TakesLater {
+    fn prepare(&self, _: &[&str]) -> Result<(), DocumentError> {
+        Ok(())
+    }
+    fn write(&self, mutations: &[Mutation]) -> Vec<Outcome> {
+        let is_first = self.1.fetch_add(1, Ordering::SeqCst) == 0;
+        self.0.0.store(3_600_000, Ordering::SeqCst);
+        vec![if is_first { Outcome::Retry("a primary is elected".into()) } else { Outcome::Applied }; mutations.len()]
+    }
+    fn get(&self, _: &str, _: &str, _: &str) -> Result<Option<Document>, DocumentError> {
+        Ok(None)
+    }
+    fn scan(&self, _: &str, _: &str, _: &mut dyn FnMut(&str, Document) -> bool) -> Result<(), DocumentError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_holds_no_document() {
+    let (folder, clock) = (tempfile::tempdir().unwrap(), Arc::new(SetBack::default()));
+    let documents = Arc::new(TakesLater(clock.clone(), AtomicUsize::new(0)));
+    let mut work = work(folder.path(), documents.clone(), Duty::Own);
+    work.environment.clock = clock;
+    work.creation.ensure(&work.stop).unwrap();
+    let mut frame = FrameWriter::new(Content::Mutation);
+    frame.push(&Mutation {
+        tenant: "acme".into(),
+        collection: "users".into(),
+        id: "u".into(),
+        revision: 1,
+        ..Mutation::default()
+    });
+    let topic = &work.environment.topics.mutations;
+    let producer = work.environment.log.producer().unwrap();
+    send_and_wait(&*producer, Outgoing { topic, partition: 0, key: &[], payload: &frame.finish(), headers: &[] })
+        .unwrap();
+    let (desk, stop) = (work.desk.clone(), work.stop.clone());
+    let running = std::thread::spawn(move || work.run());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let is_recorded = || desk.reads_from().is_some_and(|inputs| inputs.iter().any(|(at, _)| at.offset == 1));
+    while !is_recorded() {
+        assert!(Instant::now() < deadline, "it was written {} times", documents.1.load(Ordering::SeqCst));
+        std::thread::yield_now();
+    }
+    stop.stop();
+    desk.wake();
+    running.join().unwrap();
 }
 
 /// The condition of a partition over such a store, once it has one.
@@ -114,19 +182,18 @@ fn what_is_about_to_be_handed_off_is_opened_ahead() {
 }
 
 /// What a partition's thread works with, over an embedded log in this folder.
-fn work(folder: &std::path::Path) -> Work {
+fn work(folder: &std::path::Path, documents: Arc<dyn DocumentStore>, duty: Duty) -> Work {
     let clock = Arc::new(SystemClock);
     let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(folder, LogOptions::default(), clock.clone()).unwrap());
     let (topics, metrics) = (Topics::new("t", 1, 1), Metrics::new(["acme"]));
     let spans = SpanExporter::start(None, "test", metrics.spans.clone()).unwrap();
     let claimant = Claimant::new("w", "1");
-    let standby = Duty::Standby { prepare: true, soon: true };
     Work {
-        desk: Arc::new(Desk::new("reaction", 0, standby)),
+        desk: Arc::new(Desk::new("reaction", 0, duty)),
         shard: 0,
         creation: Arc::new(Creation::new(log.clone(), topics.clone())),
         environment: Environment { log, clock, executor: Arc::new(Threads), topics, claimant },
-        documents: Arc::new(Prepares(|| Ok(()), AtomicUsize::new(0))),
+        documents,
         rules: Arc::new(Rulebook::new(UnifyConfig::default())),
         limits: ReactionLimits::default(),
         observer: Arc::new(Exports::new(metrics, spans)),
@@ -148,7 +215,8 @@ fn record(work: &Work, topic_id: &str, offset: u64) {
 #[test]
 fn nothing_that_is_not_decided_is_passed_over_by_who_reads_ahead() {
     let folder = tempfile::tempdir().unwrap();
-    let work = work(folder.path());
+    let documents = Arc::new(Prepares(|| Ok(()), AtomicUsize::new(0)));
+    let work = work(folder.path(), documents, Duty::Standby { prepare: true, soon: true });
     let log = work.environment.log.clone();
     work.creation.ensure(&work.stop).unwrap();
     let mut client = log.transactional("writer").unwrap();
@@ -168,20 +236,20 @@ fn nothing_that_is_not_decided_is_passed_over_by_who_reads_ahead() {
     }
     let [first, second, third] = offsets[..] else { panic!("{offsets:?}") };
     assert!(second > first + 1, "{offsets:?}");
-    let mut ready = work.get_ready().unwrap();
+    let mut ready = Ready::open(&work).unwrap();
     let held = |ready: &Ready| ready.held.as_ref().map(|held| held.offset);
     record(&work, &topic_id, second);
     ready.keep_up(&work).unwrap();
     assert_eq!((held(&ready), ready.from, ready.recorded), (Some(second), first + 1, Some(second)));
     // It is its own now: it begins with what it holds.
-    let mut ready = work.begin(Some(ready)).unwrap();
+    let mut ready = ready.up_to_date(&work).unwrap();
     assert_eq!(held(&ready), Some(second));
     record(&work, &topic_id, third);
     ready.keep_up(&work).unwrap();
     assert_eq!((held(&ready), ready.from), (Some(third), second + 1));
     // A former owner comes late, and has decided less than was passed over: it is read again.
     record(&work, &topic_id, second);
-    let again = work.begin(Some(ready)).unwrap();
+    let again = ready.up_to_date(&work).unwrap();
     assert_eq!((held(&again), again.from, again.consumer.positions()[0]), (None, second, second));
 }
 

@@ -8,7 +8,7 @@
 //! A document that lacks what a mutation builds on is healed from its home (module `gap`).
 //! The position moves up to the oldest mutation that is not yet decided.
 //!
-//! Pure: time comes in as values; the worker feeds mutations and outcomes and carries the writes out.
+//! Pure: time comes in as values, of a clock that nobody sets; the worker feeds mutations and outcomes and carries the writes out.
 
 mod entity;
 mod fold;

@@ -194,6 +194,10 @@ impl EmbeddedLog {
 }
 
 impl Log for EmbeddedLog {
+    fn persist(&self) -> Result<(), LogError> {
+        self.handle.shared.db.flush_wal(true).map_err(|error| unavailable("sync", &error))
+    }
+
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
         let shared = &self.handle.shared;
         let mut state = shared.lock();
