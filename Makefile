@@ -78,7 +78,7 @@ chaos: setup-test ## kill, stop and cut everything under load: FOR=3600 (seconds
 	@MILLSTREAM_CHAOS_SECONDS=$(FOR) MILLSTREAM_CHAOS_SEED=$(CHAOS_SEED) cargo test --locked --workspace --test failover -- --nocapture goes_on_through_everything
 
 # What is measured is optimised fully, but RocksDB is the one of daily builds (-O1): a release would compile it for 40 minutes of a core.
-FAST := librocksdb-sys lz4-sys rdkafka-sys xxhash-rust libmimalloc-sys millstream-model millstream-shard millstream-stages millstream-stores millstream-bench-engine
+FAST := xxhash-rust libmimalloc-sys millstream-model millstream-shard millstream-stages millstream-stores millstream-bench-engine
 
 .PHONY: bench-engine
 bench-engine: setup-test ## the engine's figures, about 35 minutes: bench/results/engine.json (QUICK=1: shorter, only printed, without kills and handoffs)
