@@ -293,7 +293,7 @@ fn an_unknown_outcome_is_found_out_and_never_doubles_or_loses() {
             fixture.send(&["a", "b"], 0);
             fixture.faults.plan([fault]);
             let failed = shard.run_batch().unwrap_err();
-            assert!(matches!(failed, ShardError::Away(_)), "{failed}");
+            assert!(matches!(failed, ShardError::Reopen(_)), "{failed}");
             assert_eq!(fixture.faults.left(), 0);
             drop(shard);
             shard = fixture.open();
@@ -314,7 +314,7 @@ fn an_opening_that_fails_at_its_ownership_record_can_be_repeated() {
     fixture.send(&["a"], 0);
     for fault in [Fault::CommittedUnknown, Fault::LostUnknown] {
         fixture.faults.plan([fault]);
-        assert!(matches!(fixture.open_at("state"), Err(ShardError::Away(_))));
+        assert!(matches!(fixture.open_at("state"), Err(ShardError::Reopen(_))));
     }
     run(&mut fixture.open(), 1);
     assert_eq!(fixture.events(), ["a=1"]);
@@ -363,7 +363,7 @@ fn a_genesis_of_unknown_outcome_is_found_out() {
         let log = fixture.environment("a").log;
         fixture.faults.plan([fault]);
         let begun = ownership::begin(&*log, &fixture.topics, "unify", 0, 0);
-        assert!(matches!(begun, Err(ShardError::Away(_))), "{begun:?}");
+        assert!(matches!(begun, Err(ShardError::Reopen(_))), "{begun:?}");
         for _ in 0..2 {
             ownership::begin(&*log, &fixture.topics, "unify", 0, 0).unwrap();
         }
@@ -403,11 +403,11 @@ fn who_was_taken_over_commits_nothing_any_more() {
     let mut second = fixture.open_at("second").unwrap();
     assert!(second.progress().1 > first.progress().1, "epochs rise");
     fixture.send(&["a"], 0);
-    assert!(matches!(first.run_batch(), Err(ShardError::Away(_))));
+    assert!(matches!(first.run_batch(), Err(ShardError::Reopen(_))));
     run(&mut second, 1);
     let mut third = fixture.open_at("first copy").unwrap();
     fixture.send(&["a"], 0);
-    assert!(matches!(second.run_batch(), Err(ShardError::Away(_))));
+    assert!(matches!(second.run_batch(), Err(ShardError::Reopen(_))));
     run(&mut third, 1);
     assert_eq!(fixture.events(), ["a=1", "a=2", "a=3"]);
 }
@@ -768,7 +768,7 @@ fn only_the_client_that_a_release_names_goes_on() {
     assert_ne!(second.client().map(|(name, _)| name), Some(&*named.0));
     catch_up(&mut first);
     // Its id was initialised by the second one: the release is void, and only a takeover helps.
-    let Err(ShardError::Away(_)) = first.receive((0, 0)) else { panic!("a fenced client went on") };
+    let Err(ShardError::Reopen(_)) = first.receive((0, 0)) else { panic!("a fenced client went on") };
     let mut owner = fixture.own(second.take_over((0, 0)).unwrap());
     fixture.send(&["x"], 0);
     run(&mut owner, 1);
@@ -786,7 +786,7 @@ fn a_release_of_unknown_outcome_ends_in_a_takeover_without_loss() {
         next.prepare().unwrap();
         let (client, slot) = client(&next);
         fixture.faults.plan([fault]);
-        assert!(matches!(owner.release((&client, slot)), Err(ShardError::Away(_))));
+        assert!(matches!(owner.release((&client, slot)), Err(ShardError::Reopen(_))));
         catch_up(&mut next);
         let acquired = match (next.receive((0, 0)).unwrap(), fault) {
             (Received::Ours(acquired), Fault::CommittedUnknown) => *acquired,
@@ -814,7 +814,7 @@ fn a_standby_takes_over_from_a_live_owner_and_an_older_plan_does_not() {
     standby.prepare().unwrap();
     let mut second = fixture.own(standby.take_over((4, 1)).unwrap());
     fixture.send(&["x"], 0);
-    assert!(matches!(owner.run_batch(), Err(ShardError::Away(_))), "it was fenced");
+    assert!(matches!(owner.run_batch(), Err(ShardError::Reopen(_))), "it was fenced");
     run(&mut second, 1);
     assert_eq!(fixture.events(), ["x=1", "x=2", "x=3"]);
 }
