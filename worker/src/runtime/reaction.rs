@@ -199,12 +199,24 @@ impl Work {
                 if self.desk.is_owner() {
                     self.report(standby(None));
                 }
+                if let Err(error) = self.documents.prepare(&COLLECTIONS) {
+                    return Ok(self.takes_it_all_the_same(error.into()));
+                }
                 Ready::open(self)?
             }
         };
         self.report(standby(Some(AT_ONCE)));
         self.desk.followed();
         Ok(Some(ready))
+    }
+
+    /// Where documents cannot be written, the owner can hardly write them either: the store may want a new password, which a process gets when its Pod is replaced, and that waits for the handoff.
+    /// Should it be this process alone, it is passed over once it owns the partition and fails.
+    fn takes_it_all_the_same(&self, error: ShardError) -> Option<Ready> {
+        tracing::warn!(stage = "reaction", shard = self.shard, %error, "documents cannot be written; the partition is taken all the same");
+        self.report(standby(Some(AT_ONCE)));
+        self.desk.fail(error);
+        None
     }
 
     fn mutations(&self) -> TopicPartition {
@@ -219,7 +231,10 @@ impl Work {
     fn run_once(&self, ready: Option<Ready>, backoff: &mut Backoff) -> Result<(), ShardError> {
         let ready = match ready {
             Some(ready) => ready.up_to_date(self)?,
-            None => Ready::open(self)?,
+            None => {
+                self.documents.prepare(&COLLECTIONS)?;
+                Ready::open(self)?
+            }
         };
         let Ready { positions, recorded, held, end, consumer, producer, writers, .. } = ready;
         let mut turn = Turn::new(positions.topic_id.clone(), recorded, end, producer, Pace::new(self.limits.bulk));

@@ -1,8 +1,8 @@
-//! What a partition's thread opens before it reads the first mutation: ahead of a handoff, while another process still owns the partition, or when it begins.
+//! What a partition's thread opens before it reads the first mutation, once documents can be written: ahead of a handoff, while another process still owns the partition, or when it begins.
 //!
 //! Whatever was read ahead and lies before the position that is recorded when the partition comes is passed over; nothing behind it is.
 
-use super::{COLLECTIONS, IDLE, MESSAGES, Work};
+use super::{IDLE, MESSAGES, Work};
 use crate::runtime::writers::Writers;
 use millstream_model::frame::{self, Content};
 use millstream_model::proto::{Changelog, Position, changelog::Record};
@@ -37,7 +37,6 @@ impl Ready {
     pub(super) fn open(work: &Work) -> Result<Ready, ShardError> {
         let (log, at) = (&*work.environment.log, work.mutations());
         work.creation.ensure(&work.stop)?;
-        work.documents.prepare(&COLLECTIONS)?;
         let topic_id = log.topic_id(&at.topic)?;
         let mut positions = Positions::open(log, work.record_partition(), topic_id)?;
         let recorded = positions.newest(work)?;
