@@ -24,6 +24,9 @@ pub struct Freshness {
     pub shards: usize,
 }
 
+/// What is said of an age that nobody knows.
+pub const UNKNOWN: &str = "unknown";
+
 /// What may be lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AtRisk {
@@ -140,9 +143,9 @@ impl Freshness {
         }
     }
 
-    /// The oldest age, for people.
+    /// The oldest age, for people, or [`UNKNOWN`].
     pub fn text(&self) -> String {
-        self.oldest_ms.map_or_else(|| "unknown".to_owned(), age)
+        self.oldest_ms.map_or_else(|| UNKNOWN.to_owned(), age)
     }
 }
 

@@ -630,7 +630,9 @@ impl Worker {
     fn says(&self, heard: Heard, freshness: Option<Freshness>) {
         let mut state = self.shared.locked();
         let risks = |freshness: &Option<Freshness>| {
-            let keys = |it: &Freshness| (it.at_risk.keys().cloned().collect::<Vec<_>>(), it.unknown.is_empty());
+            let keys = |it: &Freshness| {
+                (it.at_risk.keys().cloned().collect::<Vec<_>>(), it.unknown.is_empty(), it.oldest_ms.is_some())
+            };
             freshness.as_ref().map(keys)
         };
         state.is_new |= state.heard != heard || risks(&state.freshness) != risks(&freshness);

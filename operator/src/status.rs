@@ -5,7 +5,7 @@
 
 use crate::build::pods::DATA_VOLUME;
 use crate::fleet::{Fleet, Shard};
-use crate::freshness::Freshness;
+use crate::freshness::{Freshness, UNKNOWN};
 use crate::plans::Absent;
 use crate::reason::Reason;
 use crate::trouble::Trouble;
@@ -110,7 +110,7 @@ pub fn status(
         None => (before.shards.clone(), before.plan.clone(), before.version.clone()),
     };
     // An age of before says nothing once nobody is heard any more.
-    let unheard = outcome.unheard.as_ref().map(|_| "unknown".to_owned());
+    let unheard = outcome.unheard.as_ref().map(|_| UNKNOWN.to_owned());
     let freshness = outcome.freshness.as_ref().map(Freshness::text).or(unheard).or_else(|| before.freshness.clone());
     // What was written once stays: topics that it made are there from then on. Of topics that are others' it made none.
     let is_managed = pipeline.spec.kafka.topics != TopicManagement::Existing;

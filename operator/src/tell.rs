@@ -1,11 +1,12 @@
 //! Tells what came of a reconciliation: as status, as Events, as metrics.
 //!
-//! What a person or a script waits for (a condition's status or reason, the generation that it is about) is written at once. What changes all the time while shards move (counts, messages) is
+//! What a person or a script waits for (a condition's status or reason, the generation that it is about, the first age that is known) is written at once. What changes all the time while shards move (counts, messages) is
 //! written every 30 s at most: every write reaches everybody who watches.
 
 use crate::admin::Name;
 use crate::controller::tell_status;
 use crate::events::{Happening, happenings};
+use crate::freshness::UNKNOWN;
 use crate::metrics::Metrics;
 use crate::status::{Outcome, status};
 use crate::trouble::Trouble;
@@ -145,7 +146,8 @@ fn is_waited_for(before: Option<&IngestionPipelineStatus>, said: &IngestionPipel
     let all = |status: &IngestionPipelineStatus| status.conditions.iter().map(short).collect::<Vec<_>>();
     let short =
         |status: &IngestionPipelineStatus| (status.observed_generation, all(status), status.created_topics.clone());
-    before.is_none_or(|before| short(before) != short(said))
+    let is_known = |status: &IngestionPipelineStatus| status.freshness.as_deref().is_some_and(|it| it != UNKNOWN);
+    before.is_none_or(|before| short(before) != short(said) || !is_known(before) && is_known(said))
 }
 
 #[cfg(test)]
@@ -173,8 +175,12 @@ mod tests {
         let counted =
             IngestionPipelineStatus { shards: Some("2/24".to_owned()), ..status(&json!({"message": "other"})) };
         assert!(!is_waited_for(Some(&before), &counted));
-        let older = IngestionPipelineStatus { freshness: Some("12s".to_owned()), ..before.clone() };
-        assert!(!is_waited_for(Some(&before), &older));
+        let fresh = |text: &str| IngestionPipelineStatus { freshness: Some(text.to_owned()), ..before.clone() };
+        assert!(is_waited_for(Some(&before), &fresh("12s")), "the first age that is known");
+        assert!(is_waited_for(Some(&fresh(UNKNOWN)), &fresh("12s")));
+        assert!(!is_waited_for(Some(&before), &fresh(UNKNOWN)));
+        assert!(!is_waited_for(Some(&fresh("11s")), &fresh("12s")));
+        assert!(!is_waited_for(Some(&fresh("12s")), &fresh(UNKNOWN)), "while a shard moves, say");
     }
 
     #[test]
