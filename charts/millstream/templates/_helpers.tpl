@@ -43,7 +43,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [get, list, watch, create]
 - apiGroups: [ingestion.millstream.dev]
   resources: [ingestionpipelines/status, stagescales/status, tenants/status]
-  verbs: [get, patch]
+  verbs: [patch]
 # What a pipeline refers to. Of Secrets that no pipeline refers to, only names are read.
 - apiGroups: [""]
   resources: [secrets]
@@ -51,13 +51,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 # A Pod that is stuck on a revision that never starts is deleted.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
-# storage.onLostNode: Recreate.
+  verbs: [get, list, delete]
+# storage.persistentVolumeClaim.onLostNode: Recreate.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, delete]
+# It goes with its pipeline.
 - apiGroups: [""]
-  resources: [serviceaccounts, configmaps, services]
+  resources: [serviceaccounts]
+  verbs: [get, create, patch]
+# They are immutable.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, create, delete]
+- apiGroups: [""]
+  resources: [services]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [statefulsets]
