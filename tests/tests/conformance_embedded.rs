@@ -3,12 +3,16 @@
 
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, TopicPartition};
+use millstream_shard::objects::ObjectStore;
 use millstream_shard::state::StateStore;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
+use millstream_stores::embedded::objects::FolderObjects;
 use millstream_stores::rocks::{Bounds, Resources, RocksState};
-use millstream_tests::conformance::{documents as document_suite, eventually, reader, state as state_suite};
+use millstream_tests::conformance::{
+    documents as document_suite, eventually, objects as object_suite, reader, state as state_suite,
+};
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -66,12 +70,22 @@ impl state_suite::Subject for Embedded {
     }
 }
 
+impl object_suite::Subject for Embedded {
+    fn open(&self) -> Arc<dyn ObjectStore> {
+        Arc::new(FolderObjects::open(self.folder.path()).unwrap())
+    }
+}
+
 mod log {
     millstream_tests::log_conformance!(super::subject());
 }
 
 mod documents {
     millstream_tests::document_conformance!(super::subject());
+}
+
+mod objects {
+    millstream_tests::object_conformance!(super::subject());
 }
 
 mod state {

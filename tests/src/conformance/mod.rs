@@ -14,6 +14,7 @@ pub mod late;
 pub mod log;
 pub mod log_faults;
 pub mod log_transactions;
+pub mod objects;
 pub mod reader;
 pub mod state;
 

@@ -1,7 +1,7 @@
 //! The shard runtime: how a stage's batches become durable, exactly once.
 //!
 //! The traits that the runtime stands on are here too, and their implementations in `worker/stores`: the partitioned [`log`] with
-//! transactions, the [`documents`] store, and the local [`state`] store. I/O happens through these traits only; time comes
+//! transactions, the [`documents`] store, the local [`state`] store, and the store of [`objects`]. I/O happens through these traits only; time comes
 //! from a [`Clock`], background work goes to an [`Executor`].
 
 mod batch;
@@ -19,6 +19,7 @@ pub mod log;
 pub mod member;
 pub mod memory;
 pub mod mutant;
+pub mod objects;
 mod output;
 pub mod ownership;
 pub mod planning;

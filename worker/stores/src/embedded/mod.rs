@@ -1,7 +1,7 @@
 //! The embedded stores: the contracts of Kafka and MongoDB in one process, on one folder.
 //!
 //! They are what `millstream local`, users' pipeline tests and the simulation run on. They keep the same contracts as the real ones, and the
-//! same conformance suite runs against them: real transactions and fencing ([`log`]), the guard on every write ([`documents`]). What
+//! same conformance suite runs against them: real transactions and fencing ([`log`]), the guard on every write ([`documents`]), conditional writes ([`objects`]). What
 //! was acknowledged survives `kill -9` of the process; whether it survives a power cut too is an option.
 
 pub mod documents;
@@ -14,6 +14,8 @@ mod log_state;
 mod log_tests;
 mod log_transactional;
 mod log_writer;
+pub mod objects;
+mod objects_list;
 
 use millstream_shard::Clock;
 use std::time::SystemTime;
