@@ -54,7 +54,7 @@ type Guarded = DeserializeGuard<IngestionPipeline>;
 const ANYWAY: Duration = Duration::from_secs(300);
 /// The same, while something is under way.
 const WHILE_DOING: Duration = Duration::from_secs(5);
-/// How often pipelines that are gone are forgotten.
+/// How often pipelines that are gone are forgotten, and their tenants say that they are gone.
 const SWEEP: Duration = Duration::from_secs(10);
 /// What comes in so short a time is one change: a StatefulSet reports each Pod.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -334,7 +334,7 @@ async fn go_on(context: &Context, pipeline: &IngestionPipeline, said: Option<Sai
     }
     let now = k8s_openapi::jiff::Timestamp::now();
     let seen = plan::seen(prepared.name(), &observed.stateful_sets, &observed.pods, now);
-    let intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
+    let mut intent = plan::plan(&prepared, &objects, &seen, heard.fleet.as_ref());
     let (_, pins_ignored) = pins::of(pipeline);
     let is_paused = pipeline.spec.paused;
     // Whatever is refused: who dies is replaced in the plan, and tenants are published.
@@ -349,6 +349,7 @@ async fn go_on(context: &Context, pipeline: &IngestionPipeline, said: Option<Sai
         };
         replace(client, prepared.namespace(), &intent.replaced).await?;
         recreate(client, prepared.namespace(), &intent.recreated).await?;
+        intent.note_templates(&seen, &applied.stateful_sets);
         (applied.stateful_sets, applied.refused)
     };
     let untold = tell_scales(client, &prepared, &stateful_sets).await?;
@@ -496,13 +497,17 @@ impl Context {
         Some(if id == tenants::id(tenant) { standing } else { Standing::Waiting })
     }
 
-    /// Forgets the pipelines that are gone.
+    /// Forgets the pipelines that are gone, and has their tenants say so.
     fn sweep(&self) {
         let there: BTreeSet<String> =
             self.pipelines.state().iter().filter_map(|guarded| guarded.meta().uid.clone()).collect();
         self.plans.retain(|uid| there.contains(uid));
         self.teller.retain(|uid| there.contains(uid));
         self.locked().retain(|uid, _| there.contains(uid));
+        // One that was asked while the pipeline was still there, or not at all, would say for ever what was so before.
+        let is_there =
+            |pipeline: &Name| self.pipelines.get(&ObjectRef::new(&pipeline.name).within(&pipeline.namespace)).is_some();
+        self.tenants.orphans(is_there).iter().for_each(|tenant| self.plans.ask_tenant(tenant));
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<String, Failures>> {

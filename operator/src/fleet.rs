@@ -26,6 +26,8 @@ pub struct Fleet {
     pub moving: usize,
     /// Some that own shards do not know their zone.
     pub is_zoneless: bool,
+    /// Workers that are to leave, and whose shards have not got any further for long ([`crate::departures`]).
+    pub stalled: BTreeSet<String>,
 }
 
 /// One shard.
@@ -79,7 +81,7 @@ impl Fleet {
         let versions = living().map(|report| report.version.clone()).filter(|version| !version.is_empty()).collect();
         let in_force = view.plan().map(|plan| plan.version).unwrap_or_default();
         let (plan, moving) = if is_leading { (outcome.plan.version, outcome.pending.len()) } else { (in_force, 0) };
-        Fleet { plan, shards, alive, takers, versions, moving, is_zoneless }
+        Fleet { plan, shards, alive, takers, versions, moving, is_zoneless, stalled: BTreeSet::new() }
     }
 
     /// It is alive, and owns a shard or is about to.

@@ -23,6 +23,7 @@ pub mod build;
 pub mod client;
 pub mod controller;
 mod deletion;
+pub mod departures;
 mod dereference;
 pub mod erasure;
 pub mod events;

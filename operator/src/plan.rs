@@ -4,7 +4,8 @@
 //! other. Invariants:
 //!
 //! - **Shards leave first.** A Pod that goes, because its stage gets fewer or because it gets another template, has no shard any more, unless nobody is there to take them. Until it is gone, none
-//!   comes back to it.
+//!   comes back to it. A Pod that gets another template is not waited for without end: when its shards get no further ([`crate::departures`]), it is replaced with them, because the new template may
+//!   be what others need to take them.
 //! - **One at a time.** Of all Pods of a pipeline at most one is replaced at a time, readers before writers (reaction, action, unify, gateway), from the highest ordinal down; the next one
 //!   only when the one before is ready. A stage that gets fewer gets a new template afterwards.
 //! - **A template reaches nobody by itself.** In the moment in which it changes, `partition` goes above all ordinals; a Pod whose turn it is lowers it to its ordinal. It is reckoned each time, and
@@ -37,7 +38,7 @@ const PLACED: SignedDuration = SignedDuration::from_secs(60);
 const SETTLES: SignedDuration = SignedDuration::from_secs(120);
 
 /// Readers before writers: whoever reads understands what those who write will write.
-const ORDER: [StageName; 4] = [StageName::Reaction, StageName::Action, StageName::Unify, StageName::Gateway];
+pub(crate) const ORDER: [StageName; 4] = [StageName::Reaction, StageName::Action, StageName::Unify, StageName::Gateway];
 
 /// What there is of each stage.
 pub type Seen = BTreeMap<StageName, StageSeen>;
@@ -89,8 +90,8 @@ pub struct Intent {
     pub leaving: BTreeSet<String>,
     /// Pods that Kubernetes does not replace by itself, and their uids.
     pub replaced: BTreeMap<String, String>,
-    /// Pods that do not end: their nodes may be lost.
-    pub lost: Vec<String>,
+    /// Pods that do not end, because their nodes may be lost; whether each has a volume of its own.
+    pub lost: BTreeMap<String, bool>,
     /// Pods with a volume for which no node is found, and the scheduler's words: the volume may be bound to a node that is gone.
     pub unplaced: BTreeMap<String, String>,
     /// Of those that do not end, those that are to start elsewhere without their volumes, and their uids.
@@ -115,7 +116,7 @@ pub fn seen(pipeline: &str, sets: &[StatefulSet], pods: &[Pod], now: Timestamp) 
 }
 
 /// The stage that an object with these labels is of.
-fn stage_of(labels: &BTreeMap<String, String>) -> Option<StageName> {
+pub(crate) fn stage_of(labels: &BTreeMap<String, String>) -> Option<StageName> {
     let component = labels.get(names::COMPONENT)?;
     StageName::ALL.into_iter().find(|stage| stage.as_str() == component)
 }
@@ -233,13 +234,18 @@ pub fn plan(prepared: &Prepared, objects: &Objects, seen: &Seen, fleet: Option<&
         }
         // The status may be about what was before: nobody's turn is over, and nobody's begins.
         if !seen.is_observed {
+            // (Of one that has just been made, its workers are waited for.)
+            if !seen.newest.is_empty() {
+                intent.doing.push(format!("Kubernetes has not looked yet at what was changed of {}", stage.as_str()));
+            }
             let is_going = |(_, pod): &(&i32, &PodSeen)| stage != StageName::Gateway && pod.revision != seen.newest;
             let going = seen.pods.range(seen.partition..).filter(is_going);
             intent.leaving.extend(going.map(|(ordinal, _)| step(stage).pod(*ordinal)));
             break;
         }
         // A stage gets its size first, unless those that are to stay cannot take what the others have: a template may mend them.
-        let is_blocked = wanted > 0 && !step(stage).can_leave(-1, wanted, &BTreeSet::new());
+        let is_stalled = (wanted..seen.replicas).any(|ordinal| step(stage).is_stalled(ordinal));
+        let is_blocked = wanted > 0 && (is_stalled || !step(stage).can_leave(-1, wanted, &BTreeSet::new()));
         if !seen.is_rolling() || size.0 != seen.replicas || (size.0 != wanted && !is_blocked) {
             continue;
         }
@@ -269,6 +275,17 @@ struct Turn {
 }
 
 impl Intent {
+    /// Notes which stages got another template just now: what was seen is about the one before, by which there was nothing to do.
+    pub fn note_templates(&mut self, seen: &Seen, applied: &[StatefulSet]) {
+        for set in applied {
+            let before = stage_of(set.labels()).and_then(|stage| Some((stage, seen.get(&stage)?)));
+            let is_new = |before: &StageSeen| StageSeen::of(set).template_hash != before.template_hash;
+            if let Some((stage, _)) = before.filter(|(_, before)| is_new(before)) {
+                self.doing.push(format!("{} gets a new template", stage.as_str()));
+            }
+        }
+    }
+
     /// Puts it into the objects. A StatefulSet that is to let Pods go is written only if it is what was looked at: a write that comes late must not repeat that.
     pub fn settle(&self, objects: &mut Objects, observed: &[StatefulSet]) {
         for set in &mut objects.stateful_sets {
@@ -304,6 +321,11 @@ impl Step<'_> {
         self.stage != StageName::Gateway && self.fleet.is_none_or(|fleet| fleet.holds(&self.pod(ordinal)))
     }
 
+    /// It was waited for long enough that its shards get elsewhere.
+    fn is_stalled(&self, ordinal: i32) -> bool {
+        self.fleet.is_some_and(|fleet| fleet.stalled.contains(&self.pod(ordinal)))
+    }
+
     /// Somebody else could take its shards; nobody knows without a fleet, so that it is waited for.
     fn can_leave(&self, ordinal: i32, replicas: i32, leaving: &BTreeSet<String>) -> bool {
         let takes = |fleet: &Fleet, other: i32| {
@@ -330,7 +352,11 @@ impl Step<'_> {
         }
         let last = (wanted..seen.replicas).rev().find(|ordinal| self.holds(*ordinal));
         if let Some(last) = last {
-            let why = if can_leave { "" } else { "; nobody who is to stay is there to take them" };
+            let why = match (can_leave, self.is_stalled(last)) {
+                (false, _) => "; nobody who is to stay is there to take them",
+                (true, true) => "; those who are to stay do not take them",
+                (true, false) => "",
+            };
             intent.doing.push(format!("shards leave {}, which is to go{why}", self.pod(last)));
         }
         last.map_or(wanted, |last| last + 1)
@@ -345,7 +371,7 @@ impl Step<'_> {
             if is_recreated {
                 intent.recreated.insert(name.clone(), pod.uid.clone());
             }
-            intent.lost.push(name);
+            intent.lost.insert(name, claim.is_some());
         }
         for (ordinal, pod) in seen.pods.iter().filter(|(_, pod)| claim.is_some() && !pod.is_ending) {
             intent.unplaced.extend(pod.unplaced.iter().map(|why| (self.pod(*ordinal), why.clone())));
@@ -386,13 +412,16 @@ impl Step<'_> {
                     let above = Some(ordinal + 1).filter(|above| *above < seen.replicas);
                     return Turn { partition: Some(above.unwrap_or(AT_REST)), is_over: false };
                 }
-                Some(PodSeen { revision, uid, .. }) if *revision != seen.newest => {
+                Some(PodSeen { revision, uid, is_ending, .. }) if *revision != seen.newest => {
                     let can_leave = self.can_leave(ordinal, seen.replicas, &intent.leaving);
                     if can_leave && self.stage != StageName::Gateway {
                         intent.leaving.insert(pod.clone());
                     }
+                    // One that was let go comes back with the newest template, whatever it still has.
+                    let is_let_go = *is_ending && seen.partition <= ordinal;
+                    let is_stalled = self.is_stalled(ordinal);
                     // With nobody to take them, its shards wait for it.
-                    if can_leave && self.holds(ordinal) {
+                    if can_leave && self.holds(ordinal) && !is_stalled && !is_let_go {
                         intent.doing.push(format!("shards leave {pod}, which gets a new template"));
                         let above = Some(ordinal + 1).filter(|above| *above < seen.replicas);
                         return Turn { partition: Some(above.unwrap_or(AT_REST)), is_over: false };
@@ -400,7 +429,8 @@ impl Step<'_> {
                     if is_stuck(ordinal, seen) {
                         intent.replaced.insert(pod.clone(), uid.clone());
                     }
-                    intent.doing.push(format!("{pod} gets a new template"));
+                    let why = if is_stalled { ", and keeps its shards until then: nobody takes them" } else { "" };
+                    intent.doing.push(format!("{pod} gets a new template{why}"));
                     return Turn { partition: Some(ordinal), is_over: false };
                 }
                 // It has its template, and nothing here can bring it a node.

@@ -7,6 +7,7 @@
 //! a higher term. (Of operators only one leads, by its lease, and one that has lost it ends.)
 
 use crate::admin::{Name, PipelineShards, ShardRow, StandbyRow};
+use crate::departures::Departures;
 use crate::erasure::{self, Progress};
 use crate::fleet::{Fleet, Shard};
 use crate::freshness::Freshness;
@@ -288,6 +289,11 @@ impl Plans {
         Some(shards(&state.heard, &state.lags))
     }
 
+    /// Asks for the reconciliation of a tenant.
+    pub(crate) fn ask_tenant(&self, tenant: &Name) {
+        (self.asks.tenant)(&tenant.namespace, &tenant.name);
+    }
+
     /// What is known of a pipeline's tenant, and of which generation of it.
     pub(crate) fn standing(&self, uid: &str, tenant: &str) -> Option<(Id, Standing)> {
         self.locked().get(uid)?.shared.locked().tenants.get(tenant).cloned()
@@ -357,6 +363,13 @@ struct Basis {
     erasures: BTreeMap<String, Progress>,
     /// Of so many tenants, what is erased is not over yet.
     erased_ahead: usize,
+}
+
+/// What is remembered from one look at reports to the next.
+#[derive(Default)]
+struct Memory {
+    unowned: Unowned,
+    departures: Departures,
 }
 
 /// Shards without an owner, since when, and who had them: in a handoff there is none for a moment, until the next one reports.
@@ -439,7 +452,7 @@ impl Worker {
 
     /// Until it is stopped. Only what cannot be mended by trying again is an error.
     fn go_on(&self, planning: &mut Planning) -> Result<(), LogError> {
-        let (mut is_leading, mut basis, mut unowned) = (false, Basis::default(), Unowned::default());
+        let (mut is_leading, mut basis, mut memory) = (false, Basis::default(), Memory::default());
         loop {
             let wishes = {
                 let state = self.shared.locked();
@@ -454,7 +467,8 @@ impl Worker {
                 _ => {}
             }
             is_leading = wishes.is_some();
-            match planning.turn(&wishes.unwrap_or_default(), self.now_ms()) {
+            let wishes = wishes.unwrap_or_default();
+            match planning.turn(&wishes, self.now_ms()) {
                 Ok(Turn::Replaced { term }) => {
                     tracing::warn!(
                         pipeline = self.access.topics.pipeline,
@@ -465,7 +479,7 @@ impl Worker {
                     self.shared.pause(PAUSE);
                 }
                 Ok(turn) => {
-                    if let Err(error) = self.tell(planning, &turn, &mut unowned) {
+                    if let Err(error) = self.tell(planning, &turn, &wishes, &mut memory) {
                         self.meets(&error);
                     }
                     if let Err(error) = self.tenants(planning, &mut basis) {
@@ -582,7 +596,7 @@ impl Worker {
 
     /// # Errors
     /// [`LogError`]: nobody was heard, and it is not they who are silent.
-    fn tell(&self, planning: &Planning, turn: &Turn, unowned: &mut Unowned) -> Result<(), LogError> {
+    fn tell(&self, planning: &Planning, turn: &Turn, wishes: &Wishes, memory: &mut Memory) -> Result<(), LogError> {
         let (heard, now_ms) = match turn {
             Turn::Hearing | Turn::Replaced { .. } => return Ok(()),
             Turn::NoWorkers => (Heard { fleet: Some(Fleet::default()), problem: None }, self.now_ms()),
@@ -593,7 +607,9 @@ impl Worker {
                 }
                 let now_ms = self.now_ms();
                 let mut fleet = Fleet::of(planning.view(), outcome, planning.is_leading(), now_ms);
-                unowned.bridge(&mut fleet, now_ms);
+                memory.unowned.bridge(&mut fleet, now_ms);
+                let stalled = memory.departures.look(&wishes.leaving, &fleet, &outcome.pending, now_ms);
+                fleet.stalled = stalled;
                 (Heard { fleet: Some(fleet), problem: None }, now_ms)
             }
         };

@@ -42,8 +42,8 @@ pub struct Outcome {
     pub freshness: Option<Freshness>,
     /// Why it is not: a reason, and a message.
     pub unheard: Option<(Reason, String)>,
-    /// Pods that do not end.
-    pub lost: Vec<String>,
+    /// Pods that do not end; whether each has a volume of its own.
+    pub lost: BTreeMap<String, bool>,
     /// Pods with a volume for which no node is found, and the scheduler's words.
     pub unplaced: BTreeMap<String, String>,
     /// What is wrong with shards that a person has moved.
@@ -185,9 +185,10 @@ fn said(
     let moving = outcome.fleet.as_ref().map_or(0, |fleet| fleet.moving);
     let (status, reason, message) = match &wrong {
         _ if outcome.deleting.is_some() => ("True", Reason::Deleting, outcome.deleting.clone().unwrap_or_default()),
+        // What is under way goes on, whatever else is wrong.
+        _ if !outcome.doing.is_empty() => ("True", Reason::WorkersChanging, outcome.doing.join("; ")),
         Some(_) => ("False", Reason::NothingToDo, String::new()),
         None if outcome.topics.is_some() => ("True", Reason::TopicsNotReady, of_topics(outcome)),
-        None if !outcome.doing.is_empty() => ("True", Reason::WorkersChanging, outcome.doing.join("; ")),
         None if !waiting.is_empty() => ("True", Reason::WorkersStarting, waiting.join("; ")),
         None if moving > 0 => ("True", Reason::ShardsMoving, "shards move to where they belong".to_owned()),
         None => ("False", Reason::NothingToDo, String::new()),
@@ -334,11 +335,16 @@ fn ignored(outcome: &Outcome) -> Option<(Reason, String)> {
 /// Workers that Kubernetes waits for in vain.
 fn lost(outcome: &Outcome) -> Option<(Reason, String)> {
     let mut messages = Vec::new();
-    if !outcome.lost.is_empty() {
-        messages.push(format!(
-            "{} should have ended and did not: its node may be lost; others have its shards; it starts again when the node is back or its Node object is deleted, or, with storage.onLostNode: Recreate, without its volume",
-            outcome.lost.join(", ")
-        ));
+    let without_volume = ", or, with storage.persistentVolumeClaim.onLostNode: Recreate, without its volume";
+    for (has_volume, way_out) in [(true, without_volume), (false, "")] {
+        let lost: Vec<&str> =
+            outcome.lost.iter().filter(|(_, has)| **has == has_volume).map(|(pod, _)| pod.as_str()).collect();
+        if !lost.is_empty() {
+            messages.push(format!(
+                "{} should have ended and did not: its node may be lost; others have its shards; it starts again when the node is back or its Node object is deleted{way_out}",
+                lost.join(", ")
+            ));
+        }
     }
     messages.extend(outcome.unplaced.iter().map(|(pod, why)| {
         let why: String = why.chars().take(LONGEST_WORDS).collect();
@@ -480,14 +486,17 @@ mod tests {
                 && message.contains("delete PersistentVolumeClaim data-orders-action-0 and the Pod"),
             "{message}"
         );
-        let outcome = Outcome { lost: vec!["orders-action-1".to_owned()], ..known(2, 2) };
-        let said = status(&pipeline(&json!({})), &outcome, &at(1));
-        assert_eq!(short(&said)[2], "Degraded True WorkerLost");
-        assert!(
-            said.conditions[2].message.starts_with("orders-action-1 should have ended"),
-            "{:?}",
-            said.conditions[2]
-        );
+        let said = |lost: &[(&str, bool)]| {
+            let lost = lost.iter().map(|(pod, has_volume)| ((*pod).to_owned(), *has_volume)).collect();
+            let said = status(&pipeline(&json!({})), &Outcome { lost, ..known(2, 2) }, &at(1));
+            assert_eq!(short(&said)[2], "Degraded True WorkerLost");
+            said.conditions[2].message.clone()
+        };
+        let (bound, free) = (said(&[("orders-action-1", true)]), said(&[("orders-unify-0", false)]));
+        assert!(bound.starts_with("orders-action-1 should have ended"), "{bound}");
+        assert!(bound.contains("storage.persistentVolumeClaim.onLostNode: Recreate"), "{bound}");
+        assert!(free.ends_with("or its Node object is deleted"), "what it does not have is no way out: {free}");
+        assert_eq!(said(&[("orders-unify-0", false), ("orders-action-1", true)]), format!("{bound}; {free}"));
     }
 
     /// Every shard owned by its stage's first worker, and followed by its second.
@@ -594,6 +603,10 @@ mod tests {
         let said = status(&pipeline(&json!({})), &doing, &at(1));
         assert_eq!(short(&said)[1], "Progressing True WorkersChanging");
         assert_eq!(said.conditions[1].message, "shards leave orders-action-1");
+        // It goes on, whatever else is refused.
+        let refused = Outcome { trouble: Some((Reason::ObjectRefused, "a Service".to_owned())), ..doing };
+        let said = status(&pipeline(&json!({})), &refused, &at(1));
+        assert_eq!(short(&said)[1..3], ["Progressing True WorkersChanging", "Degraded True ObjectRefused"]);
     }
 
     fn waits(oldest_ms: Option<u64>) -> Freshness {

@@ -9,6 +9,7 @@
 //! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts. How far an erasure is ([`crate::erasure`]) it does count, and is
 //! written every few seconds at most.
 
+use crate::admin::Name;
 use crate::controller::{Context, api, readable, tell_status};
 use crate::erasure::{self, Course, Progress};
 use crate::reason::Reason;
@@ -164,6 +165,19 @@ fn hash(key: &SecretKey, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result
     Ok(Sha256::digest(text.as_bytes()).into())
 }
 
+fn name(tenant: &Tenant) -> Name {
+    Name { namespace: tenant.namespace().unwrap_or_default(), name: tenant.name_any() }
+}
+
+fn pipeline_of(tenant: &Tenant) -> Name {
+    Name { name: tenant.spec.pipeline_ref.name.clone(), ..name(tenant) }
+}
+
+fn says_that_it_is_missing(tenant: &Tenant) -> bool {
+    let mut said = tenant.status.iter().flat_map(|status| &status.conditions);
+    said.any(|it| it.type_ == EFFECTIVE && it.reason == Reason::PipelineMissing.as_str())
+}
+
 /// All tenants and their Secrets, as the API server has them.
 pub(crate) struct Registry {
     tenants: Store<Guarded>,
@@ -203,6 +217,13 @@ impl Registry {
             }
         }
         Some(wanted)
+    }
+
+    /// Tenants whose pipelines are not there, and that do not say so yet.
+    pub(crate) fn orphans(&self, is_there: impl Fn(&Name) -> bool) -> Vec<Name> {
+        let all = self.tenants.state();
+        let tenants = all.iter().filter_map(|guarded| guarded.0.as_ref().ok());
+        tenants.filter(|tenant| !says_that_it_is_missing(tenant) && !is_there(&pipeline_of(tenant))).map(name).collect()
     }
 
     fn note(&self, error: Option<&watcher::Error>) {

@@ -306,7 +306,7 @@ fn report(rows: &[Row], passed: usize, failed: usize) -> String {
         });
         text.push_str(&format!("| {} | {result} | {:.0} s | {fresh}\n", row.name, row.took.as_secs_f64()));
     }
-    text.push_str(&format!("\n{passed} passed, {failed} failed. The last two are that everything came out that the generator knows, once, and that the namespace was deleted with all that was in it.\n\n## What this machine cannot show\n\n- NetworkPolicies are made and not enforced: its network has nobody who does.\n- Delay and loss between nodes: they are namespaces of one kernel, and their clocks are one.\n- Volumes that are bound to a node: its provisioner makes folders that every node sees, so `storage.onLostNode` is shown by unit tests only.\n- How much of a time is the machine's: two cores run three nodes, a control plane, a broker and fourteen processes of ours.\n"));
+    text.push_str(&format!("\n{passed} passed, {failed} failed. The last two are that everything came out that the generator knows, once, and that the namespace was deleted with all that was in it.\n\n## What this machine cannot show\n\n- NetworkPolicies are made and not enforced: its network has nobody who does.\n- Delay and loss between nodes: they are namespaces of one kernel, and their clocks are one.\n- Volumes that are bound to a node: its provisioner makes folders that every node sees, so `storage.persistentVolumeClaim.onLostNode` is shown by unit tests only.\n- How much of a time is the machine's: two cores run three nodes, a control plane, a broker and fourteen processes of ours.\n"));
     text
 }
 

@@ -167,6 +167,44 @@ fn a_stage_whose_other_workers_are_dead_is_mended_by_a_new_template() {
 }
 
 #[test]
+fn a_pod_whose_shards_nobody_takes_is_replaced_with_them() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Reaction;
+    scene.changed(stage);
+    scene.changed(StageName::Action);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec!["orders-reaction-1"], (2, AT_REST)));
+    // The other one is alive, with a password that Kafka takes for no new connection: it never is prepared.
+    scene.fleet.stalled = ["orders-reaction-1".to_owned()].into();
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec!["orders-reaction-1"], (2, 1)));
+    assert!(intent.doing[0].contains("nobody takes them"), "{intent:?}");
+    // It ends, and is still heard; whoever asks now may know nothing of how long it was waited for.
+    scene.of(stage).partition = 1;
+    (scene.of(stage).pods.get_mut(&1).unwrap().is_ending, scene.fleet.stalled) = (true, BTreeSet::new());
+    assert_eq!(scene.plan().sizes[&stage], (2, 1), "it must not come back with the old template");
+    // The next one's shards are taken by the new one, and then it is the other stage's turn.
+    scene.of(stage).pods = pods(&["a", "b"]);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec!["orders-reaction-0"], (2, 1)));
+    (scene.of(stage).pods, scene.of(stage).current) = (pods(&["b", "b"]), "b".to_owned());
+    assert_eq!(leaving(&scene.plan()), ["orders-action-1"]);
+}
+
+#[test]
+fn a_stage_that_cannot_get_smaller_gets_the_template_that_may_mend_it() {
+    let stage = StageName::Reaction;
+    let mut scene = Scene::new(&json!({}), &[(stage, 2)]);
+    scene.of(stage).replicas = 3;
+    scene.of(stage).pods = pods(&["a"; 3]);
+    scene.owns(stage, 2, 2);
+    scene.changed(stage);
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec!["orders-reaction-2"], (3, AT_REST)));
+    scene.fleet.stalled = ["orders-reaction-2".to_owned()].into();
+    let intent = scene.plan();
+    assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec!["orders-reaction-2"], (3, 2)));
+    assert!(intent.doing[0].ends_with("; those who are to stay do not take them"), "{intent:?}");
+}
+
+#[test]
 fn a_stage_that_gets_smaller_in_the_middle_of_a_change_gets_smaller_first() {
     let stage = StageName::Action;
     let mut scene = Scene::new(&json!({}), &[(stage, 1)]);
@@ -293,14 +331,20 @@ fn another_change_in_the_middle_of_one_reaches_nobody_by_itself() {
     scene.of(stage).pods = pods(&["a", "b"]);
     // The template that is wanted is not the one that was applied last: it is applied with the partition above all.
     scene.of(stage).template_hash = "other".to_owned();
-    let intent = scene.plan();
+    let mut intent = scene.plan();
     assert_eq!((leaving(&intent), intent.sizes[&stage]), (vec![], (2, AT_REST)));
+    // That is something to do, once it is applied: whoever waits for the end of the change must not take this for it.
+    intent.note_templates(&scene.seen, &[]);
+    assert_eq!(intent.doing, Vec::<String>::new(), "it was refused");
+    intent.note_templates(&scene.seen, &scene.objects.stateful_sets);
+    assert_eq!(intent.doing, ["unify gets a new template"]);
     // Nor before the status is about it: it may tell of the change before, which some have.
     let mut scene = Scene::new(&json!({}), &[]);
     scene.changed(stage);
     scene.of(stage).is_observed = false;
     scene.of(stage).pods = pods(&["a", "b"]);
     assert_eq!(scene.plan().sizes[&stage], (2, AT_REST));
+    assert_eq!(scene.plan().doing, ["Kubernetes has not looked yet at what was changed of unify"]);
     scene.of(stage).partition = 1;
     scene.of(stage).pods = pods(&["a", "a"]);
     scene.changed(StageName::Gateway);
@@ -543,6 +587,7 @@ fn a_worker_whose_node_is_lost_is_told_of_and_recreated_if_that_is_wanted() {
         (intent.lost, intent.recreated)
     };
     let name = "orders-action-1".to_owned();
-    assert_eq!(lost("Wait"), (vec![name.clone()], BTreeMap::new()));
-    assert_eq!(lost("Recreate"), (vec![name.clone()], BTreeMap::from([(name, "u".to_owned())])));
+    let told = BTreeMap::from([(name.clone(), true)]);
+    assert_eq!(lost("Wait"), (told.clone(), BTreeMap::new()));
+    assert_eq!(lost("Recreate"), (told, BTreeMap::from([(name, "u".to_owned())])));
 }

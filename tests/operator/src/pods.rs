@@ -210,6 +210,28 @@ fn tenants_come_change_and_go_without_a_restart() {
 }
 
 #[test]
+fn a_tenant_whose_pipeline_has_gone_says_so() {
+    let scene = Scene::with_secret("orphaned");
+    scene.keys(&json!({"one": "the-key"}));
+    // With a finalizer: who asks while it is held hears of a pipeline that is there.
+    scene.pipeline(&json!({"shards": 1, "topicDeletionPolicy": "Delete", "stages": {"gateway": {"replicas": 1}}}));
+    scene.tenant("acme", &["one"], &json!({}));
+    let said = |expected: &str| {
+        scene.until(expected, || {
+            let it = scene.get("tenant", "acme")["status"]["conditions"][0].clone();
+            let text = |field: &str| it[field].as_str().unwrap_or_default().to_owned();
+            ((format!("{} {}", text("status"), text("reason")) == expected).then_some(()), it.to_string())
+        });
+    };
+    said("False NoGateways");
+    let mut pods = Pods::default();
+    pods.start(&scene, "gateway", 0);
+    said("True Known");
+    scene.kubectl(&["delete", "mip", "orders", "--timeout=60s"], "");
+    said("False PipelineMissing");
+}
+
+#[test]
 fn an_operator_that_starts_while_a_specification_has_problems_revokes_keys_and_replaces_who_dies() {
     let scene = Scene::new("problems");
     scene.secret(Mongo::shared().unwrap().uri());
