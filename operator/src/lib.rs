@@ -20,6 +20,7 @@
 pub mod admin;
 mod apply;
 pub mod build;
+pub mod change;
 pub mod client;
 pub mod controller;
 mod deletion;
