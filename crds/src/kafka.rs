@@ -60,11 +60,16 @@ pub struct Kafka {
     #[serde(default)]
     pub retention: Retention,
 
-    /// Further properties of the client, by librdkafka's names, over Millstream's defaults. What its guarantees rest on is refused.
+    /// Further properties of the client, by librdkafka's names, over Millstream's defaults. What its guarantees rest on is refused, and what belongs into `tls` and `sasl`: what stands here can be read by everybody who may read the resource or its ConfigMaps.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[x_kube(validation = Rule::new(NOT_OF_SECURITY).message(NOT_OF_SECURITY_MESSAGE))]
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
     pub properties: BTreeMap<String, String>,
 }
+
+/// As the worker has them (`worker/stores/src/kafka/config.rs`).
+const NOT_OF_SECURITY: &str = "self.all(name, !name.startsWith('security.') && !name.startsWith('sasl.') && !name.startsWith('ssl.') && !name.startsWith('enable.sasl.') && !name.startsWith('enable.ssl.') && !name.startsWith('https.'))";
+const NOT_OF_SECURITY_MESSAGE: &str = "settings of security would be in the clear here, and count over the others: set kafka.tls (instead of ssl.*, security.*) and kafka.sasl (instead of sasl.*), which take passwords and keys from Secrets";
 
 fn three() -> i32 {
     3
