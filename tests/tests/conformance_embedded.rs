@@ -3,7 +3,7 @@
 
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, TopicPartition};
-use millstream_shard::objects::ObjectStore;
+use millstream_shard::objects::{ObjectStore, Put, When};
 use millstream_shard::state::StateStore;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
@@ -234,6 +234,40 @@ mod killed {
         for id in 0..20 {
             let document = store.get("acme", "users", &id.to_string()).unwrap().unwrap();
             assert!(document.revision >= last, "{} < {last}", document.revision);
+        }
+    }
+
+    /// What an object has in it that was uploaded as this one.
+    fn object(number: u64) -> Vec<u8> {
+        number.to_le_bytes().repeat(50_000)
+    }
+
+    #[test]
+    #[ignore = "runs as a child of another test, which kills it"]
+    fn child_objects() {
+        let Some(folder) = folder() else { return };
+        let store = FolderObjects::open(&folder).unwrap();
+        for number in 0.. {
+            let content = object(number);
+            store.upload(&format!("{}/{number}", number % 7), content.len() as u64, &mut content.as_slice()).unwrap();
+            say(&number.to_string());
+        }
+    }
+
+    #[test]
+    fn every_object_is_there_as_a_whole_and_the_lock_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = kill_after("child_objects", folder.path(), 150);
+        let store = FolderObjects::open(folder.path()).unwrap();
+        let listed = store.list("", None).unwrap();
+        assert!(listed.len() >= said.len(), "{} of {}", listed.len(), said.len());
+        for listed in listed {
+            let number = listed.name.rsplit('/').next().unwrap().parse().unwrap();
+            assert!(store.get(&listed.name).unwrap().unwrap().content == object(number), "{}", listed.name);
+        }
+        for number in said {
+            let name = format!("{}/{number}", number.parse::<u64>().unwrap() % 7);
+            assert_eq!(store.put(&name, b"", &When::Absent).unwrap(), Put::Refused, "{name} was acknowledged");
         }
     }
 

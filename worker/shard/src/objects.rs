@@ -7,6 +7,7 @@
 //!   goes on: each of them says who wrote it.
 //! - Names are `/`-separated segments of letters, digits, `.`, `-`, `_` and `=`, of at most [`LONGEST_SEGMENT`] bytes each and [`LONGEST_NAME`] in all; none is `.` or `..`. Lists are in order of bytes,
 //!   and leave out what has no such name: somebody else has put it there.
+//! - Below an object there is none: who writes `a` never writes `a/b`. Not every store lists both.
 
 use std::io::Read;
 

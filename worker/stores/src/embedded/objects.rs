@@ -1,6 +1,6 @@
 //! The object store in a folder: for one machine, and for users' tests.
 //!
-//! Each object is a file, `<name>~`, so that `a` and `a/b` can both be there. It is written beside, synced, and renamed: a process that is killed leaves a file in `~uploads`, which is deleted when the
+//! Each object is a file, `<name>~`, by which it is told from what else may be in the folder. It is written beside, synced, and renamed: a process that is killed leaves a file in `~uploads`, which is deleted when the
 //! folder is opened a day later. Whoever looks what is there before it writes, writes, or deletes holds a lock on the folder, which all processes of this machine respect; on a network's file system
 //! they may not.
 
