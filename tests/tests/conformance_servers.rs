@@ -1,13 +1,15 @@
-//! The conformance suites against real servers: Apache Kafka, and a MongoDB-compatible server.
+//! The conformance suites against real servers: Apache Kafka, a MongoDB-compatible server, and MinIO for S3.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError, Outgoing, Retention, TopicPartition};
+use millstream_shard::objects::ObjectStore;
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::mongo::{MongoConfig, MongoDocuments};
-use millstream_tests::conformance::{documents, noise, reader, unique};
-use millstream_tests::servers::{Kafka, Mongo};
+use millstream_stores::s3::{Encryption, S3Config, S3Objects};
+use millstream_tests::conformance::{documents, noise, objects, reader, unique};
+use millstream_tests::servers::{Kafka, Minio, Mongo};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -57,6 +59,23 @@ impl documents::Subject for OnMongo {
     }
 }
 
+struct OnMinio(S3Config);
+
+fn minio() -> OnMinio {
+    OnMinio(Minio::shared().unwrap().config("conformance"))
+}
+
+/// Versions are other ones then.
+fn encrypting_minio() -> OnMinio {
+    OnMinio(S3Config { encryption: Encryption::Kms { key: None }, ..minio().0 })
+}
+
+impl objects::Subject for OnMinio {
+    fn open(&self) -> Arc<dyn ObjectStore> {
+        Arc::new(S3Objects::new(self.0.clone()).unwrap())
+    }
+}
+
 mod log_on_kafka {
     millstream_tests::log_conformance!(super::kafka());
 }
@@ -68,6 +87,17 @@ mod documents_on_mongo {
 mod documents_on_mongo_without_bulk_write {
     millstream_tests::document_conformance!(super::old_mongo());
 }
+
+mod objects_on_minio {
+    millstream_tests::object_conformance!(super::minio());
+}
+
+mod objects_on_minio_encrypted {
+    millstream_tests::object_conformance!(super::encrypting_minio());
+}
+
+#[path = "on_servers/s3.rs"]
+mod s3;
 
 /// What only real servers can do: stop, hang, and have indexes of other people.
 mod trouble {
@@ -89,7 +119,7 @@ mod trouble {
     }
 
     /// Returns when every thread has stopped: the signal is on its way for a while on a busy machine.
-    fn stop(server: &Server) {
+    pub(super) fn stop(server: &Server) {
         signal(server, "STOP");
         eventually("every thread stops", || {
             let threads = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();

@@ -1,7 +1,9 @@
 //! `servers install` puts the test servers into the cache; `servers run` starts them until its standard input closes.
 
 use anyhow::{Result, bail};
-use millstream_tests::servers::{Kafka, Mongo, install_helm, install_kafka, install_kubernetes, install_mongo};
+use millstream_tests::servers::{
+    Kafka, Mongo, install_helm, install_kafka, install_kubernetes, install_minio, install_mongo,
+};
 use std::io::Read;
 
 const USAGE: &str = "usage: servers install          fetch and build the test servers into the cache
@@ -25,6 +27,7 @@ fn main() -> Result<()> {
 fn install() -> Result<()> {
     println!("kafka: {}", install_kafka()?.display());
     println!("mongo: {}", install_mongo()?.display());
+    println!("minio: {}", install_minio()?.display());
     println!("kubernetes: {}", install_kubernetes()?.display());
     println!("helm: {}", install_helm()?.display());
     Ok(())

@@ -19,6 +19,9 @@ const HELM_VERSION: &str = "3.19.5";
 /// Of the versions that Kubernetes is built with, so that most of it is compiled once.
 const HELM: [(&str, &str); 2] =
     [("go.mod", include_str!("../../cluster/helm/go.mod")), ("go.sum", include_str!("../../cluster/helm/go.sum"))];
+/// It has no version that Go knows; its commit of 2026-02-12.
+const MINIO_VERSION: &str = "v0.0.0-20260212201848-7aac2a2c5b7c";
+const GO: &str = "install Go 1.24 or newer from https://go.dev/dl, for Debian 12 has an older one";
 const POM: &str = include_str!("../../servers/kafka/pom.xml");
 
 /// The folder with Kafka's jars; fetches them when they are not there yet (about 45 MB, by Maven).
@@ -92,6 +95,28 @@ pub fn install_helm() -> Result<PathBuf> {
     install_go_program(&format!("helm-{HELM_VERSION}"), &HELM, package, "helm", &format!("-s -w{said}"))
 }
 
+/// `minio`, which speaks S3; builds it when it is not there yet (about 5 minutes on 2 cores).
+///
+/// # Errors
+/// When Go is missing or the build fails.
+pub fn install_minio() -> Result<PathBuf> {
+    let name = format!("minio-{}", MINIO_VERSION.rsplit('-').next().unwrap_or(MINIO_VERSION));
+    let binary = root()?.join(&name).join("minio");
+    once(
+        &name,
+        || binary.is_file(),
+        |folder| {
+            needs("go", "version", GO)?;
+            let (package, flags) =
+                (format!("github.com/minio/minio@{MINIO_VERSION}"), ["-trimpath", "-ldflags", "-s -w"]);
+            let mut command = Command::new("go");
+            command.arg("install").args(flags).arg(package).current_dir(folder);
+            run(command.env("GOBIN", folder).env("CGO_ENABLED", "0"))
+        },
+    )?;
+    Ok(binary)
+}
+
 /// Builds a package of the module of these files as the folder `name` of the cache; the program.
 fn install_go_program(
     name: &str,
@@ -105,7 +130,7 @@ fn install_go_program(
         name,
         || binary.is_file(),
         |folder| {
-            needs("go", "version", "install Go 1.24 or newer from https://go.dev/dl, for Debian 12 has an older one")?;
+            needs("go", "version", GO)?;
             let sources = folder.join("sources");
             std::fs::create_dir(&sources)?;
             for (file, text) in module {

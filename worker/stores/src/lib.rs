@@ -1,4 +1,4 @@
-//! The stores behind the traits of the shard runtime: Kafka, MongoDB, RocksDB, and the embedded ones.
+//! The stores behind the traits of the shard runtime: Kafka, MongoDB, RocksDB, S3, and the embedded ones.
 //!
 //! Each keeps the contract written at its trait in `worker/shard`; one conformance suite (`tests/src/conformance`) runs against all.
 
@@ -6,3 +6,4 @@ pub mod embedded;
 pub mod kafka;
 pub mod mongo;
 pub mod rocks;
+pub mod s3;
