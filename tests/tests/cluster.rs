@@ -153,4 +153,14 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         shop.kubectl(&["delete", "mip", "orders", "--timeout=60s"]);
         until("nothing", || Ok(shop.pods().is_empty().then_some(()))).unwrap();
     });
+    timed("an operator with rights in one namespace only makes a pipeline", || {
+        helm(&shop.kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
+        operator(&shop.kubectl, "install", &["watchNamespace=shop"]);
+        let roles = shop.kubectl.run(&["get", "clusterroles", "-o", "name"], "").unwrap();
+        assert!(!roles.contains("/millstream"), "{roles}");
+        let one = json!({"replicas": 1});
+        shop.apply(&json!({"stages": {"gateway": one, "unify": one, "action": one, "reaction": one}}));
+        shop.ready();
+        shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
+    });
 }
