@@ -5,6 +5,7 @@ use millstream_model::frame::{self, Content};
 use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Envelope, Usage};
 use millstream_plan::plan::{Plan, Version};
+use millstream_plan::status::Role;
 use millstream_plan::view::{Bounds, Duty};
 use millstream_shard::control::Publisher;
 use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
@@ -12,7 +13,7 @@ use millstream_shard::member::Order;
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::planning::{Planning, Wishes};
 use millstream_shard::runtime::{Environment, Limits, Shard};
-use millstream_shard::seat::{Parts, Seat};
+use millstream_shard::seat::{Parts, Seat, Step};
 use millstream_shard::standby::{Acquired, Received, Standby};
 use millstream_shard::state::StateStore as _;
 use millstream_shard::topics::Topics;
@@ -120,6 +121,8 @@ struct Fixture {
     /// By how much the brokers' clock is set back.
     behind_ms: Arc<AtomicU64>,
     deaf: Deafness,
+    /// How often its seats have read something of the changelog.
+    moves: Arc<AtomicU64>,
 }
 
 impl Fixture {
@@ -148,6 +151,7 @@ impl Fixture {
             clock,
             behind_ms: Arc::default(),
             deaf: Deafness::default(),
+            moves: Arc::default(),
         }
     }
 
@@ -172,7 +176,7 @@ impl Fixture {
     }
 
     fn seat(&self, name: &str) -> Seat<Counting> {
-        let folder = self.folder.path().join(name);
+        let (folder, moves) = (self.folder.path().join(name), self.moves.clone());
         Seat::new(Parts {
             name: "unify",
             shard: 0,
@@ -180,6 +184,9 @@ impl Fixture {
             limits: self.limits.clone(),
             make: Box::new(|| Counting),
             open_store: Box::new(move || Ok(Arc::new(RocksState::open(&folder, &Resources::new(1 << 20))?))),
+            moves: Arc::new(move || {
+                moves.fetch_add(1, Ordering::Relaxed);
+            }),
         })
     }
 
@@ -557,6 +564,28 @@ fn a_standby_does_not_take_over_a_changelog_that_was_made_again_under_it() {
     let errors = [seat.step(&order(Duty::TakeOver)), seat.step(&order(Duty::TakeOver))];
     let [Err(_), Err(ShardError::Stopped(message))] = errors else { panic!("{errors:?}") };
     assert!(message.contains("the local state is kept"), "{message}");
+}
+
+#[test]
+fn a_standby_that_has_just_opened_says_how_far_it_is_behind_and_moves_while_it_catches_up() {
+    let fixture = Fixture::new();
+    let mut owner = fixture.open_at("a").unwrap();
+    for _ in 0..50 {
+        fixture.send(&["x"], 0);
+        run(&mut owner, 1);
+    }
+    let mut seat = fixture.seat("b");
+    let order = |prepare| Order { duty: Duty::Standby { prepare, soon: prepare }, ..Order::default() };
+    let (_, end) = fixture.log.bounds(&TopicPartition::new(fixture.topics.changelog("unify"), 0)).unwrap();
+    assert!(matches!(seat.step(&order(false)).unwrap(), Step::Opened));
+    let status = seat.status();
+    assert_eq!((status.role, status.lag, status.prepared), (Role::Standby, end, None));
+    assert!(end > 50, "a plan does not take it for warm");
+    fixture.pass(500);
+    seat.step(&order(true)).unwrap();
+    let status = seat.status();
+    assert_eq!((status.role, status.lag, status.prepared.is_some()), (Role::Standby, 0, true));
+    assert!(fixture.moves.load(Ordering::Relaxed) > 3, "one step has read it all, and did not hang");
 }
 
 /// What the owner has stored and the log does not have cannot be read again from a changelog without its beginning: one batch too many is better than nothing.

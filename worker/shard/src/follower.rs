@@ -52,7 +52,11 @@ pub struct Follower {
     forget: Option<Forget>,
     pending: Pending,
     pending_bytes: usize,
+    moves: Moves,
 }
+
+/// Told each time that something was read: a long changelog takes its time.
+pub type Moves = Arc<dyn Fn() + Send + Sync>;
 
 type Pending = HashMap<StateKey, Option<Vec<u8>>, Xxh3DefaultBuilder>;
 
@@ -108,7 +112,13 @@ impl Follower {
             forget: None,
             pending: Pending::default(),
             pending_bytes: 0,
+            moves: Arc::new(|| {}),
         })
+    }
+
+    /// Tells when it reads something.
+    pub fn tell(&mut self, moves: Moves) {
+        self.moves = moves;
     }
 
     /// Reads everything that is visible now: asks the partition's leader for the end, and follows until the reader is there.
@@ -198,6 +208,9 @@ impl Follower {
             }
         })?;
         self.looks += u64::from(messages < MESSAGES);
+        if messages > 0 {
+            (self.moves)();
+        }
         for step in steps {
             self.apply(step)?;
         }

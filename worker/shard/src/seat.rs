@@ -16,7 +16,7 @@
 //! **A release goes first**: whoever is to take a shard over looks whether it was released to its client already; that client must go on, and a takeover would only
 //! cost a second. After any error the seat is closed, its clients are dropped (ownership rule 6), and the next step opens it again.
 
-use crate::follower;
+use crate::follower::{self, Moves};
 use crate::hearing::{Hearing, Listened};
 use crate::log::TopicPartition;
 use crate::member::Order;
@@ -56,6 +56,8 @@ pub struct Parts<S> {
     pub make: MakeStage<S>,
     /// The local store.
     pub open_store: OpenStore,
+    /// Told when something is read of the changelog: a step that reads much takes long, and does not hang.
+    pub moves: Moves,
 }
 
 enum Place<S: Stage> {
@@ -192,6 +194,8 @@ impl<S: Stage> Seat<S> {
             }
             Duty::Standby { .. } | Duty::Release { .. } => {
                 let standby = self.open((self.parts.open_store)()?)?;
+                // Before it counts as one: who has just opened it may have all of the changelog to read.
+                (self.lag, self.lag_noted_ms) = (standby.lag()?, self.parts.environment.clock.now_ms());
                 Ok((Place::Standby(standby), Step::Opened))
             }
         }
@@ -213,8 +217,10 @@ impl<S: Stage> Seat<S> {
 
     fn open(&mut self, store: Arc<dyn StateStore>) -> Result<Box<Standby>, ShardError> {
         self.hearing.begin();
-        let Parts { name, shard, environment, .. } = &self.parts;
-        Standby::open(name, *shard, environment.clone(), store).map(Box::new)
+        let Parts { name, shard, environment, moves, .. } = &self.parts;
+        let mut standby = Standby::open(name, *shard, environment.clone(), store)?;
+        standby.tell(moves.clone());
+        Ok(Box::new(standby))
     }
 
     fn standby(&mut self, mut standby: Box<Standby>, order: &Order) -> Result<(Place<S>, Step), ShardError> {
@@ -236,10 +242,11 @@ impl<S: Stage> Seat<S> {
     }
 
     fn follow(&mut self, mut standby: Box<Standby>, prepare: bool, soon: bool) -> Result<(Place<S>, Step), ShardError> {
-        let now_ms = self.parts.environment.clock.now_ms();
         if prepare {
+            // It may have to read much first. What is reported meanwhile is how far it was behind before.
             standby.prepare()?;
         }
+        let now_ms = self.parts.environment.clock.now_ms();
         if soon {
             standby.prefetch(now_ms)?;
         } else {

@@ -5,7 +5,7 @@
 //!
 //! While it follows, it makes its local state safe now and then, in the background: after a crash there is no more to read again than an owner would have.
 
-use crate::follower::Follower;
+use crate::follower::{Follower, Moves};
 use crate::hearing::Listened;
 use crate::inputs::Inputs;
 use crate::log::TopicPartition;
@@ -87,6 +87,11 @@ impl Standby {
             prepared_ms: 0,
             inputs: None,
         })
+    }
+
+    /// Tells when it reads something.
+    pub fn tell(&mut self, moves: Moves) {
+        self.follower.tell(moves);
     }
 
     /// Reads what comes within `wait`.

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 /// After so many polls without input, about a second, a shard that had stopped counts as working again. Before, the input that stopped it
 /// may only not have been fetched yet.
 const QUIET_POLLS: u32 = 10;
-/// An owner whose thread has not moved for so long hangs, and is told as none: much longer than a batch takes.
+/// An owner, or a standby that is to own the shard, whose thread has not moved for so long hangs, and is told as none: much longer than a batch takes. Whoever reads a changelog moves.
 const HANGS: Duration = Duration::from_secs(120);
-/// An attempt to open a shard that has taken so long is told as one that fails: it may hang, and others may be quicker.
+/// An attempt to open a shard that has taken so long is told as one that fails: it may hang, and others may be quicker. A standby that nobody needs yet hangs when it has not moved for as long.
 const OPENS_LONG: Duration = Duration::from_secs(600);
 /// An attempt to open a shard that has gone on for so long is not failing, whatever the one before did: it may be reading a long changelog.
 const GOES_ON: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ pub struct Desk {
     pub stage: &'static str,
     /// Its number.
     pub shard: u32,
-    /// After so long without a step an owner hangs.
+    /// After so long without a move an owner hangs, and whoever is to be one.
     hangs: Duration,
     inner: Mutex<Inner>,
     ordered: Condvar,
@@ -91,6 +91,10 @@ struct Inner {
     is_deaf: bool,
     /// When its thread began its newest step; none before the first, nor while it pauses after a failure.
     stepped: Option<Instant>,
+    /// When that came on last.
+    moved: Option<Instant>,
+    /// During that step, it was to own the shard at some time.
+    is_to_own: bool,
     /// Nobody is to wait for an order any more.
     is_awake: bool,
 }
@@ -114,6 +118,8 @@ impl Desk {
             heard: Listened::default(),
             is_deaf: false,
             stepped: None,
+            moved: None,
+            is_to_own: false,
             is_awake: false,
         };
         Desk { stage, shard, hangs: HANGS, inner: Mutex::new(inner), ordered: Condvar::new() }
@@ -146,6 +152,7 @@ impl Desk {
             if inner.condition == Condition::Closed && order.duty != Duty::Nothing {
                 inner.condition = Condition::Opening;
             }
+            inner.is_to_own |= owns(&order.duty);
             inner.order = order;
             self.ordered.notify_all();
         }
@@ -162,7 +169,6 @@ impl Desk {
     pub fn wait_for_other_duty(&self, pause: Duration) {
         let inner = self.lock();
         let than = inner.order.duty.clone();
-        let owns = |duty: &Duty| matches!(duty, Duty::Own | Duty::TakeOver);
         self.wait_while(inner, pause, |order| order.duty == than || (owns(&order.duty) && owns(&than)));
     }
 
@@ -188,7 +194,16 @@ impl Desk {
 
     /// Notes that its thread begins a step.
     pub fn steps(&self) {
-        self.lock().stepped = Some(Instant::now());
+        let mut inner = self.lock();
+        inner.is_to_own = owns(&inner.order.duty);
+        inner.stepped = Some(Instant::now());
+        inner.moved = inner.stepped;
+    }
+
+    /// Notes that its step, however long it takes, comes on.
+    pub fn moves(&self) {
+        let mut inner = self.lock();
+        inner.moved = inner.stepped.map(|_| Instant::now());
     }
 
     /// How it fares, for readiness.
@@ -279,6 +294,7 @@ impl Desk {
             }
             // Opening it may have taken long.
             inner.stepped = inner.stepped.map(|_| Instant::now());
+            inner.moved = inner.stepped;
         }
         // A shard that was owned does not begin anew, whoever looks for its changelog next.
         let epoch = status.epoch.max(inner.status.epoch);
@@ -286,7 +302,8 @@ impl Desk {
         is_lost
     }
 
-    /// What to report; nothing of a shard that is closed and has no trouble. An owner that hangs is none: what it would still commit, its successor fences.
+    /// What to report; nothing of a shard that is closed and has no trouble. An owner that hangs is none: what it would still commit, its successor fences. Nor is a standby that does: others must
+    /// not wait for it.
     pub fn status(&self) -> Option<ShardStatus> {
         self.status_at(Instant::now())
     }
@@ -300,10 +317,12 @@ impl Desk {
         }
         let condition = match &inner.condition {
             Condition::Closed => return None,
-            _ if inner.is_opening_for(OPENS_LONG, now) => {
-                "it takes long to open: look whether its disk hangs".to_owned()
+            _ if inner.opens_for(OPENS_LONG, now) => {
+                let (status, condition) = (inner.status.clone(), "it takes long to open: look whether its disk hangs");
+                let condition = condition.to_owned();
+                return Some(ShardStatus { role: Role::Opening, condition, prepared: None, unread, ..status });
             }
-            _ if inner.is_opening_for(GOES_ON, now) => String::new(),
+            _ if inner.opens_for(GOES_ON, now) => String::new(),
             Condition::Hampered(message)
             | Condition::Retrying(message)
             | Condition::Away(message)
@@ -397,9 +416,15 @@ impl Desk {
     }
 
     fn hangs(&self, inner: &Inner, now: Instant) -> Option<String> {
-        let hangs = inner.status.role == Role::Owner && inner.has_stepped_for(self.hangs, now);
-        let seconds = inner.stepped.map_or(0, |stepped| now.saturating_duration_since(stepped).as_secs());
-        hangs.then(|| format!("its thread has not moved for {seconds} s: look whether the disk of its state hangs"))
+        let bound = match inner.status.role {
+            Role::Owner => self.hangs,
+            Role::Standby if inner.is_to_own => self.hangs,
+            Role::Standby => OPENS_LONG.max(self.hangs),
+            Role::Opening => return None,
+        };
+        let still = inner.moved.map(|moved| now.saturating_duration_since(moved)).filter(|still| *still > bound)?;
+        let seconds = still.as_secs();
+        Some(format!("its thread has not moved for {seconds} s: look whether the disk of its state hangs"))
     }
 
     /// Does this process own the shard?
@@ -429,14 +454,16 @@ impl Inner {
         self.condition = condition;
     }
 
-    fn is_opening_for(&self, longer_than: Duration, now: Instant) -> bool {
-        self.status.role == Role::Opening && self.has_stepped_for(longer_than, now)
+    /// Has its newest step taken longer than this to open the shard, or to take it over?
+    fn opens_for(&self, longer_than: Duration, now: Instant) -> bool {
+        let opens = self.status.role == Role::Opening || (self.status.role == Role::Standby && self.is_to_own);
+        opens && self.stepped.is_some_and(|stepped| now.saturating_duration_since(stepped) > longer_than)
     }
+}
 
-    /// Has its newest step taken longer than this?
-    fn has_stepped_for(&self, longer_than: Duration, now: Instant) -> bool {
-        self.stepped.is_some_and(|stepped| now.saturating_duration_since(stepped) > longer_than)
-    }
+/// To own a shard, it may have to be taken over first.
+fn owns(duty: &Duty) -> bool {
+    matches!(duty, Duty::Own | Duty::TakeOver)
 }
 
 /// A shard whose thread has ended, in whatever way, does not work any more.
@@ -507,8 +534,68 @@ mod tests {
         let told = desk.status_at(now + HANGS + Duration::from_secs(1)).unwrap();
         assert_eq!((told.role, told.epoch), (Role::Opening, 7));
         assert!(told.condition.contains("has not moved for 12"), "{}", told.condition);
-        desk.report(ShardStatus { role: Role::Standby, ..ShardStatus::default() });
-        assert_eq!(desk.status_at(now + HANGS * 2).unwrap().role, Role::Standby, "a standby may wait");
+    }
+
+    /// Of a standby; what it is told as after so long.
+    fn told(desk: &Desk, after: Duration) -> (Role, String, Option<String>) {
+        let status = desk.status_at(Instant::now() + after).unwrap();
+        (status.role, status.condition, status.prepared)
+    }
+
+    fn standby(duty: Duty) -> Desk {
+        let desk = Desk::new("unify", 0, duty);
+        let prepared = Some("client".to_owned());
+        desk.report(ShardStatus { role: Role::Standby, epoch: 7, prepared, ..ShardStatus::default() });
+        desk.followed();
+        desk.steps();
+        desk
+    }
+
+    #[test]
+    fn a_standby_whose_thread_hangs_while_it_is_to_own_the_shard_is_told_as_none() {
+        let (second, order) = (Duration::from_secs(1), |duty| Order { duty, ..Order::default() });
+        let desk = standby(Duty::TakeOver);
+        assert_eq!(told(&desk, HANGS / 2).0, Role::Standby);
+        let (role, condition, prepared) = told(&desk, HANGS + second);
+        assert_eq!((role, prepared), (Role::Opening, None));
+        assert!(condition.contains("has not moved for 12"), "{condition}");
+        // It hangs already when it is told to, and goes on hanging when another one is.
+        let desk = standby(Duty::Standby { prepare: true, soon: false });
+        assert_eq!(told(&desk, HANGS * 2).0, Role::Standby, "nobody waits for it");
+        for duty in [Duty::Own, Duty::Standby { prepare: false, soon: false }] {
+            desk.set_order(order(duty));
+            assert_eq!(told(&desk, HANGS + second).0, Role::Opening);
+        }
+        desk.steps();
+        assert_eq!(told(&desk, HANGS * 2).0, Role::Standby, "it has moved");
+        assert!(told(&desk, OPENS_LONG + second).1.contains("has not moved for 60"), "a move may wait for it");
+        assert_eq!((told(&desk, OPENS_LONG + second).0, desk.health(STORES)), (Role::Opening, Health::Well));
+    }
+
+    #[test]
+    fn a_standby_that_reads_a_long_changelog_before_it_owns_the_shard_does_not_hang() {
+        let desk = standby(Duty::TakeOver);
+        let long_ago = |ago: Duration| Instant::now().checked_sub(ago);
+        let began = |ago: Duration| {
+            let mut inner = desk.lock();
+            (inner.stepped, inner.moved) = (long_ago(ago), long_ago(ago));
+        };
+        began(HANGS * 2);
+        assert_eq!(told(&desk, Duration::ZERO).0, Role::Opening);
+        desk.moves();
+        assert_eq!(told(&desk, Duration::ZERO), (Role::Standby, String::new(), Some("client".to_owned())));
+        assert_eq!(told(&desk, HANGS + Duration::from_secs(1)).0, Role::Opening, "it does not move any more");
+        // Others may be quicker.
+        began(OPENS_LONG * 2);
+        desk.moves();
+        let (role, condition, _) = told(&desk, Duration::ZERO);
+        assert!(role == Role::Opening && condition.contains("takes long"), "{role:?} {condition}");
+        // Nobody waits for one that is to have a client prepared, and does not own the shard before.
+        desk.set_order(Order { duty: Duty::Standby { prepare: true, soon: true }, ..Order::default() });
+        desk.steps();
+        began(OPENS_LONG * 2);
+        desk.moves();
+        assert_eq!(told(&desk, Duration::ZERO).0, Role::Standby);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::telemetry::Metrics;
 use millstream_plan::plan::ShardId;
 use millstream_plan::unread::Unread;
 use millstream_plan::view::{Bounds, GATEWAY_GONE_MS, Verdict, View};
+use millstream_shard::ShardError;
 use millstream_shard::hearing::Listened;
 use millstream_shard::log::{Log, LogError, TopicPartition};
 use millstream_shard::member::{Member, Now, Profile, Statuses};
@@ -301,7 +302,7 @@ pub struct Membership {
     /// Of this process, but for the claimant.
     environment: Environment,
     desks: Vec<Arc<Desk>>,
-    starters: Vec<Starter>,
+    starters: Vec<(Arc<Desk>, Starter)>,
     shared: Arc<Shared>,
     stop: Arc<Stop>,
     began: Instant,
@@ -315,7 +316,7 @@ impl Membership {
         creation: Arc<Creation>,
         senders: Senders,
         desks: Vec<Arc<Desk>>,
-        starters: Vec<Starter>,
+        starters: Vec<(Arc<Desk>, Starter)>,
         stop: Arc<Stop>,
     ) -> Membership {
         let shared = Arc::new(Shared {
@@ -375,7 +376,9 @@ impl Membership {
             member.known().get(&desk.id()).into_iter().for_each(|unread| desk.was_known(unread.clone()));
         }
         let environment = self.environment.clone();
-        let threads: Vec<_> = self.starters.drain(..).filter_map(|start| started(start(&environment))).collect();
+        let starters = std::mem::take(&mut self.starters);
+        let threads: Vec<_> =
+            starters.into_iter().filter_map(|(desk, start)| started(&desk, start(&environment))).collect();
         let mut leaving_since = None;
         while !self.stop.is_stopped() {
             self.turn(&mut member, &mut leaving_since);
@@ -578,13 +581,36 @@ fn control_read_to(member: &Member) -> u64 {
     member.listened().read_to.first().map_or(0, |(_, read_to)| *read_to)
 }
 
-fn started(thread: std::io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
-    thread.inspect_err(|error| tracing::error!(%error, "cannot start a shard's thread")).ok()
+/// A shard without a thread does not work before its process is restarted, as one whose thread has ended: others must not wait for it.
+fn started(desk: &Desk, thread: std::io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
+    let failed = |error: &std::io::Error| {
+        tracing::error!(stage = desk.stage, shard = desk.shard, %error, "cannot start a shard's thread");
+        desk.fail(ShardError::Stopped(format!("there is no thread for it ({error}): restart the process")));
+    };
+    thread.inspect_err(failed).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::desk::Condition;
     use super::*;
+    use millstream_plan::status::Role;
+    use millstream_plan::view::Duty;
+    use millstream_shard::member::Order;
+
+    /// However it is told to own it, or not.
+    #[test]
+    fn a_shard_whose_thread_cannot_be_started_says_so_and_nobody_waits_for_it() {
+        let desk = Desk::new("unify", 0, Duty::Nothing);
+        assert!(started(&desk, Err(std::io::Error::other("no more threads"))).is_none());
+        for duty in [Duty::Nothing, Duty::Own, Duty::Standby { prepare: true, soon: true }] {
+            desk.set_order(Order { duty, ..Order::default() });
+            let told = desk.status().unwrap();
+            assert_eq!((told.role, told.prepared), (Role::Opening, None));
+            assert!(told.condition.contains("no more threads"), "{}", told.condition);
+            assert!(matches!(desk.condition(), Condition::Stopped(_)));
+        }
+    }
 
     #[test]
     fn who_does_not_hear_what_the_log_told_twice_is_deaf() {

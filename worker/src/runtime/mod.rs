@@ -240,7 +240,7 @@ struct Shards {
     /// How long a transaction may take.
     transaction: Duration,
     directory: Directory,
-    starters: Vec<Starter>,
+    starters: Vec<(Arc<Desk>, Starter)>,
 }
 
 impl Shards {
@@ -250,8 +250,12 @@ impl Shards {
         desk
     }
 
-    fn add(&mut self, starter: impl FnOnce(&Environment) -> std::io::Result<JoinHandle<()>> + Send + 'static) {
-        self.starters.push(Box::new(starter));
+    fn add(
+        &mut self,
+        desk: Arc<Desk>,
+        starter: impl FnOnce(&Environment) -> std::io::Result<JoinHandle<()>> + Send + 'static,
+    ) {
+        self.starters.push((desk, Box::new(starter)));
     }
 }
 
@@ -320,7 +324,7 @@ impl Process {
                 let (_, waiting) = channel();
                 let mut thread = self.seat("unify", shard, self.make_unify(), waiting, &folder, observer, &mut shards);
                 thread.adopt = Some(adopt(self.rules.clone()));
-                shards.add(move |environment| thread.start(environment));
+                shards.add(thread.desk.clone(), move |environment| thread.start(environment));
             }
             if roles.contains(&Role::Action) {
                 let (limits, (queries, waiting)) = (self.config.action.limits(), channel());
@@ -333,11 +337,11 @@ impl Process {
                 let mut thread = self.seat("action", shard, make, waiting, &folder, observer, &mut shards);
                 thread.adopt = Some(adopt_erasures(self.rules.clone()));
                 shards.directory.add_action(shard, queries);
-                shards.add(move |environment| thread.start(environment));
+                shards.add(thread.desk.clone(), move |environment| thread.start(environment));
             }
             if roles.contains(&Role::Reaction) {
                 let thread = self.reaction(shard, observer, &mut shards)?;
-                shards.add(move |environment| thread.start(environment));
+                shards.add(thread.desk.clone(), move |environment| thread.start(environment));
             }
         }
         self.start(roles, shards)
@@ -363,7 +367,7 @@ impl Process {
                 self.threads.push(membership.start()?);
             }
             Ownership::Static => {
-                for start in starters {
+                for (_, start) in starters {
                     self.threads.push(start(&environment)?);
                 }
             }

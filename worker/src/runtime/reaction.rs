@@ -39,6 +39,7 @@ use millstream_shard::runtime::Environment;
 use millstream_stages::reaction::{Decided, Reaction};
 use millstream_stages::{StageSpan, reject};
 use prost::Message as _;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -109,7 +110,8 @@ impl ReactionThread {
     pub fn start(self, environment: &Environment) -> std::io::Result<JoinHandle<()>> {
         let (environment, shard) = (environment.clone(), self.desk.shard);
         let ReactionThread { desk, creation, documents, rules, limits, observer, stop } = self;
-        let work = Work { desk, shard, environment, creation, documents, rules, limits, observer, stop };
+        let failed = Cell::new(false);
+        let work = Work { desk, shard, environment, creation, documents, rules, limits, observer, stop, failed };
         std::thread::Builder::new().name(format!("reaction-{shard}")).spawn(move || work.run())
     }
 }
@@ -125,6 +127,8 @@ struct Work {
     limits: ReactionLimits,
     observer: Arc<dyn Observer>,
     stop: Arc<Stop>,
+    /// The partition was this process's, documents could not be written then, and have not been found to be since.
+    failed: Cell<bool>,
 }
 
 impl Work {
@@ -199,10 +203,11 @@ impl Work {
                 if self.desk.is_owner() {
                     self.report(standby(None));
                 }
-                if let Err(error) = self.documents.prepare(&COLLECTIONS) {
-                    return Ok(self.takes_it_all_the_same(error.into()));
+                match self.prepare() {
+                    Ok(()) => Ready::open(self)?,
+                    Err(error) if self.failed.get() => return Err(error),
+                    Err(error) => return Ok(self.takes_it_all_the_same(error)),
                 }
-                Ready::open(self)?
             }
         };
         self.report(standby(Some(AT_ONCE)));
@@ -211,12 +216,19 @@ impl Work {
     }
 
     /// Where documents cannot be written, the owner can hardly write them either: the store may want a new password, which a process gets when its Pod is replaced, and that waits for the handoff.
-    /// Should it be this process alone, it is passed over once it owns the partition and fails.
+    /// Should it be this process alone, it is passed over once it owns the partition and fails, and does not take it again before it can: once for each partition, because a process with the old
+    /// password may have to take several, each from another one that is replaced.
     fn takes_it_all_the_same(&self, error: ShardError) -> Option<Ready> {
         tracing::warn!(stage = "reaction", shard = self.shard, %error, "documents cannot be written; the partition is taken all the same");
         self.report(standby(Some(AT_ONCE)));
         self.desk.fail(error);
         None
+    }
+
+    fn prepare(&self) -> Result<(), ShardError> {
+        self.documents.prepare(&COLLECTIONS)?;
+        self.failed.set(false);
+        Ok(())
     }
 
     fn mutations(&self) -> TopicPartition {
@@ -232,7 +244,7 @@ impl Work {
         let ready = match ready {
             Some(ready) => ready.up_to_date(self)?,
             None => {
-                self.documents.prepare(&COLLECTIONS)?;
+                self.prepare().inspect_err(|_| self.failed.set(true))?;
                 Ready::open(self)?
             }
         };

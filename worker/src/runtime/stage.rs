@@ -58,7 +58,9 @@ impl<S: Stage + 'static> SeatThread<S> {
     pub fn start(self, environment: &Environment) -> std::io::Result<JoinHandle<()>> {
         let SeatThread { desk, queries, make, adopt, open_store, creation, limits, observer, stop } = self;
         let (name, shard) = (desk.stage, desk.shard);
-        let seat = Seat::new(Parts { name, shard, environment: environment.clone(), limits, make, open_store });
+        let (environment, at) = (environment.clone(), desk.clone());
+        let moves = Arc::new(move || at.moves());
+        let seat = Seat::new(Parts { name, shard, environment, limits, make, open_store, moves });
         let (backoff, quiet, goes_by) = (Backoff::default(), 0, 0);
         let mut work = Work { desk, seat, queries, adopt, goes_by, creation, observer, stop, backoff, quiet };
         std::thread::Builder::new().name(format!("{name}-{shard}")).spawn(move || work.run())

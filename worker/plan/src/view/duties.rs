@@ -1,6 +1,6 @@
 //! What a worker is to do with each shard.
 //!
-//! *Holder* of a shard is who reports to own it, at the highest epoch; it may be another than the plan's owner: a successor that took over, or one that the
+//! *Holder* of a shard is who reports to own it, at the highest epoch, and among equals one that is not gone; it may be another than the plan's owner: a successor that took over, or one that the
 //! plan has replaced. *Claimants* are the plan's owner and successors, in order; a claimant is *available* when it lives, does not leave and runs this generation, and *unable* when it
 //! has tried in vain for longer than a bound, because its disk is broken, or its thread has ended, until it had no trouble for as long. While another is able, those that are not are passed over.
 //!
@@ -67,7 +67,8 @@ impl View {
     pub fn duties(&self, me: &Me<'_>, now_ms: u64) -> BTreeMap<ShardId, Duty> {
         let Some(plan) = self.plan_in_force() else { return BTreeMap::new() };
         let may_go_on = self.verdict(me) == Verdict::GoOn;
-        let (presence, holders) = (self.presence(now_ms), self.holders());
+        let presence = self.presence(now_ms);
+        let holders = self.holders(&presence);
         let duty = |id: &ShardId, placement: &Placement| {
             if !may_go_on {
                 return Duty::Nothing;

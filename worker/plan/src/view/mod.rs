@@ -230,7 +230,7 @@ impl View {
     pub fn judges(&self, now_ms: u64) -> Vec<Judge<'_>> {
         let gateways = self.gateways(now_ms).map(|report| Judge::worker(report, false));
         let unify = self.heard_here(now_ms).filter(|report| report.stages.contains(UNIFY));
-        let holders = self.holders();
+        let holders = self.holders(&self.presence(now_ms));
         let of_unify = unify.flat_map(|report| {
             let is_held = |(id, shard): &(&ShardId, &ShardStatus)| {
                 id.stage == UNIFY && holders.get(id) == Some(&(shard.epoch, report.worker.as_str()))
@@ -305,7 +305,7 @@ impl View {
         let presence = self.presence(now_ms);
         let present = |worker: &str| presence.get(worker) != Some(&Presence::Gone);
         let mut standings: BTreeMap<ShardId, Standing> = BTreeMap::new();
-        for (id, (_, worker)) in self.holders().into_iter().filter(|(_, (_, worker))| present(worker)) {
+        for (id, (_, worker)) in self.holders(&presence).into_iter().filter(|(_, (_, worker))| present(worker)) {
             standings.entry(id.clone()).or_default().holder = Some(worker.to_owned());
         }
         for (report, _) in self.reports_here().filter(|(report, _)| present(&report.worker)) {
@@ -345,17 +345,19 @@ impl View {
         &self.epochs
     }
 
-    /// Who says that it owns each shard, with its epoch: of several the highest, for the others were fenced by it.
-    fn holders(&self) -> BTreeMap<&ShardId, (u64, &str)> {
+    /// Who says that it owns each shard, with its epoch: of several the highest, for the others were fenced by it. In a stage without epochs nobody is fenced: there, one that is gone has it only
+    /// when nobody else does.
+    fn holders(&self, presence: &BTreeMap<&str, Presence>) -> BTreeMap<&ShardId, (u64, &str)> {
         let mut holders = BTreeMap::new();
         for (report, _) in self.reports_here() {
+            let is_there = presence.get(report.worker.as_str()).is_some_and(|presence| *presence != Presence::Gone);
             for (id, shard) in report.shards.iter().filter(|(_, shard)| shard.role == Role::Owner) {
-                let holder = (shard.epoch, report.worker.as_str());
+                let holder = (shard.epoch, is_there, report.worker.as_str());
                 let highest = holders.entry(id).or_insert(holder);
                 *highest = holder.max(*highest);
             }
         }
-        holders
+        holders.into_iter().map(|(id, (epoch, _, worker))| (id, (epoch, worker))).collect()
     }
 }
 

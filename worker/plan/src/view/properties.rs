@@ -134,7 +134,7 @@ fn decisions(view: &View, now_ms: u64) -> Vec<(&'static str, BTreeMap<ShardId, D
 }
 
 fn check(view: &View, now_ms: u64) -> Result<(), TestCaseError> {
-    let (decisions, holders) = (decisions(view, now_ms), view.holders());
+    let (decisions, holders) = (decisions(view, now_ms), view.holders(&view.presence(now_ms)));
     for shard in 0..SHARDS {
         let id = ShardId::new("action", shard);
         let holder = holders.get(&id).map(|(_, holder)| *holder);

@@ -67,6 +67,26 @@ fn of_two_that_say_they_own_it_the_higher_epoch_does() {
     assert_eq!(scene.duties(["a", "b"]), [EXPECT, Duty::Release { to: None }]);
 }
 
+/// Of reaction, whose epoch is 0 everywhere: the last report of a worker that died stays, whatever its name is.
+#[test]
+fn without_epochs_an_owner_that_is_gone_does_not_hide_one_that_is_there() {
+    for (dead, live, other) in [("z", "a", "m"), ("a", "z", "m")] {
+        let mut scene = Scene::new(&[dead, live, other], plan_of(1, dead, &[live, other], 1));
+        scene.says(dead, owner(0)).pass(REPORT_MS).mute(&[dead]).pass(3_001);
+        assert_eq!(scene.duty(live), Duty::TakeOver);
+        scene.says(live, owner(0)).pass(REPORT_MS);
+        assert_eq!(scene.view.standings(scene.now_ms)[&shard()].holder.as_deref(), Some(live));
+        assert_eq!(scene.duties([live, other]), [Duty::Own, PREPARE]);
+        // It is told to end.
+        scene.leaves(live).says(other, standby(0, Some("at-once"))).pass(REPORT_MS);
+        assert_eq!(scene.duties([live, other]), [heir(other, "at-once"), EXPECT]);
+        // A higher epoch counts, whoever is gone.
+        scene.says(live, owner(3)).pass(REPORT_MS).says(other, owner(2)).mute(&[live]).pass(3_001);
+        let standings = scene.view.standings(scene.now_ms);
+        assert!(standings.get(&shard()).is_none_or(|standing| standing.holder.is_none()), "{standings:?}");
+    }
+}
+
 #[test]
 fn an_owner_that_does_not_hand_off_in_time_loses_its_shard() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));

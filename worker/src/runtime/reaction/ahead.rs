@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// So many of the newest recorded positions are read; one would do.
 const NEWEST: u64 = 16;
-/// How long reading them may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long reading them may take, and how long a reader of mutations may hear nothing of what there is.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What takes a moment before the first mutation can be read.
 pub(super) struct Ready {
@@ -28,6 +28,8 @@ pub(super) struct Ready {
     /// Of `mutations`, when it was opened.
     pub(super) end: u64,
     pub(super) consumer: Box<dyn Consumer>,
+    /// Where it stands though there is more to read, and since when: nobody else looks whether it hears anything before the partition has come.
+    pub(super) stands: Option<(u64, Instant)>,
     pub(super) producer: Box<dyn Producer>,
     pub(super) writers: Writers,
 }
@@ -54,6 +56,7 @@ impl Ready {
             held: None,
             end,
             consumer,
+            stands: None,
             producer: log.producer()?,
             writers: Writers::start(work.limits.in_flight, &work.documents)?,
         })
@@ -78,23 +81,38 @@ impl Ready {
         }
         self.recorded = self.positions.newest(work)?;
         let Some(recorded) = self.recorded else { return Ok(()) };
-        let Ready { consumer, from, held, .. } = self;
+        let Ready { consumer, from, held, stands, .. } = self;
         loop {
             if let Some(passed) = held.take_if(|held| held.offset < recorded) {
                 *from = (*from).max(passed.offset + 1);
             }
             // Between two messages there may be markers of transactions: a consumer may stand before the position, and what comes next lie behind it.
-            let is_before = consumer.positions().first().is_some_and(|at| *at < recorded);
-            if held.is_some() || !is_before {
+            let before = consumer.positions().first().copied().filter(|at| *at < recorded);
+            let Some(at) = before.filter(|_| held.is_none()) else {
+                *stands = None;
                 return Ok(());
-            }
+            };
             let messages = consumer.poll(1, Duration::ZERO, &mut |message| {
                 let (offset, timestamp_ms) = (message.offset, message.timestamp_ms);
                 *held = (!message.is_empty()).then(|| Held { offset, timestamp_ms, payload: message.payload.to_vec() });
             })?;
-            if messages == 0 {
-                return Ok(());
+            if messages > 0 {
+                *stands = None;
+                continue;
             }
+            // What was recorded was read by another one: before it there is always something to read.
+            let since = stands.filter(|(before, _)| *before == at).map_or_else(Instant::now, |(_, since)| since);
+            *stands = Some((at, since));
+            if since.elapsed() > PATIENCE {
+                let seconds = since.elapsed().as_secs();
+                // Whoever reads next does so with another client.
+                consumer.retire();
+                return Err(ShardError::Reopen(format!(
+                    "{}: nothing was heard for {seconds} s at offset {at}, though mutations are decided up to {recorded}",
+                    work.mutations()
+                )));
+            }
+            return Ok(());
         }
     }
 }

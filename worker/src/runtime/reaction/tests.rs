@@ -1,5 +1,6 @@
 //! The thread of a partition, over the embedded log.
 
+use super::ahead::PATIENCE;
 use super::turn::Undecided;
 use super::*;
 use crate::runtime::observe::Exports;
@@ -8,13 +9,13 @@ use crate::telemetry::{Metrics, SpanExporter};
 use millstream_model::document::Document;
 use millstream_shard::Clock;
 use millstream_shard::documents::{DocumentError, Outcome};
-use millstream_shard::log::{Log, Start};
+use millstream_shard::log::{Log, Message, Start};
 use millstream_shard::member::Order;
 use millstream_shard::ownership::Claimant;
 use millstream_shard::topics::Topics;
 use millstream_stages::unify::UnifyConfig;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// A store that answers so when it is prepared, and counts how often it was.
@@ -91,6 +92,43 @@ fn who_cannot_write_documents_keeps_nobody_from_giving_a_partition_away() {
     fixture.until("one that takes it", |it| told(it) == Some((Role::Standby, Some(AT_ONCE.into()), true)));
     fixture.order(Duty::Standby { prepare: true, soon: false });
     fixture.until("a standby again", |it| told(it) == Some((Role::Standby, None, false)));
+    fixture.end();
+}
+
+/// The one whose store alone is away is passed over, and must not take the partition again and again from those that work.
+#[test]
+fn who_could_not_write_documents_as_an_owner_does_not_take_the_partition_again_before_it_can() {
+    static IS_AWAY: AtomicBool = AtomicBool::new(true);
+    let prepares = || match IS_AWAY.load(Ordering::SeqCst) {
+        true => Err(DocumentError::Unavailable("no route".into())),
+        false => Ok(()),
+    };
+    let (soon, later) = (Duty::Standby { prepare: true, soon: true }, Duty::Standby { prepare: false, soon: false });
+    let fixture = Fixture::start(prepares, soon.clone());
+    let told = |it: &Fixture| {
+        it.desk.status().map(|status| (status.role, status.prepared, status.condition.contains("no route")))
+    };
+    let taken = Some((Role::Standby, Some(AT_ONCE.to_owned()), true));
+    let refused = Some((Role::Opening, None, true));
+    fixture.until("one that takes it", |it| told(it) == taken);
+    for duty in [Duty::Own, Duty::TakeOver] {
+        fixture.order(duty);
+        fixture.until("an owner that fails", |it| told(it) == refused);
+        fixture.order(later.clone());
+        fixture.until("a standby, while another one has it", |it| told(it) == Some((Role::Standby, None, false)));
+        fixture.order(soon.clone());
+        let (before, prepared) =
+            (fixture.documents.1.load(Ordering::SeqCst), |it: &Fixture| it.documents.1.load(Ordering::SeqCst));
+        fixture.until("some attempts", |it| prepared(it) > before + 2);
+        assert_eq!(told(&fixture), refused, "others go before it");
+    }
+    IS_AWAY.store(false, Ordering::SeqCst);
+    fixture.until("one that can", |it| told(it) == Some((Role::Standby, Some(AT_ONCE.into()), false)));
+    IS_AWAY.store(true, Ordering::SeqCst);
+    fixture.order(later);
+    fixture.until("a standby", |it| told(it) == Some((Role::Standby, None, false)));
+    fixture.order(soon);
+    fixture.until("one that takes it, as the first time", |it| told(it) == taken);
     fixture.end();
 }
 
@@ -198,6 +236,7 @@ fn work(folder: &std::path::Path, documents: Arc<dyn DocumentStore>, duty: Duty)
         limits: ReactionLimits::default(),
         observer: Arc::new(Exports::new(metrics, spans)),
         stop: Arc::default(),
+        failed: Cell::new(false),
     }
 }
 
@@ -251,6 +290,47 @@ fn nothing_that_is_not_decided_is_passed_over_by_who_reads_ahead() {
     record(&work, &topic_id, second);
     let again = ready.up_to_date(&work).unwrap();
     assert_eq!((held(&again), again.from, again.consumer.positions()[0]), (None, second, second));
+}
+
+/// A reader that hears nothing; it stands here.
+struct Silent(u64, Arc<AtomicUsize>);
+
+impl Consumer for Silent {
+    fn poll(&mut self, _: usize, _: Duration, _: &mut dyn FnMut(Message<'_>)) -> Result<usize, LogError> {
+        Ok(0)
+    }
+    fn positions(&self) -> Vec<u64> {
+        vec![self.0]
+    }
+    fn retire(&mut self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn who_reads_ahead_and_hears_nothing_of_what_is_decided_already_reads_with_another_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let documents = Arc::new(Prepares(|| Ok(()), AtomicUsize::new(0)));
+    let work = work(folder.path(), documents, Duty::Standby { prepare: true, soon: true });
+    work.creation.ensure(&work.stop).unwrap();
+    let topic_id = work.environment.log.topic_id(&work.environment.topics.mutations).unwrap();
+    let (mut ready, retired) = (Ready::open(&work).unwrap(), Arc::<AtomicUsize>::default());
+    let long_ago = Instant::now().checked_sub(PATIENCE * 2).unwrap();
+    ready.consumer = Box::new(Silent(5, retired.clone()));
+    ready.stands = Some((5, long_ago));
+    record(&work, &topic_id, 5);
+    ready.keep_up(&work).unwrap();
+    assert_eq!(ready.stands, None, "there is nothing to hear");
+    record(&work, &topic_id, 9);
+    ready.keep_up(&work).unwrap();
+    assert!(ready.stands.is_some_and(|(at, since)| at == 5 && since > long_ago), "it may only not have come yet");
+    ready.stands = Some((4, long_ago));
+    ready.keep_up(&work).unwrap();
+    assert!(ready.stands.is_some_and(|(at, since)| at == 5 && since > long_ago), "it came on");
+    ready.stands = Some((5, long_ago));
+    let Err(ShardError::Reopen(why)) = ready.keep_up(&work) else { panic!("it goes on listening to nothing") };
+    assert!(why.contains("nothing was heard for 60 s at offset 5"), "{why}");
+    assert_eq!(retired.load(Ordering::SeqCst), 1, "nobody goes on with this client");
 }
 
 #[test]
