@@ -67,6 +67,8 @@ fn entries(folder: &Path, at: &str) -> io::Result<Vec<(String, DirEntry)>> {
         let Ok(file) = entry.file_name().into_string() else { continue };
         let is_folder = file != UPLOADS && entry.file_type()?.is_dir();
         match file.strip_suffix(END) {
+            // Without a name it would look like a folder.
+            Some("") => {}
             Some(object) => entries.push((format!("{at}{object}"), entry)),
             None if is_folder => entries.push((format!("{at}{file}/"), entry)),
             None => {}
