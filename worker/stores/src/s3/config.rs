@@ -1,5 +1,6 @@
 //! Configuration of the object store on S3 and what speaks its protocol.
 
+use aws_sdk_s3::types::ServerSideEncryption;
 use millstream_shard::objects::{LONGEST_NAME, ObjectError, check_name};
 use std::fmt;
 use std::path::PathBuf;
@@ -78,6 +79,17 @@ pub enum Encryption {
         /// Id, ARN or alias of the key; `None`: the account's own.
         key: Option<String>,
     },
+}
+
+impl Encryption {
+    /// As a request says it: the algorithm, and its key.
+    pub(super) fn asked_for(&self) -> (Option<ServerSideEncryption>, Option<String>) {
+        match self {
+            Encryption::Bucket => (None, None),
+            Encryption::Store => (Some(ServerSideEncryption::Aes256), None),
+            Encryption::Kms { key } => (Some(ServerSideEncryption::AwsKms), key.clone()),
+        }
+    }
 }
 
 impl S3Config {

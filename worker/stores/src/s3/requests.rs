@@ -1,13 +1,12 @@
 //! The requests that the trait's calls come to, but for uploads in parts.
 
 use super::Server;
-use super::config::Encryption;
 use super::failure::{Cause, Failure, causes};
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{Delete, Error as Undeleted, ObjectIdentifier, ServerSideEncryption};
+use aws_sdk_s3::types::{Delete, Error as Undeleted, ObjectIdentifier};
 use bytes::Bytes;
 use millstream_shard::objects::{Listed, Object, Put, Version, When};
 use std::time::Duration;
@@ -94,13 +93,8 @@ impl Server {
 
     async fn put_once(&self, key: &str, content: Bytes, when: &When) -> Result<Put, Failure> {
         let request = self.client.put_object().bucket(&self.config.bucket).key(key).body(content.into());
-        let request = match &self.config.encryption {
-            Encryption::Bucket => request,
-            Encryption::Store => request.server_side_encryption(ServerSideEncryption::Aes256),
-            Encryption::Kms { key } => {
-                request.server_side_encryption(ServerSideEncryption::AwsKms).set_ssekms_key_id(key.clone())
-            }
-        };
+        let (encryption, encryption_key) = self.config.encryption.asked_for();
+        let request = request.set_server_side_encryption(encryption).set_ssekms_key_id(encryption_key);
         let sent = match when {
             When::Always => Box::pin(request.send()).await,
             When::Absent => Box::pin(request.if_none_match("*").customize().config_override(once()).send()).await,

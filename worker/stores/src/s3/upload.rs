@@ -7,10 +7,8 @@
 //! When anything fails, the upload is given up after its last part was answered, so that no part comes behind that and stays.
 
 use super::failure::{Failure, Right};
-use super::{Encryption, S3Objects, Server};
-use aws_sdk_s3::types::{
-    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
-};
+use super::{S3Objects, Server};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use millstream_shard::objects::{ObjectError, When};
 use std::collections::VecDeque;
@@ -167,13 +165,8 @@ impl Server {
     pub(super) async fn begin_upload(&self, key: String) -> Result<Begun, Failure> {
         let request = self.client.create_multipart_upload().bucket(&self.config.bucket).key(&key);
         let request = request.checksum_algorithm(ChecksumAlgorithm::Crc32).checksum_type(ChecksumType::Composite);
-        let request = match &self.config.encryption {
-            Encryption::Bucket => request,
-            Encryption::Store => request.server_side_encryption(ServerSideEncryption::Aes256),
-            Encryption::Kms { key } => {
-                request.server_side_encryption(ServerSideEncryption::AwsKms).set_ssekms_key_id(key.clone())
-            }
-        };
+        let (encryption, encryption_key) = self.config.encryption.asked_for();
+        let request = request.set_server_side_encryption(encryption).set_ssekms_key_id(encryption_key);
         let id = Box::pin(request.send()).await?.upload_id.unwrap_or_default();
         Ok(Begun { key, id })
     }
