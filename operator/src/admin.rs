@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::net::SocketAddr;
@@ -92,13 +93,20 @@ fn failure(code: StatusCode, reason: &str, message: &str) -> Response {
     (code, Json(status)).into_response()
 }
 
-/// A pipeline's name.
+/// The name of a pipeline, or of another resource in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Name {
     /// Its namespace.
     pub namespace: String,
     /// Its own.
     pub name: String,
+}
+
+impl Name {
+    /// That of a resource.
+    pub(crate) fn of(resource: &impl ResourceExt) -> Name {
+        Name { namespace: resource.namespace().unwrap_or_default(), name: resource.name_any() }
+    }
 }
 
 /// A pipeline's shards, as its workers report them.

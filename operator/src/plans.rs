@@ -14,7 +14,6 @@ use crate::freshness::Freshness;
 use crate::reason::Reason;
 use crate::tenants::{Id, Registry, Standing, Wanted};
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
 use millstream_crds::{IngestionPipeline, TopicManagement};
 use millstream_plan::message::{Tenant, Terms};
 use millstream_plan::plan::ShardId;
@@ -223,7 +222,7 @@ impl Plans {
             began: Instant::now(),
         };
         let thread = std::thread::Builder::new().name(format!("plan-{uid}")).spawn(move || worker.run())?;
-        let of = Name { namespace: pipeline.namespace().unwrap_or_default(), name: pipeline.name_any() };
+        let of = Name::of(pipeline);
         threads.insert(uid, Running { access, of, shared, thread });
         Ok(Said { heard: Heard::default(), freshness: None, making })
     }

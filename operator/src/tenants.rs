@@ -165,12 +165,8 @@ fn hash(key: &SecretKey, secret: impl Fn(&str) -> Option<Arc<Secret>>) -> Result
     Ok(Sha256::digest(text.as_bytes()).into())
 }
 
-fn name(tenant: &Tenant) -> Name {
-    Name { namespace: tenant.namespace().unwrap_or_default(), name: tenant.name_any() }
-}
-
 fn pipeline_of(tenant: &Tenant) -> Name {
-    Name { name: tenant.spec.pipeline_ref.name.clone(), ..name(tenant) }
+    Name { name: tenant.spec.pipeline_ref.name.clone(), ..Name::of(tenant) }
 }
 
 fn says_that_it_is_missing(tenant: &Tenant) -> bool {
@@ -223,7 +219,10 @@ impl Registry {
     pub(crate) fn orphans(&self, is_there: impl Fn(&Name) -> bool) -> Vec<Name> {
         let all = self.tenants.state();
         let tenants = all.iter().filter_map(|guarded| guarded.0.as_ref().ok());
-        tenants.filter(|tenant| !says_that_it_is_missing(tenant) && !is_there(&pipeline_of(tenant))).map(name).collect()
+        tenants
+            .filter(|tenant| !says_that_it_is_missing(tenant) && !is_there(&pipeline_of(tenant)))
+            .map(Name::of)
+            .collect()
     }
 
     fn note(&self, error: Option<&watcher::Error>) {
