@@ -101,6 +101,9 @@ impl Deafness {
 }
 
 impl Log for FaultyLog {
+    fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
+        self.inner.trim(at, before)
+    }
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
         self.inner.create_topics(topics)
     }

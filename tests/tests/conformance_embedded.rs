@@ -26,10 +26,12 @@ fn open_log(folder: &Path) -> EmbeddedLog {
 struct Embedded {
     folder: TempDir,
     log: Mutex<Weak<EmbeddedLog>>,
+    /// Of the process: it knows which copies of stores there are.
+    resources: Resources,
 }
 
 fn subject() -> Embedded {
-    Embedded { folder: tempfile::tempdir().unwrap(), log: Mutex::default() }
+    Embedded { folder: tempfile::tempdir().unwrap(), log: Mutex::default(), resources: Resources::new(8 << 20) }
 }
 
 impl Embedded {
@@ -46,7 +48,7 @@ impl reader::Subject for Embedded {
     }
 
     fn trim(&self, _log: &Arc<dyn Log>, at: &TopicPartition, before: u64) {
-        self.log().delete_records(at, before).unwrap();
+        self.log().trim(at, before).unwrap();
     }
 
     fn delete_topic(&self, _log: &Arc<dyn Log>, topic: &str) {
@@ -66,7 +68,7 @@ impl document_suite::Subject for Embedded {
 
 impl state_suite::Subject for Embedded {
     fn open(&self) -> Arc<dyn StateStore> {
-        Arc::new(RocksState::open(self.folder.path(), &Resources::new(8 << 20)).unwrap())
+        Arc::new(RocksState::open(&self.folder.path().join("state"), &self.resources).unwrap())
     }
 }
 

@@ -8,7 +8,7 @@ use millstream_model::proto::{Envelope, StatePosition};
 use millstream_shard::log::{Log, Outgoing, TopicPartition};
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
-use millstream_shard::state::{Forget, StateStore, StoreError};
+use millstream_shard::state::{Fill, Forget, Snapshot, StateStore, StoreError};
 use millstream_shard::topics::Topics;
 use millstream_shard::{Clock, Executor, Job, ShardError};
 use millstream_stores::embedded::SystemClock;
@@ -80,6 +80,7 @@ impl Fixture {
             executor,
             topics: self.topics.clone(),
             claimant: Claimant::new("test", "1"),
+            checkpoints: None,
         };
         Shard::open(Counting, 0, environment, self.limits.clone(), store)
     }
@@ -211,7 +212,7 @@ fn damage_without_the_beginning_of_the_changelog_stops_the_shard_and_removes_not
     stored(&fixture);
     std::fs::write(tables(&fixture.state)[0].as_path(), b"").unwrap();
     let changelog = TopicPartition::new(fixture.topics.changelog("unify"), 0);
-    fixture.log.delete_records(&changelog, 2).unwrap();
+    fixture.log.trim(&changelog, 2).unwrap();
     let before = std::fs::read_dir(&fixture.state).unwrap().count();
     for _ in 0..2 {
         let opened = fixture.open().map(drop);
@@ -380,6 +381,12 @@ impl StateStore for Slow {
     }
     fn clear(&self) -> Result<(), StoreError> {
         self.inner.clear()
+    }
+    fn snapshot(&self) -> Result<Option<Box<dyn Snapshot>>, StoreError> {
+        self.inner.snapshot()
+    }
+    fn restore(&self, fill: Fill<'_>) -> Result<(), StoreError> {
+        self.inner.restore(fill)
     }
 }
 

@@ -17,7 +17,7 @@ use millstream_shard::log::{Log, Outgoing, Producer};
 use millstream_shard::memory::Pool;
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Shard};
-use millstream_shard::state::{Forget, StateStore, StoreError};
+use millstream_shard::state::{Fill, Forget, Snapshot, StateStore, StoreError};
 use millstream_shard::topics::Topics;
 use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
@@ -87,6 +87,12 @@ impl StateStore for Nothing {
     }
     fn clear(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+    fn snapshot(&self) -> Result<Option<Box<dyn Snapshot>>, StoreError> {
+        Ok(None)
+    }
+    fn restore(&self, _: Fill<'_>) -> Result<(), StoreError> {
+        Err(StoreError::Failed("not here".into()))
     }
 }
 
@@ -284,6 +290,7 @@ fn loads(folder: &std::path::Path, shards: u32, pool: &Pool, resources: &Resourc
             executor: Arc::new(Threads),
             topics: topics.clone(),
             claimant: Claimant::new("test", "1"),
+            checkpoints: None,
         };
         let limits = Limits { pool: Some(pool.clone()), ..Limits::default() };
         let shard = Shard::open(Counting, number, environment, limits, Arc::new(store)).unwrap();

@@ -164,6 +164,7 @@ impl Fixture {
             executor: Arc::new(AtOnce),
             topics: self.topics.clone(),
             claimant: Claimant::new(worker, "1"),
+            checkpoints: None,
         }
     }
 
@@ -511,13 +512,13 @@ fn a_lost_changelog_and_an_input_below_its_start_stop_the_shard() {
     }
     let ingress = TopicPartition::new(fixture.topics.ingress.clone(), 0);
     let (_, end) = fixture.log.bounds(&ingress).unwrap();
-    fixture.log.delete_records(&ingress, end - 1).unwrap();
+    fixture.log.trim(&ingress, end - 1).unwrap();
     let opened = fixture.open_at("state").and_then(|mut shard| shard.run_batch().map(|_| ()));
     assert!(matches!(opened, Err(ShardError::Stopped(_))), "{opened:?}");
 
     let changelog = TopicPartition::new(fixture.topics.changelog("unify"), 0);
     let (_, end) = fixture.log.bounds(&changelog).unwrap();
-    fixture.log.delete_records(&changelog, end).unwrap();
+    fixture.log.trim(&changelog, end).unwrap();
     let opened = fixture.open_at("empty disk").map(|_| ());
     let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
     assert!(message.contains("restore a savepoint"), "{message}");
@@ -606,7 +607,7 @@ fn local_state_that_is_not_proven_is_kept_when_the_changelog_has_no_beginning() 
     drop(store);
     fixture.send(&["a"], 0);
     let changelog = TopicPartition::new(fixture.topics.changelog("unify"), 0);
-    fixture.log.delete_records(&changelog, 1).unwrap();
+    fixture.log.trim(&changelog, 1).unwrap();
     let opened = fixture.open_at("state").map(drop);
     let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
     assert!(message.contains("which is kept") && message.contains("restore a savepoint"), "{message}");
@@ -855,7 +856,7 @@ fn records_that_were_deleted_before_a_new_shard_read_them_stop_it() {
         fixture.send(&["a"], 0);
     }
     let ingress = TopicPartition::new(fixture.topics.ingress.clone(), 0);
-    fixture.log.delete_records(&ingress, 2).unwrap();
+    fixture.log.trim(&ingress, 2).unwrap();
     let opened = fixture.open_at("state").and_then(|mut shard| shard.run_batch().map(|_| ()));
     assert!(matches!(opened, Err(ShardError::Stopped(_))), "{opened:?}");
 }
@@ -880,7 +881,7 @@ fn positions_that_moved_over_aborted_data_are_committed_after_a_while() {
     drop(shard);
     let ingress = TopicPartition::new(topic.clone(), 0);
     let (_, end) = fixture.log.bounds(&ingress).unwrap();
-    fixture.log.delete_records(&ingress, end).unwrap();
+    fixture.log.trim(&ingress, end).unwrap();
     fixture.send(&["a"], 0);
     run(&mut fixture.open(), 1);
     assert_eq!(fixture.events(), ["a=1", "a=2"]);

@@ -77,6 +77,7 @@ fn open(
         executor: Arc::new(Threads),
         topics,
         claimant: Claimant::new("bench", "1"),
+        checkpoints: None,
     };
     let store: Arc<dyn StateStore> = Arc::new(RocksState::open(&folder.join(shard.to_string()), resources)?);
     Ok(Shard::open(Synthetic, shard, environment, scenario.limits(pool), store)?)

@@ -100,6 +100,18 @@ names! {
         DiskLost,
         /// A local store fails, once.
         DiskFailed,
+        /// A call of the object store fails.
+        ObjectsUnavailable,
+        /// An object is written, its writer is not told.
+        PutUnknownHappened,
+        /// An object is written after its writer was told that nothing is known.
+        PutUnknownLater,
+        /// Objects are deleted after it was told that nothing is known.
+        DeleteLater,
+        /// A list shows what was there a while ago.
+        ListStale,
+        /// A bit changes on the way from the object store.
+        BitFlipped,
         /// A record is sent again although it was acknowledged.
         RecordRepeated,
     }
@@ -158,6 +170,20 @@ names! {
         ForgottenCopied,
         /// A client was told that it is fenced.
         ClientFenced,
+        /// A checkpoint was taken.
+        CheckpointTaken,
+        /// A checkpoint shares files with one before.
+        FilesShared,
+        /// The changelog was trimmed.
+        ChangelogTrimmed,
+        /// A shard began with a checkpoint.
+        CheckpointRestored,
+        /// A shard began with a checkpoint, where nothing else would have done.
+        CheckpointNeeded,
+        /// A pointer was not replaced, because somebody else had.
+        PutRefused,
+        /// An object was deleted.
+        ObjectDeleted,
         /// A shard stopped (I6).
         Stopped,
         /// A user became part of another.

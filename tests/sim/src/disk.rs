@@ -11,7 +11,8 @@ use crate::world::{ProcessId, World};
 use millstream_model::id::entry_hash;
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
-use millstream_shard::state::{Forget, StateStore, StoreError};
+use millstream_shard::flat::{FlatNames, FlatSnapshot, FlatStaging};
+use millstream_shard::state::{Fill, Forget, Snapshot, StateStore, StoreError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -128,7 +129,7 @@ impl Disks {
         }
         opened.open_by = Some(process);
         drop(opened);
-        Ok(Arc::new(SimState { disks: self.clone(), process, place, folder }))
+        Ok(Arc::new(SimState { disks: self.clone(), process, place, folder, names: Mutex::default() }))
     }
 
     /// Removes a folder's files.
@@ -178,6 +179,7 @@ pub struct SimState {
     process: ProcessId,
     place: Place,
     folder: Arc<Mutex<Folder>>,
+    names: Mutex<FlatNames>,
 }
 
 impl SimState {
@@ -277,6 +279,34 @@ impl StateStore for SimState {
             self.disks.world.count(Protocol::LocalStateDiscarded);
         }
         self.disks.world.step_after("store: cleared", 1);
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Option<Box<dyn Snapshot>>, StoreError> {
+        self.step("store: snapshot")?;
+        let Contents { entries, position } = self.with(|folder| folder.current.clone());
+        let copy = |position| FlatSnapshot::of(entries.iter(), position, &mut lock(&self.names));
+        Ok(position.map(|position| Box::new(copy(position)) as Box<dyn Snapshot>))
+    }
+
+    fn restore(&self, fill: Fill<'_>) -> Result<(), StoreError> {
+        self.step("store: restore")?;
+        let staging = FlatStaging::default();
+        fill(Arc::new(staging.clone()))?;
+        self.step("store: all files are there")?;
+        let (entries, position) = staging.contents()?;
+        self.with(|folder| {
+            (folder.current, folder.durable) = (Contents::default(), Contents::default());
+            folder.unsynced.clear();
+        });
+        self.step("store: what was there is gone")?;
+        self.with(|folder| {
+            folder.current = Contents { entries, position: Some(position) };
+            folder.durable = folder.current.clone();
+            folder.unsynced.clear();
+        });
+        self.disks.world.count(Protocol::CheckpointRestored);
+        self.disks.world.step_after("store: restored", 1);
         Ok(())
     }
 }

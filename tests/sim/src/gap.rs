@@ -70,7 +70,14 @@ fn make(sim: &Sim, gap: Gap) -> Vec<(&'static str, u32)> {
         Gap::ChangelogBegins => {
             let topic = sim.topics.changelog(stage);
             let end = sim.log.look(|broker| broker.bounds(&topic, shard)).unwrap_or_default().1;
-            let before = sim.draw(|rng| rng.between(1, end.max(1)));
+            // With a checkpoint behind it, it would be no gap.
+            let folder = audit::checkpoints::folder(sim, stage, shard);
+            let pointer = audit::checkpoints::pointer(&sim.objects.all(), &folder).unwrap_or_default();
+            let newest = pointer.checkpoints.iter().map(|entry| entry.changelog_offset).max().unwrap_or_default();
+            if newest >= end {
+                return Vec::new();
+            }
+            let before = sim.draw(|rng| rng.between(newest + 1, end.max(1)));
             sim.log.look(|broker| broker.delete_records(&topic, shard, before));
             vec![(stage, shard)]
         }

@@ -14,6 +14,7 @@ mod gap;
 pub mod log;
 #[cfg(feature = "mutants")]
 pub mod mutants;
+pub mod objects;
 pub mod operator;
 pub mod rng;
 pub mod run;

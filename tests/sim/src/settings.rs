@@ -5,6 +5,7 @@
 use crate::counts::Fault;
 use crate::rng::Rng;
 use millstream_plan::view::Bounds;
+use millstream_shard::checkpoint::Policy;
 use millstream_shard::runtime::Limits;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub transaction_ms: u64,
     /// Latencies, in tenths of the usual.
     pub slowness: u64,
+    /// When checkpoints are taken, if they are.
+    pub checkpoints: Option<Policy>,
     /// How often each fault happens, of ten thousand occasions.
     pub rates: Vec<(Fault, u32)>,
     /// What is done to a shard at the end, which it must refuse to go on from (I6).
@@ -101,6 +104,7 @@ impl Settings {
         if lost.one_in(8) {
             rates.push((Fault::PlanLost, 1 + lost.below(3_000) as u32));
         }
+        let checkpoints = checkpoints(seed, &mut rates);
         let large = rng.one_in(24);
         let gaps = [Gap::InputDeleted, Gap::ChangelogBegins, Gap::InputMadeAgain, Gap::ChangelogMadeAgain];
         Settings {
@@ -123,8 +127,39 @@ impl Settings {
             slowness: rng.between(5, 25),
             gap: rng.pick(&gaps).copied().filter(|_| rng.one_in(5)),
             rates,
+            checkpoints,
         }
     }
+}
+
+/// Faults of the object store: with how much chance they are in a run, and then how often.
+const OF_OBJECTS: [(Fault, u64, u32); 6] = [
+    (Fault::ObjectsUnavailable, 2, 800),
+    (Fault::PutUnknownHappened, 2, 1_500),
+    (Fault::PutUnknownLater, 2, 1_500),
+    (Fault::DeleteLater, 3, 2_000),
+    (Fault::ListStale, 3, 5_000),
+    (Fault::BitFlipped, 2, 4_000),
+];
+
+/// Of half of all runs. Drawn by themselves, so that the others are what they were before there were checkpoints.
+fn checkpoints(seed: u64, rates: &mut Vec<(Fault, u32)>) -> Option<Policy> {
+    let rng = &mut Rng::new(seed ^ 0xc4ec_b017);
+    if rng.one_in(2) {
+        return None;
+    }
+    for (fault, one_in, most) in OF_OBJECTS {
+        if rng.one_in(one_in) {
+            rates.push((fault, 1 + rng.below(u64::from(most)) as u32));
+        }
+    }
+    Some(Policy {
+        interval_ms: rng.between(200, 2_500),
+        min_pause_ms: rng.between(50, 400),
+        retained: rng.between(1, 3) as usize,
+        concurrent: rng.between(1, 3) as usize,
+        lanes: rng.between(1, 3) as usize,
+    })
 }
 
 fn limits(rng: &mut Rng, large: bool) -> Limits {

@@ -2,6 +2,7 @@
 
 use crate::disk::Disks;
 use crate::log::{SimLog, Slips};
+use crate::objects::SimObjects;
 use crate::rng::Rng;
 use crate::settings::Settings;
 use crate::truth::Truth;
@@ -52,6 +53,8 @@ pub struct Sim {
     pub log: SimLog,
     /// Local stores.
     pub disks: Disks,
+    /// The object store.
+    pub objects: SimObjects,
     /// The pipeline's topics.
     pub topics: Topics,
     /// What the run is like.
@@ -75,7 +78,8 @@ impl Sim {
             world.fail(error.to_string());
         }
         let (disks, settings) = (Disks::new(world.clone()), Arc::new(settings));
-        Sim { world, log, disks, topics, settings, truth: Arc::default(), cluster: Arc::default() }
+        let objects = SimObjects::new(world.clone());
+        Sim { world, log, disks, objects, topics, settings, truth: Arc::default(), cluster: Arc::default() }
     }
 
     /// What all actors share.

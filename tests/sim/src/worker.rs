@@ -8,9 +8,10 @@ use millstream_plan::plan::ShardId;
 use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::view::{Duty, Verdict};
 use millstream_shard::ShardError;
+use millstream_shard::checkpoint::Checkpoints;
 use millstream_shard::member::{Member, Now, Order, Profile};
 use millstream_shard::ownership::{Claimant, Mended};
-use millstream_shard::runtime::Environment;
+use millstream_shard::runtime::{Environment, Shard};
 use millstream_shard::seat::{Parts, Seat, Step};
 use millstream_shard::state::{StateStore, StoreError};
 use millstream_stages::Stage;
@@ -147,16 +148,24 @@ impl Worker {
 
     fn seat_all(&self, desk: &SharedDesk, incarnation: &str) {
         let claimant = Claimant::new(self.name.clone(), incarnation);
+        let environment = self.environment(claimant);
         for (stage, shard) in self.sim.shards() {
             lock(desk).seats += 1;
             let (sim, process, machine, desk) = (self.sim.clone(), self.process, self.machine, desk.clone());
-            let (id, environment) = (ShardId::new(stage, shard), self.environment(claimant.clone()));
+            let (id, environment) = (ShardId::new(stage, shard), environment.clone());
             let chair = Chair { sim, process, machine, stage, shard, id, desk };
             self.sim.world.spawn(process, format!("{stage}[{shard}]"), move || match stage {
                 "unify" => chair.run(environment, Unify::default),
                 _ => chair.run(environment, ActionStage::default),
             });
         }
+    }
+
+    /// Of all shards of the process.
+    fn checkpoints(&self) -> Option<Arc<Checkpoints>> {
+        let policy = self.sim.settings.checkpoints.clone()?;
+        let objects = Arc::new(self.sim.objects.of(self.process));
+        Some(Arc::new(Checkpoints::new(objects, self.sim.topics.clone(), policy)))
     }
 
     fn environment(&self, claimant: Claimant) -> Environment {
@@ -167,6 +176,7 @@ impl Worker {
             executor: Arc::new(SimExecutor { world, process }),
             topics: self.sim.topics.clone(),
             claimant,
+            checkpoints: self.checkpoints(),
         }
     }
 }
@@ -205,6 +215,7 @@ impl Chair {
                 Ok(step) => {
                     self.note(&seat.status(), String::new());
                     self.count(&order, &before, &step);
+                    self.taken(&mut seat);
                     if matches!(step, Step::Idle) {
                         self.sim.world.sleep_ms(150);
                     } else {
@@ -224,6 +235,19 @@ impl Chair {
         let _ = seat.close();
         drop(seat);
         lock(&self.desk).seats -= 1;
+    }
+
+    fn taken<S: Stage>(&self, seat: &mut Seat<S>) {
+        let Some(taken) = seat.shard().and_then(Shard::take_taken) else { return };
+        let world = &self.sim.world;
+        world.count(Protocol::CheckpointTaken);
+        if taken.uploaded_bytes < taken.bytes {
+            world.count(Protocol::FilesShared);
+        }
+        if taken.trimmed.is_some() {
+            world.count(Protocol::ChangelogTrimmed);
+        }
+        world.trace(|| format!("{taken:?}"));
     }
 
     fn note(&self, status: &ShardStatus, condition: String) {
@@ -246,7 +270,7 @@ impl Chair {
         match must {
             Some((.., stopped)) => *stopped = true,
             // Of a shard that somebody else owns by now, the input may have been trimmed.
-            None if why.contains("is not at offset") => {}
+            None if why.contains("is not at offset") && !why.contains("changelog") => {}
             None => {
                 drop(cluster);
                 world.fail(format!("{} stopped without a reason: {why}", self.id));
@@ -316,6 +340,7 @@ fn open_store(sim: &Sim, process: ProcessId, place: &Place) -> Result<Arc<dyn St
             let end = sim.log.look(|broker| broker.bounds(&sim.topics.changelog(place.stage), place.shard));
             match state.is_empty() {
                 false => sim.world.count(Protocol::Replayed),
+                true if end.as_ref().is_ok_and(|(start, _)| *start > 0) => sim.world.count(Protocol::CheckpointNeeded),
                 true if end.is_ok_and(|(_, end)| end > 10) => sim.world.count(Protocol::ReadFromTheBeginning),
                 true => {}
             }

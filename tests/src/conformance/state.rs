@@ -2,7 +2,9 @@
 
 use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Position, StatePosition};
-use millstream_shard::state::{Forget, StateStore};
+use millstream_shard::state::{Forget, Snapshot, Staging, StateStore, StoreError};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +25,11 @@ crate::suite!($ state_conformance, dyn Subject, [
     state::entries_and_position_change_at_once,
     state::clear_leaves_nothing,
     state::everything_is_there_after_closing_and_opening,
+    state::an_empty_store_has_no_copy,
+    state::a_copy_stays_as_it_is_and_becomes_the_store,
+    state::copies_share_what_did_not_change,
+    state::a_restore_that_fails_leaves_the_store_as_it_was,
+    state::what_is_no_file_of_a_store_is_refused,
 ]);
 
 /// A key of the suite.
@@ -254,4 +261,100 @@ pub fn everything_is_there_after_closing_and_opening(subject: &dyn Subject) {
         assert_eq!(store.position().unwrap(), Some(position(round)));
         assert_eq!(scan(&*store, b""), [(shared, bytes.to_vec()), (own, bytes.to_vec())]);
     }
+}
+
+fn copy_to(snapshot: &dyn Snapshot, staging: &dyn Staging) {
+    for file in snapshot.files() {
+        let (mut from, mut into) = (snapshot.open(&file.name).unwrap(), staging.create(&file.name).unwrap());
+        assert_eq!(std::io::copy(&mut from, &mut into).unwrap(), file.size);
+        into.flush().unwrap();
+    }
+}
+
+/// Nothing was written yet.
+pub fn an_empty_store_has_no_copy(subject: &dyn Subject) {
+    assert!(subject.open().snapshot().unwrap().is_none());
+}
+
+/// Whatever is written, cleared or opened meanwhile.
+pub fn a_copy_stays_as_it_is_and_becomes_the_store(subject: &dyn Subject) {
+    let store = subject.open();
+    let (a, b) = (key(1, "a"), key(2, "b"));
+    write(&*store, &[(&a, Some(b"1"))], 1);
+    write_sorted(&*store, None, &[(&a, Some(b"one")), (&b, Some(b"two"))], 2);
+    let snapshot = store.snapshot().unwrap().unwrap();
+    assert_eq!(*snapshot.position(), position(2));
+    write(&*store, &[(&a, None), (&key(3, "c"), Some(b"three"))], 3);
+    store.clear().unwrap();
+    drop(store);
+    let store = subject.open();
+    write(&*store, &[(&key(4, "d"), Some(b"four"))], 4);
+    for _ in 0..2 {
+        store
+            .restore(&mut |staging| {
+                copy_to(&*snapshot, &*staging);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(store.position().unwrap(), Some(position(2)));
+        assert_eq!(scan(&*store, &[]), [(a.clone(), b"one".to_vec()), (b.clone(), b"two".to_vec())]);
+        write(&*store, &[(&a, None)], 5);
+        assert_eq!(scan(&*store, &[]), [(b.clone(), b"two".to_vec())]);
+    }
+    drop((snapshot, store));
+    let store = subject.open();
+    assert_eq!(store.position().unwrap(), Some(position(5)));
+    assert_eq!(scan(&*store, &[]), [(b, b"two".to_vec())]);
+}
+
+/// Files that are said never to change are the same in the next copy.
+pub fn copies_share_what_did_not_change(subject: &dyn Subject) {
+    let store = subject.open();
+    let immutable = |snapshot: &dyn Snapshot| {
+        let files = snapshot.files().iter().filter(|file| file.is_immutable);
+        let content = |name: &str| {
+            let mut bytes = Vec::new();
+            snapshot.open(name).unwrap().read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        files.map(|file| (file.name.clone(), content(&file.name))).collect::<BTreeMap<_, _>>()
+    };
+    write_sorted(&*store, None, &[(&key(1, "a"), Some(b"one"))], 1);
+    let first = store.snapshot().unwrap().unwrap();
+    write_sorted(&*store, None, &[(&key(2, "b"), Some(b"two"))], 2);
+    let second = store.snapshot().unwrap().unwrap();
+    let (first, second) = (immutable(&*first), immutable(&*second));
+    assert!(!first.is_empty());
+    let shared: Vec<_> = first.iter().filter(|(name, _)| second.contains_key(*name)).collect();
+    assert!(!shared.is_empty(), "{:?} {:?}", first.keys(), second.keys());
+    assert!(shared.iter().all(|(name, content)| second[*name] == **content));
+}
+
+/// Also when some files were written.
+pub fn a_restore_that_fails_leaves_the_store_as_it_was(subject: &dyn Subject) {
+    let store = subject.open();
+    let a = key(1, "a");
+    write(&*store, &[(&a, Some(b"1"))], 1);
+    let snapshot = store.snapshot().unwrap().unwrap();
+    write(&*store, &[(&a, Some(b"2"))], 2);
+    let failed = store.restore(&mut |staging| {
+        copy_to(&*snapshot, &*staging);
+        Err(StoreError::Failed("the object store is away".into()))
+    });
+    assert!(matches!(failed, Err(StoreError::Failed(why)) if why.contains("is away")));
+    assert_eq!(store.position().unwrap(), Some(position(2)));
+    assert_eq!(scan(&*store, &[]), [(a, b"2".to_vec())]);
+}
+
+/// Names lead nowhere else.
+pub fn what_is_no_file_of_a_store_is_refused(subject: &dyn Subject) {
+    let store = subject.open();
+    let failed = store.restore(&mut |staging| {
+        for name in ["", "..", "../x", "a/b", "/etc/x", ".x"] {
+            assert!(staging.create(name).is_err(), "{name}");
+        }
+        Err(StoreError::Failed("no".into()))
+    });
+    assert!(failed.is_err());
+    assert_eq!(store.position().unwrap(), None);
 }

@@ -4,13 +4,14 @@
 //! log, is given up and the whole changelog read instead; when the log does not hold the whole any more, the shard stops with a condition.
 //! **I5**: entries and position are written together, only between batches.
 
-use crate::ShardError;
 use crate::changelog::{Assembler, ChangelogError, Step};
 use crate::changes::{self, Totals};
+use crate::checkpoint::Origin;
 use crate::hearing::Listened;
-use crate::log::{Consumer, Log, Start, TopicPartition};
+use crate::log::{Consumer, Log, LogError, Start, TopicPartition};
 use crate::mutant::{self, Mutant};
 use crate::state::{Forget, StateStore, StoreError};
+use crate::{Executor, ShardError};
 use hashbrown::HashMap;
 use millstream_model::id::entry_hash;
 use millstream_model::key::{StateKey, groups_of};
@@ -52,6 +53,8 @@ pub struct Follower {
     forget: Option<Forget>,
     pending: Pending,
     pending_bytes: usize,
+    /// Where else local state may come from.
+    origin: Option<Origin>,
     moves: Moves,
 }
 
@@ -61,7 +64,7 @@ pub type Moves = Arc<dyn Fn() + Send + Sync>;
 type Pending = HashMap<StateKey, Option<Vec<u8>>, Xxh3DefaultBuilder>;
 
 impl Follower {
-    /// Opens the changelog at the store's position, or at its start; the stage has `shards` shards.
+    /// Opens the changelog at the store's position, or at its start; the stage has `shards` shards. `origin`: that of the local state, where there are checkpoints.
     ///
     /// # Errors
     /// [`ShardError`].
@@ -70,6 +73,7 @@ impl Follower {
         at: TopicPartition,
         shards: u32,
         store: Arc<dyn StateStore>,
+        origin: Option<Origin>,
     ) -> Result<Follower, ShardError> {
         let topic_id = log.topic_id(&at.topic)?;
         let (start, end) = log.bounds(&at)?;
@@ -84,7 +88,19 @@ impl Follower {
         let usable = stored.filter(|position| (start..=end).contains(&position.changelog_offset));
         let position = match usable {
             Some(position) => position,
-            None if start > 0 => return Err(unreachable(&at, start, damage)),
+            None if start > 0 => {
+                // It may have been trimmed since a checkpoint was looked for.
+                let has_one = origin
+                    .as_ref()
+                    .map(|origin| origin.has_other(&topic_id, start, "the changelog was trimmed meanwhile"))
+                    .transpose()?;
+                return Err(match has_one {
+                    Some(true) => {
+                        ShardError::Reopen(format!("{at} starts at {start} by now, and there is a checkpoint"))
+                    }
+                    _ => unreachable(&at, start, damage),
+                });
+            }
             None => {
                 store.clear()?;
                 StatePosition { topic_id, ..StatePosition::default() }
@@ -112,6 +128,7 @@ impl Follower {
             forget: None,
             pending: Pending::default(),
             pending_bytes: 0,
+            origin,
             moves: Arc::new(|| {}),
         })
     }
@@ -158,6 +175,13 @@ impl Follower {
         Err(ShardError::Reopen(format!("{} was deleted and made again while it was followed", self.at)))
     }
 
+    /// The checkpoint that it began with need not be kept for it any more: it has read to the end once.
+    pub(crate) fn release_checkpoint(&mut self, executor: &dyn Executor) {
+        if let Some(origin) = &mut self.origin {
+            origin.release(executor);
+        }
+    }
+
     /// How many messages of the changelog are still to be read.
     ///
     /// # Errors
@@ -198,7 +222,7 @@ impl Follower {
     fn poll(&mut self, wait: Duration) -> Result<(), ShardError> {
         let mut steps = Vec::new();
         let (assembler, read_to, mut failed) = (&mut self.assembler, &mut self.read_to, None);
-        let messages = self.consumer.poll(MESSAGES, wait, &mut |message| {
+        let polled = self.consumer.poll(MESSAGES, wait, &mut |message| {
             if failed.is_none() && !message.is_empty() {
                 *read_to = message.offset + 1;
                 match assembler.read(message.offset, message.payload) {
@@ -206,6 +230,11 @@ impl Follower {
                     Err(error) => failed = Some(error),
                 }
             }
+        });
+        let messages = polled.map_err(|error| match error {
+            // It was trimmed while it was read. Whether that is a gap is found out by opening it again.
+            LogError::OutOfRange { .. } => ShardError::Reopen(error.to_string()),
+            error => error.into(),
         })?;
         self.looks += u64::from(messages < MESSAGES);
         if messages > 0 {
@@ -316,9 +345,15 @@ impl Follower {
         self.cleared(&format!("the local state does not fit: {why}"))
     }
 
-    /// Gives the local state up, unless the changelog does not hold the whole any more: what is left of the shard is this state, then.
+    /// Gives the local state up, unless neither the changelog nor a checkpoint and what follows it holds the whole any more: what is left of the shard is this state, then.
     fn cleared(&self, why: &str) -> ShardError {
-        if self.start > 0 {
+        let has_other = self.origin.as_ref().map(|origin| origin.has_other(&self.position.topic_id, self.start, why));
+        let has_other = match has_other.transpose() {
+            // That there is none is not known.
+            Err(error) if self.start > 0 => return error,
+            known => known.ok().flatten().unwrap_or(false),
+        };
+        if self.start > 0 && !has_other {
             return self.stopped(&format!(
                 "its beginning was deleted (it starts at {}), and the local state, which is kept, is not to be trusted: {why}; restore a savepoint",
                 self.start

@@ -253,6 +253,12 @@ pub trait Log: Send + Sync {
     /// [`LogError::Topic`], [`LogError::Unavailable`].
     fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Ends>, LogError>;
 
+    /// Removes the messages of a partition below `before`. Those above it stay, also where there are none.
+    ///
+    /// # Errors
+    /// [`LogError::Topic`], [`LogError::Unavailable`]; [`LogError::Configuration`] without the right to.
+    fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError>;
+
     /// What a topic deletes by itself, as it is set now. A log that deletes nothing that was not read has nothing to say.
     ///
     /// # Errors

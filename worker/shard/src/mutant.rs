@@ -51,11 +51,31 @@ pub enum Mutant {
     WaitingOvertaken,
     /// A process goes on although a newer one of its name runs.
     TwinNotDetected,
+    /// A checkpoint's pointer is written whatever is there.
+    PointerUnconditional,
+    /// Files of a checkpoint that is dropped go, though others refer to them.
+    ReferredCollected,
+    /// An owner deletes what one of a higher epoch has written, too.
+    NewerCollected,
+    /// The changelog is trimmed up to the newest checkpoint.
+    TrimmedToNewest,
+    /// A checkpoint that somebody is restoring is dropped like others.
+    LeaseIgnored,
+    /// A checkpoint is taken up though the one that it shares files with is kept no more.
+    BaseUnchecked,
+    /// An owner of a lower epoch than the pointer's goes on with checkpoints.
+    SupersededGoesOn,
+    /// A file of the local store is taken for the one of that name in a checkpoint of another opening.
+    NamesTrusted,
+    /// A checkpoint is taken up without a look whether the log has its batch.
+    CheckpointUnproven,
+    /// A file that was downloaded is not compared with what was uploaded.
+    FilesUnchecked,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 23] = [
+    pub const ALL: [Mutant; 33] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
@@ -79,6 +99,16 @@ impl Mutant {
         Mutant::LateReadWins,
         Mutant::WaitingOvertaken,
         Mutant::TwinNotDetected,
+        Mutant::PointerUnconditional,
+        Mutant::ReferredCollected,
+        Mutant::NewerCollected,
+        Mutant::TrimmedToNewest,
+        Mutant::LeaseIgnored,
+        Mutant::BaseUnchecked,
+        Mutant::SupersededGoesOn,
+        Mutant::NamesTrusted,
+        Mutant::CheckpointUnproven,
+        Mutant::FilesUnchecked,
     ];
 }
 

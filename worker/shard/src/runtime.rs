@@ -10,6 +10,7 @@ use crate::batch::{Batch, FAR_AHEAD_MS, FAR_BACK_MS, Place};
 use crate::cache::Cache;
 use crate::changelog::{self, BatchHeader};
 use crate::changes::Totals;
+use crate::checkpoint::{Checkpointer, Checkpoints, Taken};
 use crate::flush::{Flushes, Work};
 use crate::hearing::Listened;
 use crate::inputs::Inputs;
@@ -100,6 +101,8 @@ pub struct Environment {
     pub topics: Topics,
     /// Who acquires shards.
     pub claimant: Claimant,
+    /// Where checkpoints go; without, a shard on an empty disk reads its whole changelog, which is never trimmed.
+    pub checkpoints: Option<Arc<Checkpoints>>,
 }
 
 /// A batch that changes so much is not ended for it, however small the shard's share of memory is: each batch costs a transaction.
@@ -178,6 +181,8 @@ pub struct Shard<S: Stage> {
     sums: Sums,
     out: Outbox,
     flushes: Flushes<S::Value>,
+    checkpointer: Option<Checkpointer>,
+    taken: Option<Taken>,
     sweep: Sweep,
     /// What was wrong with the clocks when the inputs of the last batch were read.
     clocks: Option<String>,
@@ -224,6 +229,11 @@ impl<S: Stage> Shard<S> {
         let position = StatePosition { epoch: lease.epoch, slot: lease.slot, plan_term, plan_number, ..position };
         let member = limits.pool.as_ref().map(Pool::join);
         let group = groups_of(shard, topics.shards).start;
+        let changelog = TopicPartition::new(topics.changelog(stage.name()), shard);
+        let checkpointer = environment.checkpoints.as_ref().map(|checkpoints| {
+            let now_ms = environment.clock.now_ms();
+            Checkpointer::new(checkpoints.clone(), changelog.clone(), stage.name(), lease.epoch, now_ms)
+        });
         let waiting = Waiting::load(&*store, group, limits.exchange_partitions)?;
         Ok(Shard {
             flushes: Flushes::new(
@@ -239,7 +249,9 @@ impl<S: Stage> Shard<S> {
             sums: Sums::load(&*store, group)?,
             output: Output::new(topics.clone(), stage.name(), shard, waiting, lease.owed),
             batch_time: limits.batch_time,
-            changelog: TopicPartition::new(topics.changelog(stage.name()), shard),
+            changelog,
+            checkpointer,
+            taken: None,
             written: Written::of(topics, stage.name(), shard),
             stage,
             shard,
@@ -265,6 +277,7 @@ impl<S: Stage> Shard<S> {
     pub fn run_batch(&mut self) -> Result<Option<Report>, ShardError> {
         self.take_share();
         self.settle_doubt()?;
+        self.take_checkpoint();
         let most = self.member.as_ref().map_or(self.limits.dirty_bytes, |member| dirty_bytes(member.full_bytes()));
         let behind = self.cache.dirty_bytes() > most;
         self.collect_flush(behind)?;
@@ -301,6 +314,13 @@ impl<S: Stage> Shard<S> {
         let has_changed = self.position.batch_number > self.flushed_batch;
         let is_over = || has_passed(REPLAY_MS, self.flushed_ms, self.environment.clock.now_ms());
         has_changed && self.flushes.is_idle() && (self.cache.dirty_bytes() >= self.limits.dirty_bytes || is_over())
+    }
+
+    /// Goes on with a checkpoint, or begins one that is due.
+    fn take_checkpoint(&mut self) {
+        let Some(checkpointer) = &mut self.checkpointer else { return };
+        let taken = checkpointer.step(&self.environment, &self.store, self.position.batch_number);
+        self.taken = taken.or(self.taken.take());
     }
 
     fn settle_doubt(&mut self) -> Result<(), ShardError> {
@@ -605,7 +625,13 @@ impl<S: Stage> Shard<S> {
 
     /// What will stop it if nobody acts: nothing can be written to the local store, or clocks are wrong.
     pub fn trouble(&self) -> Option<&str> {
-        self.flushes.trouble().or(self.clocks.as_deref())
+        let of_checkpoints = self.checkpointer.as_ref().and_then(Checkpointer::trouble);
+        self.flushes.trouble().or(self.clocks.as_deref()).or(of_checkpoints)
+    }
+
+    /// The newest checkpoint that was taken since it was asked last.
+    pub fn take_taken(&mut self) -> Option<Taken> {
+        self.taken.take()
     }
 
     /// The last committed batch. Its `changelog_offset` is where a follower has to start, which is noted now and then only.

@@ -16,6 +16,7 @@
 //! **A release goes first**: whoever is to take a shard over looks whether it was released to its client already; that client must go on, and a takeover would only
 //! cost a second. After any error the seat is closed, its clients are dropped (ownership rule 6), and the next step opens it again.
 
+use crate::checkpoint;
 use crate::follower::{self, Moves};
 use crate::hearing::{Hearing, Listened};
 use crate::log::TopicPartition;
@@ -193,7 +194,7 @@ impl<S: Stage> Seat<S> {
                 self.acquire(standby, order)
             }
             Duty::Standby { .. } | Duty::Release { .. } => {
-                let standby = self.open((self.parts.open_store)()?)?;
+                let mut standby = self.open((self.parts.open_store)()?)?;
                 // Before it counts as one: who has just opened it may have all of the changelog to read.
                 (self.lag, self.lag_noted_ms) = (standby.lag()?, self.parts.environment.clock.now_ms());
                 Ok((Place::Standby(standby), Step::Opened))
@@ -209,6 +210,9 @@ impl<S: Stage> Seat<S> {
         match log.bounds(&at)? {
             (_, 0) => {
                 follower::local(log, &at, store)?;
+                if let Some(checkpoints) = &environment.checkpoints {
+                    checkpoint::check_history(checkpoints, log, &at, name)?;
+                }
                 ownership::begin(log, topics, name, *shard, epoch)
             }
             _ => Ok(()),

@@ -5,6 +5,7 @@
 //!
 //! While it follows, it makes its local state safe now and then, in the background: after a crash there is no more to read again than an owner would have.
 
+use crate::checkpoint;
 use crate::follower::{Follower, Moves};
 use crate::hearing::Listened;
 use crate::inputs::Inputs;
@@ -73,7 +74,10 @@ impl Standby {
         let (log, topics) = (&*environment.log, &environment.topics);
         output::check(log, topics, stage)?;
         let changelog = TopicPartition::new(topics.changelog(stage), shard);
-        let follower = Follower::open(log, changelog, topics.shards, store.clone())?;
+        let checkpoints = environment.checkpoints.as_ref();
+        let provide = |checkpoints| checkpoint::provide(checkpoints, &environment, &changelog, stage, &*store);
+        let origin = checkpoints.map(|checkpoints| provide(checkpoints)).transpose()?;
+        let follower = Follower::open(log, changelog, topics.shards, store.clone(), origin)?;
         let (since_ms, read_to) = (environment.clock.now_ms(), follower.read_to());
         let storing = Storing { under_way: None, since_ms, read_to, trouble: None };
         Ok(Standby {
@@ -147,8 +151,12 @@ impl Standby {
     ///
     /// # Errors
     /// [`ShardError`].
-    pub fn lag(&self) -> Result<u64, ShardError> {
-        self.follower.lag(&*self.environment.log)
+    pub fn lag(&mut self) -> Result<u64, ShardError> {
+        let lag = self.follower.lag(&*self.environment.log)?;
+        if lag == 0 {
+            self.follower.release_checkpoint(&*self.environment.executor);
+        }
+        Ok(lag)
     }
 
     /// What it has heard of the changelog.
@@ -252,6 +260,7 @@ impl Standby {
 
     fn acquired(mut self, lease: Lease) -> Result<Acquired, ShardError> {
         self.follower.settle()?;
+        self.follower.release_checkpoint(&*self.environment.executor);
         let position = self.follower.position().clone();
         let (shard, environment, store) = (self.shard, self.environment, self.store);
         let (inputs, storing) = (self.inputs.map(|(inputs, _)| inputs), self.storing);

@@ -8,7 +8,9 @@
 
 use millstream_model::key::{Kind, StateKey, periods_before};
 use millstream_model::proto::StatePosition;
+use std::io::{Read, Write};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The store failed, by what the caller must do.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,44 @@ impl Forget {
 
 /// Gives each of its entries to who asks: `None` deletes.
 pub type Entries<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&StateKey, Option<&[u8]>));
+
+/// One file of a [`Snapshot`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    /// Its name: letters, digits, `.`, `-` and `_`.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// As long as the store is open, no other file of it ever has this name.
+    pub is_immutable: bool,
+}
+
+/// A copy of a store as it was at one position. It stays as it is, whatever becomes of the store, until it is dropped.
+pub trait Snapshot: Send + Sync {
+    /// The position that the copy is of.
+    fn position(&self) -> &StatePosition;
+
+    /// All its files.
+    fn files(&self) -> &[SnapshotFile];
+
+    /// Reads one of them from its beginning.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn open(&self, name: &str) -> Result<Box<dyn Read + Send>, StoreError>;
+}
+
+/// Where the files of a copy go before they become a store.
+pub trait Staging: Send + Sync {
+    /// A new file, which is there when it was flushed and dropped.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the name is none that a snapshot gives.
+    fn create(&self, name: &str) -> Result<Box<dyn Write + Send>, StoreError>;
+}
+
+/// Writes the files of a store that is being restored.
+pub type Fill<'a> = &'a mut dyn FnMut(Arc<dyn Staging>) -> Result<(), StoreError>;
 
 /// A shard's local state.
 pub trait StateStore: Send + Sync {
@@ -109,11 +149,24 @@ pub trait StateStore: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn clear(&self) -> Result<(), StoreError>;
+
+    /// A copy of everything that was written, as cheap as the disk can make it; `None` when the store is empty.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn snapshot(&self) -> Result<Option<Box<dyn Snapshot>>, StoreError>;
+
+    /// Replaces everything, any damage too, by the files of a [`Snapshot`], which `fill` writes. When it fails, or the process ends meanwhile, the store is as it was before, or empty.
+    ///
+    /// # Errors
+    /// [`StoreError`], that of `fill` too.
+    fn restore(&self, fill: Fill<'_>) -> Result<(), StoreError>;
 }
 
 #[cfg(test)]
 pub(crate) mod memory {
     use super::*;
+    use crate::flat::{FlatNames, FlatSnapshot, FlatStaging};
     use std::collections::BTreeMap;
     use std::sync::Mutex;
 
@@ -180,6 +233,20 @@ pub(crate) mod memory {
 
         fn clear(&self) -> Result<(), StoreError> {
             *self.0.lock().unwrap() = Default::default();
+            Ok(())
+        }
+
+        fn snapshot(&self) -> Result<Option<Box<dyn Snapshot>>, StoreError> {
+            let (entries, position) = self.0.lock().unwrap().clone();
+            let Some(position) = position else { return Ok(None) };
+            Ok(Some(Box::new(FlatSnapshot::of(entries.iter(), position, &mut FlatNames::default()))))
+        }
+
+        fn restore(&self, fill: Fill<'_>) -> Result<(), StoreError> {
+            let staging = FlatStaging::default();
+            fill(Arc::new(staging.clone()))?;
+            let (entries, position) = staging.contents()?;
+            *self.0.lock().unwrap() = (entries, Some(position));
             Ok(())
         }
     }

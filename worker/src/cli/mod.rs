@@ -5,6 +5,7 @@
 
 mod admin;
 mod answer;
+mod checkpoint;
 mod demo;
 mod doctor;
 mod generate;
@@ -69,6 +70,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Show who may send, or change it, where no operator does
     Tenant(tenant::TenantArgs),
+    /// Show which checkpoints there are, or whether they are what they were
+    Checkpoint(checkpoint::CheckpointArgs),
     /// Look at pipelines in a Kubernetes cluster, and change them by hand (as `kubectl millstream`, too)
     Kubectl(KubectlArgs),
     /// Check a worker's configuration against brokers, topics, document store and this machine; changes nothing
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Shards(args) => shards::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Tenant(args) => tenant::run(&args),
+        Command::Checkpoint(args) => checkpoint::run(&args),
         Command::Kubectl(args) => kubectl(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Generate(args) => generate::run(&args),

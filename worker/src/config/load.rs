@@ -1,8 +1,8 @@
 //! Reading a configuration: file, then flags and environment, then what the schema cannot say.
 
 use super::{
-    Action, ApiKey, Config, Documents, Kafka, Limits, Log, LogFormat, Mongodb, Owned, Ownership, Place, Ratio, Secret,
-    Shards, Size,
+    Action, ApiKey, Checkpoints, Config, Documents, Kafka, Limits, Log, LogFormat, Mongodb, Objects, Owned, Ownership,
+    Place, Ratio, S3, Secret, Shards, Size,
 };
 use millstream_stages::source::LEAST_ID_CHARS;
 use millstream_stores::embedded::log::LogOptions;
@@ -214,12 +214,40 @@ fn read_secrets(config: &mut Config) -> Result<(), Complaint> {
             kafka.security.insert(property.clone(), secret);
         }
     }
+    if let Objects::S3(s3) = &mut config.objects {
+        read_keys(s3)?;
+    }
     let Documents::Mongodb(mongodb) = &mut config.documents else { return Ok(()) };
     let Some(path) = &mongodb.uri_file else { return Ok(()) };
     if !mongodb.uri.is_empty() {
         return complaint("documents.mongodb.uri_file", "there is a `uri`, too: write one of them");
     }
     mongodb.uri = read_secret("documents.mongodb.uri_file", path)?.reveal().to_owned();
+    Ok(())
+}
+
+fn read_keys(s3: &mut S3) -> Result<(), Complaint> {
+    if let Some(path) = &s3.access_key_id_file {
+        if s3.access_key_id.is_some() {
+            return complaint("objects.s3.access_key_id_file", "there is an `access_key_id`, too: write one of them");
+        }
+        s3.access_key_id = Some(read_secret("objects.s3.access_key_id_file", path)?.reveal().to_owned());
+    }
+    if let Some(path) = &s3.secret_access_key_file {
+        if s3.secret_access_key.is_some() {
+            return complaint(
+                "objects.s3.secret_access_key_file",
+                "there is a `secret_access_key`, too: write one of them",
+            );
+        }
+        s3.secret_access_key = Some(read_secret("objects.s3.secret_access_key_file", path)?);
+    }
+    if s3.access_key_id.is_some() != s3.secret_access_key.is_some() {
+        return complaint(
+            "objects.s3",
+            "give both the access key and its secret, or neither: then what the environment gives is used",
+        );
+    }
     Ok(())
 }
 
@@ -287,6 +315,27 @@ fn check_ownership(config: &Config) -> Result<(), Complaint> {
     plan.check().map_err(|(field, message)| (format!("ownership.plan.{field}"), message.to_owned()))
 }
 
+fn check_checkpoints(config: &Config) -> Result<(), Complaint> {
+    let Checkpoints { interval, retained, concurrent, files_at_once, upload_per_second, .. } = &config.checkpoints;
+    if !(1_000..=86_400_000).contains(&interval.0) {
+        return complaint("checkpoints.interval", "must be from 1s to 1d");
+    }
+    for (field, value, most) in
+        [("retained", *retained, 100), ("concurrent", *concurrent, 64), ("files_at_once", *files_at_once, 64)]
+    {
+        if !(1..=most).contains(&value) {
+            return complaint(format!("checkpoints.{field}"), format!("must be a number from 1 to {most}"));
+        }
+    }
+    if upload_per_second.0 > 0 && *upload_per_second < Size(100_000) {
+        return complaint("checkpoints.upload_per_second", "must be 0B (no bound) or at least 100kB");
+    }
+    match &config.objects {
+        Objects::S3(s3) => s3.store().check().map_err(|error| ("objects.s3".to_owned(), error.to_string())),
+        Objects::None | Objects::Folder(_) => Ok(()),
+    }
+}
+
 fn check_stores(config: &Config) -> Result<(), Complaint> {
     if let Log::Kafka(kafka) = &config.log {
         if kafka.brokers.is_empty() {
@@ -294,6 +343,7 @@ fn check_stores(config: &Config) -> Result<(), Complaint> {
         }
         kafka.store().check().map_err(|error| ("log.kafka".to_owned(), error.to_string()))?;
     }
+    check_checkpoints(config)?;
     let Documents::Mongodb(mongodb) = &config.documents else { return Ok(()) };
     if !["mongodb://", "mongodb+srv://"].iter().any(|scheme| mongodb.uri.starts_with(scheme)) {
         return complaint(

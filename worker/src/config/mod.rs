@@ -7,6 +7,7 @@
 mod action;
 mod embedded;
 mod load;
+mod objects;
 mod ownership;
 mod secret;
 mod state;
@@ -19,6 +20,7 @@ mod units;
 pub use action::Action;
 pub use embedded::EmbeddedLog;
 pub use load::{ConfigArgs, ConfigError, load, parse};
+pub use objects::{Checkpoints, ObjectFolder, Objects, S3, ServerEncryption};
 pub use ownership::{Ownership, Place, Plan};
 pub use secret::{KeyHash, Secret, without_credentials};
 pub use state::State;
@@ -65,6 +67,11 @@ pub struct Config {
     /// The document store: `embedded` or `mongodb` (default `embedded`).
     #[serde(with = "serde_yaml::with::singleton_map")]
     pub documents: Documents,
+    /// The object store, where checkpoints go: `none`, `folder` or `s3` (default `none`).
+    #[serde(with = "serde_yaml::with::singleton_map")]
+    pub objects: Objects,
+    /// When checkpoints are taken, and how many are kept.
+    pub checkpoints: Checkpoints,
     /// Who may send.
     pub tenants: Vec<Tenant>,
     /// What a request and a record may measure.
@@ -100,6 +107,8 @@ impl Default for Config {
             log: Log::Embedded,
             embedded: EmbeddedLog::default(),
             documents: Documents::Embedded,
+            objects: Objects::None,
+            checkpoints: Checkpoints::default(),
             tenants: Vec::new(),
             limits: Limits::default(),
             gateway: Gateway::default(),
@@ -120,6 +129,10 @@ impl Config {
         if let Documents::Mongodb(mongodb) = &mut shown.documents {
             let is_in_file = mongodb.uri_file.is_some();
             mongodb.uri = if is_in_file { String::new() } else { without_credentials(&mongodb.uri) };
+        }
+        if let Objects::S3(s3) = &mut shown.objects {
+            s3.access_key_id = s3.access_key_id.take().filter(|_| s3.access_key_id_file.is_none());
+            s3.secret_access_key = s3.secret_access_key.take().filter(|_| s3.secret_access_key_file.is_none());
         }
         if let Log::Kafka(kafka) = &mut shown.log {
             kafka.security.retain(|name, _| !kafka.security_files.contains_key(name));

@@ -332,3 +332,54 @@ fn zone_and_node_come_from_flags_for_workers_that_follow_a_plan() {
     );
     assert!(with("", "", "shards: 2").is_ok());
 }
+
+#[test]
+fn an_object_store_is_a_folder_or_a_bucket_whose_keys_are_not_shown() {
+    let config = read("objects: {folder: {path: /mnt/shared}}\ncheckpoints: {interval: 30s, retained: 5}").unwrap();
+    assert_eq!(config.objects, Objects::Folder(ObjectFolder { path: "/mnt/shared".into() }));
+    let policy = config.checkpoints.policy();
+    assert_eq!((policy.interval_ms, policy.retained, policy.min_pause_ms), (30_000, 5, 10_000));
+    assert_eq!(read("objects: none").unwrap(), Config::default());
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let (id, secret) = (file("id", "AKIA1\n"), file("secret", "hunter2\n"));
+    let text = format!(
+        "objects: {{s3: {{bucket: b, endpoint: 'https://minio:9000', prefix: a/b, encryption: {{kms: k}}, access_key_id_file: {id}, secret_access_key_file: {secret}}}}}"
+    );
+    let path = file("m.yaml", &text);
+    let config = load(&ConfigArgs { config: Some(path.into()), ..ConfigArgs::default() }).unwrap();
+    let Objects::S3(s3) = &config.objects else { panic!("{:?}", config.objects) };
+    let store = s3.store();
+    assert_eq!((store.bucket.as_str(), store.folder.as_str(), store.path_style), ("b", "a/b", true));
+    assert!(!format!("{config:?}{store:?}").contains("hunter2"));
+    let shown = config.to_yaml();
+    assert!(
+        !shown.contains("hunter2") && !shown.contains("AKIA1") && shown.contains("secret_access_key_file"),
+        "{shown}"
+    );
+    let again = load(&ConfigArgs { config: Some(file("again.yaml", &shown).into()), ..ConfigArgs::default() });
+    assert_eq!(again.unwrap(), config, "what is printed can be used");
+}
+
+#[test]
+fn what_checkpoints_cannot_be_is_said_by_its_field() {
+    for (text, said) in [
+        ("objects: {s3: {bucket: b, access_key_id: x}}", "objects.s3: give both the access key and its secret"),
+        ("objects: {s3: {bucket: b, endpoint: 'minio:9000'}}", "objects.s3"),
+        ("objects: {s3: {region: x}}", "missing field `bucket`"),
+        ("objects: {folder: {}}", "missing field `path`"),
+        ("checkpoints: {interval: 10ms}", "checkpoints.interval: must be from 1s to 1d"),
+        ("checkpoints: {retained: 0}", "checkpoints.retained: must be a number from 1 to 100"),
+        ("checkpoints: {upload_per_second: 1kB}", "checkpoints.upload_per_second: must be 0B"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.yaml");
+        std::fs::write(&path, text).unwrap();
+        let error = load(&ConfigArgs { config: Some(path), ..ConfigArgs::default() }).unwrap_err().to_string();
+        assert!(error.contains(said), "{text}: {error}");
+    }
+}

@@ -337,6 +337,10 @@ mod tests {
     }
 
     impl Log for FakeLog {
+        fn trim(&self, _: &TopicPartition, _: u64) -> Result<(), LogError> {
+            Err(LogError::Configuration("not here".into()))
+        }
+
         fn bounds(&self, _: &TopicPartition) -> Result<(u64, u64), LogError> {
             Ok((self.start.load(Ordering::Relaxed), self.visible.load(Ordering::Relaxed)))
         }

@@ -26,6 +26,7 @@ pub mod rules;
 pub mod stage;
 pub mod stores;
 pub mod system;
+mod throttle;
 mod writers;
 
 use crate::admin::{self, AdminState, Check};
@@ -41,6 +42,7 @@ use lag::LagWatch;
 use membership::{HearingCheck, MemberSettings, Membership, PlanCheck, Senders, Starter};
 use memory::Parts;
 use millstream_plan::view::{Duty, GATEWAY};
+use millstream_shard::checkpoint::Checkpoints;
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
 use millstream_shard::member::Profile;
@@ -186,6 +188,8 @@ struct Process {
     metrics: Arc<Metrics>,
     spans: SpanExporter,
     log: Arc<dyn Log>,
+    /// Of stages with state, where there is an object store.
+    checkpoints: Option<Arc<Checkpoints>>,
     /// Only the reaction stage needs them; without it nothing else should fail with their server.
     documents: Option<Arc<dyn DocumentStore>>,
     topics: Topics,
@@ -277,6 +281,9 @@ impl Process {
         if let Some(log) = &embedded {
             stores::check_shards(&config, log, &topics)?;
         }
+        let objects = if with_state > 0 { stores::open_objects(&config)? } else { None };
+        let policy = config.checkpoints.policy();
+        let checkpoints = objects.map(|objects| Arc::new(Checkpoints::new(objects, topics.clone(), policy)));
         let writes = roles.contains(&Role::Reaction);
         let documents = if writes { Some(stores::open_documents(&config)?) } else { None };
         let mut process = Process {
@@ -295,6 +302,7 @@ impl Process {
             metrics,
             spans,
             log,
+            checkpoints,
             documents,
             topics,
         };
@@ -412,6 +420,7 @@ impl Process {
             executor: Arc::new(Threads),
             topics: self.topics.clone(),
             claimant: Claimant::new(self.config.worker.as_str(), incarnation),
+            checkpoints: self.checkpoints.clone(),
         }
     }
 

@@ -4,9 +4,12 @@ use crate::telemetry::metrics::OTHER_TENANT;
 use crate::telemetry::{Metrics, Span, SpanExporter};
 use millstream_model::proto::Usage;
 use millstream_model::reject::Reason;
+use millstream_shard::Clock as _;
+use millstream_shard::checkpoint::Taken;
 use millstream_shard::runtime::Report;
 use millstream_stages::StageSpan;
 use millstream_stages::reaction::Written;
+use millstream_stores::embedded::SystemClock;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +18,9 @@ use std::time::Duration;
 pub trait Observer: Send + Sync {
     /// A batch was committed.
     fn batch(&self, stage: &'static str, shard: u32, report: &Report);
+
+    /// A checkpoint was taken.
+    fn checkpoint(&self, stage: &'static str, shard: u32, taken: &Taken);
 
     /// The new sums of some tenants in a shard, as committed.
     fn usage(&self, stage: &'static str, shard: u32, usage: &BTreeMap<String, Usage>);
@@ -82,6 +88,10 @@ impl Observer for Exports {
         self.metrics.stages.batch(stage, report.records, took);
     }
 
+    fn checkpoint(&self, stage: &'static str, shard: u32, taken: &Taken) {
+        self.metrics.checkpoints.taken(stage, shard, taken, SystemClock.now_ms());
+    }
+
     fn usage(&self, stage: &'static str, shard: u32, usage: &BTreeMap<String, Usage>) {
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         for (tenant, changed) in usage {
@@ -96,6 +106,7 @@ impl Observer for Exports {
 
     fn lost(&self, stage: &'static str, shard: u32) {
         self.metrics.caches.forget_shard(stage, shard);
+        self.metrics.checkpoints.forget_shard(stage, shard);
         self.metrics.stages.forget_shard(stage, shard);
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         for ((of, label), shards) in sums.iter_mut().filter(|((of, _), _)| *of == stage) {

@@ -67,7 +67,7 @@ impl Retention {
         let before_ms = self.clock.now_ms().saturating_sub(keep_ms);
         let before = self.first_since(at, (start, read), before_ms)?;
         if before > start {
-            self.log.delete_records(at, before)?;
+            self.log.trim(at, before)?;
             tracing::debug!(%at, from = start, to = before, "old messages are gone");
         }
         Ok(())

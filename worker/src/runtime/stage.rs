@@ -9,6 +9,7 @@ use millstream_model::id::hex;
 use millstream_model::proto::Usage;
 use millstream_plan::status::ShardStatus;
 use millstream_shard::ShardError;
+use millstream_shard::checkpoint::Taken;
 use millstream_shard::ownership::Mended;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
 use millstream_shard::seat::{MakeStage, OpenStore, Parts, Seat, Step};
@@ -208,6 +209,7 @@ impl<S: Stage> Work<S> {
         if report.is_some() {
             self.desk.works();
         }
+        self.checkpoint();
         let heard = self.seat.shard().map(|shard| shard.listened());
         heard.into_iter().for_each(|heard| self.desk.note_listened(heard));
         let Some(report) = report else {
@@ -227,6 +229,24 @@ impl<S: Stage> Work<S> {
             self.observer.rejected(stage, &rejected.tenant, rejected.reason);
             log_rejected(stage, shard, rejected);
         }
+    }
+
+    fn checkpoint(&mut self) {
+        let (stage, shard) = (self.desk.stage, self.desk.shard);
+        let Some(taken) = self.seat.shard().and_then(Shard::take_taken) else { return };
+        let Taken { manifest, batch, bytes, uploaded_bytes, took_ms, trimmed } = &taken;
+        tracing::debug!(
+            stage,
+            shard,
+            manifest,
+            batch,
+            bytes,
+            uploaded_bytes,
+            took_ms,
+            ?trimmed,
+            "a checkpoint was taken"
+        );
+        self.observer.checkpoint(stage, shard, &taken);
     }
 
     /// What a batch has committed to have read is never read again.

@@ -2,18 +2,22 @@
 
 use super::late::LateDocuments;
 use super::system::Stop;
-use crate::config::{Config, Documents, Kafka, Log as LogConfig, PublicTopic};
+use super::throttle::Throttled;
+use crate::config::{Config, Documents, Kafka, Log as LogConfig, ObjectFolder, Objects, PublicTopic};
 use anyhow::{Context, Result, bail};
 use millstream_shard::documents::DocumentStore;
 use millstream_shard::log::{Log, LogError};
+use millstream_shard::objects::ObjectStore;
 use millstream_shard::state::{StateStore, StoreError};
 use millstream_shard::topics::Topics;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::documents::EmbeddedDocuments;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
+use millstream_stores::embedded::objects::FolderObjects;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::mongo::MongoDocuments;
 use millstream_stores::rocks::{Resources, RocksState};
+use millstream_stores::s3::S3Objects;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -104,6 +108,22 @@ pub fn open_documents(config: &Config) -> Result<Arc<dyn DocumentStore>> {
             Ok(Arc::new(LateDocuments::open(connect)?))
         }
     }
+}
+
+/// The object store; `None`: there is none.
+///
+/// # Errors
+/// When it cannot be opened, or its configuration is wrong; says what to do. One that is a server need not be there yet.
+pub fn open_objects(config: &Config) -> Result<Option<Arc<dyn ObjectStore>>> {
+    let objects: Arc<dyn ObjectStore> = match &config.objects {
+        Objects::None => return Ok(None),
+        Objects::Folder(ObjectFolder { path }) => Arc::new(FolderObjects::open(path)?),
+        Objects::S3(s3) => Arc::new(S3Objects::new(s3.store())?),
+    };
+    Ok(Some(match config.checkpoints.upload_per_second.0 {
+        0 => objects,
+        bytes_per_second => Arc::new(Throttled::new(objects, bytes_per_second)),
+    }))
 }
 
 /// The pipeline's topics, created once per process, by whoever needs them first.

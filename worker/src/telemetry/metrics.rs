@@ -1,6 +1,7 @@
 //! Metrics in the Prometheus text format. Every label has few values: tenants are the configured ones and the first [`PUBLISHED_TENANTS`] of those that were published in `control` (others count
 //! as `_other`), the rest are enumerations of the code.
 
+use super::checkpoints::CheckpointMetrics;
 use super::state::{CacheMetrics, StateFigures};
 use millstream_model::proto::Usage;
 use millstream_model::reject::Reason;
@@ -82,6 +83,8 @@ pub struct Metrics {
     pub stages: StageMetrics,
     /// Those of the write-back caches.
     pub caches: CacheMetrics,
+    /// Those of checkpoints.
+    pub checkpoints: CheckpointMetrics,
     /// The trace exporter's.
     pub spans: SpanMetrics,
     /// Readers that heard nothing of what there was, and were replaced.
@@ -105,11 +108,12 @@ impl Metrics {
         if let Some(figures) = figures {
             state.register_collector(Box::new(figures));
         }
+        let checkpoints = CheckpointMetrics::new(registry.sub_registry_with_prefix("checkpoint"));
         let spans = SpanMetrics::new(registry.sub_registry_with_prefix("spans"));
         let deaf_readers = Counter::default();
         let help = "Readers that heard nothing of what there was, and were replaced by others with another client";
         registry.register("deaf_readers", help, deaf_readers.clone());
-        Arc::new(Metrics { registry, tenants, gateway, stages, caches, spans, deaf_readers })
+        Arc::new(Metrics { registry, tenants, gateway, stages, caches, checkpoints, spans, deaf_readers })
     }
 
     /// These tenants were published: from now on they count under their own names, as far as there is room ([`PUBLISHED_TENANTS`]). One that is gone keeps its place, since what it has counted

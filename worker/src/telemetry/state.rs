@@ -12,9 +12,9 @@ use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ShardLabels {
-    stage: &'static str,
-    shard: u32,
+pub(super) struct ShardLabels {
+    pub(super) stage: &'static str,
+    pub(super) shard: u32,
 }
 
 /// What the shards report of their caches.

@@ -3,11 +3,13 @@
 //! - [`changelog`]: who wrote when, in one unbroken chain (I4), what the state is by its own fold (I5), and that times never go back (I7);
 //! - [`stores`]: each local store that was ever left behind is the fold up to its position (I5);
 //! - [`records`]: each record has one outcome, in order, and the sums say so (I1, I2, I3);
-//! - [`identity`]: who is whom (I9), and that documents are the fold of their mutations.
+//! - [`identity`]: who is whom (I9), and that documents are the fold of their mutations;
+//! - [`checkpoints`]: each is whole, and the changelog has what comes behind it (I5, I6).
 //!
 //! I6 is the end of some runs: see `crate::gap`.
 
 pub mod changelog;
+pub mod checkpoints;
 pub mod identity;
 pub mod records;
 pub mod stores;
@@ -47,6 +49,7 @@ pub fn audit(sim: &Sim) -> Findings {
     (0..committed).for_each(|_| sim.world.count(Protocol::UnknownCommitted));
     (0..lost).for_each(|_| sim.world.count(Protocol::UnknownLost));
     stores::check(sim, &told, &mut findings);
+    checkpoints::check(sim, &told, &mut findings);
     records::check(sim, &told, &mut findings);
     identity::check(sim, &told, &mut findings);
     findings

@@ -27,7 +27,7 @@ pub fn check(sim: &Sim, told: &BTreeMap<(&'static str, u32), Story>, findings: &
 }
 
 /// Digests of batches that were forgotten after their owners had been told of them.
-fn forgotten(sim: &Sim) -> BTreeSet<u64> {
+pub(super) fn forgotten(sim: &Sim) -> BTreeSet<u64> {
     let told: Vec<Arc<[u8]>> = sim.log.look(|broker| broker.told().cloned().collect());
     let records = told.iter().filter_map(|payload| decode(payload, Content::Changelog).ok()).flatten();
     let digest = |record: Changelog| match record.record {
@@ -37,7 +37,8 @@ fn forgotten(sim: &Sim) -> BTreeSet<u64> {
     records.filter_map(digest).collect()
 }
 
-fn compare(evidence: &Evidence, story: &Story) -> Result<(), String> {
+/// What is wrong with it, if anything.
+pub(super) fn compare(evidence: &Evidence, story: &Story) -> Result<(), String> {
     let Some(position) = &evidence.position else {
         return if evidence.entries == 0 { Ok(()) } else { Err("entries without a position".into()) };
     };

@@ -182,6 +182,13 @@ pub(super) fn landed(world: &World) -> Landed {
 }
 
 impl Log for SimLog {
+    fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
+        self.step("trim");
+        self.away()?;
+        self.shared.with(|broker| broker.delete_records(&at.topic, at.partition, before));
+        Ok(())
+    }
+
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
         self.step("create topics");
         self.away()?;

@@ -60,6 +60,9 @@ impl Consumer for Reader {
 }
 
 impl Log for DeafLog {
+    fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
+        self.inner.trim(at, before)
+    }
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
         self.inner.create_topics(topics)
     }
@@ -114,6 +117,7 @@ impl Fixture {
             executor: Arc::new(Threads),
             topics: self.topics.clone(),
             claimant: Claimant::new("w", "1"),
+            checkpoints: None,
         }
     }
 

@@ -230,7 +230,7 @@ fn work(folder: &std::path::Path, documents: Arc<dyn DocumentStore>, duty: Duty)
         desk: Arc::new(Desk::new("reaction", 0, duty)),
         shard: 0,
         creation: Arc::new(Creation::new(log.clone(), topics.clone())),
-        environment: Environment { log, clock, executor: Arc::new(Threads), topics, claimant },
+        environment: Environment { log, clock, executor: Arc::new(Threads), topics, claimant, checkpoints: None },
         documents,
         rules: Arc::new(Rulebook::new(UnifyConfig::default())),
         limits: ReactionLimits::default(),

@@ -142,33 +142,6 @@ impl EmbeddedLog {
         self.handle.shared.lock().topics.get(topic).map(|topic| topic.spec.partitions)
     }
 
-    /// Removes what a partition holds below `before`; what is at or behind the end cannot be removed.
-    ///
-    /// # Errors
-    /// [`LogError::Topic`], [`LogError::OutOfRange`] above the visible end, [`LogError::Unavailable`].
-    pub fn delete_records(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
-        let shared = &self.handle.shared;
-        let messages = shared.messages()?;
-        let mut state = shared.lock();
-        state.check()?;
-        let id = state.find(&at.topic, at.partition)?;
-        let partition = state.partition(id, &at.topic)?;
-        if before > partition.visible_end() {
-            return Err(out_of_range(at, before, partition));
-        }
-        if before <= partition.start {
-            return Ok(());
-        }
-        let mut batch = WriteBatch::default();
-        batch.put(id.meta_key(), format::pair(before, partition.time_ms));
-        batch.delete_range_cf(messages, id.at(0), id.at(before));
-        shared.write_locked(&mut state, batch)?;
-        if let Some(partition) = state.partitions.get_mut(&id) {
-            partition.start = before;
-        }
-        Ok(())
-    }
-
     /// Deletes a topic with all it holds. Its clients get [`LogError::Topic`].
     ///
     /// # Errors
@@ -194,6 +167,29 @@ impl EmbeddedLog {
 }
 
 impl Log for EmbeddedLog {
+    fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
+        let shared = &self.handle.shared;
+        let messages = shared.messages()?;
+        let mut state = shared.lock();
+        state.check()?;
+        let id = state.find(&at.topic, at.partition)?;
+        let partition = state.partition(id, &at.topic)?;
+        if before > partition.visible_end() {
+            return Err(out_of_range(at, before, partition));
+        }
+        if before <= partition.start {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::default();
+        batch.put(id.meta_key(), format::pair(before, partition.time_ms));
+        batch.delete_range_cf(messages, id.at(0), id.at(before));
+        shared.write_locked(&mut state, batch)?;
+        if let Some(partition) = state.partitions.get_mut(&id) {
+            partition.start = before;
+        }
+        Ok(())
+    }
+
     fn persist(&self) -> Result<(), LogError> {
         self.handle.shared.db.flush_wal(true).map_err(|error| unavailable("sync", &error))
     }

@@ -59,7 +59,7 @@ fn append_time_does_not_go_back_with_the_clock_also_after_opening_again() {
     let log = open(folder.path(), &clock, LogOptions::default());
     let last = send(&log, b"c");
     assert_eq!(times(&log), [1000, 1000, 1000]);
-    log.delete_records(&TopicPartition::new(TOPIC, 0), last + 1).unwrap();
+    log.trim(&TopicPartition::new(TOPIC, 0), last + 1).unwrap();
     drop(log);
     let log = open(folder.path(), &clock, LogOptions::default());
     assert_eq!(send(&log, b"d"), last + 1);

@@ -49,14 +49,6 @@ impl KafkaLog {
         self.shared.brokers(wait)
     }
 
-    /// Removes the messages of a partition below `before`.
-    ///
-    /// # Errors
-    /// [`LogError::Topic`], [`LogError::Unavailable`].
-    pub fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
-        self.shared.trim(at, before)
-    }
-
     /// Deletes a topic, and returns when it is gone.
     ///
     /// # Errors
@@ -75,6 +67,10 @@ impl KafkaLog {
 }
 
 impl Log for KafkaLog {
+    fn trim(&self, at: &TopicPartition, before: u64) -> Result<(), LogError> {
+        self.shared.trim(at, before)
+    }
+
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
         if topics.is_empty() { Ok(()) } else { self.shared.create_topics(topics) }
     }

@@ -12,17 +12,19 @@
 
 mod error;
 mod resources;
+mod snapshot;
 
 pub use resources::{Bounds, Figures, Resources, StoreFigures};
 
 use error::{io_error, removed, store_error};
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
-use millstream_shard::state::{Entries, Forget, StateStore, StoreError};
+use millstream_shard::state::{Entries, Fill, Forget, Snapshot, StateStore, StoreError};
 use prost::Message as _;
 use rocksdb::{
     DB, FlushOptions, IngestExternalFileOptions, IteratorMode, ReadOptions, SstFileWriter, WriteBatch, WriteOptions,
 };
+use snapshot::{Restoring, RocksSnapshot};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -53,7 +55,12 @@ impl RocksState {
     /// # Errors
     /// [`StoreError`]: the folder cannot be written, or another process uses it.
     pub fn open(folder: &Path, resources: &Resources) -> Result<RocksState, StoreError> {
-        let opened = RwLock::new(open(folder, resources)?);
+        let opened = open(folder, resources)?;
+        if matches!(opened, Opened::Db(_)) {
+            // Only who has the folder's lock knows that they are nobody else's.
+            resources.copies().remove_remains(folder);
+        }
+        let opened = RwLock::new(opened);
         Ok(RocksState { folder: folder.to_owned(), resources: resources.clone(), opened })
     }
 
@@ -275,6 +282,27 @@ impl StateStore for RocksState {
         remove(&self.folder)?;
         *opened = open(&self.folder, &self.resources)?;
         Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Option<Box<dyn Snapshot>>, StoreError> {
+        let copied = self.with(|db| RocksSnapshot::make(db, &self.folder, self.resources.copies()))?;
+        Ok(copied.map(|snapshot| Box::new(snapshot) as Box<dyn Snapshot>))
+    }
+
+    fn restore(&self, fill: Fill<'_>) -> Result<(), StoreError> {
+        let restoring = Arc::new(Restoring::begin(&self.folder)?);
+        fill(restoring.clone())?;
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        self.resources.closing(&self.folder);
+        // Closed before its files go.
+        *opened = Opened::Damaged("it was not restored to the end".into());
+        remove(&self.folder)?;
+        restoring.become_store(&self.folder)?;
+        *opened = open(&self.folder, &self.resources)?;
+        match &*opened {
+            Opened::Db(_) => Ok(()),
+            Opened::Damaged(why) => Err(StoreError::Damaged(why.clone())),
+        }
     }
 }
 

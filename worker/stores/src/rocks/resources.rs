@@ -7,6 +7,7 @@
 //! The manager does not stall writers either: it would wait for memtables of stores that nobody writes to.
 
 use super::error::{removed, store_error};
+use super::snapshot::Copies;
 use millstream_shard::memory::Pool;
 use millstream_shard::state::StoreError;
 use rocksdb::{
@@ -78,6 +79,7 @@ struct Shared {
     /// The open stores, by folder.
     stores: Mutex<BTreeMap<PathBuf, Weak<DB>>>,
     cleared: AtomicU64,
+    copies: Copies,
 }
 
 /// Figures of all stores together; those of work done count since the process started.
@@ -149,7 +151,13 @@ impl Resources {
             written_bytes,
             stores,
             cleared,
+            copies: Copies::default(),
         }))
+    }
+
+    /// The copies that there are of stores.
+    pub(super) fn copies(&self) -> &Copies {
+        &self.0.copies
     }
 
     /// Opens RocksDB in a folder.

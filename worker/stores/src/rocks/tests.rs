@@ -2,6 +2,7 @@
 
 use super::*;
 use millstream_model::key::Kind;
+use std::io::{Read as _, Write as _};
 
 fn key(number: u32) -> StateKey {
     StateKey::new(7, "acme", Kind::Node, &number.to_be_bytes())
@@ -195,4 +196,67 @@ fn stores_share_one_cache_whose_use_stays_within_its_bound() {
     assert!(seen.iter().all(|store| store.file_bytes > 5_000_000 && !store.is_stopped), "{seen:?}");
     drop(stores);
     assert_eq!(resources.stores(), []);
+}
+
+/// What lies beside a store.
+fn beside(store: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(store.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn copies_that_a_killed_process_has_left_go_and_those_in_use_stay() {
+    let (folder, resources) = (tempfile::tempdir().unwrap(), Resources::new(1 << 20));
+    let (path, other) = (folder.path().join("unify-1"), folder.path().join("unify-11"));
+    for of in [&path, &other] {
+        std::fs::create_dir_all(folder.path().join(format!("{}~copy-7", of.display()))).unwrap();
+    }
+    std::fs::create_dir_all(folder.path().join("unify-1~restoring")).unwrap();
+    let store = open(&path, &resources);
+    fill(&store, 10, 1);
+    assert_eq!(beside(&path), ["unify-1", "unify-11~copy-7"]);
+    let copy = store.snapshot().unwrap().unwrap();
+    drop(store);
+    let store = open(&path, &resources);
+    assert_eq!(beside(&path), ["unify-1", "unify-11~copy-7", "unify-1~copy-1"]);
+    assert!(copy.files().iter().all(|file| copy.open(&file.name).is_ok()));
+    drop(copy);
+    assert_eq!(beside(&path), ["unify-1", "unify-11~copy-7"]);
+    drop(store);
+}
+
+#[test]
+fn a_damaged_store_is_restored_and_has_no_copy() {
+    let (folder, resources) = (tempfile::tempdir().unwrap(), Resources::new(1 << 20));
+    let path = folder.path().join("state");
+    let store = open(&path, &resources);
+    fill(&store, 10, 1);
+    let copy = store.snapshot().unwrap().unwrap();
+    drop(store);
+    std::fs::write(path.join("CURRENT"), b"nonsense").unwrap();
+    let store = open(&path, &resources);
+    assert!(is_damaged(&store.position()) && is_damaged(&store.snapshot()));
+    let files: Vec<(String, Vec<u8>)> = copy
+        .files()
+        .iter()
+        .map(|file| {
+            let mut bytes = Vec::new();
+            copy.open(&file.name).unwrap().read_to_end(&mut bytes).unwrap();
+            (file.name.clone(), bytes)
+        })
+        .collect();
+    let restore = |harm: &dyn Fn(&str) -> bool| {
+        store.restore(&mut |staging| {
+            for (name, bytes) in files.iter().filter(|(name, _)| !harm(name)) {
+                let mut into = staging.create(name)?;
+                into.write_all(bytes).and_then(|()| into.flush()).unwrap();
+            }
+            Ok(())
+        })
+    };
+    assert!(is_damaged(&restore(&|name| name.ends_with(".sst"))), "tables are missing");
+    restore(&|_| false).unwrap();
+    assert_eq!(store.multi_get(&[&key(3)]).unwrap(), [Some(noise(3, 1))]);
 }
