@@ -61,8 +61,6 @@ pub enum Mutant {
     TrimmedToNewest,
     /// A checkpoint that somebody is restoring is dropped like others.
     LeaseIgnored,
-    /// A checkpoint is taken up though the one that it shares files with is kept no more.
-    BaseUnchecked,
     /// An owner of a lower epoch than the pointer's goes on with checkpoints.
     SupersededGoesOn,
     /// A file of the local store is taken for the one of that name in a checkpoint of another opening.
@@ -75,7 +73,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 33] = [
+    pub const ALL: [Mutant; 32] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
@@ -104,7 +102,6 @@ impl Mutant {
         Mutant::NewerCollected,
         Mutant::TrimmedToNewest,
         Mutant::LeaseIgnored,
-        Mutant::BaseUnchecked,
         Mutant::SupersededGoesOn,
         Mutant::NamesTrusted,
         Mutant::CheckpointUnproven,

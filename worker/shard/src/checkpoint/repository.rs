@@ -214,8 +214,7 @@ impl Repository {
             if before.keeps(&name) {
                 return Ok(None);
             }
-            let is_gone = |base: &&str| !before.keeps(base) && !mutant::is(Mutant::BaseUnchecked);
-            if let Some(base) = adding.base.filter(is_gone) {
+            if let Some(base) = adding.base.filter(|base| !before.keeps(base)) {
                 return Err(RepositoryError::NotKept(base.to_owned()));
             }
             self.with(before, adding.manifest.entry(name.clone()), adding).map(Some)
