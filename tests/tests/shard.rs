@@ -187,6 +187,7 @@ impl Fixture {
             open_store: Box::new(move || Ok(Arc::new(RocksState::open(&folder, &Resources::new(1 << 20))?))),
             moves: Arc::new(move || {
                 moves.fetch_add(1, Ordering::Relaxed);
+                true
             }),
         })
     }

@@ -199,7 +199,7 @@ impl Chair {
         let open_store = Box::new(move || open_store(&sim, process, &place));
         let limits = self.sim.settings.limits.clone();
         let (name, shard) = (self.stage, self.shard);
-        let (make, moves) = (Box::new(make), Arc::new(|| {}));
+        let (make, moves) = (Box::new(make), Arc::new(|| true));
         let mut seat = Seat::new(Parts { name, shard, environment, limits, make, open_store, moves });
         let mut pause_ms = 50;
         loop {

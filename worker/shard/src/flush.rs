@@ -19,7 +19,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 /// How long a flush that found no space waits. Batches do not wait for it.
 const AGAIN_MS: u64 = 1_000;
 /// A flush that takes longer is told: batches will have to wait for the disk, if it stays like that.
-const SLOW_MS: u64 = 10_000;
+pub(crate) const SLOW_MS: u64 = 10_000;
 
 /// What a flush writes, and how far it is.
 pub(crate) struct Work<V> {

@@ -58,8 +58,8 @@ pub struct Follower {
     moves: Moves,
 }
 
-/// Told each time that something was read: a long changelog takes its time.
-pub type Moves = Arc<dyn Fn() + Send + Sync>;
+/// Told each time that something was read, since a long changelog takes its time; says whether the shard is still wanted of who reads it.
+pub type Moves = Arc<dyn Fn() -> bool + Send + Sync>;
 
 type Pending = HashMap<StateKey, Option<Vec<u8>>, Xxh3DefaultBuilder>;
 
@@ -129,13 +129,24 @@ impl Follower {
             pending: Pending::default(),
             pending_bytes: 0,
             origin,
-            moves: Arc::new(|| {}),
+            moves: Arc::new(|| true),
         })
     }
 
     /// Tells when it reads something.
     pub fn tell(&mut self, moves: Moves) {
         self.moves = moves;
+    }
+
+    /// Is the shard still wanted of who reads? It was told when it was not: somebody else has it, or the process ends.
+    ///
+    /// # Errors
+    /// [`ShardError::Reopen`]: not any more.
+    pub(crate) fn goes_on(&self) -> Result<(), ShardError> {
+        if (self.moves)() {
+            return Ok(());
+        }
+        Err(ShardError::Reopen(format!("{} is not to be taken over by this process any more", self.at)))
     }
 
     /// Reads everything that is visible now: asks the partition's leader for the end, and follows until the reader is there.
@@ -149,6 +160,9 @@ impl Follower {
             let before = self.consumer.positions();
             self.poll(POLL)?;
             idle = if before == self.consumer.positions() { idle + 1 } else { 0 };
+            if idle == 0 {
+                self.goes_on()?;
+            }
             if idle > PATIENCE {
                 return Err(ShardError::Away(format!("{} cannot be read to its end at {end}", self.at)));
             }

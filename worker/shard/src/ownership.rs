@@ -171,6 +171,8 @@ impl Claim<'_> {
     ) -> Result<Lease, ShardError> {
         follower.read_to_end(self.log)?;
         self.check_plan(follower)?;
+        // To read all that may have taken long, and from here on whoever has it is fenced.
+        follower.goes_on()?;
         let (named, slot) = (follower.position().slot, idle(follower));
         let written = Written::of(self.topics, self.stage, self.shard);
         let too_early =

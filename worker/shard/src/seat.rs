@@ -156,7 +156,10 @@ impl<S: Stage> Seat<S> {
     pub fn status(&self) -> ShardStatus {
         let (role, position, prepared) = match &self.place {
             Place::Closed => return ShardStatus::default(),
-            Place::Standby(standby) => (Role::Standby, standby.position(), standby.client()),
+            // One in trouble is not handed off to: its first batch might wait for its disk.
+            Place::Standby(standby) => {
+                (Role::Standby, standby.position(), standby.client().filter(|_| standby.trouble().is_none()))
+            }
             Place::Owner(shard) => (Role::Owner, shard.position(), None),
         };
         ShardStatus {

@@ -6,6 +6,7 @@
 //! While it follows, it makes its local state safe now and then, in the background: after a crash there is no more to read again than an owner would have.
 
 use crate::checkpoint;
+use crate::flush::SLOW_MS;
 use crate::follower::{Follower, Moves};
 use crate::hearing::Listened;
 use crate::inputs::Inputs;
@@ -109,7 +110,7 @@ impl Standby {
 
     fn store_if_due(&mut self) -> Result<(), ShardError> {
         let (now_ms, read_to) = (self.environment.clock.now_ms(), self.follower.read_to());
-        if self.storing.is_under_way()? || !self.storing.is_due(read_to, now_ms) {
+        if self.storing.is_under_way(now_ms)? || !self.storing.is_due(read_to, now_ms) {
             return Ok(());
         }
         self.follower.settle()?;
@@ -282,10 +283,18 @@ pub(crate) struct Storing {
 }
 
 impl Storing {
-    fn is_under_way(&mut self) -> Result<bool, ShardError> {
+    fn is_under_way(&mut self, now_ms: u64) -> Result<bool, ShardError> {
         let Some((_, outcome)) = &self.under_way else { return Ok(false) };
         self.trouble = match outcome.try_recv() {
-            Err(TryRecvError::Empty) => return Ok(true),
+            Err(TryRecvError::Empty) => {
+                if self.trouble.is_none() && has_passed(SLOW_MS, self.since_ms, now_ms) {
+                    let seconds = now_ms.saturating_sub(self.since_ms) / 1_000;
+                    self.trouble = Some(format!(
+                        "the local disk is slow: what was followed is being stored for {seconds} s; the shard is not handed off to this process meanwhile"
+                    ));
+                }
+                return Ok(true);
+            }
             Err(TryRecvError::Disconnected) => return Err(ShardError::Reopen("a flush was given up".into())),
             Ok(Ok(())) => None,
             // It goes on following for as long as that needs no space.

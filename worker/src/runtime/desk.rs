@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 /// After so many polls without input, about a second, a shard that had stopped counts as working again. Before, the input that stopped it
 /// may only not have been fetched yet.
 const QUIET_POLLS: u32 = 10;
-/// An owner, or a standby that is to own the shard, whose thread has not moved for so long hangs, and is told as none: much longer than a batch takes. Whoever reads a changelog moves.
+/// An owner or a standby whose thread has not moved for so long hangs, and is told as none: much longer than a batch takes. Whoever reads a changelog moves.
 const HANGS: Duration = Duration::from_secs(120);
-/// An attempt to open a shard that has taken so long is told as one that fails: it may hang, and others may be quicker. A standby that nobody needs yet hangs when it has not moved for as long.
+/// An attempt to open a shard that has taken so long is told as one that fails: it may hang, and others may be quicker.
 const OPENS_LONG: Duration = Duration::from_secs(600);
 /// An attempt to open a shard that has gone on for so long is not failing, whatever the one before did: it may be reading a long changelog.
 const GOES_ON: Duration = Duration::from_secs(5);
@@ -164,12 +164,10 @@ impl Desk {
         self.wait_while(self.lock(), pause, |order| order == than);
     }
 
-    /// Waits until there is something else to do, or until the pause is over. That it is to be its owner in another way is nothing else: what failed was to own it, and to try that again has
-    /// time.
-    pub fn wait_for_other_duty(&self, pause: Duration) {
-        let inner = self.lock();
-        let than = inner.order.duty.clone();
-        self.wait_while(inner, pause, |order| order.duty == than || (owns(&order.duty) && owns(&than)));
+    /// Waits until there is something else to do than this, or until the pause is over. That it is to be its owner in another way is nothing else: what failed was to own it, and to try that again
+    /// has time.
+    pub fn wait_for_other_duty(&self, than: &Duty, pause: Duration) {
+        self.wait_while(self.lock(), pause, |order| order.duty == *than || (owns(&order.duty) && owns(than)));
     }
 
     fn wait_while(&self, inner: MutexGuard<'_, Inner>, pause: Duration, is_same: impl Fn(&Order) -> bool) {
@@ -200,10 +198,11 @@ impl Desk {
         inner.moved = inner.stepped;
     }
 
-    /// Notes that its step, however long it takes, comes on.
-    pub fn moves(&self) {
+    /// Notes that its step, however long it takes, comes on; tells whether it is to: not when the process ends, nor when it was to own the shard and is not any more.
+    pub fn moves(&self) -> bool {
         let mut inner = self.lock();
         inner.moved = inner.stepped.map(|_| Instant::now());
+        !inner.is_awake && (!inner.is_to_own || owns(&inner.order.duty))
     }
 
     /// How it fares, for readiness.
@@ -417,9 +416,7 @@ impl Desk {
 
     fn hangs(&self, inner: &Inner, now: Instant) -> Option<String> {
         let bound = match inner.status.role {
-            Role::Owner => self.hangs,
-            Role::Standby if inner.is_to_own => self.hangs,
-            Role::Standby => OPENS_LONG.max(self.hangs),
+            Role::Owner | Role::Standby => self.hangs,
             Role::Opening => return None,
         };
         let still = inner.moved.map(|moved| now.saturating_duration_since(moved)).filter(|still| *still > bound)?;
@@ -559,17 +556,16 @@ mod tests {
         let (role, condition, prepared) = told(&desk, HANGS + second);
         assert_eq!((role, prepared), (Role::Opening, None));
         assert!(condition.contains("has not moved for 12"), "{condition}");
-        // It hangs already when it is told to, and goes on hanging when another one is.
+        // One that only follows hangs like one that is to own the shard: it would be handed off to.
         let desk = standby(Duty::Standby { prepare: true, soon: false });
-        assert_eq!(told(&desk, HANGS * 2).0, Role::Standby, "nobody waits for it");
-        for duty in [Duty::Own, Duty::Standby { prepare: false, soon: false }] {
+        for duty in
+            [Duty::Standby { prepare: true, soon: false }, Duty::Own, Duty::Standby { prepare: false, soon: false }]
+        {
             desk.set_order(order(duty));
+            assert_eq!(told(&desk, HANGS / 2).0, Role::Standby);
             assert_eq!(told(&desk, HANGS + second).0, Role::Opening);
         }
-        desk.steps();
-        assert_eq!(told(&desk, HANGS * 2).0, Role::Standby, "it has moved");
-        assert!(told(&desk, OPENS_LONG + second).1.contains("has not moved for 60"), "a move may wait for it");
-        assert_eq!((told(&desk, OPENS_LONG + second).0, desk.health(STORES)), (Role::Opening, Health::Well));
+        assert_eq!(desk.health(STORES), Health::Well);
     }
 
     #[test]
@@ -596,6 +592,21 @@ mod tests {
         began(OPENS_LONG * 2);
         desk.moves();
         assert_eq!(told(&desk, Duration::ZERO).0, Role::Standby);
+    }
+
+    #[test]
+    fn who_reads_to_own_a_shard_hears_that_it_is_not_wanted_any_more() {
+        let order = |duty| Order { duty, ..Order::default() };
+        let desk = standby(Duty::TakeOver);
+        assert!(desk.moves());
+        desk.set_order(order(Duty::Own));
+        assert!(desk.moves(), "in another way");
+        desk.set_order(order(Duty::Standby { prepare: false, soon: false }));
+        assert!(!desk.moves(), "somebody else was quicker");
+        desk.steps();
+        assert!(desk.moves(), "it follows");
+        desk.wake();
+        assert!(!desk.moves(), "the process ends");
     }
 
     #[test]

@@ -29,7 +29,7 @@ use millstream_model::proto::{Batch, Changelog, Mutation, Position, changelog::R
 use millstream_model::reject::{About, Reason, Refusal, Reject};
 use millstream_model::{id::hex, trace};
 use millstream_plan::status::{Role, ShardStatus};
-use millstream_plan::view::Duty;
+use millstream_plan::view::{Bounds, Duty};
 use millstream_shard::ShardError;
 use millstream_shard::changelog;
 use millstream_shard::documents::DocumentStore;
@@ -58,11 +58,14 @@ pub struct ReactionLimits {
     /// The same in encoded bytes: a mutation may be anything from a hundred bytes to a whole document. In memory it is held about twice, as it
     /// came and in the fold that waits.
     pub backlog_bytes: usize,
+    /// How long the document store may take next to nothing before it is looked at from the beginning: as long as one that cannot open a partition is waited for.
+    pub struggles: Duration,
 }
 
 impl Default for ReactionLimits {
     fn default() -> ReactionLimits {
-        ReactionLimits { bulk: 500, in_flight: 2, backlog: 50_000, backlog_bytes: 64 << 20 }
+        let struggles = Duration::from_millis(Bounds::default().unable_ms);
+        ReactionLimits { bulk: 500, in_flight: 2, backlog: 50_000, backlog_bytes: 64 << 20, struggles }
     }
 }
 
@@ -170,7 +173,7 @@ impl Work {
             let pause = backoff.after(&error);
             self.report(ShardStatus::default());
             self.desk.fail(error);
-            self.desk.wait_for_other_duty(pause);
+            self.desk.wait_for_other_duty(&order.duty, pause);
         }
         drop(ended);
     }
@@ -231,6 +234,11 @@ impl Work {
         Ok(())
     }
 
+    /// One that fails does not take the partition again before it can.
+    fn prepare_as_owner(&self) -> Result<(), ShardError> {
+        self.prepare().inspect_err(|_| self.failed.set(true))
+    }
+
     fn mutations(&self) -> TopicPartition {
         TopicPartition::new(self.environment.topics.mutations.clone(), self.shard)
     }
@@ -244,7 +252,7 @@ impl Work {
         let ready = match ready {
             Some(ready) => ready.up_to_date(self)?,
             None => {
-                self.prepare().inspect_err(|_| self.failed.set(true))?;
+                self.prepare_as_owner()?;
                 Ready::open(self)?
             }
         };
@@ -375,7 +383,7 @@ impl Work {
 
     fn decide(&self, outcomes: Outcomes, turn: &mut Turn) -> Result<(), ShardError> {
         turn.in_flight -= 1;
-        self.judge(&outcomes, turn);
+        self.judge(&outcomes, turn)?;
         let now_ms = self.environment.clock.now_ms();
         for (key, written) in outcomes {
             self.observer.written(&written);
@@ -390,11 +398,11 @@ impl Work {
         Ok(())
     }
 
-    /// A store that takes nearly nothing is a condition until it takes something.
-    fn judge(&self, outcomes: &Outcomes, turn: &mut Turn) {
+    /// A store that takes nearly nothing is a condition until it takes something. When that lasts, and it cannot be reached from here at all, the partition is for somebody else who can.
+    fn judge(&self, outcomes: &Outcomes, turn: &mut Turn) -> Result<(), ShardError> {
         match turn.pace.note(outcomes) {
             Some(why) => {
-                if !std::mem::replace(&mut turn.struggles, true) {
+                if turn.struggles_since.is_none() {
                     tracing::warn!(
                         shard = self.shard,
                         why,
@@ -404,14 +412,19 @@ impl Work {
                 self.desk.set(Condition::Away(format!(
                     "the document store takes next to nothing, writes are repeated: {why}"
                 )));
+                if turn.struggles_since.get_or_insert_with(Instant::now).elapsed() > self.limits.struggles {
+                    self.prepare_as_owner()?;
+                    turn.struggles_since = Some(Instant::now());
+                }
             }
-            None if std::mem::take(&mut turn.struggles) => {
+            None if turn.struggles_since.take().is_some() => {
                 tracing::info!(shard = self.shard, "the document store takes writes again");
                 self.desk.set(Condition::Running);
                 self.desk.works();
             }
             None => self.desk.works(),
         }
+        Ok(())
     }
 
     fn stored(&self, mutation: &Mutation, now_ms: u64) {

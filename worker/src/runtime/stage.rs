@@ -10,6 +10,7 @@ use millstream_model::proto::Usage;
 use millstream_plan::status::ShardStatus;
 use millstream_shard::ShardError;
 use millstream_shard::checkpoint::Taken;
+use millstream_shard::member::Order;
 use millstream_shard::ownership::Mended;
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
 use millstream_shard::seat::{MakeStage, OpenStore, Parts, Seat, Step};
@@ -123,7 +124,7 @@ impl<S: Stage> Work<S> {
                     self.desk.wait_for_other(&order, NO_DUTY);
                 }
                 Ok(step) => self.stepped(step),
-                Err(error) => self.failed(error),
+                Err(error) => self.failed(error, &order),
             }
             self.answer();
         }
@@ -268,7 +269,7 @@ impl<S: Stage> Work<S> {
         self.desk.add_usage(changed);
     }
 
-    fn failed(&mut self, error: ShardError) {
+    fn failed(&mut self, error: ShardError, order: &Order) {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match &error {
             ShardError::Reopen(message) | ShardError::Away(message) => {
@@ -280,7 +281,7 @@ impl<S: Stage> Work<S> {
         self.quiet = 0;
         self.desk.fail(error);
         // Rivals that pause equally long would meet again. What it is told meanwhile does not wait: it may be the only one that can take the shard over.
-        self.desk.wait_for_other_duty(pause.mul_f64(rand::random_range(0.5..=1.0)));
+        self.desk.wait_for_other_duty(&order.duty, pause.mul_f64(rand::random_range(0.5..=1.0)));
     }
 
     /// Answers look-ups; who asks while another process owns the shard is told so by the end of its channel.

@@ -18,14 +18,14 @@ use crate::status::WorkerStatus;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a worker's silence means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Presence {
-    /// It was heard.
-    Live,
-    /// It is silent, but not alone in that.
-    Doubted,
     /// It is silent, and that is believed.
     Gone,
+    /// It is silent, but not alone in that.
+    Doubted,
+    /// It was heard.
+    Live,
 }
 
 impl View {

@@ -168,19 +168,7 @@ fn a_clock_that_is_set_back_holds_no_document() {
     let documents = Arc::new(TakesLater(clock.clone(), AtomicUsize::new(0)));
     let mut work = work(folder.path(), documents.clone(), Duty::Own);
     work.environment.clock = clock;
-    work.creation.ensure(&work.stop).unwrap();
-    let mut frame = FrameWriter::new(Content::Mutation);
-    frame.push(&Mutation {
-        tenant: "acme".into(),
-        collection: "users".into(),
-        id: "u".into(),
-        revision: 1,
-        ..Mutation::default()
-    });
-    let topic = &work.environment.topics.mutations;
-    let producer = work.environment.log.producer().unwrap();
-    send_and_wait(&*producer, Outgoing { topic, partition: 0, key: &[], payload: &frame.finish(), headers: &[] })
-        .unwrap();
+    mutate(&work);
     let (desk, stop) = (work.desk.clone(), work.stop.clone());
     let running = std::thread::spawn(move || work.run());
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -192,6 +180,47 @@ fn a_clock_that_is_set_back_holds_no_document() {
     stop.stop();
     desk.wake();
     running.join().unwrap();
+}
+
+/// A mutation that is to be written.
+fn mutate(work: &Work) {
+    work.creation.ensure(&work.stop).unwrap();
+    let mut frame = FrameWriter::new(Content::Mutation);
+    let (tenant, collection, id) = ("acme".into(), "users".into(), "u".into());
+    frame.push(&Mutation { tenant, collection, id, revision: 1, ..Mutation::default() });
+    let topic = &work.environment.topics.mutations;
+    let producer = work.environment.log.producer().unwrap();
+    send_and_wait(&*producer, Outgoing { topic, partition: 0, key: &[], payload: &frame.finish(), headers: &[] })
+        .unwrap();
+}
+
+/// The one whose store alone is lost later is passed over, too.
+#[test]
+fn an_owner_that_loses_the_document_store_for_long_says_that_it_cannot_go_on() {
+    static IS_AWAY: AtomicBool = AtomicBool::new(false);
+    let prepares = || match IS_AWAY.load(Ordering::SeqCst) {
+        true => Err(DocumentError::Unavailable("no route".into())),
+        false => Ok(()),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let documents = Arc::new(Prepares(prepares, AtomicUsize::new(0)));
+    let mut work = work(folder.path(), documents.clone(), Duty::Own);
+    work.limits.struggles = Duration::ZERO;
+    mutate(&work);
+    let (desk, stop) = (work.desk.clone(), work.stop.clone());
+    let running = std::thread::spawn(move || work.run());
+    let fixture = Fixture { desk, documents, stop, running, _folder: folder };
+    let struggles =
+        |it: &Fixture| matches!(it.desk.condition(), Condition::Away(why) if why.contains("next to nothing"));
+    fixture.until("a store that takes nothing", struggles);
+    let prepared = |it: &Fixture| it.documents.1.load(Ordering::SeqCst);
+    fixture.until("that it is looked at", |it| prepared(it) > 3);
+    assert!(struggles(&fixture) && fixture.desk.is_owner(), "it is there");
+    IS_AWAY.store(true, Ordering::SeqCst);
+    fixture.until("one that cannot open the partition", |it| {
+        it.desk.status().is_some_and(|it| it.role == Role::Opening && it.condition.contains("no route"))
+    });
+    fixture.end();
 }
 
 /// The condition of a partition over such a store, once it has one.

@@ -28,8 +28,8 @@ pub(super) struct Turn {
     pub(super) undecided: Undecided,
     pub(super) in_flight: usize,
     pub(super) pace: Pace,
-    /// The store has been found to be in trouble, and the condition says so.
-    pub(super) struggles: bool,
+    /// Since when the store is in trouble, and the condition says so; or when it was last found to be there all the same.
+    pub(super) struggles_since: Option<Instant>,
     /// Polls that took all that had come.
     pub(super) looks: u64,
     /// Everything before this offset was read and decided when nothing more came: behind the last mutation there may be markers of transactions.
@@ -64,7 +64,7 @@ impl Turn {
             undecided: Undecided::default(),
             in_flight: 0,
             pace,
-            struggles: false,
+            struggles_since: None,
             looks: 0,
             read_to: 0,
             erasing: None,
