@@ -34,7 +34,7 @@ pub use pipeline::{DeletionPolicy, ImagePullPolicy, IngestionPipeline, Ingestion
 pub use scale::{StageName, StageScale, StageScaleSpec, StageScaleStatus};
 pub use stage::{Claim, EmptyDir, FreeForm, LostNode, Resources, Stage, Stages, Storage};
 pub use status::{ConditionType, IngestionPipelineStatus, StageStatus};
-pub use stores::{DocumentStore, Mongodb, ObjectStore, S3};
+pub use stores::{Checkpoints, DocumentStore, Mongodb, ObjectStore, S3, ServerSideEncryption};
 pub use tenant::{
     API_KEYS_LABEL, Tenant, TenantDeletionPolicy, TenantIdentity, TenantLimits, TenantRate, TenantSpec, TenantStatus,
 };

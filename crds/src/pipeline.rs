@@ -5,7 +5,7 @@ use crate::kafka::Kafka;
 use crate::observability::Observability;
 use crate::stage::Stages;
 use crate::status::IngestionPipelineStatus;
-use crate::stores::{DocumentStore, ObjectStore};
+use crate::stores::{Checkpoints, DocumentStore, ObjectStore};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,9 +72,13 @@ pub struct IngestionPipelineSpec {
     /// Where documents go.
     pub document_store: DocumentStore,
 
-    /// Where checkpoints will go. Nothing is written there yet: a shard that has lost its disk reads its whole changelog, which is never trimmed.
+    /// Where checkpoints go (default: nowhere. A shard that has lost its disk reads its whole changelog then, which is never trimmed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_store: Option<ObjectStore>,
+
+    /// When they are taken.
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
 
     /// The workers of each stage.
     #[serde(default)]

@@ -4,9 +4,10 @@
 use millstream_shard::log::{Log, TopicSpec};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use millstream_stores::s3::Credentials;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Process, Settings, binary};
-use millstream_tests::servers::{Kafka, Mongo, free_ports};
+use millstream_tests::servers::{Kafka, Minio, Mongo, free_ports};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -134,6 +135,7 @@ fn all_is_well_before_and_after_topics_are_made() {
         after.says(&format!("topic {}", spec.name), "ok", &[&partitions]);
     }
     after.says("documents", "ok", &["does not use"]);
+    after.says("objects", "warning", &["never trimmed", "objects: {s3: {bucket: ...}}"]);
 }
 
 #[test]
@@ -219,6 +221,33 @@ fn brokers_are_reached_one_by_one_and_a_document_store_that_is_away_is_named() {
 }
 
 /// Also where brokers create each topic that somebody names.
+#[test]
+fn a_bucket_is_looked_into_and_what_is_wrong_with_it_told() {
+    let (kafka, mongo) = (Kafka::shared().unwrap(), Mongo::shared().unwrap());
+    let mut settings = settings(kafka.bootstrap(), mongo.uri(), "doctor-bucket");
+    let s3 = Minio::shared().unwrap().config("");
+    let Credentials::Static { access_key_id: id, secret_access_key: right, .. } = &s3.credentials else { panic!() };
+    let (endpoint, bucket) = (s3.endpoint.as_deref().unwrap(), s3.bucket.as_str());
+    let with = |endpoint: &str, bucket: &str, secret: &str| {
+        format!(
+            "objects: {{s3: {{bucket: {bucket}, endpoint: '{endpoint}', access_key_id: {id}, secret_access_key: {secret}}}}}\n"
+        )
+    };
+    let cases = [
+        (with(endpoint, bucket, right), "ok", "nothing of this pipeline"),
+        (with(endpoint, "nobodys", right), "problem", "nobodys"),
+        (with(endpoint, bucket, "guessed-secret"), "problem", "objects.s3"),
+        (with("http://127.0.0.1:1", bucket, right), "problem", "start it"),
+    ];
+    for (more, level, said) in cases {
+        settings.more = more;
+        let ended = examine(&settings, &["--role", "action"]);
+        ended.says("objects s3://", level, &[said]);
+        assert!(!format!("{ended:?}").contains("guessed-secret"), "{ended:?}");
+        assert_eq!(ended.code, Some(i32::from(level == "problem")), "{ended:?}");
+    }
+}
+
 #[test]
 fn nothing_is_created_or_changed() {
     let kafka = Kafka::start_with(1, "auto.create.topics.enable=true\ntransaction.max.timeout.ms=5000\n").unwrap();

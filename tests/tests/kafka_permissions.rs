@@ -2,10 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream::cli::Admin;
+use millstream_shard::log::{Log as _, LogError, TopicPartition};
+use millstream_shard::topics::Topics;
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
+use millstream_stores::s3::Credentials;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
-use millstream_tests::servers::Kafka;
 use millstream_tests::servers::acls::Acl;
+use millstream_tests::servers::{Kafka, Minio};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -16,7 +20,7 @@ const KEY: &str = "secret-of-acme";
 /// Processes that need no document store.
 const ROLES: [(&str, &str); 3] = [("gateway", "gateway"), ("unify", "unify"), ("action", "action")];
 /// One user per pipeline: what is given to one is not given to the others.
-const USERS: [&str; 6] = ["all", "Read", "Write", "Create", "DescribeConfigs", "TransactionalId"];
+const USERS: [&str; 7] = ["all", "Read", "Write", "Create", "DescribeConfigs", "Delete", "TransactionalId"];
 
 fn kafka() -> &'static Kafka {
     static AUTHORIZING: OnceLock<Kafka> = OnceLock::new();
@@ -38,7 +42,7 @@ fn documented(pipeline: &str) -> Vec<Acl> {
 fn settings(user: &str, lacks: impl Fn(&Acl) -> bool) -> Settings {
     let pipeline = unique("allowed");
     let (lacking, given): (Vec<Acl>, Vec<Acl>) = documented(&pipeline).into_iter().partition(lacks);
-    assert_eq!((lacking.len(), given.len()), if user == "all" { (0, 5) } else { (1, 4) });
+    assert_eq!((lacking.len(), given.len()), if user == "all" { (0, 6) } else { (1, 5) });
     kafka().allow(user, &given).unwrap();
     Settings {
         pipeline,
@@ -47,6 +51,7 @@ fn settings(user: &str, lacks: impl Fn(&Acl) -> bool) -> Settings {
         replication: 1,
         security: kafka().security_of(user),
         tenants: vec![("acme".to_owned(), KEY.to_owned())],
+        more: checkpoints(),
         ..Settings::default()
     }
 }
@@ -71,15 +76,32 @@ fn wait_for_words(processes: &[Process], words: &[String]) {
     .unwrap();
 }
 
-#[test]
-fn what_is_documented_is_enough() {
-    let pipeline = Pipeline::named(&settings("all", |_| false), &ROLES).unwrap();
+/// All the time, into a bucket.
+fn checkpoints() -> String {
+    let s3 = Minio::shared().unwrap().config("");
+    let Credentials::Static { access_key_id, secret_access_key, .. } = &s3.credentials else { panic!() };
+    let (endpoint, bucket) = (s3.endpoint.as_ref().unwrap(), &s3.bucket);
+    format!(
+        "objects: {{s3: {{bucket: {bucket}, endpoint: '{endpoint}', access_key_id: {access_key_id}, secret_access_key: {secret_access_key}}}}}\n\
+         checkpoints: {{interval: 1s, min_pause: 100ms, retained: 1}}\n"
+    )
+}
+
+/// Sends twenty events.
+fn send(pipeline: &Pipeline) {
     let event = |number: usize| json!({ "type": "event", "message_id": number.to_string(), "event": "Opened", "identifiers": { "user_id": format!("user-{number}") } });
     let batch = json!({ "batch": (0..20).map(event).collect::<Vec<_>>() }).to_string();
     let client = reqwest::blocking::Client::new();
     let url = format!("{}/v1/batch", pipeline.gateway().unwrap().url());
     let request = client.post(&url).bearer_auth(KEY).header("content-type", "application/json").body(batch);
     assert!(request.send().unwrap().status().is_success());
+}
+
+#[test]
+fn what_is_documented_is_enough() {
+    let settings = settings("all", |_| false);
+    let pipeline = Pipeline::named(&settings, &ROLES).unwrap();
+    send(&pipeline);
     let admin = Admin::new(&pipeline.gateway().unwrap().admin_url()).unwrap();
     until("every event", || {
         let mut ids = BTreeSet::new();
@@ -89,6 +111,13 @@ fn what_is_documented_is_enough() {
             Ok(ids.insert(event["message_id"].to_string()))
         })?;
         Ok((ids.len() == 20).then_some(()))
+    })
+    .unwrap();
+    let log = KafkaLog::new(KafkaConfig { security: kafka().security_of("all"), ..kafka().config() }).unwrap();
+    let changelog = Topics::new(&settings.pipeline, settings.shards, 1).changelog("action");
+    until("a changelog that was trimmed", || {
+        let begins = |shard| Ok::<u64, LogError>(log.bounds(&TopicPartition::new(changelog.clone(), shard))?.0);
+        Ok((begins(0)? > 0 || begins(1)? > 0).then_some(()))
     })
     .unwrap();
 }
@@ -125,6 +154,15 @@ fn a_topic_that_may_not_be_created_is_named() {
 fn a_topic_whose_settings_may_not_be_seen_is_named() {
     let words = &["cannot describe topic PREFIX.", "DescribeConfigs"];
     is_named("DescribeConfigs", |acl| is_of_topics(acl, "DescribeConfigs"), words);
+}
+
+#[test]
+fn a_changelog_that_may_not_be_trimmed_is_named() {
+    let settings = settings("Delete", |acl| is_of_topics(acl, "Delete"));
+    let pipeline = Pipeline::named(&settings, &ROLES).unwrap();
+    send(&pipeline);
+    let words = ["the changelog cannot be trimmed", &settings.pipeline, "TopicAuthorizationFailed"];
+    wait_for_words(&pipeline.processes, &words.map(str::to_owned));
 }
 
 #[test]

@@ -2,11 +2,14 @@
 
 use super::names::Names;
 use super::overlay::lay_over;
-use super::{BuildError, grace, quantity, secrets};
+use super::{BuildError, grace, has_state, quantity, secrets};
 use crate::Prepared;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use millstream_crds::{Kafka, LogFormat, Retention, Sasl, SaslMechanism, StageName, TopicManagement};
+use millstream_crds::{
+    Checkpoints, Kafka, LogFormat, Retention, S3, Sasl, SaslMechanism, SecretKey, ServerSideEncryption, StageName,
+    TopicManagement,
+};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -67,6 +70,9 @@ fn config(prepared: &Prepared, stage: StageName) -> Value {
         let mongodb = json!({"uri_file": uri_file, "database": mongodb.database, "options": mongodb.options});
         lay_over(&mut config, &json!({"documents": {"mongodb": mongodb}}));
     }
+    if let (true, Some(s3)) = (has_state(stage), spec.object_store.as_ref().and_then(|store| store.s3.as_ref())) {
+        lay_over(&mut config, &json!({"objects": {"s3": self::s3(s3)}, "checkpoints": checkpoints(&spec.checkpoints)}));
+    }
     if let Some(bytes) = memory_for_state(prepared, stage) {
         lay_over(&mut config, &json!({"state": {"memory": format!("{}MiB", (bytes / MEBIBYTE) as u64)}}));
     }
@@ -124,9 +130,44 @@ fn kafka(kafka: &Kafka) -> Value {
     })
 }
 
-/// Bytes, from the limit that the stage's workers have. Gateways and writers of documents have no state.
+fn s3(s3: &S3) -> Value {
+    let file = |key: &Option<SecretKey>, file: &str| key.as_ref().map(|_| secrets::file(file));
+    let encryption = s3.server_side_encryption.map(|kind| match kind {
+        ServerSideEncryption::Aes256 => json!("store"),
+        ServerSideEncryption::Kms => json!({"kms": s3.kms_key_id.clone().unwrap_or_default()}),
+    });
+    let fields = [
+        ("bucket", Some(json!(s3.bucket))),
+        ("region", Some(json!(s3.region))),
+        ("endpoint", s3.endpoint.as_ref().map(|endpoint| json!(endpoint))),
+        ("prefix", s3.prefix.as_ref().map(|prefix| json!(prefix))),
+        ("path_style", s3.path_style.map(|is_it| json!(is_it))),
+        ("ca_file", file(&s3.ca, secrets::S3_CA).map(|file| json!(file))),
+        ("access_key_id_file", file(&s3.access_key_id, secrets::S3_ID).map(|file| json!(file))),
+        ("secret_access_key_file", file(&s3.secret_access_key, secrets::S3_SECRET).map(|file| json!(file))),
+        ("encryption", encryption),
+    ];
+    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect::<Map<_, _>>().into()
+}
+
+fn checkpoints(checkpoints: &Checkpoints) -> Value {
+    let Checkpoints { interval, min_pause, max_concurrent, retained, upload_per_second } = checkpoints;
+    let mut config = json!({
+        "interval": interval,
+        "min_pause": min_pause,
+        "max_concurrent": max_concurrent,
+        "retained": retained,
+    });
+    let bytes = upload_per_second.as_ref().and_then(|bound| quantity::number(&quantity::quantity(bound).0));
+    if let Some(bytes) = bytes {
+        lay_over(&mut config, &json!({"upload_per_second": format!("{}B", bytes as u64)}));
+    }
+    config
+}
+
+/// Bytes, from the limit that the stage's workers have.
 fn memory_for_state(prepared: &Prepared, stage: StageName) -> Option<f64> {
-    if !matches!(stage, StageName::Unify | StageName::Action) {
+    if !has_state(stage) {
         return None;
     }
     let limit: &IntOrString = prepared.pipeline.spec.stages.of(stage).resources.limits.get("memory")?;

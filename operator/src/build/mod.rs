@@ -100,6 +100,11 @@ fn add<T: Serialize>(all: &mut Vec<Value>, objects: &[T]) -> Result<(), BuildErr
     Ok(())
 }
 
+/// Do a stage's workers hold state of shards? Gateways and writers of documents do not.
+fn has_state(stage: StageName) -> bool {
+    matches!(stage, StageName::Unify | StageName::Action)
+}
+
 /// The objects of a pipeline that [`crate::validate::validate`] has nothing against.
 ///
 /// # Errors

@@ -1,10 +1,11 @@
 //! Services, and who may speak to whom.
 //!
 //! A pipeline's Pods take connections only where they serve somebody: gateways from everywhere on their public port, everybody on the admin port from Pods of the same pipeline and from the operator's
-//! namespace (it knows no keys, so that nobody else may). They open connections to name servers, and to the ports of brokers, document store and collector. Brokers must therefore advertise the
+//! namespace (it knows no keys, so that nobody else may). They open connections to name servers, and to the ports of brokers, stores and collector. Brokers must therefore advertise the
 //! ports that they are asked on first.
 
 use super::config::{ADMIN, HTTP};
+use super::has_state;
 use super::names::Names;
 use crate::Prepared;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -56,7 +57,10 @@ fn service_port(name: &str, port: i32) -> ServicePort {
     }
 }
 
-/// One for all Pods of the pipeline, one for the gateways' public port, one for the writers of documents.
+/// Where an identity without keys gets its credentials: of the machine, or of an agent on the node (80), of a token service (443).
+const CREDENTIALS: [i32; 2] = [80, 443];
+
+/// One for all Pods of the pipeline, one for the gateways' public port, one for the writers of documents, and one for each stage that puts checkpoints into the object store.
 pub(super) fn policies(prepared: &Prepared, names: &Names) -> Vec<NetworkPolicy> {
     let spec = &prepared.pipeline.spec;
     let of_namespace =
@@ -85,6 +89,14 @@ pub(super) fn policies(prepared: &Prepared, names: &Names) -> Vec<NetworkPolicy>
         let stage = StageName::Reaction;
         let documents = to_ports(prepared.document_ports.iter().map(|port| i32::from(*port)).collect());
         policies.push(policy(names, names.of_stage(stage), Some(stage), Vec::new(), vec![documents]));
+    }
+    if let Some(s3) = spec.object_store.as_ref().and_then(|store| store.s3.as_ref()) {
+        let mut ports = BTreeSet::from([s3.endpoint.as_deref().map_or(443, port_of)]);
+        ports.extend(CREDENTIALS.iter().filter(|_| s3.access_key_id.is_none()));
+        for stage in StageName::ALL.into_iter().filter(|stage| has_state(*stage)) {
+            let objects = to_ports(ports.clone());
+            policies.push(policy(names, names.of_stage(stage), Some(stage), Vec::new(), vec![objects]));
+        }
     }
     policies
 }

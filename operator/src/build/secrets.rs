@@ -1,5 +1,6 @@
 //! The Secrets that a stage's Pods see, as files.
 
+use super::has_state;
 use crate::Prepared;
 use k8s_openapi::api::core::v1::{KeyToPath, ProjectedVolumeSource, SecretProjection, Volume, VolumeProjection};
 use millstream_crds::{IngestionPipelineSpec, SecretKey, StageName};
@@ -14,13 +15,16 @@ pub(crate) const KAFKA_CA: &str = "kafka/ca.pem";
 pub(crate) const KAFKA_CERTIFICATE: &str = "kafka/tls.crt";
 pub(crate) const KAFKA_KEY: &str = "kafka/tls.key";
 pub(super) const MONGODB_URI: &str = "mongodb/uri";
+pub(super) const S3_CA: &str = "s3/ca.pem";
+pub(super) const S3_ID: &str = "s3/access-key-id";
+pub(super) const S3_SECRET: &str = "s3/secret-access-key";
 
 /// The full name of a file.
 pub(super) fn file(path: &str) -> String {
     format!("{FOLDER}/{path}")
 }
 
-/// What a stage needs, and as which file: no more than that, so that a gateway that is broken into has no password of the document store.
+/// What a stage needs, and as which file: no more than that, so that a gateway that is broken into has no password of the stores.
 pub(crate) fn needed(spec: &IngestionPipelineSpec, stage: StageName) -> Vec<(SecretKey, &'static str)> {
     let (kafka, documents) = (&spec.kafka, &spec.document_store);
     let mut needed = Vec::new();
@@ -34,6 +38,10 @@ pub(crate) fn needed(spec: &IngestionPipelineSpec, stage: StageName) -> Vec<(Sec
     }
     if stage == StageName::Reaction {
         needed.extend(documents.mongodb.iter().map(|mongodb| (mongodb.uri.clone(), MONGODB_URI)));
+    }
+    if let (true, Some(s3)) = (has_state(stage), spec.object_store.as_ref().and_then(|store| store.s3.as_ref())) {
+        let keys = [(&s3.ca, S3_CA), (&s3.access_key_id, S3_ID), (&s3.secret_access_key, S3_SECRET)];
+        needed.extend(keys.into_iter().filter_map(|(key, file)| Some((key.clone()?, file))));
     }
     needed
 }

@@ -24,7 +24,8 @@ fn pipeline(more: &Value) -> IngestionPipeline {
 }
 
 fn prepared(more: &Value) -> Prepared {
-    let hashes = [("mongodb", "uri", "aa"), ("kafka", "password", "bb"), ("kafka-ca", "ca.crt", "cc")];
+    let hashes =
+        [("mongodb", "uri", "aa"), ("kafka", "password", "bb"), ("kafka-ca", "ca.crt", "cc"), ("s3", "secret", "dd")];
     let hashes = hashes.map(|(name, key, hash)| ((name.to_owned(), key.to_owned()), hash.to_owned()));
     Prepared {
         pipeline: pipeline(more),
@@ -45,6 +46,17 @@ fn full() -> Value {
             "prefix": "shop",
             "properties": {"client.id": "shop"},
         },
+        "objectStore": {"s3": {
+            "bucket": "checkpoints",
+            "prefix": "teams/data",
+            "endpoint": "https://minio:9000",
+            "ca": {"name": "s3", "key": "ca.crt"},
+            "accessKeyId": {"name": "s3", "key": "id"},
+            "secretAccessKey": {"name": "s3", "key": "secret"},
+            "serverSideEncryption": "aws:kms",
+            "kmsKeyId": "alias/data",
+        }},
+        "checkpoints": {"interval": "30s", "retained": 5, "uploadPerSecond": "50M"},
         "observability": {"otlpEndpoint": "http://otel:4318", "samplePercent": 5},
         "stages": {
             "action": {

@@ -316,19 +316,19 @@ fn check_ownership(config: &Config) -> Result<(), Complaint> {
 }
 
 fn check_checkpoints(config: &Config) -> Result<(), Complaint> {
-    let Checkpoints { interval, retained, concurrent, files_at_once, upload_per_second, .. } = &config.checkpoints;
+    let Checkpoints { interval, retained, max_concurrent, files_at_once, upload_per_second, .. } = &config.checkpoints;
     if !(1_000..=86_400_000).contains(&interval.0) {
         return complaint("checkpoints.interval", "must be from 1s to 1d");
     }
     for (field, value, most) in
-        [("retained", *retained, 100), ("concurrent", *concurrent, 64), ("files_at_once", *files_at_once, 64)]
+        [("retained", *retained, 100), ("max_concurrent", *max_concurrent, 64), ("files_at_once", *files_at_once, 64)]
     {
         if !(1..=most).contains(&value) {
             return complaint(format!("checkpoints.{field}"), format!("must be a number from 1 to {most}"));
         }
     }
     if upload_per_second.0 > 0 && *upload_per_second < Size(100_000) {
-        return complaint("checkpoints.upload_per_second", "must be 0B (no bound) or at least 100kB");
+        return complaint("checkpoints.upload_per_second", "must be 0B (no bound) or at least 100KB");
     }
     match &config.objects {
         Objects::S3(s3) => s3.store().check().map_err(|error| ("objects.s3".to_owned(), error.to_string())),

@@ -114,7 +114,7 @@ pub struct Checkpoints {
     /// From the end of one to the beginning of the next one, at least (default 10s).
     pub min_pause: Millis,
     /// How many shards of this process take one at a time (default 1).
-    pub concurrent: u16,
+    pub max_concurrent: u16,
     /// How many of a shard are kept (default 3). Its changelog is trimmed up to the oldest of them.
     pub retained: u16,
     /// Files of one checkpoint that are uploaded or downloaded at a time (default 2). Each may take 16 MB of memory beside `state.memory`.
@@ -130,7 +130,7 @@ impl Default for Checkpoints {
         Checkpoints {
             interval: Millis(interval_ms),
             min_pause: Millis(min_pause_ms),
-            concurrent: number(concurrent),
+            max_concurrent: number(concurrent),
             retained: number(retained),
             files_at_once: number(lanes),
             upload_per_second: Size(0),
@@ -145,7 +145,7 @@ impl Checkpoints {
             interval_ms: self.interval.0,
             min_pause_ms: self.min_pause.0,
             retained: self.retained.into(),
-            concurrent: self.concurrent.into(),
+            concurrent: self.max_concurrent.into(),
             lanes: self.files_at_once.into(),
         }
     }

@@ -374,7 +374,7 @@ fn what_checkpoints_cannot_be_is_said_by_its_field() {
         ("objects: {folder: {}}", "missing field `path`"),
         ("checkpoints: {interval: 10ms}", "checkpoints.interval: must be from 1s to 1d"),
         ("checkpoints: {retained: 0}", "checkpoints.retained: must be a number from 1 to 100"),
-        ("checkpoints: {upload_per_second: 1kB}", "checkpoints.upload_per_second: must be 0B"),
+        ("checkpoints: {upload_per_second: 1KB}", "checkpoints.upload_per_second: must be 0B"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.yaml");

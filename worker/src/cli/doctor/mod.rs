@@ -3,14 +3,15 @@
 //! What it guarantees: **it changes nothing, anywhere.** It creates and deletes nothing and produces nothing; it joins no group and takes no transactional id, so that it
 //! fences nobody and may run beside workers; it opens no local state. Whether brokers would create a topic they say without doing it.
 //!
-//! Each check is one [`Finding`]. Facts are gathered by `millstream_stores::{kafka,mongo}::survey` and [`machine`]; what follows from them is decided by functions
-//! that ask nobody: [`cluster`], [`topics`], [`documents`], [`machine`].
+//! Each check is one [`Finding`]. Facts are gathered by `millstream_stores::{kafka,mongo}::survey`, [`objects`] and [`machine`]; what follows from them is decided by functions
+//! that ask nobody: [`cluster`], [`topics`], [`documents`], [`objects`], [`machine`].
 
 mod cluster;
 mod documents;
 mod finding;
 mod kafka;
 mod machine;
+mod objects;
 mod topics;
 
 use super::Outcome;
@@ -41,10 +42,13 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Outcome> {
         super::print(format_args!("{}", config.to_yaml()))?;
         return Ok(Outcome::Good);
     }
-    let checks: [&dyn Fn() -> Vec<Finding>; 4] =
-        [&|| vec![loaded(&config)], &|| kafka::check(&config), &|| documents::check(&config, args.role), &|| {
-            machine::check(&config, args.role)
-        }];
+    let checks: [&dyn Fn() -> Vec<Finding>; 5] = [
+        &|| vec![loaded(&config)],
+        &|| kafka::check(&config),
+        &|| documents::check(&config, args.role),
+        &|| objects::check(&config, args.role),
+        &|| machine::check(&config, args.role),
+    ];
     let mut findings = Vec::new();
     for check in checks {
         let found = check();
