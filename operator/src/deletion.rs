@@ -18,10 +18,11 @@ use crate::events::Happening;
 use crate::plans::Access;
 use crate::reason::Reason;
 use crate::status::Outcome;
+use crate::terminating::is_terminating;
 use crate::trouble::Trouble;
 use crate::{FIELD_MANAGER, apply, finalizer, strimzi};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -60,10 +61,10 @@ pub(crate) async fn settle(client: &Client, pipeline: &IngestionPipeline) -> Res
     if wanted == is_held(&pipeline.metadata) {
         return Ok(());
     }
-    hold(client, &pipeline.metadata, wanted).await
+    hold(client, &pipeline.metadata, wanted).await.map(drop)
 }
 
-async fn hold(client: &Client, metadata: &ObjectMeta, wanted: bool) -> Result<(), Trouble> {
+async fn hold(client: &Client, metadata: &ObjectMeta, wanted: bool) -> Result<bool, Trouble> {
     finalizer::hold::<IngestionPipeline>(client, metadata, FINALIZER, wanted).await
 }
 
@@ -76,9 +77,12 @@ pub(crate) async fn let_go_unread(context: &Context, metadata: &ObjectMeta) -> R
         return Ok(());
     }
     hold(&context.client, metadata, false).await?;
-    let name = metadata.name.as_deref().unwrap_or_default();
-    tracing::warn!(pipeline = name, "a resource that cannot be read was deleted; its topics, if it has any, stayed");
+    warn_of_unread(metadata.name.as_deref().unwrap_or_default());
     Ok(())
+}
+
+pub(crate) fn warn_of_unread(name: &str) {
+    tracing::warn!(pipeline = name, "a resource that cannot be read was deleted; its topics, if it has any, stayed");
 }
 
 /// Does what is still to be done for a pipeline that is being deleted; what it waits for, or nothing when it may go.
@@ -98,19 +102,9 @@ pub(crate) async fn finish(context: &Context, pipeline: &IngestionPipeline) -> R
         return Ok(None);
     }
     if is_terminating(&context.client, &namespace).await? {
-        hold(&context.client, &pipeline.metadata, false).await?;
-        let strimzi = pipeline.spec.kafka.strimzi.as_ref();
-        let goes = strimzi.is_some_and(|strimzi| strimzi.namespace_for(&namespace) == namespace);
-        let became = if goes {
-            "its KafkaTopics go with the namespace, and their topics with them"
-        } else {
-            "its topics stayed"
-        };
-        let note = format!(
-            "namespace {namespace} is being deleted: IngestionPipeline {name} was let go at once, and {became}: {}",
-            created(&pipeline).join(", ")
-        );
-        context.teller.elsewhere(&pipeline, &context.operator, &says(true, Reason::TopicsRetained, note)).await;
+        if hold(&context.client, &pipeline.metadata, false).await? {
+            context.teller.elsewhere(&pipeline, &context.operator, &retained(&pipeline)).await;
+        }
         return Ok(None);
     }
     let uid = pipeline.uid().unwrap_or_default();
@@ -130,6 +124,22 @@ pub(crate) async fn finish(context: &Context, pipeline: &IngestionPipeline) -> R
         }
         Err(outcome) => Ok(Some(*outcome)),
     }
+}
+
+/// Says what became of the topics of a pipeline whose namespace is being deleted.
+pub(crate) fn retained(pipeline: &IngestionPipeline) -> Happening {
+    let (namespace, name) = (pipeline.namespace().unwrap_or_default(), pipeline.name_any());
+    let strimzi = pipeline.spec.kafka.strimzi.as_ref();
+    let goes = strimzi.is_some_and(|strimzi| strimzi.namespace_for(&namespace) == namespace);
+    let became = match goes {
+        true => "its KafkaTopics go with the namespace, and their topics with them",
+        false => "its topics stayed",
+    };
+    let note = format!(
+        "namespace {namespace} is being deleted: IngestionPipeline {name} was let go at once, and {became}: {}",
+        created(pipeline).join(", ")
+    );
+    says(true, Reason::TopicsRetained, note)
 }
 
 /// Deletes the topics that are the pipeline's; what was done, or what it waits for.
@@ -239,17 +249,6 @@ fn waits(what: String) -> Outcome {
 
 fn says(is_warning: bool, reason: Reason, note: String) -> Happening {
     Happening { is_warning, reason: reason.as_str().to_owned(), note }
-}
-
-/// Is the namespace itself being deleted?
-///
-/// # Errors
-/// [`Trouble`].
-pub(crate) async fn is_terminating(client: &Client, namespace: &str) -> Result<bool, Trouble> {
-    let api: Api<Namespace> = Api::all(client.clone());
-    let found = api.get_metadata_opt(namespace).await;
-    let found = found.map_err(|error| Trouble::of(format!("get Namespace {namespace}"), error))?;
-    Ok(found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()))
 }
 
 /// Deletes the pipeline's StatefulSets; what is left of them and of their Pods.

@@ -12,10 +12,10 @@
 //! Nothing is remembered: all follows from the API server, `control` and `status`.
 
 use crate::controller::Context;
-use crate::deletion::is_terminating;
 use crate::finalizer;
 use crate::reason::Reason;
 use crate::tenants::Standing;
+use crate::terminating::is_terminating;
 use crate::trouble::Trouble;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
@@ -61,7 +61,8 @@ fn is_wanted(tenant: &Tenant) -> bool {
     tenant.spec.deletion_policy == TenantDeletionPolicy::Erase
 }
 
-fn is_held(metadata: &ObjectMeta) -> bool {
+/// Is the finalizer there?
+pub(crate) fn is_held(metadata: &ObjectMeta) -> bool {
     finalizer::is_held(metadata, FINALIZER)
 }
 

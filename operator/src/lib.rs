@@ -44,6 +44,7 @@ pub mod status;
 mod strimzi;
 mod tell;
 pub mod tenants;
+pub mod terminating;
 mod trouble;
 pub mod validate;
 

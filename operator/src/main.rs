@@ -8,6 +8,7 @@ use millstream_operator::client;
 use millstream_operator::controller::{self, Settings};
 use millstream_operator::leader::{LeaderLabel, service};
 use millstream_operator::lease::Claim;
+use millstream_operator::terminating::Terminating;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const LEASE: &str = "millstream-operator";
 /// What one is called that is not in a Pod.
 const NAMELESS: &str = "millstream-operator";
-/// How long reconciliations that are under way may take at the end.
+/// How long reconciliations that are under way may take at the end, and the last look at a namespace that is being deleted.
 const LAST_WORK: Duration = Duration::from_secs(5);
 /// Exit code of one that has lost its lease.
 const LOST: i32 = 3;
@@ -98,6 +99,10 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         );
     }
     let name = pod.unwrap_or(NAMELESS);
+    let settings =
+        Settings { watched: watched.map(str::to_owned), namespace: args.namespace.clone(), name: name.to_owned() };
+    let terminating = Terminating::new(client.clone(), &settings, Arc::clone(&admin.metrics));
+    let terminating = tokio::spawn(terminating.run(told.clone()));
     let identity = format!("{name}-{:08x}", rand::random::<u32>());
     let label = LeaderLabel::new(client.clone(), &args.namespace, pod);
     tracing::info!(lease, identity, namespace = watched.unwrap_or("(all)"), "waiting to lead");
@@ -111,14 +116,15 @@ async fn serve(args: &Args) -> Result<ExitCode> {
     };
     let mut leading = tokio::select! {
         leading = waiting => leading,
-        () = told.clone() => return Ok(ExitCode::SUCCESS),
+        () = told.clone() => {
+            looked(terminating).await;
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     tracing::info!(lease, "leading");
     admin.metrics.leads(true);
     // A Pod's name, and what tells its processes apart.
     let former = leading.former().and_then(|identity| identity.rsplit_once('-')).map(|(pod, _)| pod.to_owned());
-    let settings =
-        Settings { watched: watched.map(str::to_owned), namespace: args.namespace.clone(), name: name.to_owned() };
     let lost = tokio::select! {
         ended = serving => {
             let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
@@ -137,6 +143,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         None => {
             leading.release().await;
             label.clear().await;
+            looked(terminating).await;
         }
         Some(why) => {
             // Another one leads from now on: whatever is under way here must not go on.
@@ -145,4 +152,11 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for the last look at a namespace that is being deleted, which began when this process was told to end.
+async fn looked(terminating: tokio::task::JoinHandle<()>) {
+    if let Ok(Err(error)) = tokio::time::timeout(LAST_WORK, terminating).await {
+        tracing::error!(%error, "nobody looked whether a namespace is being deleted");
+    }
 }

@@ -5,7 +5,7 @@
 
 use crate::pipeline::{program, until};
 use crate::proxy::Door;
-use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, MutualTls, host, install_helm, trusted};
+use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, MutualTls, USER, host, install_helm, trusted};
 use millstream::generate::Load;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ pub const SHARDS: u32 = 4;
 /// The pipeline `orders` in the namespace `shop`.
 pub struct Shop {
     pub kubectl: Kubectl,
-    /// Workers and operators show it their certificates.
+    /// Workers and operators show it their certificates, and have a password for it.
     pub kafka: MutualTls,
     /// What workers reach the document store through, and what must live for that.
     pub door: Door,
@@ -47,10 +47,15 @@ pub fn helm(kubectl: &Kubectl, arguments: &[&str]) -> String {
 
 /// Installs or upgrades the operator's chart, with these settings.
 pub fn operator(kubectl: &Kubectl, verb: &str, settings: &[&str]) {
+    operator_in(kubectl, SYSTEM, verb, settings);
+}
+
+/// The same, in this namespace.
+pub fn operator_in(kubectl: &Kubectl, namespace: &str, verb: &str, settings: &[&str]) {
     let (repository, tag) = IMAGE.rsplit_once(':').unwrap();
     let image = format!("image.repository={repository},image.tag={tag},image.pullPolicy=Never");
     let chart = format!("{CHARTS}/millstream");
-    let place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s", "--set", &image];
+    let place = ["--namespace", namespace, "--create-namespace", "--wait", "--timeout", "120s", "--set", &image];
     let settings = settings.iter().flat_map(|setting| ["--set", setting]).collect::<Vec<_>>();
     helm(kubectl, &[&[verb, "millstream", &chart][..], &place, &settings].concat());
 }
@@ -62,18 +67,24 @@ impl Shop {
         helm(&kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
         operator(&kubectl, "install", &[]);
         let (kafka, mongo) = (Kafka::start_mutual().unwrap(), Mongo::start().unwrap());
-        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
-        let namespace =
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
-        kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
         let password = "first";
         let door = Door::start(mongo.port(), password).unwrap();
         let shop = Shop { kubectl, kafka, door, _mongo: mongo, password: Mutex::new(password), load };
-        shop.certify(1);
+        shop.make_namespace();
         shop.apply(&json!({}));
         shop.ready();
         shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
         shop
+    }
+
+    /// The namespace, and what the pipeline refers to in it to reach Kafka.
+    pub fn make_namespace(&self) {
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
+        self.kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
+        self.certify(1);
+        self.tell_kafka_password(USER.1);
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {
@@ -102,6 +113,7 @@ impl Shop {
             "bootstrapServers": [self.kafka.bootstrap],
             "replication": 1,
             "tls": {"ca": {"name": "kafka-ca", "key": "ca.crt"}, "certificate": {"name": "kafka-client"}},
+            "sasl": {"username": USER.0, "password": {"name": "kafka-user", "key": "password"}},
         });
         lay_over(spec, more);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
@@ -122,6 +134,14 @@ impl Shop {
         ];
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
+    }
+
+    /// The Secret from which operator and workers have their password for Kafka.
+    pub fn tell_kafka_password(&self, password: &str) {
+        let metadata = json!({"name": "kafka-user", "namespace": "shop"});
+        let secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"password": password}});
+        self.kubectl.run(&["apply", "--server-side", "-f", "-"], &secret.to_string()).unwrap();
     }
 
     /// Where workers find the document store, with its password.

@@ -6,7 +6,7 @@
 use millstream_shard::topics::Topics;
 use millstream_tests::load::{Sending, check_against_ingress_at, generated};
 use millstream_tests::pipeline::{program, until, until_within};
-use millstream_tests::shop::{CHARTS, Replacing, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, timed};
+use millstream_tests::shop::{CHARTS, Replacing, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, operator_in, timed};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,6 +51,29 @@ fn plugin(kubeconfig: &Path, arguments: &[&str]) -> String {
     // 1: it is not ready at the moment.
     assert!(output.status.code().is_some_and(|code| code < 2), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Deletes the namespace with all that is in it, while a pipeline and tenants there have finalizers, and no worker's Pod is there to keep anything else from going.
+fn end_namespace(shop: &Shop) {
+    shop.apply(&json!({"topicDeletionPolicy": "Delete", "suspend": true}));
+    let erase = json!({"spec": {"deletionPolicy": "Erase"}}).to_string();
+    for tenant in shop.kubectl(&["get", "tenants", "-o", "name"]).lines() {
+        shop.kubectl(&["patch", tenant, "--type=merge", "-p", &erase]);
+    }
+    until("finalizers, and no workers", || {
+        let all = shop.kubectl(&["get", "mip,mtn", "-o", "jsonpath={.items[*].metadata.finalizers}"]);
+        let workers = shop.kubectl(&["get", "pods", "-l", "app.kubernetes.io/instance=orders", "-o", "name"]);
+        anyhow::ensure!(
+            workers.is_empty() && all.contains("/topics") && all.matches("/erase").count() == 2,
+            "{all} {workers}"
+        );
+        Ok(Some(()))
+    })
+    .unwrap();
+    if let Err(error) = shop.kubectl.run(&["delete", "namespace", "shop", "--timeout=60s"], "") {
+        let left = shop.kubectl.run(&["get", "namespace", "shop", "-o", "jsonpath={.status.conditions}"], "");
+        panic!("{error:#}\n{left:?}\n{}", shop.told_of(&[] as &[&str]));
+    }
 }
 
 /// Installed with Helm, created with kubectl; then, under load: a Pod is killed, a stage gets smaller and larger, a changed template reaches all, a node is drained, the operator goes.
@@ -163,4 +186,21 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         shop.ready();
         shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
     });
+    timed("its namespace is deleted", || {
+        end_namespace(&shop);
+        let path = "jsonpath={.items[?(@.reason==\"TopicsRetained\")].note}";
+        let said = shop.kubectl.run(&["get", "events.events.k8s.io", "-n", SYSTEM, "-o", path], "").unwrap();
+        assert!(
+            said.starts_with("namespace shop is being deleted: IngestionPipeline orders was let go at once"),
+            "{said}"
+        );
+    });
+    helm(&shop.kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
+    for settings in [&["watchNamespace=shop"][..], &[]] {
+        timed(&format!("the namespace of an operator ({settings:?}) is deleted"), || {
+            shop.make_namespace();
+            operator_in(&shop.kubectl, "shop", "install", settings);
+            end_namespace(&shop);
+        });
+    }
 }

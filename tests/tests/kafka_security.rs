@@ -81,3 +81,32 @@ fn what_the_client_cannot_do_is_a_configuration_error() {
     let error = KafkaLog::new(config_with("sasl.mechanism", "GSSAPI")).err().unwrap();
     assert!(matches!(&error, LogError::Configuration(message) if message.contains("GSSAPI")), "{error}");
 }
+
+#[test]
+fn who_is_connected_goes_on_when_the_password_is_replaced_and_who_connects_needs_the_new_one() {
+    let kafka = Kafka::start_secure().unwrap();
+    let log = KafkaLog::new(kafka.config()).unwrap();
+    let topic = TopicSpec { name: "rotated".into(), partitions: 1, append_time: true, retention: Retention::Cluster };
+    log.create_topics(std::slice::from_ref(&topic)).unwrap();
+    let message = |payload| Outgoing { topic: "rotated", partition: 0, key: &[], payload, headers: &[] };
+    let mut connected = log.transactional("rotated-id").unwrap();
+    let mut commit = |payload| {
+        connected.begin()?;
+        connected.send(message(payload))?;
+        connected.commit()
+    };
+    commit(b"before").unwrap();
+    kafka.change_password("second").unwrap();
+    commit(b"with the former one").unwrap();
+    let mut config = KafkaConfig { request_timeout_ms: 2000, ..kafka.config() };
+    let said = complaint(config.clone(), "invalid credentials");
+    assert!(said.contains("invalid credentials"), "{said}");
+    config.security.insert("sasl.password".to_owned(), "second".to_owned());
+    config.request_timeout_ms = kafka.config().request_timeout_ms;
+    // Whoever has the new one takes over.
+    let mut other = KafkaLog::new(config).unwrap().transactional("rotated-id").unwrap();
+    other.begin().unwrap();
+    other.send(message(b"with the new one")).unwrap();
+    other.commit().unwrap();
+    assert!(matches!(commit(b"too late"), Err(LogError::Unknown(_))), "it is fenced");
+}

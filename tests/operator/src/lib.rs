@@ -16,3 +16,4 @@ mod pods;
 mod refused;
 mod retention;
 mod strimzi;
+mod terminating;

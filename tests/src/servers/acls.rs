@@ -72,7 +72,7 @@ pub(super) fn create(broker: (&str, u16), user: &str, acls: &[Acl]) -> Result<()
     Ok(())
 }
 
-fn ask(broker: (&str, u16), request: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn ask(broker: (&str, u16), request: &[u8]) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(broker)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(&i32::try_from(request.len())?.to_be_bytes())?;

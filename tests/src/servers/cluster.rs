@@ -128,6 +128,23 @@ impl Inside {
         Ok(())
     }
 
+    /// `kill -9` to the worker in the Pod with this uid: its container starts again, and the Pod stays.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_worker(&self, uid: &str) -> Result<()> {
+        let is_it = |pid: &str| {
+            let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            read("cgroup").contains(&format!("/pod{uid}/")) && read("cmdline").split('\0').any(|it| it == "worker")
+        };
+        let processes = std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let pid = processes.into_iter().find(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()) && is_it(pid));
+        let pid = pid.with_context(|| format!("there is no worker in Pod {uid}"))?;
+        let status = Command::new("kill").args(["-s", "KILL", &pid]).status()?;
+        ensure!(status.success(), "cannot kill the worker in Pod {uid}");
+        Ok(())
+    }
+
     /// `start`, `kill`, `pause` or `resume` a node, by number from 1.
     ///
     /// # Errors

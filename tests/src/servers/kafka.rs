@@ -4,6 +4,7 @@ use super::acls::{self, Acl};
 use super::cache::install_kafka;
 use super::certificates::Authority;
 use super::process::{Server, Stop, folder, free_ports, host};
+use super::scram;
 use anyhow::{Context, Result, ensure};
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use rdkafka::ClientConfig;
@@ -35,7 +36,7 @@ pub struct Kafka {
     _authority: Option<Authority>,
 }
 
-/// A node that asks its clients for a certificate, at a port for that.
+/// A node that asks its clients for a certificate and for the password of [`USER`] (SASL_SSL, SCRAM-SHA-512), at a port for that.
 #[derive(Debug)]
 pub struct MutualTls {
     /// The node; at its own port, nobody is asked.
@@ -87,7 +88,7 @@ impl Kafka {
         Ok(kafka)
     }
 
-    /// One node that takes clients by TLS and by their certificates, too.
+    /// One node that takes clients by TLS, by their certificates and with a password, too.
     ///
     /// # Errors
     /// When Kafka cannot be installed or started.
@@ -103,6 +104,7 @@ impl Kafka {
             .replace("{keystore}", &keystore.display().to_string())
             .replace("{truststore}", &truststore.display().to_string());
         let kafka = Kafka::start_with(1, &more)?;
+        kafka.change_password(USER.1)?;
         Ok(MutualTls { kafka, bootstrap: format!("{}:{port}", host()), authorities })
     }
 
@@ -190,6 +192,18 @@ impl Kafka {
     pub fn allow(&self, user: &str, acls: &[Acl]) -> Result<()> {
         let port = self.internal_port.context("a broker that asks nobody who it is")?;
         acls::create(("127.0.0.1", port), user, acls)
+    }
+
+    /// From now on [`USER`] has another password for SCRAM-SHA-512, and the former one is nobody's. Who is connected stays so.
+    ///
+    /// # Errors
+    /// When the broker refuses, or everybody who asks it needs a password.
+    pub fn change_password(&self, password: &str) -> Result<()> {
+        let (host, port) = self.bootstrap.rsplit_once(':').context("an address without a port")?;
+        match self.internal_port {
+            Some(port) => scram::alter(("127.0.0.1", port), USER.0, password),
+            None => scram::alter((host, port.parse()?), USER.0, password),
+        }
     }
 
     /// Restarts a secured broker with another password of its user for SASL/PLAIN.

@@ -17,6 +17,7 @@ mod kubernetes;
 mod minio;
 mod mongo;
 mod process;
+mod scram;
 
 pub use cache::{install_helm, install_kafka, install_kubernetes, install_minio, install_mongo};
 pub use cluster::{Cluster, IMAGE, Inside};
