@@ -1,12 +1,18 @@
 //! The pipeline `orders` on a real cluster, brought up as its users bring it up: operator and CRDs by Helm, the pipeline from `examples/`.
 //!
-//! Kafka and the MongoDB-compatible server run beside the nodes, in the cluster's network. It is for tests: what cannot be done fails the test.
+//! Kafka, the MongoDB-compatible server and MinIO run beside the nodes, in the cluster's network. It is for tests: what cannot be done fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use crate::pipeline::{program, until};
 use crate::proxy::Door;
-use crate::servers::{Cluster, IMAGE, Inside, Kafka, Kubectl, Mongo, MutualTls, USER, host, install_helm, trusted};
+use crate::servers::{
+    Cluster, IMAGE, Inside, Kafka, Kubectl, Minio, Mongo, MutualTls, USER, host, install_helm, trusted,
+};
 use millstream::generate::Load;
+use millstream_shard::log::{Log as _, TopicPartition};
+use millstream_shard::topics::Topics;
+use millstream_stores::kafka::KafkaLog;
+use millstream_stores::s3::Credentials;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -27,6 +33,8 @@ pub struct Shop {
     /// What workers reach the document store through, and what must live for that.
     pub door: Door,
     _mongo: Mongo,
+    /// Where checkpoints go, by TLS.
+    pub minio: Minio,
     /// Of the document store, as the Secret has it.
     password: Mutex<&'static str>,
     pub load: Load,
@@ -69,7 +77,8 @@ impl Shop {
         let (kafka, mongo) = (Kafka::start_mutual().unwrap(), Mongo::start().unwrap());
         let password = "first";
         let door = Door::start(mongo.port(), password).unwrap();
-        let shop = Shop { kubectl, kafka, door, _mongo: mongo, password: Mutex::new(password), load };
+        let minio = Minio::start_secure().unwrap();
+        let shop = Shop { kubectl, kafka, door, _mongo: mongo, minio, password: Mutex::new(password), load };
         shop.make_namespace();
         shop.apply(&json!({}));
         shop.ready();
@@ -85,6 +94,7 @@ impl Shop {
         self.kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
         self.certify(1);
         self.tell_kafka_password(USER.1);
+        self.tell_keys_of_bucket();
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {
@@ -115,6 +125,14 @@ impl Shop {
             "tls": {"ca": {"name": "kafka-ca", "key": "ca.crt"}, "certificate": {"name": "kafka-client"}},
             "sasl": {"username": USER.0, "password": {"name": "kafka-user", "key": "password"}},
         });
+        spec["objectStore"] = json!({"s3": {
+            "bucket": self.minio.config("").bucket,
+            "endpoint": self.minio.config("").endpoint,
+            "ca": {"name": "s3", "key": "ca.crt"},
+            "accessKeyId": {"name": "s3", "key": "id"},
+            "secretAccessKey": {"name": "s3", "key": "secret"},
+        }});
+        spec["checkpoints"] = json!({"interval": "3s", "minPause": "1s", "retained": 2});
         lay_over(spec, more);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
@@ -142,6 +160,46 @@ impl Shop {
         let secret =
             json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"password": password}});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &secret.to_string()).unwrap();
+    }
+
+    /// The Secret from which workers have what they need for the bucket.
+    fn tell_keys_of_bucket(&self) {
+        let config = self.minio.config("");
+        let Credentials::Static { access_key_id, secret_access_key, .. } = &config.credentials else { panic!() };
+        let ca = std::fs::read_to_string(config.ca_file.as_ref().unwrap()).unwrap();
+        let metadata = json!({"name": "s3", "namespace": "shop"});
+        let data = json!({"ca.crt": ca, "id": access_key_id, "secret": secret_access_key});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data});
+        self.kubectl.run(&["apply", "--server-side", "-f", "-"], &secret.to_string()).unwrap();
+    }
+
+    /// All workers with state lose their disks at once, when Kafka has no more of their changelogs than what came since the last checkpoints; they come back.
+    pub fn lose_disks(&self) {
+        let log = KafkaLog::new(self.kafka.kafka.config()).unwrap();
+        let topics = Topics::new("shop.orders", SHARDS, 1);
+        for (stage, shard) in
+            ["unify", "action"].into_iter().flat_map(|stage| (0..SHARDS).map(move |shard| (stage, shard)))
+        {
+            let changelog = TopicPartition::new(topics.changelog(stage), shard);
+            until("a changelog that was trimmed", || Ok((log.bounds(&changelog)?.0 > 0).then_some(()))).unwrap();
+        }
+        let before = self.pods();
+        let has_state = |name: &&String| name.contains("-unify-") || name.contains("-action-");
+        let pods: Vec<&str> = before.keys().filter(has_state).map(String::as_str).collect();
+        let claims = self.kubectl(&["get", "pvc", "-o", "name"]);
+        self.kubectl(&[&["delete", "--wait=false"][..], &claims.lines().collect::<Vec<_>>()].concat());
+        self.kubectl(&[&["delete", "pods", "--grace-period=0", "--force"][..], &pods].concat());
+        until("other Pods", || {
+            let now = self.pods();
+            let is_other =
+                |name: &&str| now.get(*name).is_some_and(|pod| Some(&pod.0) != before.get(*name).map(|pod| &pod.0));
+            Ok(pods.iter().all(is_other).then_some(()))
+        })
+        .unwrap();
+        self.ready();
+        let restored = |pod: &&&str| self.kubectl(&["logs", pod]).contains("restored a checkpoint");
+        let not = pods.iter().filter(|pod| !restored(pod)).collect::<Vec<_>>();
+        assert!(not.is_empty(), "these have not restored a checkpoint: {not:?}");
     }
 
     /// Where workers find the document store, with its password.

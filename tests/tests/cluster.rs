@@ -145,6 +145,7 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         shop.ready();
         shop.kubectl.run(&["uncordon", "node2"], "").unwrap();
     });
+    timed("all disks are lost", || shop.lose_disks());
     timed("the operator goes", || {
         let before = shop.operator_pods();
         shop.kubectl.run(&["delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force"], "").unwrap();

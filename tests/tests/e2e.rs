@@ -110,7 +110,7 @@ const LOAD: (Duration, Duration) = (Duration::from_secs(1_080), Duration::from_s
 
 type Scenario = (&'static str, fn(&mut Shop, &Inside));
 
-const SCENARIOS: [Scenario; 20] = [
+const SCENARIOS: [Scenario; 22] = [
     ("at rest", |_, _| linger(30)),
     ("a setting that is refused", |shop, _| {
         let before = shop.pods();
@@ -290,6 +290,23 @@ const SCENARIOS: [Scenario; 20] = [
         shop.kafka.kafka.node(0).unwrap().start_again().unwrap();
         shop.kafka.kafka.is_whole().unwrap();
     }),
+    ("the object store is away for half a minute", |shop, _| {
+        shop.minio.kill().unwrap();
+        until("a condition that says so", || {
+            let said = shop.get("mip", "orders")["status"].to_string();
+            anyhow::ensure!(said.contains("no checkpoint could be taken"), "{said}");
+            Ok(Some(()))
+        })
+        .unwrap();
+        linger(30);
+        shop.minio.start_again().unwrap();
+        until("that it is over", || {
+            let said = shop.get("mip", "orders")["status"].to_string();
+            Ok((!said.contains("no checkpoint could be taken")).then_some(()))
+        })
+        .unwrap();
+    }),
+    ("the disks of all workers with state are lost at once", |shop, _| shop.lose_disks()),
     ("at rest again", |_, _| linger(20)),
 ];
 

@@ -195,8 +195,8 @@ impl Checkpointer {
             Some(Ok(Some(snapshot))) => snapshot,
             // Nothing was flushed yet.
             Some(Ok(None)) => return self.again_at(now_ms + self.of_shard.policy.min_pause_ms, now_ms),
-            Some(Err(error)) => return self.failed(format!("the local state cannot be copied: {error}"), now_ms),
-            None => return self.failed("copying the local state was given up".into(), now_ms),
+            Some(Err(error)) => return self.failed(&format!("the local state cannot be copied: {error}"), now_ms),
+            None => return self.failed("copying the local state was given up", now_ms),
         };
         self.attempts += 1;
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -238,12 +238,12 @@ impl Checkpointer {
                 ));
             }
             Err(Failed::Cancelled) => {}
-            Err(Failed::Other(why)) => self.failed(why, now_ms),
+            Err(Failed::Other(why)) => self.failed(&why, now_ms),
         }
         None
     }
 
-    fn failed(&mut self, why: String, now_ms: u64) {
+    fn failed(&mut self, why: &str, now_ms: u64) {
         self.trouble = Some(format!("no checkpoint could be taken: {why}"));
         // What is up there is looked at again: nobody knows what was taken up.
         self.last = None;
