@@ -75,26 +75,21 @@ impl Shop {
         helm(&kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
         operator(&kubectl, "install", &[]);
         let (kafka, mongo) = (Kafka::start_mutual().unwrap(), Mongo::start().unwrap());
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
+        kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
         let password = "first";
         let door = Door::start(mongo.port(), password).unwrap();
         let minio = Minio::start_secure().unwrap();
         let shop = Shop { kubectl, kafka, door, _mongo: mongo, minio, password: Mutex::new(password), load };
-        shop.make_namespace();
+        shop.certify(1);
+        shop.tell_kafka_password(USER.1);
+        shop.tell_keys_of_bucket();
         shop.apply(&json!({}));
         shop.ready();
         shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
         shop
-    }
-
-    /// The namespace, and what the pipeline refers to in it to reach Kafka.
-    pub fn make_namespace(&self) {
-        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
-        let namespace =
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
-        self.kubectl.run(&["apply", "-f", "-"], &namespace.to_string()).unwrap();
-        self.certify(1);
-        self.tell_kafka_password(USER.1);
-        self.tell_keys_of_bucket();
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {

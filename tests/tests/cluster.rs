@@ -6,6 +6,7 @@
 use millstream_shard::topics::Topics;
 use millstream_tests::load::{Sending, check_against_ingress_at, generated};
 use millstream_tests::pipeline::{program, until, until_within};
+use millstream_tests::servers::{IMAGE, Kubectl};
 use millstream_tests::shop::{CHARTS, Replacing, SHARDS, SYSTEM, Shop, helm, in_cluster, operator, operator_in, timed};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -51,29 +52,6 @@ fn plugin(kubeconfig: &Path, arguments: &[&str]) -> String {
     // 1: it is not ready at the moment.
     assert!(output.status.code().is_some_and(|code| code < 2), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// Deletes the namespace with all that is in it, while a pipeline and tenants there have finalizers, and no worker's Pod is there to keep anything else from going.
-fn end_namespace(shop: &Shop) {
-    shop.apply(&json!({"topicDeletionPolicy": "Delete", "suspend": true}));
-    let erase = json!({"spec": {"deletionPolicy": "Erase"}}).to_string();
-    for tenant in shop.kubectl(&["get", "tenants", "-o", "name"]).lines() {
-        shop.kubectl(&["patch", tenant, "--type=merge", "-p", &erase]);
-    }
-    until("finalizers, and no workers", || {
-        let all = shop.kubectl(&["get", "mip,mtn", "-o", "jsonpath={.items[*].metadata.finalizers}"]);
-        let workers = shop.kubectl(&["get", "pods", "-l", "app.kubernetes.io/instance=orders", "-o", "name"]);
-        anyhow::ensure!(
-            workers.is_empty() && all.contains("/topics") && all.matches("/erase").count() == 2,
-            "{all} {workers}"
-        );
-        Ok(Some(()))
-    })
-    .unwrap();
-    if let Err(error) = shop.kubectl.run(&["delete", "namespace", "shop", "--timeout=60s"], "") {
-        let left = shop.kubectl.run(&["get", "namespace", "shop", "-o", "jsonpath={.status.conditions}"], "");
-        panic!("{error:#}\n{left:?}\n{}", shop.told_of(&[] as &[&str]));
-    }
 }
 
 /// Installed with Helm, created with kubectl; then, under load: a Pod is killed, a stage gets smaller and larger, a changed template reaches all, a node is drained, the operator goes.
@@ -187,21 +165,55 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
         shop.ready();
         shop.kubectl(&["wait", "--for=condition=Effective", "tenant", "--all", "--timeout=60s"]);
     });
-    timed("its namespace is deleted", || {
-        end_namespace(&shop);
-        let path = "jsonpath={.items[?(@.reason==\"TopicsRetained\")].note}";
-        let said = shop.kubectl.run(&["get", "events.events.k8s.io", "-n", SYSTEM, "-o", path], "").unwrap();
-        assert!(
-            said.starts_with("namespace shop is being deleted: IngestionPipeline orders was let go at once"),
-            "{said}"
-        );
+}
+
+/// A pipeline and a tenant that have finalizers, in the namespace `shop`; no worker's Pod keeps anything else there from going.
+fn make_what_is_held(kubectl: &Kubectl) {
+    let api = "ingestion.millstream.dev/v1alpha1";
+    let spec = json!({
+        "image": IMAGE, "suspend": true, "topicDeletionPolicy": "Delete",
+        "kafka": {"bootstrapServers": ["127.0.0.1:1"]},
+        "documentStore": {"mongodb": {"uri": {"name": "mongodb", "key": "uri"}}},
     });
-    helm(&shop.kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
-    for settings in [&["watchNamespace=shop"][..], &[]] {
-        timed(&format!("the namespace of an operator ({settings:?}) is deleted"), || {
-            shop.make_namespace();
-            operator_in(&shop.kubectl, "shop", "install", settings);
-            end_namespace(&shop);
+    let tenant = json!({"pipelineRef": {"name": "orders"}, "apiKeys": [{"name": "acme", "key": "key"}], "deletionPolicy": "Erase"});
+    let items = [
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mongodb"}, "stringData": {"uri": "mongodb://127.0.0.1/"}}),
+        json!({"apiVersion": api, "kind": "IngestionPipeline", "metadata": {"name": "orders"}, "spec": spec}),
+        json!({"apiVersion": api, "kind": "Tenant", "metadata": {"name": "acme"}, "spec": tenant}),
+    ];
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    kubectl.run(&["apply", "--server-side", "-n", "shop", "-f", "-"], &list).unwrap();
+    until("finalizers", || {
+        let path = "jsonpath={.items[*].metadata.finalizers}";
+        let all = kubectl.run(&["get", "mip,mtn", "-n", "shop", "-o", path], "")?;
+        anyhow::ensure!(all.contains("/topics") && all.contains("/erase"), "{all}");
+        Ok(Some(()))
+    })
+    .unwrap();
+}
+
+/// Whoever may do what there: an operator elsewhere that has a Role in it, one in it that has, and one in it that watches all namespaces.
+#[test]
+fn a_namespace_ends_by_itself_whatever_ends_with_it() {
+    let Some(inside) = in_cluster(1, "a_namespace_ends_by_itself_whatever_ends_with_it") else { return };
+    let kubectl = &inside.kubectl;
+    helm(kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
+    for (home, settings) in [(SYSTEM, &["watchNamespace=shop"][..]), ("shop", &["watchNamespace=shop"]), ("shop", &[])]
+    {
+        timed(&format!("an operator in {home} with {settings:?}"), || {
+            kubectl.run(&["create", "namespace", "shop"], "").unwrap();
+            operator_in(kubectl, home, "install", settings);
+            make_what_is_held(kubectl);
+            let deleted = kubectl.run(&["delete", "namespace", "shop", "--timeout=60s"], "");
+            let left = || kubectl.run(&["get", "namespace", "shop", "-o", "jsonpath={.status.conditions}"], "");
+            assert!(deleted.is_ok(), "{deleted:?} {:?}", left());
         });
+        if home == SYSTEM {
+            let path = "jsonpath={.items[?(@.reason==\"TopicsRetained\")].note}";
+            let said = kubectl.run(&["get", "events.events.k8s.io", "-n", SYSTEM, "-o", path], "").unwrap();
+            let expected = "namespace shop is being deleted: IngestionPipeline orders was let go at once";
+            assert!(said.starts_with(expected), "{said}");
+            helm(kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
+        }
     }
 }

@@ -3,8 +3,8 @@
 
 use millstream_shard::log::{Log, LogError, Outgoing, Retention, Start, TopicPartition, TopicSpec};
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
-use millstream_tests::servers::Kafka;
 use millstream_tests::servers::certificates::Authority;
+use millstream_tests::servers::{Kafka, USER};
 use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -109,4 +109,31 @@ fn who_is_connected_goes_on_when_the_password_is_replaced_and_who_connects_needs
     other.send(message(b"with the new one")).unwrap();
     other.commit().unwrap();
     assert!(matches!(commit(b"too late"), Err(LogError::Unknown(_))), "it is fenced");
+}
+
+#[test]
+fn a_broker_may_ask_for_a_certificate_and_a_password() {
+    let mutual = Kafka::start_mutual().unwrap();
+    let [authority, _] = &mutual.authorities;
+    let issued = authority.issue(&["orders"]).unwrap();
+    let config = |password: &str, certificate: bool| {
+        let mut config = KafkaConfig { request_timeout_ms: 2000, ..KafkaConfig::new(&mutual.bootstrap) };
+        let mut say = |name: &str, value: &str| config.security.insert(name.to_owned(), value.to_owned());
+        say("security.protocol", "sasl_ssl");
+        say("sasl.mechanism", "SCRAM-SHA-512");
+        say("sasl.username", USER.0);
+        say("sasl.password", password);
+        say("ssl.ca.location", &authority.path().display().to_string());
+        if certificate {
+            say("ssl.certificate.pem", &issued.certificate);
+            say("ssl.key.pem", &issued.key);
+        }
+        config
+    };
+    let brokers = KafkaLog::new(config(USER.1, true)).unwrap().brokers(Duration::from_secs(10));
+    assert_eq!(brokers.unwrap(), 1);
+    for (password, certificate, why) in [("guessed", true, "invalid credentials"), (USER.1, false, "certificate")] {
+        let said = complaint(config(password, certificate), why);
+        assert!(said.contains(why), "{said}");
+    }
 }

@@ -83,7 +83,8 @@ fn a_namespace_that_is_deleted_is_let_go_before_anything_in_it_is_touched() {
     );
     // Whatever it is looked at for: it is not added again.
     drop(proxy.go_on(|_, _| Fate::Done));
-    scene.patch(&json!({"observability": {"logFilter": "debug"}}));
+    // Something for which nothing is created, which nothing can be there any more.
+    scene.patch(&json!({"standbys": 0}));
     scene.condition("Ready False WorkersNotReady");
     let patch = json!({"spec": {"rate": {"recordsPerSecond": 5}}}).to_string();
     scene.kubectl(&["patch", "tenant", "acme", "--type=merge", "-p", &patch], "");

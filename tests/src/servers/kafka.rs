@@ -301,6 +301,7 @@ impl Cluster<'_> {
     fn start(&self, index: usize) -> Result<Server> {
         let folder = folder("kafka")?;
         std::fs::write(folder.join("log4j2.properties"), LOGGING)?;
+        std::fs::write(folder.join("hosts"), "127.0.0.1 localhost\n")?;
         std::fs::write(folder.join("server.properties"), self.properties(index, &folder)?)?;
         if let Err(error) = self.format(&folder) {
             let _ = std::fs::remove_dir_all(&folder);
@@ -311,6 +312,8 @@ impl Cluster<'_> {
         command.extend(self.java(&folder));
         command.extend(["-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"].map(str::to_owned));
         command.extend(["kafka.Kafka".to_owned(), properties]);
+        // Whoever is asked for a password (SASL) is asked for the name of its address first, and where no name server answers, that takes too long.
+        command.insert(1, format!("-Djdk.net.hosts.file={}", folder.join("hosts").display()));
         Server::start(folder, Stop::Kill, &command)
     }
 
