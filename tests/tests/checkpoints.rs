@@ -435,7 +435,7 @@ fn workers_that_lose_their_disks_come_back_from_a_bucket_when_kafka_has_no_more_
     let folder = format!("{}/g1/unify/1", settings.pipeline);
     let repository = Repository::new(
         Arc::new(S3Objects::new(Minio::shared().unwrap().config("t/u")).unwrap()),
-        ShardName { pipeline: settings.pipeline.clone(), generation: 1, stage: "unify".into(), shard: 1, shards: 2 },
+        ShardName { pipeline: settings.pipeline, generation: 1, stage: "unify".into(), shard: 1, shards: 2 },
     );
     let newest = repository.manifest(&repository.pointer().unwrap().unwrap().checkpoints[0].manifest).unwrap();
     let table = newest.files.iter().filter(|file| file.name.ends_with(".sst")).max_by_key(|file| file.size).unwrap();

@@ -65,7 +65,8 @@ fn evidence(objects: &Objects, folder: &str, entry: &Entry) -> Result<Evidence, 
         if layout::hash(content) != file.hash {
             return Err(format!("{} is not what it was", file.object));
         }
-        staging.create(&file.name).and_then(|mut into| into.write_all(content).map_err(|_| unreachable!())).unwrap();
+        let mut into = staging.create(&file.name).map_err(|error| error.to_string())?;
+        into.write_all(content).map_err(|error| error.to_string())?;
     }
     let (entries, position) = staging.contents().map_err(|error| error.to_string())?;
     if !manifest.is_of(&position) {
