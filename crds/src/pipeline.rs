@@ -101,7 +101,7 @@ pub struct IngestionPipelineSpec {
     #[serde(default)]
     pub observability: Observability,
 
-    /// What becomes of the pipeline's topics when it is deleted (default `Retain`). With `Delete`, those that it made (`status.createdTopics`) go when its workers have ended; until then a finalizer keeps the pipeline. Those that were there before, or that others make (`kafka.topics: Existing`), stay.
+    /// What becomes of the pipeline's topics when it is deleted (default `Retain`). With `Delete`, those that it made (`status.createdTopics`) go when its workers have ended; until then a finalizer keeps the pipeline. Those that were there before, or that others make (`kafka.topics: Existing`), stay. So do its checkpoints: remove its folder in the bucket before another pipeline of its name is created, whose shards would stop at them.
     #[serde(default = "retain")]
     pub topic_deletion_policy: DeletionPolicy,
 }

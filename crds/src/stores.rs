@@ -66,9 +66,12 @@ pub struct S3 {
     #[schemars(length(min = 3, max = 63), regex(pattern = r"^[a-z0-9][-.a-z0-9]*[a-z0-9]$"))]
     pub bucket: String,
 
-    /// Folder in the bucket (default: none). A folder of the pipeline's own, called as its topics begin (`kafka.prefix`), comes behind it.
+    /// Folder in the bucket: segments of letters, digits, `.`, `-`, `_` and `=` between slashes, 123 characters at most (default: none). A folder of the pipeline's own, called as its topics begin (`kafka.prefix`), comes behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[^/]+(/[^/]+)*$"))]
+    #[x_kube(validation = Rule::new("self.split('/').all(part, part != '.' && part != '..')").message(
+        "`.` and `..` are no names in a bucket: name the folder itself, such as teams/data"
+    ))]
+    #[schemars(length(min = 1, max = 123), regex(pattern = r"^[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*$"))]
     pub prefix: Option<String>,
 
     /// Region (default `us-east-1`).
@@ -78,7 +81,7 @@ pub struct S3 {
 
     /// Address of a server other than AWS's, `https://host:port` (default: that of the region).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/]+/?$"))]
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/@?# ]+/?$"))]
     pub endpoint: Option<String>,
 
     /// The bucket is in the path of requests and not in the name of the host, as most others than AWS need it (default: true with an `endpoint`).
@@ -152,7 +155,7 @@ pub struct Checkpoints {
 
     /// What all shards of a worker together upload per second, bytes, such as `50M`: at least `100k` (default: as much as the network takes).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('100k')) >= 0").message(
+    #[x_kube(validation = Rule::new("string(self).matches('^[0-9]+(k|M|G|Ki|Mi|Gi)?$') && quantity(string(self)).compareTo(quantity('100k')) >= 0").message(
         "give bytes per second, at least 100k, such as 50M; or leave it out"
     ))]
     pub upload_per_second: Option<IntOrString>,

@@ -62,7 +62,7 @@ pub struct TenantSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<TenantIdentity>,
 
-    /// What becomes of what it has sent when it is deleted (default `Retain`). With `Erase`, its users and devices are taken out of the pipeline's state, and their documents out of the document store; until that is done a finalizer keeps the Tenant, and its condition says how far it is. What stays: messages in Kafka, until the retention of their topics ends (in the changelogs, until Kafka compacts them); of each document its id and revision, marked `_deleted`; sums of records; hashes of message ids, until the window for duplicates ends. It can be changed for as long as the Tenant is there, also while it is being deleted: `Retain` lets it go at once then, and leaves what is not erased yet.
+    /// What becomes of what it has sent when it is deleted (default `Retain`). With `Erase`, its users and devices are taken out of the pipeline's state, and their documents out of the document store; until that is done a finalizer keeps the Tenant, and its condition says how far it is. What stays: messages in Kafka, until the retention of their topics ends (in the changelogs, until Kafka compacts them); checkpoints from before, until `checkpoints.retained` newer ones of each shard are there; of each document its id and revision, marked `_deleted`; sums of records; hashes of message ids, until the window for duplicates ends. It can be changed for as long as the Tenant is there, also while it is being deleted: `Retain` lets it go at once then, and leaves what is not erased yet.
     #[serde(default)]
     pub deletion_policy: TenantDeletionPolicy,
 }

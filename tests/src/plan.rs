@@ -4,8 +4,6 @@ use crate::pipeline::{Pipeline, Process, Settings, binary, until};
 use anyhow::{Context, Result, bail, ensure};
 use millstream::admin::ShardRow;
 use millstream::cli::Admin;
-use millstream_plan::file::parse;
-use millstream_plan::plan::{Placement, ShardId};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -43,43 +41,11 @@ fn role_of(name: &str) -> &'static str {
 /// # Errors
 /// When the command fails; with what it said.
 pub fn plan_auto(pipeline: &Pipeline) -> Result<()> {
-    run_plan(pipeline, &["auto"]).map(drop)
-}
-
-/// What `millstream plan` prints.
-fn run_plan(pipeline: &Pipeline, arguments: &[&str]) -> Result<String> {
     let config = pipeline.gateway()?.config();
-    let output = Command::new(binary()?).arg("plan").args(arguments).arg("--config").arg(config).output()?;
-    let said = String::from_utf8(output.stdout)?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "millstream plan {arguments:?}: {said}{error}");
-    Ok(said)
-}
-
-/// Publishes a plan in which the two workers of a stage have changed places, and waits until each has what was the other's.
-///
-/// # Errors
-/// When a command fails, with what it said; when it takes too long.
-pub fn swap(pipeline: &Pipeline, shards_per_stage: u32, stage: &str) -> Result<()> {
-    let names = [0, 1].map(|number| format!("{stage}-{number}"));
-    let plan = run_plan(pipeline, &["show"])?;
-    // The next version is that of whoever publishes it.
-    let is_kept = |line: &&str| !line.starts_with("term:") && !line.starts_with("number:");
-    let plan = plan.lines().filter(is_kept).collect::<Vec<_>>().join("\n");
-    let swapped = plan.replace(&names[0], "other").replace(&names[1], &names[0]).replace("other", &names[1]);
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), &swapped)?;
-    run_plan(pipeline, &["apply", "--file", &file.path().display().to_string()])?;
-    let wanted: BTreeMap<ShardId, Placement> = parse(&swapped, None)?.placements;
-    let asked = worker(pipeline, &[])?;
-    let waited = until("that the two have changed places", || {
-        let elsewhere = owners(asked, shards_per_stage)?.into_iter().find(|((stage, shard), owner)| {
-            wanted.get(&ShardId::new(stage.as_str(), *shard)).is_none_or(|placement| placement.owner != *owner)
-        });
-        ensure!(elsewhere.is_none(), "not yet: {elsewhere:?}");
-        Ok(Some(()))
-    });
-    with_logs(waited, pipeline)
+    let output = Command::new(binary()?).args(["plan", "auto", "--config"]).arg(config).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "millstream plan auto: {said}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// What a worker says of every worker's shards.
@@ -155,21 +121,37 @@ fn worker<'a>(pipeline: &'a Pipeline, without: &[&str]) -> Result<&'a Process> {
     pipeline.processes.iter().find(is_it).context("no worker to ask")
 }
 
-/// Waits until every shard has an owner, none of these workers, that works: everything that had come before `since` is processed; how long that took.
+/// How far each shard's owner is: its epoch and its last batch, by what a worker has heard.
+type Progress = BTreeMap<(String, u32), (u64, u64)>;
+
+/// How far all owners are.
+///
+/// # Errors
+/// When no worker answers.
+pub fn progress(pipeline: &Pipeline) -> Result<Progress> {
+    let owners = shards(worker(pipeline, &[])?)?.into_iter().filter(|row| row.role == "owner");
+    Ok(owners.map(|row| ((row.stage, row.shard), (row.epoch, row.batch))).collect())
+}
+
+/// So long after a blow an owner that still says that it has nothing to do has nothing to do.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Waits until every shard has an owner that was heard of after `since` and works: it has gone on from `before`, or has nothing to do; how long that took.
 ///
 /// # Errors
 /// When that takes too long.
-pub fn works_again(pipeline: &Pipeline, shards_per_stage: u32, without: &[&str], since: Instant) -> Result<Duration> {
-    let asked = worker(pipeline, without)?;
+pub fn works_again(pipeline: &Pipeline, shards_per_stage: u32, before: &Progress, since: Instant) -> Result<Duration> {
+    let asked = worker(pipeline, &[])?;
     let waited = until("work on every shard", || {
-        let owners = owners(asked, shards_per_stage)?;
-        if let Some((id, owner)) = owners.iter().find(|(_, owner)| without.contains(&owner.as_str())) {
-            bail!("{id:?} is still {owner}'s");
-        }
+        owners(asked, shards_per_stage)?;
         let elapsed = since.elapsed();
         let stands_still = |row: &ShardRow| {
             let heard_after = elapsed.saturating_sub(Duration::from_millis(row.heard_ms));
-            row.unread_ms.is_none_or(|unread_ms| Duration::from_millis(unread_ms) >= heard_after)
+            let (id, now) = ((row.stage.clone(), row.shard), (row.epoch, row.batch));
+            // Reaction has no batches.
+            let has_moved = now == (0, 0) || before.get(&id).is_none_or(|before| now > *before);
+            let goes_on = has_moved && !heard_after.is_zero();
+            !(goes_on || (row.lag == 0 && heard_after > SETTLED))
         };
         let owners = shards(asked)?.into_iter().filter(|row| row.role == "owner");
         let stand_still: Vec<ShardRow> = owners.filter(stands_still).collect();

@@ -193,8 +193,12 @@ impl Shop {
         .unwrap();
         self.ready();
         let restored = |pod: &&&str| self.kubectl(&["logs", pod]).contains("restored a checkpoint");
-        let not = pods.iter().filter(|pod| !restored(pod)).collect::<Vec<_>>();
-        assert!(not.is_empty(), "these have not restored a checkpoint: {not:?}");
+        until("a checkpoint that was restored by each", || {
+            let not = pods.iter().filter(|pod| !restored(pod)).collect::<Vec<_>>();
+            anyhow::ensure!(not.is_empty(), "not by {not:?}");
+            Ok(Some(()))
+        })
+        .unwrap();
     }
 
     /// Where workers find the document store, with its password.

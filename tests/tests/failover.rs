@@ -5,7 +5,7 @@
 use millstream_tests::conformance::{Numbers, unique};
 use millstream_tests::load::{Sending, check_against_ingress, generated, settings};
 use millstream_tests::pipeline::{Pipeline, Settings, binary, until};
-use millstream_tests::plan::{FOLLOWS, owners, plan_auto, recovered, start, swap, works_again};
+use millstream_tests::plan::{FOLLOWS, owners, plan_auto, progress, recovered, start, works_again};
 use millstream_tests::proxy::Relay;
 use millstream_tests::servers::{Kafka, Mongo, Server, Stop};
 use std::process::Command;
@@ -39,8 +39,6 @@ enum Blow {
     Hang(&'static str),
     /// A worker is told to end, gives its shards away, and its name comes back.
     Terminate(&'static str),
-    /// The two workers of a stage are to have each other's shards.
-    Swap(&'static str),
     /// Shards go back to where the plan wants them.
     Rebalance,
     /// A broker dies, and comes back.
@@ -65,9 +63,7 @@ fn seed() -> u64 {
 fn blows(brokers: usize, random: &mut Numbers) -> Vec<Blow> {
     let mut workers = WORKERS;
     random.shuffle(&mut workers);
-    let stages = ["unify", "action", "reaction"];
-    let stage = stages[random.below(3) as usize];
-    let mut blows = vec![Blow::Swap(stage), Blow::Rebalance, Blow::Documents];
+    let mut blows = vec![Blow::Rebalance, Blow::Documents];
     if brokers == 1 {
         blows.extend([Blow::Broker(0); 3]);
         blows.extend([
@@ -81,7 +77,6 @@ fn blows(brokers: usize, random: &mut Numbers) -> Vec<Blow> {
         blows.extend(workers[..3].iter().map(|name| Blow::Terminate(name)));
         blows.extend((0..brokers).map(Blow::Broker));
         blows.push(Blow::Restart(random.below(brokers as u64) as usize));
-        blows.extend(stages.map(Blow::Swap));
         blows.extend([Blow::Rebalance, Blow::Documents]);
     }
     random.shuffle(&mut blows);
@@ -96,16 +91,17 @@ fn strike(blow: Blow, pipeline: &mut Pipeline, kafka: &mut Kafka, documents: &Re
         |pipeline: &Pipeline, name: &str| pipeline.processes.iter().position(|process| process.name == name).unwrap();
     match blow {
         Blow::Kill(name) => {
-            let (index, began) = (of(pipeline, name), Instant::now());
+            let index = of(pipeline, name);
             pipeline.processes[index].kill().unwrap();
-            let took = works_again(pipeline, SHARDS, &[name], began).unwrap();
+            let took = recovered(pipeline, SHARDS, &[name]).unwrap();
             pipeline.processes[index].start().unwrap();
             took
         }
         Blow::Hang(name) => {
-            let (index, began) = (of(pipeline, name), Instant::now());
+            let index = of(pipeline, name);
+            let began = Instant::now();
             pipeline.processes[index].signal("STOP").unwrap();
-            let took = works_again(pipeline, SHARDS, &[name], began).unwrap();
+            let took = recovered(pipeline, SHARDS, &[name]).unwrap();
             until("a hang beyond the time-out of its transactions", || Ok((began.elapsed() > HANG).then_some(())))
                 .unwrap();
             pipeline.processes[index].signal("CONT").unwrap();
@@ -113,38 +109,35 @@ fn strike(blow: Blow, pipeline: &mut Pipeline, kafka: &mut Kafka, documents: &Re
             took
         }
         Blow::Terminate(name) => {
-            let (index, began) = (of(pipeline, name), Instant::now());
+            let index = of(pipeline, name);
+            let began = Instant::now();
             pipeline.processes[index].terminate().unwrap();
-            let took = works_again(pipeline, SHARDS, &[name], began).unwrap();
+            recovered(pipeline, SHARDS, &[name]).unwrap();
+            let took = began.elapsed();
             pipeline.processes[index].start().unwrap();
             took
-        }
-        Blow::Swap(stage) => {
-            let began = Instant::now();
-            swap(pipeline, SHARDS, stage).unwrap();
-            works_again(pipeline, SHARDS, &[], began).unwrap()
         }
         Blow::Rebalance => {
             let began = Instant::now();
             until("a plan", || plan_auto(pipeline).map(Some)).unwrap();
-            works_again(pipeline, SHARDS, &[], began).unwrap()
+            recovered(pipeline, SHARDS, &[]).unwrap();
+            began.elapsed()
         }
         Blow::Broker(node) | Blow::Restart(node) => {
             let broker = kafka.node(node).unwrap();
             let is_in_order = matches!(blow, Blow::Restart(_));
             if is_in_order { broker.terminate() } else { broker.kill() }.unwrap();
-            let killed = Instant::now();
+            let (before, killed) = (progress(pipeline).unwrap(), Instant::now());
             // One broker alone is the log: nothing goes on before it is back.
-            let took = (kafka.nodes().len() > 1).then(|| works_again(pipeline, SHARDS, &[], killed).unwrap());
+            let took = (kafka.nodes().len() > 1).then(|| works_again(pipeline, SHARDS, &before, killed).unwrap());
             kafka.node(node).unwrap().start_again().unwrap();
             let started = Instant::now();
             kafka.is_whole().unwrap();
-            took.unwrap_or_else(|| works_again(pipeline, SHARDS, &[], started).unwrap())
+            took.unwrap_or_else(|| works_again(pipeline, SHARDS, &before, started).unwrap())
         }
         Blow::Documents => {
-            let began = Instant::now();
             assert!(documents.cut() > 0, "nobody was connected");
-            works_again(pipeline, SHARDS, &[], began).unwrap()
+            recovered(pipeline, SHARDS, &[]).unwrap()
         }
     }
 }

@@ -160,9 +160,6 @@ impl Follower {
             let before = self.consumer.positions();
             self.poll(POLL)?;
             idle = if before == self.consumer.positions() { idle + 1 } else { 0 };
-            if idle == 0 {
-                self.goes_on()?;
-            }
             if idle > PATIENCE {
                 return Err(ShardError::Away(format!("{} cannot be read to its end at {end}", self.at)));
             }

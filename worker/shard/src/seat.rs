@@ -156,10 +156,7 @@ impl<S: Stage> Seat<S> {
     pub fn status(&self) -> ShardStatus {
         let (role, position, prepared) = match &self.place {
             Place::Closed => return ShardStatus::default(),
-            // One in trouble is not handed off to: its first batch might wait for its disk.
-            Place::Standby(standby) => {
-                (Role::Standby, standby.position(), standby.client().filter(|_| standby.trouble().is_none()))
-            }
+            Place::Standby(standby) => (Role::Standby, standby.position(), standby.client()),
             Place::Owner(shard) => (Role::Owner, shard.position(), None),
         };
         ShardStatus {

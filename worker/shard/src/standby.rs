@@ -290,7 +290,7 @@ impl Storing {
                 if self.trouble.is_none() && has_passed(SLOW_MS, self.since_ms, now_ms) {
                     let seconds = now_ms.saturating_sub(self.since_ms) / 1_000;
                     self.trouble = Some(format!(
-                        "the local disk is slow: what was followed is being stored for {seconds} s; the shard is not handed off to this process meanwhile"
+                        "the local disk is slow: what was followed is being stored for {seconds} s; a handoff to this process would wait for it"
                     ));
                 }
                 return Ok(true);

@@ -107,14 +107,7 @@ struct Failing {
     last_ms: u64,
     /// Since when it fares well, if it does.
     well_ms: Option<u64>,
-    /// Since when it owns the shard, if it does.
-    owns_ms: Option<u64>,
-    /// How many times it was unable before.
-    relapses: u32,
 }
-
-/// From half a minute to an hour.
-const MOST_DOUBLINGS: u32 = 7;
 
 /// What a worker keeps of `control` and `status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -327,12 +320,12 @@ impl View {
         standings
     }
 
-    /// Has it tried in vain to open this shard for longer than the bound? One that has is able again when it has had no trouble for as long, and for twice as long each time it was unable again:
-    /// what follows well may be what cannot own.
+    /// Has it tried in vain to open this shard for longer than the bound? One that has is able again when it has had no trouble for as long: what fails again and again
+    /// may look well in between.
     fn is_unable(&self, worker: &str, id: &ShardId, now_ms: u64) -> bool {
         let failing = self.workers.get(worker).and_then(|heard| heard.failing.get(id));
         let bound_ms = self.bounds.unable_ms;
-        failing.is_some_and(|it| it.is_long(bound_ms) && !it.is_over(bound_ms, now_ms))
+        failing.is_some_and(|it| it.last_ms - it.since_ms > bound_ms && !it.is_over(bound_ms, now_ms))
     }
 
     /// Reports of workers that run this generation, and were heard lately enough that what they do counts.
@@ -454,44 +447,26 @@ impl Heard {
         let is_same = self.report.as_ref().is_some_and(|report| report.incarnation == status.incarnation);
         let mut failing = if is_same { self.failing.clone() } else { BTreeMap::new() };
         for (id, it) in &mut failing {
-            let role = status.shards.get(id).map(|shard| shard.role);
             // One that is being opened, and says nothing, may be about to fail again.
-            if role != Some(Role::Opening) {
+            if status.shards.get(id).is_none_or(|shard| shard.role != Role::Opening) {
                 it.well_ms.get_or_insert(now_ms);
             }
-            it.owns_ms = (role == Some(Role::Owner)).then(|| it.owns_ms.unwrap_or(now_ms));
         }
-        let bound_ms = bounds.unable_ms;
-        failing.retain(|_, it| !it.is_forgotten(bound_ms, now_ms));
+        failing.retain(|_, it| !it.is_over(bounds.unable_ms, now_ms));
         let tried_in_vain = |shard: &ShardStatus| shard.role == Role::Opening && !shard.condition.is_empty();
         for (id, _) in status.shards.iter().filter(|(_, shard)| tried_in_vain(shard)) {
-            let now = Failing { since_ms: now_ms, last_ms: now_ms, well_ms: None, owns_ms: None, relapses: 0 };
+            let now = Failing { since_ms: now_ms, last_ms: now_ms, well_ms: None };
             let it = failing.entry(id.clone()).or_insert(now);
-            *it = match it.is_over(bound_ms, now_ms) {
-                true => Failing { relapses: it.relapses + 1, ..now },
-                false => Failing { since_ms: it.since_ms, relapses: it.relapses, ..now },
-            };
+            *it = Failing { since_ms: it.since_ms, ..now };
         }
         failing
     }
 }
 
 impl Failing {
-    /// It has failed for longer than so long.
-    fn is_long(&self, bound_ms: u64) -> bool {
-        self.last_ms - self.since_ms > bound_ms
-    }
-
-    /// It has fared well for so long, and for twice as long each time that it was unable again.
+    /// It has fared well for so long.
     fn is_over(&self, bound_ms: u64, now_ms: u64) -> bool {
-        let patience_ms = bound_ms << self.relapses.min(MOST_DOUBLINGS);
-        self.well_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) > patience_ms)
-    }
-
-    /// It owns the shard for so long; or it was never unable, and that is over.
-    fn is_forgotten(&self, bound_ms: u64, now_ms: u64) -> bool {
-        let owns_for_long = self.owns_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) > bound_ms);
-        owns_for_long || (!self.is_long(bound_ms) && self.is_over(bound_ms, now_ms))
+        self.well_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) > bound_ms)
     }
 }
 

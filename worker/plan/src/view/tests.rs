@@ -146,24 +146,6 @@ fn an_owner_that_cannot_open_its_shard_is_passed_over() {
 }
 
 #[test]
-fn who_follows_well_and_cannot_own_is_given_the_shard_back_less_and_less_often() {
-    let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
-    for (epoch, patience_ms) in [(2, 30_000), (4, 60_000), (6, 120_000)] {
-        scene.says("a", wrong("the disk is broken")).pass(31_000);
-        assert_eq!(scene.duty("b"), Duty::TakeOver);
-        scene.says("b", owner(epoch)).says("a", standby(epoch, None)).pass(patience_ms);
-        assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::Own], "not before {patience_ms} ms have passed");
-        scene.pass(2 * REPORT_MS);
-        assert_eq!(scene.duties(["a", "b"]), [EXPECT, Duty::Release { to: None }], "it is tried again");
-        scene.says("b", standby(epoch, None));
-    }
-    // Who owns it for long can.
-    scene.says("a", owner(9)).pass(31_000).says("a", wrong("the disk is broken")).pass(31_000);
-    scene.says("b", owner(10)).says("a", standby(10, None)).pass(31_000);
-    assert_eq!(scene.duty("b"), Duty::Release { to: None });
-}
-
-#[test]
 fn an_owner_that_fails_again_and_again_is_passed_over_though_it_owns_for_a_moment_each_time() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
     for epoch in 1..8 {

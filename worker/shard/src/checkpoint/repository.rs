@@ -5,7 +5,7 @@
 //!
 //! **Nothing that is referred to is deleted.** What a new checkpoint refers to was either written by the same attempt, or belongs to a checkpoint that the pointer keeps at the very moment at which it
 //! takes up the new one. What no checkpoint refers to is named in the pointer as condemned first, and deleted then. Condemned are files of checkpoints that are dropped, and what
-//! owners of lower epochs have left behind: those cannot take up anything any more. No name is ever used again ([`layout`](super::layout)), so that it does not matter when a deletion takes effect.
+//! owners of lower epochs have left behind: those cannot take up anything any more. No name is ever used again ([`layout`]), so that it does not matter when a deletion takes effect.
 
 use super::layout::{self, Attempt, Entry, File, Lease, Manifest, POINTER, Pointer, ShardName};
 use crate::mutant::{self, Mutant};

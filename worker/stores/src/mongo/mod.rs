@@ -181,6 +181,8 @@ impl Server {
     }
 }
 
+/// How long it may take to make a collection ready, a server to be found included.
+const PREPARES: std::time::Duration = std::time::Duration::from_secs(30);
 /// Documents that a scan reads at once.
 const PAGE: i64 = 1000;
 
@@ -192,7 +194,12 @@ impl DocumentStore for MongoDocuments {
     fn prepare(&self, collections: &[&str]) -> Result<(), DocumentError> {
         for name in collections {
             let name = (*name).to_owned();
-            let prepared = self.run(|documents| async move { documents.prepare(&name).await });
+            // What it asks has no bound of its own: a server may say that it is there, and answer nothing else.
+            let late =
+                DocumentError::Unavailable(format!("collection {name}: no answer within {} s", PREPARES.as_secs()));
+            let prepared = self.run(|documents| async move {
+                tokio::time::timeout(PREPARES, documents.prepare(&name)).await.unwrap_or(Err(late))
+            });
             prepared.unwrap_or_else(|| Err(DocumentError::Unavailable("the client is closed".to_owned())))?;
         }
         Ok(())
