@@ -1,9 +1,16 @@
 //! A stage for tests of the shard runtime: it counts records per message id in state, and puts the count out, so that any record lost or doubled shows.
+#![allow(clippy::unwrap_used)]
 
+use millstream_model::frame::{Content, FrameWriter};
 use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::Envelope;
+use millstream_shard::log::{Log, Outgoing};
+use millstream_shard::runtime::Shard;
+use millstream_shard::topics::Topics;
 use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
 use prost::Message as _;
+use std::ops::Range;
+use std::sync::mpsc::channel;
 
 /// The stage.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +52,25 @@ impl StateValue for Count {
 /// Where an id is counted: not in the first key group, which a shard looks through when it is opened.
 pub fn key(id: &str) -> StateKey {
     StateKey::new(1, "acme", Kind::Node, id.as_bytes())
+}
+
+/// Sends one record for each of these ids, whose state is this large, to the first shard.
+pub fn send(log: &dyn Log, topics: &Topics, ids: Range<u32>, filler: usize) {
+    let mut frame = FrameWriter::new(Content::Envelope);
+    for id in ids {
+        let message_id = format!("{id:04}");
+        frame.push(&Envelope { message_id, received_ms: filler as i64, ..Envelope::default() });
+    }
+    let (done, waiting) = channel();
+    let (topic, payload) = (&topics.ingress, frame.finish());
+    let message = Outgoing { topic, partition: 0, key: &[], payload: &payload, headers: &[] };
+    log.producer().unwrap().send(message, Box::new(move |result| done.send(result).unwrap()));
+    waiting.recv().unwrap().unwrap();
+}
+
+/// How often an id of [`send`] was seen.
+pub fn count(shard: &mut Shard<Counting>, id: u32) -> u64 {
+    shard.state().get(&key(&format!("{id:04}"))).unwrap().map_or(0, |count| count.count)
 }
 
 impl Stage for Counting {

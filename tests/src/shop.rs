@@ -120,9 +120,10 @@ impl Shop {
             "tls": {"ca": {"name": "kafka-ca", "key": "ca.crt"}, "certificate": {"name": "kafka-client"}},
             "sasl": {"username": USER.0, "password": {"name": "kafka-user", "key": "password"}},
         });
+        let s3 = self.minio.config("");
         spec["objectStore"] = json!({"s3": {
-            "bucket": self.minio.config("").bucket,
-            "endpoint": self.minio.config("").endpoint,
+            "bucket": s3.bucket,
+            "endpoint": s3.endpoint,
             "ca": {"name": "s3", "key": "ca.crt"},
             "accessKeyId": {"name": "s3", "key": "id"},
             "secretAccessKey": {"name": "s3", "key": "secret"},

@@ -2,13 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream::runtime::system::Threads;
-use millstream_model::frame::{Content, FrameWriter};
-use millstream_model::proto::Envelope;
 use millstream_shard::ShardError;
 use millstream_shard::checkpoint::layout::{Manifest, Pointer, ShardName};
 use millstream_shard::checkpoint::repository::Repository;
 use millstream_shard::checkpoint::{Checkpoints, Policy, Taken};
-use millstream_shard::log::{Log, Outgoing, TopicPartition};
+use millstream_shard::log::{Log, TopicPartition};
 use millstream_shard::objects::{Listed, Object, ObjectError, ObjectStore, Put, When};
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Shard};
@@ -18,9 +16,9 @@ use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::embedded::objects::FolderObjects;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_stores::rocks::{Bounds, Resources, RocksState};
-use millstream_stores::s3::{Credentials, S3Objects};
+use millstream_stores::s3::S3Objects;
 use millstream_tests::conformance::{eventually, unique};
-use millstream_tests::counting::{Counting, key};
+use millstream_tests::counting::{self, Counting};
 use millstream_tests::load::{Sending, check_against_ingress, generated, settings};
 use millstream_tests::pipeline::{Pipeline, Settings, binary, until};
 use millstream_tests::servers::{Kafka, Minio, Mongo};
@@ -29,7 +27,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// A folder that can be away.
@@ -131,16 +128,7 @@ impl Fixture {
 
     /// One record for each of these ids, whose state is this large.
     fn send(&self, ids: std::ops::Range<u32>, filler: usize) {
-        let mut frame = FrameWriter::new(Content::Envelope);
-        for id in ids {
-            let message_id = format!("{id:04}");
-            frame.push(&Envelope { message_id, received_ms: filler as i64, ..Envelope::default() });
-        }
-        let (done, waiting) = channel();
-        let (topic, payload) = (&self.topics.ingress, frame.finish());
-        let message = Outgoing { topic, partition: 0, key: &[], payload: &payload, headers: &[] };
-        self.log.producer().unwrap().send(message, Box::new(move |result| done.send(result).unwrap()));
-        waiting.recv().unwrap().unwrap();
+        counting::send(&*self.log, &self.topics, ids, filler);
     }
 
     /// A batch of 100 ids, and a checkpoint with it.
@@ -157,7 +145,7 @@ impl Fixture {
     }
 
     fn count(&self, shard: &mut Shard<Counting>, id: u32) -> u64 {
-        shard.state().get(&key(&format!("{id:04}"))).unwrap().map_or(0, |count| count.count)
+        counting::count(shard, id)
     }
 
     fn changelog(&self) -> TopicPartition {
@@ -377,17 +365,12 @@ fn without_the_object_store_batches_go_on_and_a_trimmed_shard_waits_for_it() {
 
 /// A pipeline of roles on real servers, whose workers take checkpoints all the time.
 fn settings_on_servers(what: &str, load: &millstream::generate::Load) -> Settings {
-    let s3 = Minio::shared().unwrap().config("");
-    let Credentials::Static { access_key_id, secret_access_key, .. } = &s3.credentials else { panic!() };
-    let (endpoint, bucket) = (s3.endpoint.as_ref().unwrap(), &s3.bucket);
     let mut settings = settings(&unique(what), load);
     settings.shards = 2;
     settings.kafka = Some(Kafka::shared().unwrap().bootstrap().to_owned());
     settings.mongodb = Some(Mongo::shared().unwrap().uri().to_owned());
-    settings.more = format!(
-        "objects: {{s3: {{bucket: {bucket}, endpoint: '{endpoint}', prefix: t/u, access_key_id: {access_key_id}, secret_access_key: {secret_access_key}}}}}\n\
-         checkpoints: {{interval: 1s, min_pause: 100ms, retained: 2, files_at_once: 4}}\n"
-    );
+    settings.more = Minio::shared().unwrap().section("t/u")
+        + "checkpoints: {interval: 1s, min_pause: 100ms, retained: 2, files_at_once: 4}\n";
     settings
 }
 

@@ -220,7 +220,6 @@ fn brokers_are_reached_one_by_one_and_a_document_store_that_is_away_is_named() {
     ended.says(&format!("topic {}.ingress", settings.pipeline), "ok", &["not there yet"]);
 }
 
-/// Also where brokers create each topic that somebody names.
 #[test]
 fn a_bucket_is_looked_into_and_what_is_wrong_with_it_told() {
     let (kafka, mongo) = (Kafka::shared().unwrap(), Mongo::shared().unwrap());
@@ -248,6 +247,7 @@ fn a_bucket_is_looked_into_and_what_is_wrong_with_it_told() {
     }
 }
 
+/// Also where brokers create each topic that somebody names.
 #[test]
 fn nothing_is_created_or_changed() {
     let kafka = Kafka::start_with(1, "auto.create.topics.enable=true\ntransaction.max.timeout.ms=5000\n").unwrap();

@@ -5,7 +5,6 @@ use millstream::cli::Admin;
 use millstream_shard::log::{Log as _, LogError, TopicPartition};
 use millstream_shard::topics::Topics;
 use millstream_stores::kafka::{KafkaConfig, KafkaLog};
-use millstream_stores::s3::Credentials;
 use millstream_tests::conformance::unique;
 use millstream_tests::pipeline::{Pipeline, Process, Settings, until};
 use millstream_tests::servers::acls::Acl;
@@ -78,13 +77,7 @@ fn wait_for_words(processes: &[Process], words: &[String]) {
 
 /// All the time, into a bucket.
 fn checkpoints() -> String {
-    let s3 = Minio::shared().unwrap().config("");
-    let Credentials::Static { access_key_id, secret_access_key, .. } = &s3.credentials else { panic!() };
-    let (endpoint, bucket) = (s3.endpoint.as_ref().unwrap(), &s3.bucket);
-    format!(
-        "objects: {{s3: {{bucket: {bucket}, endpoint: '{endpoint}', access_key_id: {access_key_id}, secret_access_key: {secret_access_key}}}}}\n\
-         checkpoints: {{interval: 1s, min_pause: 100ms, retained: 1}}\n"
-    )
+    Minio::shared().unwrap().section("") + "checkpoints: {interval: 1s, min_pause: 100ms, retained: 1}\n"
 }
 
 /// Sends twenty events.

@@ -2,10 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use millstream::runtime::system::Threads;
-use millstream_model::frame::{Content, FrameWriter};
 use millstream_model::key::StateKey;
-use millstream_model::proto::{Envelope, StatePosition};
-use millstream_shard::log::{Log, Outgoing, TopicPartition};
+use millstream_model::proto::StatePosition;
+use millstream_shard::log::{Log, TopicPartition};
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
 use millstream_shard::state::{Fill, Forget, Snapshot, StateStore, StoreError};
@@ -15,11 +14,10 @@ use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Bounds, Resources, RocksState};
 use millstream_tests::conformance::eventually;
-use millstream_tests::counting::{Counting, key};
+use millstream_tests::counting::{self, Counting};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 
 struct Fixture {
@@ -87,20 +85,11 @@ impl Fixture {
 
     /// One record for each of these ids, whose state is this large.
     fn send(&self, ids: std::ops::Range<u32>, filler: usize) {
-        let mut frame = FrameWriter::new(Content::Envelope);
-        for id in ids {
-            let message_id = format!("{id:04}");
-            frame.push(&Envelope { message_id, received_ms: filler as i64, ..Envelope::default() });
-        }
-        let (done, waiting) = channel();
-        let (topic, payload) = (&self.topics.ingress, frame.finish());
-        let message = Outgoing { topic, partition: 0, key: &[], payload: &payload, headers: &[] };
-        self.log.producer().unwrap().send(message, Box::new(move |result| done.send(result).unwrap()));
-        waiting.recv().unwrap().unwrap();
+        counting::send(&*self.log, &self.topics, ids, filler);
     }
 
     fn count(&self, shard: &mut Shard<Counting>, id: u32) -> u64 {
-        shard.state().get(&key(&format!("{id:04}"))).unwrap().map_or(0, |count| count.count)
+        counting::count(shard, id)
     }
 }
 

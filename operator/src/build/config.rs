@@ -2,7 +2,7 @@
 
 use super::names::Names;
 use super::overlay::lay_over;
-use super::{BuildError, grace, has_state, quantity, secrets};
+use super::{BuildError, bucket, grace, has_state, quantity, secrets};
 use crate::Prepared;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -70,7 +70,7 @@ fn config(prepared: &Prepared, stage: StageName) -> Value {
         let mongodb = json!({"uri_file": uri_file, "database": mongodb.database, "options": mongodb.options});
         lay_over(&mut config, &json!({"documents": {"mongodb": mongodb}}));
     }
-    if let (true, Some(s3)) = (has_state(stage), spec.object_store.as_ref().and_then(|store| store.s3.as_ref())) {
+    if let Some(s3) = bucket(spec, stage) {
         lay_over(&mut config, &json!({"objects": {"s3": self::s3(s3)}, "checkpoints": checkpoints(&spec.checkpoints)}));
     }
     if let Some(bytes) = memory_for_state(prepared, stage) {

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::DynamicObject;
-use millstream_crds::{StageName, StageScale};
+use millstream_crds::{IngestionPipelineSpec, S3, StageName, StageScale};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -103,6 +103,11 @@ fn add<T: Serialize>(all: &mut Vec<Value>, objects: &[T]) -> Result<(), BuildErr
 /// Do a stage's workers hold state of shards? Gateways and writers of documents do not.
 fn has_state(stage: StageName) -> bool {
     matches!(stage, StageName::Unify | StageName::Action)
+}
+
+/// Where a stage's workers put checkpoints, if they do.
+fn bucket(spec: &IngestionPipelineSpec, stage: StageName) -> Option<&S3> {
+    spec.object_store.as_ref()?.s3.as_ref().filter(|_| has_state(stage))
 }
 
 /// The objects of a pipeline that [`crate::validate::validate`] has nothing against.

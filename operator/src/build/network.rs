@@ -4,8 +4,8 @@
 //! namespace (it knows no keys, so that nobody else may). They open connections to name servers, and to the ports of brokers, stores and collector. Brokers must therefore advertise the
 //! ports that they are asked on first.
 
+use super::bucket;
 use super::config::{ADMIN, HTTP};
-use super::has_state;
 use super::names::Names;
 use crate::Prepared;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -90,13 +90,10 @@ pub(super) fn policies(prepared: &Prepared, names: &Names) -> Vec<NetworkPolicy>
         let documents = to_ports(prepared.document_ports.iter().map(|port| i32::from(*port)).collect());
         policies.push(policy(names, names.of_stage(stage), Some(stage), Vec::new(), vec![documents]));
     }
-    if let Some(s3) = spec.object_store.as_ref().and_then(|store| store.s3.as_ref()) {
+    for (stage, s3) in StageName::ALL.into_iter().filter_map(|stage| Some((stage, bucket(spec, stage)?))) {
         let mut ports = BTreeSet::from([s3.endpoint.as_deref().map_or(443, port_of)]);
         ports.extend(CREDENTIALS.iter().filter(|_| s3.access_key_id.is_none()));
-        for stage in StageName::ALL.into_iter().filter(|stage| has_state(*stage)) {
-            let objects = to_ports(ports.clone());
-            policies.push(policy(names, names.of_stage(stage), Some(stage), Vec::new(), vec![objects]));
-        }
+        policies.push(policy(names, names.of_stage(stage), Some(stage), Vec::new(), vec![to_ports(ports)]));
     }
     policies
 }

@@ -1,6 +1,6 @@
 //! The Secrets that a stage's Pods see, as files.
 
-use super::has_state;
+use super::bucket;
 use crate::Prepared;
 use k8s_openapi::api::core::v1::{KeyToPath, ProjectedVolumeSource, SecretProjection, Volume, VolumeProjection};
 use millstream_crds::{IngestionPipelineSpec, SecretKey, StageName};
@@ -39,7 +39,7 @@ pub(crate) fn needed(spec: &IngestionPipelineSpec, stage: StageName) -> Vec<(Sec
     if stage == StageName::Reaction {
         needed.extend(documents.mongodb.iter().map(|mongodb| (mongodb.uri.clone(), MONGODB_URI)));
     }
-    if let (true, Some(s3)) = (has_state(stage), spec.object_store.as_ref().and_then(|store| store.s3.as_ref())) {
+    if let Some(s3) = bucket(spec, stage) {
         let keys = [(&s3.ca, S3_CA), (&s3.access_key_id, S3_ID), (&s3.secret_access_key, S3_SECRET)];
         needed.extend(keys.into_iter().filter_map(|(key, file)| Some((key.clone()?, file))));
     }

@@ -112,6 +112,14 @@ impl Minio {
         }
     }
 
+    /// The section `objects` of a worker's configuration, for a folder of its bucket.
+    pub fn section(&self, folder: &str) -> String {
+        let (endpoint, (id, secret)) = (&self.endpoint, ROOT);
+        format!(
+            "objects: {{s3: {{bucket: {BUCKET}, endpoint: '{endpoint}', prefix: '{folder}', access_key_id: {id}, secret_access_key: {secret}}}}}\n"
+        )
+    }
+
     /// The process, for signals.
     pub fn server(&self) -> &Server {
         &self.server

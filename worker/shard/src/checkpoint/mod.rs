@@ -27,9 +27,9 @@ pub use take::Taken;
 
 use self::layout::{Entry, Pointer, ShardName};
 use self::repository::{Repository, RepositoryError};
-use crate::ShardError;
 use crate::objects::{ObjectError, ObjectStore};
 use crate::topics::Topics;
+use crate::{Executor, Job, ShardError};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -154,6 +154,23 @@ impl ShardCheckpoints {
         let said: Vec<String> = refused.into_iter().map(|(manifest, why)| format!("{manifest}: {why}")).collect();
         (!said.is_empty()).then(|| said.join("; "))
     }
+}
+
+/// Has each of so many files seen to, in at most so many lanes at a time, one of them here; returns when all lanes have ended.
+fn in_lanes<T: Send + Sync + 'static>(
+    executor: &dyn Executor,
+    (lanes, files): (usize, usize),
+    shared: &Arc<T>,
+    lane: fn(&T),
+) {
+    let others: Vec<Box<dyn Job>> = (1..lanes.clamp(1, files.max(1)))
+        .map(|_| {
+            let shared = shared.clone();
+            executor.run(Box::new(move || lane(&shared)))
+        })
+        .collect();
+    lane(shared);
+    others.into_iter().for_each(Job::wait);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

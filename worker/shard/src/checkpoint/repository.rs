@@ -202,7 +202,8 @@ impl Repository {
     /// # Errors
     /// [`RepositoryError`]; after one of the object store it may have been taken up, or be taken up later.
     pub fn add(&self, adding: &Adding<'_>) -> Result<Pointer, RepositoryError> {
-        let (content, name) = (layout::write(adding.manifest), adding.name());
+        let content = layout::write(adding.manifest);
+        let name = adding.attempt.manifest(&content);
         self.objects.put(&self.full(&name), &content, &When::Always)?;
         self.manifests().insert(name.clone(), Arc::new(adding.manifest.clone()));
         let epoch = adding.attempt.epoch;

@@ -2,13 +2,13 @@
 
 use super::layout::{Entry, File, Manifest, Pointer};
 use super::repository::{Repository, RepositoryError};
-use super::{Checkpoints, ShardCheckpoints, lock};
+use super::{Checkpoints, ShardCheckpoints, in_lanes, lock};
 use crate::follower;
 use crate::log::{Log, TopicPartition};
 use crate::objects::ObjectError;
 use crate::runtime::Environment;
 use crate::state::{Staging, StateStore, StoreError};
-use crate::{Executor, Job, ShardError};
+use crate::{Executor, ShardError};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -222,17 +222,10 @@ fn download(
     staging: Arc<dyn Staging>,
 ) -> Result<(), Failure> {
     let (repository, manifest) = (repository.clone(), manifest.clone());
-    let count = lanes.clamp(1, manifest.files.len().max(1));
+    let count = (lanes, manifest.files.len());
     let (next, failure) = (AtomicUsize::new(0), Mutex::default());
     let download = Arc::new(Download { repository, manifest, staging, next, failure });
-    let others: Vec<Box<dyn Job>> = (1..count)
-        .map(|_| {
-            let download = download.clone();
-            executor.run(Box::new(move || download.lane()))
-        })
-        .collect();
-    download.lane();
-    others.into_iter().for_each(Job::wait);
+    in_lanes(&**executor, count, &download, Download::lane);
     lock(&download.failure).take().map_or(Ok(()), Err)
 }
 

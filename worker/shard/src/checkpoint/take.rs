@@ -6,7 +6,7 @@
 use super::layout::{Attempt, Entry, File, Manifest, Pointer, in_words};
 use super::repository::{Adding, RepositoryError};
 use super::trim::{prove, trim};
-use super::{Checkpoints, Permit, ShardCheckpoints};
+use super::{Checkpoints, Permit, ShardCheckpoints, in_lanes, lock};
 use crate::log::TopicPartition;
 use crate::mutant::{self, Mutant};
 use crate::objects::ObjectError;
@@ -16,7 +16,7 @@ use crate::{Job, ShardError};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes that are hashed at a time.
@@ -61,7 +61,7 @@ pub(crate) struct Checkpointer {
 /// What is known from the last checkpoint of this owner.
 struct Last {
     name: String,
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     /// Condemned names that were deleted.
     deleted: Vec<String>,
 }
@@ -304,7 +304,7 @@ impl Upload {
     fn base(&self, pointer: &Pointer) -> Result<Option<Base>, Failed> {
         let Some(Entry { manifest: name, .. }) = pointer.checkpoints.first() else { return Ok(None) };
         if let Some(last) = self.last.as_ref().filter(|last| last.name == *name) {
-            return Ok(Some(Base { name: name.clone(), manifest: Arc::new(last.manifest.clone()), is_own: true }));
+            return Ok(Some(Base { name: name.clone(), manifest: last.manifest.clone(), is_own: true }));
         }
         match self.of_shard.repository.manifest(name) {
             Ok(manifest) => Ok(Some(Base { name: name.clone(), manifest, is_own: false })),
@@ -336,24 +336,13 @@ impl Lanes {
 
     /// Everything is in the object store, or something failed.
     fn run(self) -> Result<Lanes, Failed> {
-        let count = self.upload.of_shard.policy.lanes.clamp(1, self.upload.snapshot.files().len().max(1));
+        let count = (self.upload.of_shard.policy.lanes, self.upload.snapshot.files().len());
         let executor = self.upload.environment.executor.clone();
         let lanes = Arc::new(self);
-        let others: Vec<Box<dyn Job>> = (1..count)
-            .map(|_| {
-                let lanes = lanes.clone();
-                executor.run(Box::new(move || lanes.lane()))
-            })
-            .collect();
-        lanes.lane();
-        others.into_iter().for_each(Job::wait);
+        in_lanes(&*executor, count, &lanes, Lanes::lane);
         let lanes = Arc::into_inner(lanes).ok_or_else(|| Failed::Other("a lane of it goes on".into()))?;
-        let failure = lanes.done().failure.take();
+        let failure = lock(&lanes.done).failure.take();
         failure.map_or(Ok(lanes), Err)
-    }
-
-    fn done(&self) -> std::sync::MutexGuard<'_, Done> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lane(&self) {
@@ -361,7 +350,7 @@ impl Lanes {
             let files = self.upload.snapshot.files();
             let Some(file) = files.get(self.next.fetch_add(1, Ordering::SeqCst)) else { return };
             let result = self.file(file);
-            let mut done = self.done();
+            let mut done = lock(&self.done);
             match result {
                 Ok((file, uploaded_bytes)) => {
                     done.files.push(file);
@@ -434,7 +423,7 @@ impl Lanes {
 
     /// Takes the checkpoint up, deletes what is condemned, and trims the changelog.
     fn finish(self) -> Result<Uploaded, Failed> {
-        let Done { mut files, uploaded_bytes, .. } = std::mem::take(&mut *self.done());
+        let Done { mut files, uploaded_bytes, .. } = std::mem::take(&mut *lock(&self.done));
         files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let Upload { environment, of_shard, attempt, snapshot, last, cancelled, began_ms, at } = self.upload;
         if cancelled.load(Ordering::SeqCst) {
@@ -447,8 +436,8 @@ impl Lanes {
         let base = self.base.as_ref().map(|base| base.name.as_str());
         let retained = of_shard.policy.retained;
         let adding = Adding { attempt, manifest: &manifest, base, retained, deleted, now_ms };
-        let log = &*environment.log;
-        prove(log, &at, &manifest.entry(adding.name())).map_err(|error| Failed::Other(error.to_string()))?;
+        let (log, name) = (&*environment.log, adding.name());
+        prove(log, &at, &manifest.entry(name.clone())).map_err(|error| Failed::Other(error.to_string()))?;
         let pointer = repository.add(&adding)?;
         let took_ms = environment.clock.now_ms().saturating_sub(began_ms);
         let removed = repository.delete(&pointer.condemned);
@@ -458,7 +447,7 @@ impl Lanes {
             trimmed.as_ref().err().map(|error: &ShardError| format!("the changelog cannot be trimmed: {error}")),
         ];
         let taken = Taken {
-            manifest: adding.name(),
+            manifest: name.clone(),
             batch: manifest.batch,
             bytes: manifest.bytes(),
             uploaded_bytes,
@@ -466,7 +455,7 @@ impl Lanes {
             trimmed: trimmed.ok().flatten(),
         };
         let deleted = if removed.is_ok() { pointer.condemned } else { Vec::new() };
-        let last = Last { name: taken.manifest.clone(), manifest, deleted };
+        let last = Last { name, manifest: Arc::new(manifest), deleted };
         Ok(Uploaded { taken, last, trouble: trouble.into_iter().flatten().next() })
     }
 }
