@@ -228,6 +228,7 @@ mod tests {
             control_offset: 0,
             version: String::new(),
             known: BTreeMap::new(),
+            unable: BTreeSet::new(),
         }
     }
 

@@ -4,8 +4,8 @@
 
 use millstream_tests::conformance::{Numbers, unique};
 use millstream_tests::load::{Sending, check_against_ingress, generated, settings};
-use millstream_tests::pipeline::{Pipeline, Settings, binary, until};
-use millstream_tests::plan::{FOLLOWS, owners, plan_auto, progress, recovered, start, works_again};
+use millstream_tests::pipeline::{Pipeline, Process, Settings, binary, until};
+use millstream_tests::plan::{FOLLOWS, owners, recovered, shards, start, swap, works_again};
 use millstream_tests::proxy::Relay;
 use millstream_tests::servers::{Kafka, Mongo, Server, Stop};
 use std::process::Command;
@@ -39,8 +39,8 @@ enum Blow {
     Hang(&'static str),
     /// A worker is told to end, gives its shards away, and its name comes back.
     Terminate(&'static str),
-    /// Shards go back to where the plan wants them.
-    Rebalance,
+    /// The two workers of a stage are given each other's shards.
+    Swap(&'static str),
     /// A broker dies, and comes back.
     Broker(usize),
     /// A broker is told to end, so it gives what it leads and coordinates away in order, and comes back.
@@ -48,6 +48,8 @@ enum Blow {
     /// All connections to the document store are cut. (The server itself loses what it has acknowledged when it is killed: see the facts about it in the book.)
     Documents,
 }
+
+const STAGES: [&str; 3] = ["unify", "action", "reaction"];
 
 const WORKERS: [&str; 6] = ["unify-0", "unify-1", "action-0", "action-1", "reaction-0", "reaction-1"];
 
@@ -63,7 +65,9 @@ fn seed() -> u64 {
 fn blows(brokers: usize, random: &mut Numbers) -> Vec<Blow> {
     let mut workers = WORKERS;
     random.shuffle(&mut workers);
-    let mut blows = vec![Blow::Rebalance, Blow::Documents];
+    let mut stages = STAGES;
+    random.shuffle(&mut stages);
+    let mut blows = vec![Blow::Swap(stages[0]), Blow::Documents];
     if brokers == 1 {
         blows.extend([Blow::Broker(0); 3]);
         blows.extend([
@@ -77,7 +81,7 @@ fn blows(brokers: usize, random: &mut Numbers) -> Vec<Blow> {
         blows.extend(workers[..3].iter().map(|name| Blow::Terminate(name)));
         blows.extend((0..brokers).map(Blow::Broker));
         blows.push(Blow::Restart(random.below(brokers as u64) as usize));
-        blows.extend([Blow::Rebalance, Blow::Documents]);
+        blows.extend([Blow::Swap(stages[1]), Blow::Swap(stages[2]), Blow::Documents]);
     }
     random.shuffle(&mut blows);
     blows
@@ -86,59 +90,75 @@ fn blows(brokers: usize, random: &mut Numbers) -> Vec<Blow> {
 /// A transaction of the workers is aborted by the brokers after 10 s.
 const HANG: Duration = Duration::from_secs(13);
 
-fn strike(blow: Blow, pipeline: &mut Pipeline, kafka: &mut Kafka, documents: &Relay) -> Duration {
-    let of =
-        |pipeline: &Pipeline, name: &str| pipeline.processes.iter().position(|process| process.name == name).unwrap();
-    match blow {
-        Blow::Kill(name) => {
-            let index = of(pipeline, name);
-            pipeline.processes[index].kill().unwrap();
-            let took = recovered(pipeline, SHARDS, &[name]).unwrap();
-            pipeline.processes[index].start().unwrap();
-            took
+/// A pipeline under load, and what it stands on.
+struct Struck {
+    pipeline: Pipeline,
+    kafka: Kafka,
+    documents: Relay,
+    sending: Sending,
+}
+
+impl Struck {
+    /// Strikes; how long it took until every shard had an owner at work again.
+    fn strike(&mut self, blow: Blow) -> Duration {
+        match blow {
+            Blow::Kill(name) => {
+                let began = Instant::now();
+                self.process(name).kill().unwrap();
+                let took = self.works_again(&[name], began);
+                self.process(name).start().unwrap();
+                took
+            }
+            Blow::Hang(name) => {
+                let began = Instant::now();
+                self.process(name).signal("STOP").unwrap();
+                let took = self.works_again(&[name], began);
+                until("a hang beyond the time-out of its transactions", || Ok((began.elapsed() > HANG).then_some(())))
+                    .unwrap();
+                self.process(name).signal("CONT").unwrap();
+                self.process(name).ready().unwrap();
+                took
+            }
+            Blow::Terminate(name) => {
+                let began = Instant::now();
+                self.process(name).terminate().unwrap();
+                let took = self.works_again(&[name], began);
+                self.process(name).start().unwrap();
+                took
+            }
+            Blow::Swap(stage) => {
+                let began = Instant::now();
+                swap(&self.pipeline, SHARDS, stage).unwrap();
+                self.works_again(&[], began)
+            }
+            Blow::Broker(node) => self.strike_broker(node, false),
+            Blow::Restart(node) => self.strike_broker(node, true),
+            Blow::Documents => {
+                let began = Instant::now();
+                assert!(self.documents.cut() > 0, "nobody was connected");
+                self.works_again(&[], began)
+            }
         }
-        Blow::Hang(name) => {
-            let index = of(pipeline, name);
-            let began = Instant::now();
-            pipeline.processes[index].signal("STOP").unwrap();
-            let took = recovered(pipeline, SHARDS, &[name]).unwrap();
-            until("a hang beyond the time-out of its transactions", || Ok((began.elapsed() > HANG).then_some(())))
-                .unwrap();
-            pipeline.processes[index].signal("CONT").unwrap();
-            pipeline.processes[index].ready().unwrap();
-            took
-        }
-        Blow::Terminate(name) => {
-            let index = of(pipeline, name);
-            let began = Instant::now();
-            pipeline.processes[index].terminate().unwrap();
-            recovered(pipeline, SHARDS, &[name]).unwrap();
-            let took = began.elapsed();
-            pipeline.processes[index].start().unwrap();
-            took
-        }
-        Blow::Rebalance => {
-            let began = Instant::now();
-            until("a plan", || plan_auto(pipeline).map(Some)).unwrap();
-            recovered(pipeline, SHARDS, &[]).unwrap();
-            began.elapsed()
-        }
-        Blow::Broker(node) | Blow::Restart(node) => {
-            let broker = kafka.node(node).unwrap();
-            let is_in_order = matches!(blow, Blow::Restart(_));
-            if is_in_order { broker.terminate() } else { broker.kill() }.unwrap();
-            let (before, killed) = (progress(pipeline).unwrap(), Instant::now());
-            // One broker alone is the log: nothing goes on before it is back.
-            let took = (kafka.nodes().len() > 1).then(|| works_again(pipeline, SHARDS, &before, killed).unwrap());
-            kafka.node(node).unwrap().start_again().unwrap();
-            let started = Instant::now();
-            kafka.is_whole().unwrap();
-            took.unwrap_or_else(|| works_again(pipeline, SHARDS, &before, started).unwrap())
-        }
-        Blow::Documents => {
-            assert!(documents.cut() > 0, "nobody was connected");
-            recovered(pipeline, SHARDS, &[]).unwrap()
-        }
+    }
+
+    fn strike_broker(&mut self, node: usize, is_in_order: bool) -> Duration {
+        let broker = self.kafka.node(node).unwrap();
+        if is_in_order { broker.terminate() } else { broker.kill() }.unwrap();
+        let killed = Instant::now();
+        // One broker alone is the log: nothing goes on before it is back.
+        let took = (self.kafka.nodes().len() > 1).then(|| self.works_again(&[], killed));
+        self.kafka.node(node).unwrap().start_again().unwrap();
+        let started = Instant::now();
+        self.kafka.is_whole().unwrap();
+        took.unwrap_or_else(|| self.works_again(&[], started))
+    }
+
+    fn works_again(&self, without: &[&str], since: Instant) -> Duration {
+        works_again(&self.pipeline, &self.sending, SHARDS, without, since).unwrap()
+    }
+
+    fn process(&mut self, name: &str) -> &mut Process {
+        self.pipeline.processes.iter_mut().find(|process| process.name == name).unwrap()
     }
 }
 
@@ -162,12 +182,13 @@ fn that_a_shard_is_opened_for_the_first_time_is_no_takeover() {
 
 fn goes_on_through_everything(brokers: usize, time: Duration) {
     let load = generated(21, 2, u32::try_from(time.as_secs() * 3).unwrap().max(100)).unwrap();
-    let mut kafka = Kafka::start_cluster(brokers).unwrap();
-    let relay = Relay::start(Mongo::shared().unwrap().port()).unwrap();
+    let kafka = Kafka::start_cluster(brokers).unwrap();
+    let documents = Relay::start(Mongo::shared().unwrap().port()).unwrap();
     let mut settings = settings_on(&kafka, brokers.min(3) as u16, "chaos", &load);
-    settings.mongodb = Some(format!("mongodb://127.0.0.1:{}/?directConnection=true", relay.port));
-    let mut pipeline = start(&settings).unwrap();
-    let mut sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, time);
+    settings.mongodb = Some(format!("mongodb://127.0.0.1:{}/?directConnection=true", documents.port));
+    let pipeline = start(&settings).unwrap();
+    let sending = Sending::paced(&pipeline.gateway().unwrap().url(), &load, time);
+    let mut struck = Struck { pipeline, kafka, documents, sending };
     let (began, mut random) = (Instant::now(), Numbers::new(seed()));
     println!("MILLSTREAM_CHAOS_SEED={}", seed());
     // Each of them once at least, however long that takes.
@@ -175,13 +196,14 @@ fn goes_on_through_everything(brokers: usize, time: Duration) {
     let at_least = left.len();
     for number in 0.. {
         let Some(blow) = left.pop().filter(|_| number < at_least || began.elapsed() < time) else { break };
-        let took = strike(blow, &mut pipeline, &mut kafka, &relay);
+        let took = struck.strike(blow);
         println!("{:?} {blow:?}: every shard had an owner at work again after {took:?}", began.elapsed());
         if left.is_empty() {
             left = blows(brokers, &mut random);
         }
     }
-    sending.finish().unwrap();
+    struck.sending.finish().unwrap();
+    let mut pipeline = struck.pipeline;
     check_against_ingress(&pipeline, &settings, load).unwrap();
     // Of reaction, who has a partition is the plan's word alone.
     let with_state = pipeline.processes.iter().filter(|process| !process.name.starts_with("reaction"));
@@ -229,8 +251,8 @@ fn a_worker_that_is_told_to_end_hands_off_and_the_last_one_ends_at_once() {
     let kafka = Kafka::shared().unwrap();
     let settings = settings_on(kafka, 1, "leaving", &load);
     let mut pipeline = start(&settings).unwrap();
-    let asked = |pipeline: &Pipeline| owners(&pipeline.processes[1], SHARDS).unwrap();
-    assert!(asked(&pipeline).values().any(|owner| owner == "action-0"), "{:?}", asked(&pipeline));
+    let rows = shards(&pipeline.processes[1]).unwrap();
+    assert!(owners(&rows, SHARDS).unwrap().values().any(|owner| owner.worker == "action-0"), "{rows:?}");
     let index = pipeline.processes.iter().position(|process| process.name == "action-0").unwrap();
     pipeline.processes[index].terminate().unwrap();
     assert!(pipeline.processes[index].log().contains("shard was handed off"));

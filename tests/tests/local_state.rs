@@ -4,9 +4,14 @@
 use millstream::runtime::system::Threads;
 use millstream_model::key::StateKey;
 use millstream_model::proto::StatePosition;
+use millstream_plan::status::Role;
+use millstream_plan::view::Duty;
+use millstream_shard::follower::Wanted;
 use millstream_shard::log::{Log, TopicPartition};
+use millstream_shard::member::Order;
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Report, Shard};
+use millstream_shard::seat::{Parts, Seat};
 use millstream_shard::state::{Fill, Forget, Snapshot, StateStore, StoreError};
 use millstream_shard::topics::Topics;
 use millstream_shard::{Clock, Executor, Job, ShardError};
@@ -72,15 +77,18 @@ impl Fixture {
         store: Arc<dyn StateStore>,
         executor: Arc<dyn Executor>,
     ) -> Result<Shard<Counting>, ShardError> {
-        let environment = Environment {
+        Shard::open(Counting, 0, self.environment("test", executor), self.limits.clone(), store)
+    }
+
+    fn environment(&self, worker: &str, executor: Arc<dyn Executor>) -> Environment {
+        Environment {
             log: self.log.clone(),
             clock: self.clock.clone(),
             executor,
             topics: self.topics.clone(),
-            claimant: Claimant::new("test", "1"),
+            claimant: Claimant::new(worker, "1"),
             checkpoints: None,
-        };
-        Shard::open(Counting, 0, environment, self.limits.clone(), store)
+        }
     }
 
     /// One record for each of these ids, whose state is this large.
@@ -318,8 +326,17 @@ struct Slow {
 }
 
 impl Slow {
+    fn new(inner: Arc<RocksState>) -> Arc<Slow> {
+        Arc::new(Slow { inner, waited_for: Mutex::new(false), changed: Condvar::new() })
+    }
+
     fn is_waited_for(&self) -> bool {
         *self.waited_for.lock().unwrap()
+    }
+
+    fn go_on(&self) {
+        *self.waited_for.lock().unwrap() = true;
+        self.changed.notify_all();
     }
 }
 
@@ -336,8 +353,7 @@ struct WaitingJob(Arc<Slow>, Box<dyn Job>);
 
 impl Job for WaitingJob {
     fn wait(self: Box<Self>) {
-        *self.0.waited_for.lock().unwrap() = true;
-        self.0.changed.notify_all();
+        self.0.go_on();
         self.1.wait();
     }
 }
@@ -382,8 +398,7 @@ impl StateStore for Slow {
 #[test]
 fn a_slow_disk_stops_no_batch_until_too_much_waits_for_it() {
     let fixture = Fixture::new();
-    let (waited_for, changed) = (Mutex::new(false), Condvar::new());
-    let slow = Arc::new(Slow { inner: fixture.store().unwrap(), waited_for, changed });
+    let slow = Slow::new(fixture.store().unwrap());
     let mut shard = fixture.open_with(slow.clone(), Arc::new(Waiting(slow.clone()))).unwrap();
     let (mut sent, bound) = (0, fixture.limits.dirty_bytes);
     let mut run = |shard: &mut Shard<Counting>| {
@@ -411,4 +426,39 @@ fn a_slow_disk_stops_no_batch_until_too_much_waits_for_it() {
     assert_eq!(shard.trouble(), None, "the disk has taken it");
     shard.close().unwrap();
     assert!(sent > 5 && (0..sent * 100).all(|id| fixture.count(&mut shard, id) == 1));
+}
+
+#[test]
+fn a_standby_whose_disk_hangs_says_so_and_is_none_until_it_goes_on() {
+    let fixture = Fixture::new();
+    let mut owner = fixture.open().unwrap();
+    let store = RocksState::open(&fixture.folder.path().join("standby"), &fixture.resources).unwrap();
+    let slow = Slow::new(Arc::new(store));
+    let opened: Arc<dyn StateStore> = slow.clone();
+    let mut seat = Seat::new(Parts {
+        name: "unify",
+        shard: 0,
+        environment: fixture.environment("standby", Arc::new(Waiting(slow.clone()))),
+        limits: fixture.limits.clone(),
+        make: Box::new(|| Counting),
+        open_store: Box::new(move || Ok(opened.clone())),
+        moves: Arc::new(|| Wanted::All),
+    });
+    let prepare = Order { duty: Duty::Standby { prepare: true, soon: false }, ..Order::default() };
+    seat.step(&prepare).unwrap();
+    seat.step(&prepare).unwrap();
+    assert!(seat.status().prepared.is_some());
+    // What comes is to be stored when it is due, and is not.
+    let mut after = |seconds: u64| {
+        fixture.clock.0.fetch_add(seconds * 1_000, Ordering::Relaxed);
+        fixture.send(0..10, 100);
+        batch(&mut owner);
+        seat.step(&prepare).unwrap();
+        (seat.status().role, seat.status().prepared.is_some(), seat.trouble().is_some())
+    };
+    assert_eq!(after(60), (Role::Standby, true, false), "it begins");
+    assert_eq!(after(60), (Role::Standby, true, true), "slow");
+    assert_eq!(after(61), (Role::Opening, false, true), "and no slower disk is waited for");
+    slow.go_on();
+    eventually("it is stored", || (after(0) == (Role::Standby, true, false)).then_some(()));
 }

@@ -8,6 +8,7 @@ use millstream_plan::plan::{Plan, Version};
 use millstream_plan::status::Role;
 use millstream_plan::view::{Bounds, Duty};
 use millstream_shard::control::Publisher;
+use millstream_shard::follower::Wanted;
 use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
 use millstream_shard::member::Order;
 use millstream_shard::ownership::{self, Claimant};
@@ -26,7 +27,7 @@ use millstream_tests::faulty::{Deafness, Fault, Faults, FaultyLog};
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -123,6 +124,8 @@ struct Fixture {
     deaf: Deafness,
     /// How often its seats have read something of the changelog.
     moves: Arc<AtomicU64>,
+    /// Seats are told that the process ends as soon as something was read.
+    ends: Arc<AtomicBool>,
 }
 
 impl Fixture {
@@ -152,6 +155,7 @@ impl Fixture {
             behind_ms: Arc::default(),
             deaf: Deafness::default(),
             moves: Arc::default(),
+            ends: Arc::default(),
         }
     }
 
@@ -177,7 +181,7 @@ impl Fixture {
     }
 
     fn seat(&self, name: &str) -> Seat<Counting> {
-        let (folder, moves) = (self.folder.path().join(name), self.moves.clone());
+        let (folder, moves, ends) = (self.folder.path().join(name), self.moves.clone(), self.ends.clone());
         Seat::new(Parts {
             name: "unify",
             shard: 0,
@@ -187,7 +191,7 @@ impl Fixture {
             open_store: Box::new(move || Ok(Arc::new(RocksState::open(&folder, &Resources::new(1 << 20))?))),
             moves: Arc::new(move || {
                 moves.fetch_add(1, Ordering::Relaxed);
-                true
+                if ends.load(Ordering::Relaxed) { Wanted::Nothing } else { Wanted::All }
             }),
         })
     }
@@ -588,6 +592,26 @@ fn a_standby_that_has_just_opened_says_how_far_it_is_behind_and_moves_while_it_c
     let status = seat.status();
     assert_eq!((status.role, status.lag, status.prepared.is_some()), (Role::Standby, 0, true));
     assert!(fixture.moves.load(Ordering::Relaxed) > 3, "one step has read it all, and did not hang");
+}
+
+#[test]
+fn whoever_reads_a_long_changelog_to_own_its_shard_ends_with_the_process() {
+    let fixture = Fixture::new();
+    let mut owner = fixture.open_at("a").unwrap();
+    for _ in 0..50 {
+        fixture.send(&["x"], 0);
+        run(&mut owner, 1);
+    }
+    let (mut seat, order) = (fixture.seat("b"), Order { duty: Duty::TakeOver, ..Order::default() });
+    fixture.ends.store(true, Ordering::Relaxed);
+    let error = seat.step(&order).unwrap_err().to_string();
+    assert!(error.contains("the process ends"), "{error}");
+    assert_eq!(fixture.moves.load(Ordering::Relaxed), 1, "it reads no further");
+    fixture.send(&["x"], 0);
+    run(&mut owner, 1);
+    // And whoever only goes on later takes it over.
+    fixture.ends.store(false, Ordering::Relaxed);
+    assert!(matches!(seat.step(&order).unwrap(), Step::Acquired { by_handoff: false, .. }));
 }
 
 /// What the owner has stored and the log does not have cannot be read again from a changelog without its beginning: one batch too many is better than nothing.

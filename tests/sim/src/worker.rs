@@ -9,6 +9,7 @@ use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::view::{Duty, Verdict};
 use millstream_shard::ShardError;
 use millstream_shard::checkpoint::Checkpoints;
+use millstream_shard::follower::Wanted;
 use millstream_shard::member::{Member, Now, Order, Profile};
 use millstream_shard::ownership::{Claimant, Mended};
 use millstream_shard::runtime::{Environment, Shard};
@@ -199,7 +200,7 @@ impl Chair {
         let open_store = Box::new(move || open_store(&sim, process, &place));
         let limits = self.sim.settings.limits.clone();
         let (name, shard) = (self.stage, self.shard);
-        let (make, moves) = (Box::new(make), Arc::new(|| true));
+        let (make, moves) = (Box::new(make), Arc::new(|| Wanted::All));
         let mut seat = Seat::new(Parts { name, shard, environment, limits, make, open_store, moves });
         let mut pause_ms = 50;
         loop {

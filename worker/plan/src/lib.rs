@@ -19,6 +19,7 @@
 //! ask [`view::View::verdict`] and, when that says go on, [`view::View::duties`]; report at least four times per bound of silence. All is pure:
 //! time comes in as milliseconds of a monotonic clock.
 
+pub mod ability;
 pub mod file;
 pub mod incarnation;
 pub mod message;

@@ -25,7 +25,7 @@ pub enum Role {
 pub struct ShardStatus {
     /// What it does with it.
     pub role: Role,
-    /// Offset in the changelog from which it would follow after a restart: what lies before is applied and stored.
+    /// Offset in the changelog from which it would follow after a restart: what lies before is applied and stored. An owner of reaction: offset in `mutations` from which its successor would go on.
     pub changelog_offset: u64,
     /// A standby: changelog messages between there and the end. An owner: messages of its inputs that it has not read.
     pub lag: u64,
@@ -78,6 +78,8 @@ pub struct WorkerStatus {
     pub version: String,
     /// What it knows for good of what waits for shards that it has not open: they were its, or those of a process of its name. In its first report, and when it leaves.
     pub known: BTreeMap<ShardId, Vec<Unread>>,
+    /// Shards that it cannot open, open or not ([`crate::ability`]).
+    pub unable: BTreeSet<ShardId>,
 }
 
 impl WorkerStatus {

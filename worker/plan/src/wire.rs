@@ -131,6 +131,7 @@ pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
         control_offset: status.control_offset,
         version: status.version.clone(),
         known: status.known.iter().map(known_to_proto).collect(),
+        unable: status.unable.iter().map(unable_to_proto).collect(),
     }
 }
 
@@ -153,7 +154,12 @@ pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerSta
         control_offset: status.control_offset,
         version: status.version,
         known: status.known.into_iter().map(known_from_proto).collect(),
+        unable: status.unable.into_iter().map(|it| ShardId { stage: it.stage, shard: it.shard }).collect(),
     })
+}
+
+fn unable_to_proto(id: &ShardId) -> proto::UnableShard {
+    proto::UnableShard { stage: id.stage.clone(), shard: id.shard }
 }
 
 fn known_to_proto((id, unread): (&ShardId, &Vec<Unread>)) -> proto::KnownUnread {

@@ -9,7 +9,7 @@ use millstream_plan::planner::{Input, Limits, plan};
 use millstream_plan::status::{Role, ShardStatus, WorkerStatus};
 use millstream_plan::view::{Bounds, Duty, Me, Verdict, View};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const TICK_MS: u64 = 500;
 const GENERATION: u32 = 1;
@@ -115,6 +115,7 @@ impl Cluster {
             control_offset: 0,
             version: String::new(),
             known: BTreeMap::new(),
+            unable: BTreeSet::new(),
         };
         let view = View::new(GENERATION, Bounds::default());
         self.processes.push(Process { status, view, cut_until: 0, leaves_at: None });

@@ -58,8 +58,19 @@ pub struct Follower {
     moves: Moves,
 }
 
-/// Told each time that something was read, since a long changelog takes its time; says whether the shard is still wanted of who reads it.
-pub type Moves = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Told each time that something was read, since a long changelog takes its time; says what is wanted of who reads it.
+pub type Moves = Arc<dyn Fn() -> Wanted + Send + Sync>;
+
+/// What is wanted of who reads a changelog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// That it does what it reads it for.
+    All,
+    /// That it reads on, and does not own the shard.
+    NotToOwn,
+    /// Nothing: the process ends.
+    Nothing,
+}
 
 type Pending = HashMap<StateKey, Option<Vec<u8>>, Xxh3DefaultBuilder>;
 
@@ -129,7 +140,7 @@ impl Follower {
             pending: Pending::default(),
             pending_bytes: 0,
             origin,
-            moves: Arc::new(|| true),
+            moves: Arc::new(|| Wanted::All),
         })
     }
 
@@ -143,13 +154,13 @@ impl Follower {
     /// # Errors
     /// [`ShardError::Reopen`]: not any more.
     pub(crate) fn goes_on(&self) -> Result<(), ShardError> {
-        if (self.moves)() {
+        if (self.moves)() == Wanted::All {
             return Ok(());
         }
         Err(ShardError::Reopen(format!("{} is not to be taken over by this process any more", self.at)))
     }
 
-    /// Reads everything that is visible now: asks the partition's leader for the end, and follows until the reader is there.
+    /// Reads everything that is visible now: asks the partition's leader for the end, and follows until the reader is there, or the process ends.
     ///
     /// # Errors
     /// [`ShardError`].
@@ -158,7 +169,9 @@ impl Follower {
         let mut idle = 0;
         while self.consumer.positions().first().is_none_or(|position| *position < end) {
             let before = self.consumer.positions();
-            self.poll(POLL)?;
+            if self.poll(POLL)? == Wanted::Nothing {
+                return Err(ShardError::Reopen(format!("{} was not read to its end: the process ends", self.at)));
+            }
             idle = if before == self.consumer.positions() { idle + 1 } else { 0 };
             if idle > PATIENCE {
                 return Err(ShardError::Away(format!("{} cannot be read to its end at {end}", self.at)));
@@ -172,7 +185,7 @@ impl Follower {
     /// # Errors
     /// [`ShardError`].
     pub fn follow(&mut self, wait: Duration) -> Result<(), ShardError> {
-        self.poll(wait)
+        self.poll(wait).map(drop)
     }
 
     /// Is the changelog still the topic that was opened? One that was deleted and made again is noticed by its id only.
@@ -230,7 +243,7 @@ impl Follower {
         self.released_to.as_deref()
     }
 
-    fn poll(&mut self, wait: Duration) -> Result<(), ShardError> {
+    fn poll(&mut self, wait: Duration) -> Result<Wanted, ShardError> {
         let mut steps = Vec::new();
         let (assembler, read_to, mut failed) = (&mut self.assembler, &mut self.read_to, None);
         let polled = self.consumer.poll(MESSAGES, wait, &mut |message| {
@@ -248,9 +261,7 @@ impl Follower {
             error => error.into(),
         })?;
         self.looks += u64::from(messages < MESSAGES);
-        if messages > 0 {
-            (self.moves)();
-        }
+        let wanted = if messages > 0 { (self.moves)() } else { Wanted::All };
         for step in steps {
             self.apply(step)?;
         }
@@ -258,7 +269,7 @@ impl Follower {
             self.position.own_batch = false;
         }
         match failed {
-            None => Ok(()),
+            None => Ok(wanted),
             Some(error @ ChangelogError::Broken { .. }) => Err(self.discarded(&error.to_string())),
             Some(error) => Err(self.stopped(&error.to_string())),
         }

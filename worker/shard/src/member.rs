@@ -12,6 +12,7 @@ use crate::hearing::Listened;
 use crate::log::{Consumer, Log, LogError, Outgoing, Producer};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
+use millstream_plan::ability::Ability;
 use millstream_plan::incarnation::Incarnation;
 use millstream_plan::message;
 use millstream_plan::plan::ShardId;
@@ -65,6 +66,13 @@ pub struct Order {
 /// Shards, and what a member says of them.
 pub type Statuses = BTreeMap<ShardId, ShardStatus>;
 
+/// What it said, and when, in milliseconds of the monotonic clock.
+struct Said {
+    at_ms: u64,
+    shards: Statuses,
+    unable: BTreeSet<ShardId>,
+}
+
 /// A process among the workers of a pipeline.
 pub struct Member {
     profile: Profile,
@@ -79,8 +87,10 @@ pub struct Member {
     every_ms: u64,
     /// What it knows for good of shards, open or not.
     known: BTreeMap<ShardId, Vec<Unread>>,
+    /// What it knows of the shards that it could not open.
+    ability: Ability,
     /// When it reported last, and what.
-    said: Option<(u64, Statuses)>,
+    said: Option<Said>,
     /// Why the newest report did not get out.
     unsaid: Arc<Mutex<Option<LogError>>>,
 }
@@ -116,6 +126,7 @@ impl Member {
             leaving: false,
             sequence: 0,
             every_ms: bounds.silence_ms / REPORTS_PER_BOUND,
+            ability: Ability::new(bounds.unable_ms),
             said: None,
             unsaid: Arc::default(),
             profile,
@@ -219,15 +230,15 @@ impl Member {
 
     /// Reports, when it is time or something changed that others act on.
     pub fn report(&mut self, shards: Statuses, monotonic_ms: u64) {
-        let is_due = match &self.said {
-            Some((when_ms, before)) => {
-                monotonic_ms >= when_ms.saturating_add(self.every_ms) || differs(before, &shards)
-            }
-            None => true,
-        };
+        self.ability.note(&shards, monotonic_ms);
+        let unable = self.ability.unable();
+        let is_due = self.said.as_ref().is_none_or(|said| {
+            let is_time = monotonic_ms >= said.at_ms.saturating_add(self.every_ms);
+            is_time || said.unable != unable || differs(&said.shards, &shards)
+        });
         if is_due {
-            self.say(&shards);
-            self.said = Some((monotonic_ms, shards));
+            self.say(&shards, &unable);
+            self.said = Some(Said { at_ms: monotonic_ms, shards, unable });
         }
     }
 
@@ -237,7 +248,7 @@ impl Member {
         self.report(shards, monotonic_ms);
     }
 
-    fn say(&mut self, shards: &Statuses) {
+    fn say(&mut self, shards: &Statuses, unable: &BTreeSet<ShardId>) {
         self.sequence += 1;
         let Profile { worker, zone, node, capacity, stages, version } = self.profile.clone();
         // The first word, and the last ones: meanwhile those who own them say more.
@@ -258,6 +269,7 @@ impl Member {
             control_offset: self.listener.control_offset(),
             version,
             known,
+            unable: unable.clone(),
         };
         let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;

@@ -156,6 +156,7 @@ impl<S: Stage> Seat<S> {
     pub fn status(&self) -> ShardStatus {
         let (role, position, prepared) = match &self.place {
             Place::Closed => return ShardStatus::default(),
+            Place::Standby(standby) if standby.hangs() => (Role::Opening, standby.position(), None),
             Place::Standby(standby) => (Role::Standby, standby.position(), standby.client()),
             Place::Owner(shard) => (Role::Owner, shard.position(), None),
         };

@@ -26,6 +26,9 @@ const PREFETCH_MS: u64 = 5_000;
 /// A prepared client is made anew after so long: brokers forget a transactional id that is idle for days (7 by default).
 const PREPARED_MS: u64 = 86_400_000;
 
+/// What is stored in the background for so long may never be: a handoff would wait for it.
+const HANGS_MS: u64 = 120_000;
+
 /// A shard that this process follows.
 pub struct Standby {
     stage: &'static str,
@@ -80,7 +83,7 @@ impl Standby {
         let origin = checkpoints.map(|checkpoints| provide(checkpoints)).transpose()?;
         let follower = Follower::open(log, changelog, topics.shards, store.clone(), origin)?;
         let (since_ms, read_to) = (environment.clock.now_ms(), follower.read_to());
-        let storing = Storing { under_way: None, since_ms, read_to, trouble: None };
+        let storing = Storing { under_way: None, since_ms, read_to, trouble: None, hangs: false };
         Ok(Standby {
             stage,
             shard,
@@ -130,6 +133,11 @@ impl Standby {
     /// What will stop it if nobody acts: what it follows cannot be stored.
     pub fn trouble(&self) -> Option<&str> {
         self.storing.trouble.as_deref()
+    }
+
+    /// Its disk does not take what was followed: it could own the shard only after that, and nobody knows when.
+    pub fn hangs(&self) -> bool {
+        self.storing.hangs
     }
 
     /// Reads everything that is visible now.
@@ -280,6 +288,8 @@ pub(crate) struct Storing {
     read_to: u64,
     /// Why it did not come about the last time.
     trouble: Option<String>,
+    /// It takes so long that it may never come about.
+    hangs: bool,
 }
 
 impl Storing {
@@ -287,6 +297,7 @@ impl Storing {
         let Some((_, outcome)) = &self.under_way else { return Ok(false) };
         self.trouble = match outcome.try_recv() {
             Err(TryRecvError::Empty) => {
+                self.hangs = has_passed(HANGS_MS, self.since_ms, now_ms);
                 if self.trouble.is_none() && has_passed(SLOW_MS, self.since_ms, now_ms) {
                     let seconds = now_ms.saturating_sub(self.since_ms) / 1_000;
                     self.trouble = Some(format!(
@@ -301,7 +312,7 @@ impl Storing {
             Ok(Err(error @ StoreError::Full(_))) => Some(error.to_string()),
             Ok(Err(error)) => return Err(error.into()),
         };
-        self.under_way = None;
+        (self.under_way, self.hangs) = (None, false);
         Ok(false)
     }
 

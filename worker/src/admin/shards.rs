@@ -28,7 +28,7 @@ pub struct ShardRow {
     pub epoch: u64,
     /// Number of the newest batch.
     pub batch: u64,
-    /// Offset in the changelog from which a follower of its local state would read.
+    /// Offset in the changelog from which a follower of its local state would read; of reaction, in `mutations`, from which the next owner would.
     pub changelog_offset: u64,
     /// Messages that it has not read: a standby of the changelog, an owner of its inputs.
     pub lag: u64,

@@ -9,6 +9,7 @@ use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::unread::Unread;
 use millstream_plan::view::Duty;
 use millstream_shard::ShardError;
+use millstream_shard::follower::Wanted;
 use millstream_shard::hearing::Listened;
 use millstream_shard::member::Order;
 use std::collections::BTreeMap;
@@ -198,11 +199,15 @@ impl Desk {
         inner.moved = inner.stepped;
     }
 
-    /// Notes that its step, however long it takes, comes on; tells whether it is to: not when the process ends, nor when it was to own the shard and is not any more.
-    pub fn moves(&self) -> bool {
+    /// Notes that its step, however long it takes, comes on; tells what is wanted of it: not to own the shard, when it was to and is not any more.
+    pub fn moves(&self) -> Wanted {
         let mut inner = self.lock();
         inner.moved = inner.stepped.map(|_| Instant::now());
-        !inner.is_awake && (!inner.is_to_own || owns(&inner.order.duty))
+        match inner.is_to_own && !owns(&inner.order.duty) {
+            _ if inner.is_awake => Wanted::Nothing,
+            true => Wanted::NotToOwn,
+            false => Wanted::All,
+        }
     }
 
     /// How it fares, for readiness.
@@ -598,15 +603,15 @@ mod tests {
     fn who_reads_to_own_a_shard_hears_that_it_is_not_wanted_any_more() {
         let order = |duty| Order { duty, ..Order::default() };
         let desk = standby(Duty::TakeOver);
-        assert!(desk.moves());
+        assert_eq!(desk.moves(), Wanted::All);
         desk.set_order(order(Duty::Own));
-        assert!(desk.moves(), "in another way");
+        assert_eq!(desk.moves(), Wanted::All, "in another way");
         desk.set_order(order(Duty::Standby { prepare: false, soon: false }));
-        assert!(!desk.moves(), "somebody else was quicker");
+        assert_eq!(desk.moves(), Wanted::NotToOwn, "somebody else was quicker");
         desk.steps();
-        assert!(desk.moves(), "it follows");
+        assert_eq!(desk.moves(), Wanted::All, "it follows");
         desk.wake();
-        assert!(!desk.moves(), "the process ends");
+        assert_eq!(desk.moves(), Wanted::Nothing, "the process ends");
     }
 
     #[test]

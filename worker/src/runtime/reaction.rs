@@ -185,6 +185,12 @@ impl Work {
         }
     }
 
+    /// That it has the partition, and how far it is.
+    fn report_owner(&self, turn: &Turn) {
+        let (control_offset, changelog_offset) = (turn.goes_by, turn.recorded.unwrap_or_default());
+        self.report(ShardStatus { role: Role::Owner, control_offset, changelog_offset, ..ShardStatus::default() });
+    }
+
     /// What is ready stays so for as long as it is wanted.
     fn stand_by(&self, duty: &Duty, ready: Option<Ready>) -> Result<Option<Ready>, ShardError> {
         if *duty == Duty::Nothing {
@@ -265,7 +271,7 @@ impl Work {
         if let Some(held) = held.filter(|held| held.offset >= start) {
             turn.take(held.offset, held.timestamp_ms, &held.payload)?;
         }
-        self.report(ShardStatus { role: Role::Owner, ..ShardStatus::default() });
+        self.report_owner(&turn);
         self.work(consumer, &writers, &mut turn, &mut || {
             backoff.reset();
             tracing::info!(stage = "reaction", shard = self.shard, start, "partition is open");
@@ -497,7 +503,7 @@ impl Work {
         let is_done = turn.erasing.as_ref().is_some_and(|(_, end)| passed >= *end);
         if is_done && control_offset != turn.goes_by {
             turn.goes_by = control_offset;
-            self.report(ShardStatus { role: Role::Owner, control_offset, ..ShardStatus::default() });
+            self.report_owner(turn);
         }
     }
 
@@ -526,6 +532,7 @@ impl Work {
             Ok(()) => {
                 turn.recorded = Some(position);
                 self.desk.note_passed(batch_inputs);
+                self.report_owner(turn);
             }
             Err(error) => {
                 tracing::warn!(shard = self.shard, %error, "position not recorded; some writes may be repeated")

@@ -272,6 +272,7 @@ impl<S: Stage> Work<S> {
     fn failed(&mut self, error: ShardError, order: &Order) {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match &error {
+            _ if self.stop.is_stopped() => tracing::info!(stage, shard, %error, "shard is left as it is"),
             ShardError::Reopen(message) | ShardError::Away(message) => {
                 tracing::warn!(stage, shard, message, "shard is opened again");
             }

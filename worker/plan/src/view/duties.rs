@@ -2,7 +2,7 @@
 //!
 //! *Holder* of a shard is who reports to own it, at the highest epoch, and among equals one that is not gone; it may be another than the plan's owner: a successor that took over, or one that the
 //! plan has replaced. *Claimants* are the plan's owner and successors, in order; a claimant is *available* when it lives, does not leave and runs this generation, and *unable* when it
-//! has tried in vain for longer than a bound, because its disk is broken, or its thread has ended, until it had no trouble for as long. While another is able, those that are not are passed over.
+//! says so, because its disk is broken, or its thread has ended ([`crate::ability`]). While another is able, those that are not are passed over.
 //!
 //! | the shard | the worker | duty |
 //! |---|---|---|
@@ -180,12 +180,12 @@ impl<'a> Case<'a> {
     }
 
     fn is_able(&self, worker: &str) -> bool {
-        self.is_available(worker) && !self.view.is_unable(worker, self.id, self.now_ms)
+        self.is_available(worker) && !self.view.is_unable(worker, self.id)
     }
 
     /// Has tried in vain for long, while another has not. (When nobody is able, it is the turn of the planned owner, as ever.)
     fn is_passed_over(&self, worker: &str) -> bool {
-        let is_unable = self.view.is_unable(worker, self.id, self.now_ms);
+        let is_unable = self.view.is_unable(worker, self.id);
         is_unable && self.placement.claimants().any(|name| self.is_able(name))
     }
 

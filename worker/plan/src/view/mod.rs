@@ -2,7 +2,7 @@
 //!
 //! Of plans the one of the highest (term, number) counts, of each worker's reports the one of the highest (incarnation, sequence), of format levels the
 //! highest of the generation, of messages about one tenant, and about the number of gateways, the one of the highest version: a lower one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
-//! order and however often; only *when* they heard it is each one's own, and with it, who has been failing for how long.
+//! order and however often; only *when* they heard it is each one's own.
 //!
 //! Time is in milliseconds of a monotonic clock of the process that has the view; it is never compared with anybody else's. A worker must hear its own
 //! reports through the topic, not short-cut them: one that does not hear itself is cut off, and knows by that not to judge others by
@@ -37,7 +37,7 @@ pub struct Bounds {
     pub believe_after: u64,
     /// An owner that the plan has replaced, and that lives, must have handed off so many milliseconds after its heir was prepared.
     pub handoff_ms: u64,
-    /// A worker that tries to open a shard, and has said for longer than so many milliseconds what stands in its way, is unable to: others go before it.
+    /// A worker that has tried in vain to open a shard for longer than so many milliseconds is unable to ([`crate::ability`]): others go before it.
     pub unable_ms: u64,
 }
 
@@ -94,19 +94,6 @@ struct Heard {
     report: Option<WorkerStatus>,
     /// The prepared client of each shard, and since when it is told.
     prepared: BTreeMap<ShardId, (String, u64)>,
-    /// The shards that it could not open.
-    failing: BTreeMap<ShardId, Failing>,
-}
-
-/// That a worker cannot open a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Failing {
-    /// When it was told first.
-    since_ms: u64,
-    /// When it was told last.
-    last_ms: u64,
-    /// Since when it fares well, if it does.
-    well_ms: Option<u64>,
 }
 
 /// What a worker keeps of `control` and `status`.
@@ -184,7 +171,7 @@ impl View {
         }
         let heard = self.workers.entry(status.worker.clone()).or_insert_with(|| Heard::named(now_ms));
         if heard.report.as_ref().is_none_or(|newest| newest.order() < status.order()) {
-            heard.take(status, &self.bounds, now_ms);
+            heard.take(status, now_ms);
         }
     }
 
@@ -312,20 +299,17 @@ impl View {
             for (id, shard) in report.shards.iter().filter(|(_, shard)| shard.role == Role::Standby) {
                 standings.entry(id.clone()).or_default().lags.insert(report.worker.clone(), shard.lag);
             }
-            let failing = self.workers.get(&report.worker).into_iter().flat_map(|heard| heard.failing.keys());
-            for id in failing.filter(|id| self.is_unable(&report.worker, id, now_ms)) {
+            for id in &report.unable {
                 standings.entry(id.clone()).or_default().unable.insert(report.worker.clone());
             }
         }
         standings
     }
 
-    /// Has it tried in vain to open this shard for longer than the bound? One that has is able again when it has had no trouble for as long: what fails again and again
-    /// may look well in between.
-    fn is_unable(&self, worker: &str, id: &ShardId, now_ms: u64) -> bool {
-        let failing = self.workers.get(worker).and_then(|heard| heard.failing.get(id));
-        let bound_ms = self.bounds.unable_ms;
-        failing.is_some_and(|it| it.last_ms - it.since_ms > bound_ms && !it.is_over(bound_ms, now_ms))
+    /// Does it say that it cannot open this shard?
+    fn is_unable(&self, worker: &str, id: &ShardId) -> bool {
+        let report = self.workers.get(worker).and_then(|heard| heard.report.as_ref());
+        report.is_some_and(|report| report.unable.contains(id))
     }
 
     /// Reports of workers that run this generation, and were heard lately enough that what they do counts.
@@ -427,10 +411,10 @@ fn says_nothing(terms: &Terms) -> bool {
 
 impl Heard {
     fn named(now_ms: u64) -> Heard {
-        Heard { at_ms: now_ms, report: None, prepared: BTreeMap::new(), failing: BTreeMap::new() }
+        Heard { at_ms: now_ms, report: None, prepared: BTreeMap::new() }
     }
 
-    fn take(&mut self, status: WorkerStatus, bounds: &Bounds, now_ms: u64) {
+    fn take(&mut self, status: WorkerStatus, now_ms: u64) {
         let mut prepared = BTreeMap::new();
         for (id, shard) in &status.shards {
             let Some(client) = &shard.prepared else { continue };
@@ -438,35 +422,7 @@ impl Heard {
                 self.prepared.get(id).filter(|(before, _)| before == client).map_or(now_ms, |(_, since)| *since);
             prepared.insert(id.clone(), (client.clone(), since));
         }
-        let failing = self.failing(&status, bounds, now_ms);
-        *self = Heard { at_ms: now_ms, report: Some(status), prepared, failing };
-    }
-
-    fn failing(&self, status: &WorkerStatus, bounds: &Bounds, now_ms: u64) -> BTreeMap<ShardId, Failing> {
-        // Another process of the name may be able to.
-        let is_same = self.report.as_ref().is_some_and(|report| report.incarnation == status.incarnation);
-        let mut failing = if is_same { self.failing.clone() } else { BTreeMap::new() };
-        for (id, it) in &mut failing {
-            // One that is being opened, and says nothing, may be about to fail again.
-            if status.shards.get(id).is_none_or(|shard| shard.role != Role::Opening) {
-                it.well_ms.get_or_insert(now_ms);
-            }
-        }
-        failing.retain(|_, it| !it.is_over(bounds.unable_ms, now_ms));
-        let tried_in_vain = |shard: &ShardStatus| shard.role == Role::Opening && !shard.condition.is_empty();
-        for (id, _) in status.shards.iter().filter(|(_, shard)| tried_in_vain(shard)) {
-            let now = Failing { since_ms: now_ms, last_ms: now_ms, well_ms: None };
-            let it = failing.entry(id.clone()).or_insert(now);
-            *it = Failing { since_ms: it.since_ms, ..now };
-        }
-        failing
-    }
-}
-
-impl Failing {
-    /// It has fared well for so long.
-    fn is_over(&self, bound_ms: u64, now_ms: u64) -> bool {
-        self.well_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) > bound_ms)
+        *self = Heard { at_ms: now_ms, report: Some(status), prepared };
     }
 }
 

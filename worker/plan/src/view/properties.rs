@@ -48,22 +48,23 @@ fn plan() -> impl Strategy<Value = Plan> {
 
 fn shard_status() -> impl Strategy<Value = ShardStatus> {
     let role = prop::sample::select(vec![Role::Owner, Role::Standby, Role::Opening]);
-    (role, 1_u64..4, prop::option::of(0_u8..3), prop::bool::ANY).prop_map(|(role, epoch, client, is_wrong)| {
+    (role, 1_u64..4, prop::option::of(0_u8..3)).prop_map(|(role, epoch, client)| {
         let prepared = client.map(|client| format!("client {client}"));
-        let condition = if is_wrong { "wrong".to_owned() } else { String::new() };
-        ShardStatus { role, epoch, prepared, condition, ..ShardStatus::default() }
+        ShardStatus { role, epoch, prepared, ..ShardStatus::default() }
     })
 }
 
 fn status() -> impl Strategy<Value = WorkerStatus> {
     let shards = prop::collection::btree_map(0..SHARDS, shard_status(), 0..3);
+    let unable = prop::collection::btree_set(0..SHARDS, 0..2);
     let order = (0_u32..3, 0_u64..4);
-    (name(), order, prop::bool::weighted(0.2), 1_u32..3, shards).prop_map(
-        |(worker, order, leaving, generation, shards)| WorkerStatus {
+    (name(), order, prop::bool::weighted(0.2), 1_u32..3, shards, unable).prop_map(
+        |(worker, order, leaving, generation, shards, unable)| WorkerStatus {
             incarnation: Incarnation::new(1, order.0),
             leaving,
             generation,
             shards: shards.into_iter().map(|(shard, status)| (ShardId::new("action", shard), status)).collect(),
+            unable: unable.into_iter().map(|shard| ShardId::new("action", shard)).collect(),
             ..report(&worker, order.1)
         },
     )
@@ -91,7 +92,7 @@ fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// Messages with the moments at which they come: some histories are long enough for one that is unable.
+/// Messages with the moments at which they come.
 fn history() -> impl Strategy<Value = Vec<(u64, Message)>> {
     let pause = prop_oneof![4 => 0_u64..3_000, 1 => 0_u64..20_000];
     prop::collection::vec((pause, message()), 1..40).prop_map(|pauses| {
@@ -117,8 +118,6 @@ fn distinct(messages: Vec<Message>) -> Vec<Message> {
 fn heard(messages: &[Message]) -> View {
     let mut view = View::new(1, Bounds::default());
     messages.iter().for_each(|message| view.hear(message.clone(), 0));
-    // Each view's own: it depends on when what was heard.
-    view.workers.values_mut().for_each(|heard| heard.failing.clear());
     view
 }
 

@@ -34,6 +34,7 @@ pub(super) fn report(worker: &str, sequence: u64) -> WorkerStatus {
         control_offset: 0,
         version: String::new(),
         known: BTreeMap::new(),
+        unable: BTreeSet::new(),
     }
 }
 
@@ -70,6 +71,12 @@ impl Scene {
 
     pub(super) fn closes(&mut self, worker: &str) -> &mut Scene {
         self.reports.get_mut(worker).unwrap().shards.clear();
+        self
+    }
+
+    /// It says that it can open the shard, or cannot.
+    pub(super) fn is_able(&mut self, worker: &str, is_able: bool) -> &mut Scene {
+        self.reports.get_mut(worker).unwrap().unable = if is_able { BTreeSet::new() } else { [shard()].into() };
         self
     }
 

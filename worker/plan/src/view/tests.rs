@@ -122,58 +122,46 @@ fn without_standbys_one_is_made_for_an_owner_that_leaves() {
     assert_eq!(scene.duty("b"), EXPECT);
 }
 
-fn wrong(condition: &str) -> ShardStatus {
-    ShardStatus { condition: condition.to_owned(), ..ShardStatus::default() }
-}
-
 #[test]
 fn an_owner_that_cannot_open_its_shard_is_passed_over() {
     let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["b", "c"], 1));
-    scene.says("a", wrong("the disk is broken")).pass(REPORT_MS).pass(30_000);
-    assert_eq!(
-        scene.duties(["a", "b", "c"]),
-        [Duty::Own, STANDBY, Duty::Nothing],
-        "what comes and goes may be over yet"
-    );
-    scene.pass(REPORT_MS);
+    scene.says("a", ShardStatus::default()).pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b", "c"]), [Duty::Own, STANDBY, Duty::Nothing]);
+    scene.is_able("a", false).pass(REPORT_MS);
     assert_eq!(scene.duties(["a", "b", "c"]), [STANDBY, Duty::TakeOver, Duty::Nothing]);
-    scene.says("b", owner(2)).pass(REPORT_MS);
+    scene.says("b", owner(2)).says("a", standby(2, None)).pass(REPORT_MS);
     assert_eq!(scene.duties(["a", "b", "c"]), [STANDBY, Duty::Own, PREPARE], "whoever is unable does not prepare");
-    scene.says("a", standby(2, None)).pass(30_000);
-    assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::Own], "it may look well for a moment");
-    scene.pass(2 * REPORT_MS);
-    assert_eq!(scene.duties(["a", "b"]), [EXPECT, Duty::Release { to: None }], "it can again");
+    scene.is_able("a", true).pass(REPORT_MS);
+    assert_eq!(scene.duties(["a", "b"]), [EXPECT, Duty::Release { to: None }]);
 }
 
 #[test]
-fn an_owner_that_fails_again_and_again_is_passed_over_though_it_owns_for_a_moment_each_time() {
+fn whoever_hears_of_it_later_agrees_on_who_is_unable() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
-    for epoch in 1..8 {
-        scene.says("a", wrong("the disk is broken")).pass(5_000).says("a", owner(epoch)).pass(REPORT_MS);
-    }
-    scene.says("a", wrong("the disk is broken")).pass(REPORT_MS);
-    assert_eq!(scene.duty("b"), Duty::TakeOver);
+    scene.is_able("a", false).says("a", standby(1, None)).pass(REPORT_MS);
+    let mut late = View::new(1, Bounds::default());
+    late.control(plan_of(1, "a", &["b"], 1), scene.now_ms);
+    scene.reports.values().for_each(|report| late.status(report.clone(), scene.now_ms));
+    scene.view = late;
+    assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::TakeOver]);
 }
 
 #[test]
 fn when_nobody_can_open_a_shard_it_is_the_planned_owners_turn() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
-    scene.says("a", wrong("gap")).pass(31_000);
+    scene.is_able("a", false).pass(REPORT_MS);
     assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::TakeOver]);
-    scene.says("b", wrong("gap")).pass(31_000);
+    scene.is_able("b", false).pass(REPORT_MS);
     assert_eq!(scene.duties(["a", "b"]), [Duty::Own, STANDBY]);
-    scene.says("b", standby(1, None)).pass(31_000);
-    assert_eq!(scene.duties(["a", "b"]), [STANDBY, Duty::TakeOver], "one that follows is able");
 }
 
 #[test]
 fn a_restarted_process_is_not_unable_because_the_one_before_was() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
-    scene.says("a", wrong("its thread has ended")).pass(31_000);
+    scene.is_able("a", false).pass(REPORT_MS);
     assert_eq!(scene.duty("b"), Duty::TakeOver);
     let again = Incarnation::new(2, 2);
-    let report = WorkerStatus { incarnation: again.clone(), ..scene.reports["a"].clone() };
-    scene.view.status(report, scene.now_ms);
+    scene.view.status(WorkerStatus { incarnation: again.clone(), ..report("a", 0) }, scene.now_ms);
     let me = Me { worker: "a", incarnation: &again, leaving: false };
     assert_eq!(scene.view.duties(&me, scene.now_ms)[&shard()], Duty::Own);
     assert_eq!(scene.duty("b"), STANDBY);
@@ -182,7 +170,7 @@ fn a_restarted_process_is_not_unable_because_the_one_before_was() {
 #[test]
 fn the_planner_is_told_who_is_unable() {
     let mut scene = Scene::new(&["a", "b"], plan_of(1, "a", &["b"], 1));
-    scene.says("a", wrong("gap")).says("b", owner(2)).pass(31_000);
+    scene.is_able("a", false).says("b", owner(2)).pass(REPORT_MS);
     let standing = scene.view.standings(scene.now_ms)[&shard()].clone();
     assert_eq!((standing.holder.as_deref(), standing.unable), (Some("b"), ["a".to_owned()].into()));
 }

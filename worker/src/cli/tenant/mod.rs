@@ -575,6 +575,7 @@ mod tests {
             control_offset: 0,
             version: String::new(),
             known: BTreeMap::new(),
+            unable: BTreeSet::new(),
         };
         let all = ["orders-gateway-0", "orders-gateway-x", "orders-gateway-", "gateway-0", "a-gateway-1"];
         let reports: Vec<WorkerStatus> = all.iter().map(|name| report(name, GATEWAY)).collect();
