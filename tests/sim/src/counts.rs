@@ -144,6 +144,8 @@ names! {
         SplitBatch,
         /// Frames for another shard went that had waited.
         WaitingSent,
+        /// No inputs were read, because too much waited for other shards.
+        InputsHeld,
         /// A flush to the local store.
         Flushed,
         /// A local store was followed from its position.

@@ -217,6 +217,9 @@ impl Chair {
                     self.note(&seat.status(), String::new());
                     self.count(&order, &before, &step);
                     self.taken(&mut seat);
+                    if seat.shard().is_some_and(|shard| shard.holds_inputs()) {
+                        self.sim.world.count(Protocol::InputsHeld);
+                    }
                     if matches!(step, Step::Idle) {
                         self.sim.world.sleep_ms(150);
                     } else {

@@ -416,10 +416,14 @@ impl<S: Stage> Shard<S> {
         self.commit(&read, notes_end).map(Some)
     }
 
+    /// Are no inputs read, because too much waits to be sent to other shards first?
+    pub fn holds_inputs(&self) -> bool {
+        self.output.waiting.bytes() > self.limits.batch_bytes.saturating_mul(MOST_WAITING)
+    }
+
     /// Reads the inputs and processes each frame as it comes; `None` when nothing came.
     fn read(&mut self) -> Result<Option<Read>, ShardError> {
-        let waiting = &self.output.waiting;
-        if self.output.is_owed() || waiting.bytes() > self.limits.batch_bytes.saturating_mul(MOST_WAITING) {
+        if self.output.is_owed() || self.holds_inputs() {
             return Ok(None);
         }
         let mut wait = if self.output.is_due() || !self.sweep.is_done() { self.limits.linger } else { IDLE };
