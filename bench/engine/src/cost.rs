@@ -24,6 +24,12 @@ pub(crate) struct Cost {
     pub(crate) broker_cpu: f64,
     /// Resident memory of the measured process at the end, bytes.
     pub(crate) resident: u64,
+    /// A batch, from its first record to its commit, milliseconds: what one in a hundred takes at least, and the longest; 0: there are none.
+    #[serde(default)]
+    pub(crate) batch_p99_ms: u64,
+    /// See `batch_p99_ms`.
+    #[serde(default)]
+    pub(crate) batch_longest_ms: u64,
     /// Runnable threads of the whole machine, averaged over the last minute, at the end.
     pub(crate) load: f64,
 }
@@ -44,12 +50,22 @@ impl Mark {
             cpu: end.cpu - self.cpu,
             broker_cpu: end.broker_cpu - self.broker_cpu,
             resident: resident()?,
+            batch_p99_ms: 0,
+            batch_longest_ms: 0,
             load: load()?,
         })
     }
 }
 
 impl Cost {
+    /// With how long each batch took, milliseconds.
+    pub(crate) fn with_batches(self, took_ms: &mut [u64]) -> Cost {
+        took_ms.sort_unstable();
+        let at = |place: usize| took_ms.get(place).copied().unwrap_or_default();
+        let last = took_ms.len().saturating_sub(1);
+        Cost { batch_p99_ms: at(last * 99 / 100), batch_longest_ms: at(last), ..self }
+    }
+
     pub(crate) fn cpu_per_million(&self) -> f64 {
         self.cpu * 1e6 / self.records.max(1) as f64
     }
@@ -70,6 +86,8 @@ impl Cost {
             cpu: a.cpu + b.cpu,
             broker_cpu: a.broker_cpu + b.broker_cpu,
             resident: a.resident.max(b.resident),
+            batch_p99_ms: a.batch_p99_ms.max(b.batch_p99_ms),
+            batch_longest_ms: a.batch_longest_ms.max(b.batch_longest_ms),
             load: a.load.max(b.load),
         })
     }
@@ -79,11 +97,13 @@ impl std::fmt::Display for Cost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:.0}k records/s, {:.2} CPU s per million (broker {:.2}), {} MB, {:.0} s, load {:.1}",
+            "{:.0}k records/s, {:.2} CPU s per million (broker {:.2}), {} MB, batch p99 {} ms, longest {} ms, {:.0} s, load {:.1}",
             self.rate() / 1000.0,
             self.cpu_per_million(),
             self.broker_cpu_per_million(),
             self.resident >> 20,
+            self.batch_p99_ms,
+            self.batch_longest_ms,
             self.seconds,
             self.load
         )

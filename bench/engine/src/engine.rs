@@ -53,6 +53,7 @@ pub(crate) fn run(scenario: &Scenario) -> Result<()> {
             while !progress.is_stopped() {
                 if let Some(report) = shard.run_batch()? {
                     progress.add(report.records);
+                    progress.add_batch(report.committed_ms.saturating_sub(report.began_ms));
                 }
             }
             Ok(())

@@ -149,7 +149,16 @@ mod tests {
     use super::*;
 
     fn cost(cpu: f64) -> Cost {
-        Cost { records: 2_000_000, seconds: 10.0, cpu, broker_cpu: 4.0, resident: 5 << 20, load: 2.0 }
+        Cost {
+            records: 2_000_000,
+            seconds: 10.0,
+            cpu,
+            broker_cpu: 4.0,
+            resident: 5 << 20,
+            batch_p99_ms: 0,
+            batch_longest_ms: 0,
+            load: 2.0,
+        }
     }
 
     #[test]

@@ -175,6 +175,12 @@ impl Suite {
         let shortest = LEAST_OF_WINDOW * self.phases.measured as f64;
         ensure!(ours.seconds >= shortest, "{}: the input ended too early: raise its `per_second`", part.name);
         self.figures.add_cpu(part.figure, &ours, Some(&raw), part.aim)?;
+        if matches!(part.name, "one" | "large") {
+            for (what, ms) in [("p99", ours.batch_p99_ms), ("the longest", ours.batch_longest_ms)] {
+                let name = format!("{}: a batch, from its first record to its commit: {what}", part.figure);
+                self.figures.add(&name, ms as f64, "ms", None, run_of(&ours, None)?);
+            }
+        }
         if part.name == "one" {
             let share = 100.0 * raw.cpu_per_million() / ours.cpu_per_million();
             let name = "saturated, one shard per core: raw librdkafka's share";

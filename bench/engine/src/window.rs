@@ -4,6 +4,7 @@ use crate::cost::Mark;
 use crate::scenario::Scenario;
 use anyhow::Result;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub(crate) struct Progress {
     done: AtomicU64,
     stopped: AtomicBool,
+    /// How long each batch of the window took, from its first record to its commit, milliseconds.
+    batches: Mutex<Vec<u64>>,
 }
 
 impl Progress {
     pub(crate) fn add(&self, records: usize) {
         self.done.fetch_add(records as u64, Ordering::Relaxed);
+    }
+
+    /// A batch took so long, milliseconds.
+    pub(crate) fn add_batch(&self, took_ms: u64) {
+        self.batches().push(took_ms);
+    }
+
+    fn batches(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -42,12 +54,13 @@ pub(crate) fn measure(scenario: &Scenario, progress: &Progress, threads: Vec<Joi
         std::thread::sleep(LOOK_EVERY);
     }
     println!("{MEASURING}");
+    progress.batches().clear();
     let mark = Mark::now(progress.done(), scenario.broker)?;
     let began = Instant::now();
     while !ended() && began.elapsed() < scenario.measured() && progress.done() < scenario.records {
         std::thread::sleep(LOOK_EVERY);
     }
-    let cost = mark.until_now(progress.done(), scenario.broker)?;
+    let cost = mark.until_now(progress.done(), scenario.broker)?.with_batches(&mut progress.batches());
     println!("{}", serde_json::to_string(&cost)?);
     progress.stopped.store(true, Ordering::Relaxed);
     for thread in threads {
