@@ -6,6 +6,7 @@
 use crate::log::Slips;
 use crate::{Outcome, run_with};
 use millstream_shard::mutant::{self, Mutant};
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,9 +38,9 @@ pub fn all() -> Vec<Bug> {
     in_shard.into_iter().chain(in_client).collect()
 }
 
-/// The first seed of so many that finds it.
-pub fn find(bug: &Bug, seeds: u64, jobs: usize) -> Option<Outcome> {
-    let (next, found) = (AtomicU64::new(0), Mutex::new(None::<Outcome>));
+/// The first of these seeds that finds it.
+pub fn find(bug: &Bug, seeds: Range<u64>, jobs: usize) -> Option<Outcome> {
+    let (next, found) = (AtomicU64::new(seeds.start), Mutex::new(None::<Outcome>));
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
@@ -47,7 +48,7 @@ pub fn find(bug: &Bug, seeds: u64, jobs: usize) -> Option<Outcome> {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     let is_found = found.lock().unwrap().as_ref().is_some_and(|found| found.seed < seed);
-                    if seed >= seeds || is_found {
+                    if seed >= seeds.end || is_found {
                         return;
                     }
                     let outcome = run_with(seed, bug.slips, false);

@@ -2,10 +2,19 @@
 #![cfg(feature = "mutants")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-use millstream_sim::mutants::{all, find};
+use millstream_sim::mutants::{Bug, all, find};
 
 /// Enough for each of them.
 const SEEDS: u64 = 6_000;
+
+/// Seeds that have found what only one in hundreds finds. They are tried first; when one does not any more, all are. With `MILLSTREAM_MUTANTS=all` it is as if nobody knew them.
+const KNOWN: [(&str, u64); 4] =
+    [("DoubtOfChangelogOnly", 5_009), ("LocalUnproven", 752), ("NewerCollected", 425), ("CheckpointUnproven", 381)];
+
+fn known(bug: &Bug) -> Option<u64> {
+    let (_, seed) = KNOWN.iter().find(|(name, _)| *name == bug.name)?;
+    std::env::var("MILLSTREAM_MUTANTS").map_or(true, |which| which != "all").then_some(*seed)
+}
 
 #[test]
 fn every_deliberate_bug_is_found() {
@@ -13,7 +22,8 @@ fn every_deliberate_bug_is_found() {
     let mut unfound = Vec::new();
     let only = std::env::var("MUTANT").ok();
     for bug in all().into_iter().filter(|bug| only.as_ref().is_none_or(|only| *only == bug.name)) {
-        match find(&bug, SEEDS, jobs) {
+        let at_once = known(&bug).and_then(|seed| find(&bug, seed..seed + 1, 1));
+        match at_once.or_else(|| find(&bug, 0..SEEDS, jobs)) {
             Some(outcome) => {
                 let what: String = outcome.failures[0].chars().take(140).collect();
                 println!("| `{}` | {} | {what} |", bug.name, outcome.seed + 1);
