@@ -194,7 +194,7 @@ pub fn works_again(
     let asked = worker(pipeline, without)?;
     let mut begun: BTreeMap<(String, u32), Begun> = BTreeMap::new();
     let waited = until("work on every shard", || {
-        let (rows, elapsed) = (shards(asked)?, since.elapsed());
+        let (elapsed, rows) = (since.elapsed(), shards(asked)?);
         let owners = owners(&rows, shards_per_stage)?;
         let mut works = |row: &ShardRow| {
             let heard_after = elapsed.saturating_sub(Duration::from_millis(row.heard_ms));

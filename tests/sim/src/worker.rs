@@ -18,7 +18,7 @@ use millstream_shard::state::{StateStore, StoreError};
 use millstream_stages::Stage;
 use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ const ENDING_MS: u64 = 3_000;
 pub struct Desk {
     orders: BTreeMap<ShardId, Order>,
     statuses: BTreeMap<ShardId, ShardStatus>,
+    /// Which of them a server kept from their work the last time.
+    away: BTreeSet<ShardId>,
     /// Everybody closes and ends.
     ends: bool,
     seats: usize,
@@ -95,13 +97,13 @@ impl Worker {
                 self.sim.world.count(Protocol::PlanAdopted);
             }
             let orders = member.orders(now_ms);
-            let statuses = {
+            let (statuses, away) = {
                 let mut desk = lock(&desk);
                 desk.orders = orders;
-                desk.statuses.clone()
+                (desk.statuses.clone(), desk.away.clone())
             };
             let has_some = statuses.values().any(|status| status.role == Role::Owner);
-            member.report(statuses, now_ms);
+            member.report(statuses, &away, now_ms);
             if leaving && (too_long || !has_some) {
                 self.sim.world.count(Protocol::Left);
                 self.end(&desk);
@@ -267,6 +269,10 @@ impl Chair {
     fn failed(&self, error: &ShardError) {
         let world = &self.sim.world;
         world.trace(|| format!("error: {error}"));
+        match error {
+            ShardError::Away(_) => lock(&self.desk).away.insert(self.id.clone()),
+            _ => lock(&self.desk).away.remove(&self.id),
+        };
         let ShardError::Stopped(why) = error else { return };
         world.count(Protocol::Stopped);
         let mut cluster = self.sim.cluster();

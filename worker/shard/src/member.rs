@@ -70,7 +70,7 @@ pub type Statuses = BTreeMap<ShardId, ShardStatus>;
 struct Said {
     at_ms: u64,
     shards: Statuses,
-    unable: BTreeSet<ShardId>,
+    unable: BTreeMap<ShardId, u64>,
 }
 
 /// A process among the workers of a pipeline.
@@ -228,9 +228,13 @@ impl Member {
         .collect()
     }
 
-    /// Reports, when it is time or something changed that others act on.
-    pub fn report(&mut self, shards: Statuses, monotonic_ms: u64) {
-        self.ability.note(&shards, monotonic_ms);
+    /// Reports, when it is time or something changed that others act on. `away`: those of the shards that cannot be opened because a server does not answer.
+    pub fn report(&mut self, shards: Statuses, away: &BTreeSet<ShardId>, monotonic_ms: u64) {
+        if self.listener.view().hears(&self.me(), monotonic_ms) {
+            self.ability.note(&shards, away, monotonic_ms);
+        } else {
+            self.ability.cut_off(monotonic_ms);
+        }
         let unable = self.ability.unable();
         let is_due = self.said.as_ref().is_none_or(|said| {
             let is_time = monotonic_ms >= said.at_ms.saturating_add(self.every_ms);
@@ -245,10 +249,10 @@ impl Member {
     /// Reports that it leaves, or its last word, at once.
     pub fn report_now(&mut self, shards: Statuses, monotonic_ms: u64) {
         self.said = None;
-        self.report(shards, monotonic_ms);
+        self.report(shards, &BTreeSet::new(), monotonic_ms);
     }
 
-    fn say(&mut self, shards: &Statuses, unable: &BTreeSet<ShardId>) {
+    fn say(&mut self, shards: &Statuses, unable: &BTreeMap<ShardId, u64>) {
         self.sequence += 1;
         let Profile { worker, zone, node, capacity, stages, version } = self.profile.clone();
         // The first word, and the last ones: meanwhile those who own them say more.
@@ -265,11 +269,11 @@ impl Member {
             capacity,
             leaving: self.leaving,
             stages,
-            shards: shards.clone(),
+            shards: with_unable(shards.clone(), unable),
             control_offset: self.listener.control_offset(),
             version,
             known,
-            unable: unable.clone(),
+            unable: unable.keys().cloned().collect(),
         };
         let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;
@@ -283,6 +287,18 @@ impl Member {
 
 fn known_of((id, unread): (&ShardId, &Vec<Unread>)) -> (ShardId, Vec<Unread>) {
     (id.clone(), unread.iter().map(Unread::for_good).collect())
+}
+
+/// Whoever looks at one that is passed over is told why others have its shards.
+fn with_unable(mut shards: Statuses, unable: &BTreeMap<ShardId, u64>) -> Statuses {
+    for (id, patience_ms) in unable {
+        if let Some(shard) = shards.get_mut(id).filter(|shard| shard.condition.is_empty()) {
+            let seconds = patience_ms / 1_000;
+            shard.condition =
+                format!("could not be opened here: others go before until it has had no trouble for {seconds} s");
+        }
+    }
+    shards
 }
 
 /// Something that others act on.

@@ -152,11 +152,15 @@ impl<S: Stage> Seat<S> {
         }
     }
 
+    /// It follows, and its disk does not take it.
+    pub fn hangs(&self) -> bool {
+        matches!(&self.place, Place::Standby(standby) if standby.hangs())
+    }
+
     /// What to report of it; without a condition.
     pub fn status(&self) -> ShardStatus {
         let (role, position, prepared) = match &self.place {
             Place::Closed => return ShardStatus::default(),
-            Place::Standby(standby) if standby.hangs() => (Role::Opening, standby.position(), None),
             Place::Standby(standby) => (Role::Standby, standby.position(), standby.client()),
             Place::Owner(shard) => (Role::Owner, shard.position(), None),
         };

@@ -98,6 +98,8 @@ struct Inner {
     is_to_own: bool,
     /// Nobody is to wait for an order any more.
     is_awake: bool,
+    /// Of a standby: its disk does not take what was followed.
+    disk_hangs: bool,
 }
 
 impl Desk {
@@ -122,6 +124,7 @@ impl Desk {
             moved: None,
             is_to_own: false,
             is_awake: false,
+            disk_hangs: false,
         };
         Desk { stage, shard, hangs: HANGS, inner: Mutex::new(inner), ordered: Condvar::new() }
     }
@@ -225,6 +228,11 @@ impl Desk {
         self.lock().fares(condition);
     }
 
+    /// Is it a server that keeps it from its work?
+    pub fn is_away(&self) -> bool {
+        matches!(self.lock().condition, Condition::Away(_))
+    }
+
     /// Notes why it does not work. What a person must look after stays until it works again: that another attempt failed otherwise,
     /// because the log was away, says nothing about it.
     pub fn fail(&self, error: ShardError) {
@@ -233,6 +241,8 @@ impl Desk {
         match error {
             ShardError::Stopped(message) => inner.fares(Condition::Stopped(message)),
             _ if matches!(inner.condition, Condition::Stopped(_)) => {}
+            // It was to own it, and is not any more: that it does not is no failure.
+            ShardError::Reopen(_) if inner.is_to_own && !owns(&inner.order.duty) => inner.fares(Condition::Opening),
             ShardError::Reopen(message) => inner.fares(Condition::Retrying(message)),
             ShardError::Away(message) => inner.fares(Condition::Away(message)),
         }
@@ -249,6 +259,11 @@ impl Desk {
             inner.fares(Condition::Running);
         }
         was_hampered
+    }
+
+    /// Notes whether the disk of a standby takes what was followed. One whose does not is told as none, however well its thread follows.
+    pub fn note_disk(&self, hangs: bool) {
+        self.lock().disk_hangs = hangs;
     }
 
     /// Notes that it works, and what is wrong all the same; true when that is new.
@@ -327,6 +342,10 @@ impl Desk {
                 return Some(ShardStatus { role: Role::Opening, condition, prepared: None, unread, ..status });
             }
             _ if inner.opens_for(GOES_ON, now) => String::new(),
+            Condition::Hampered(message) if inner.disk_hangs && inner.status.role == Role::Standby => {
+                let (status, condition) = (inner.status.clone(), message.clone());
+                return Some(ShardStatus { role: Role::Opening, condition, prepared: None, unread, ..status });
+            }
             Condition::Hampered(message)
             | Condition::Retrying(message)
             | Condition::Away(message)
@@ -597,6 +616,28 @@ mod tests {
         began(OPENS_LONG * 2);
         desk.moves();
         assert_eq!(told(&desk, Duration::ZERO).0, Role::Standby);
+    }
+
+    #[test]
+    fn a_standby_whose_disk_hangs_is_told_as_none_while_its_thread_goes_on() {
+        let desk = standby(Duty::Standby { prepare: true, soon: false });
+        desk.hampered("the local disk is slow");
+        assert_eq!(told(&desk, Duration::ZERO).0, Role::Standby, "it is slow");
+        desk.note_disk(true);
+        let (role, condition, prepared) = told(&desk, Duration::ZERO);
+        assert_eq!((role, condition.as_str(), prepared), (Role::Opening, "the local disk is slow", None));
+        desk.note_disk(false);
+        assert_eq!(told(&desk, Duration::ZERO).0, Role::Standby);
+    }
+
+    #[test]
+    fn to_be_told_that_somebody_else_was_quicker_is_no_failure() {
+        let desk = standby(Duty::TakeOver);
+        desk.set_order(Order { duty: Duty::Standby { prepare: false, soon: false }, ..Order::default() });
+        desk.fail(ShardError::Reopen("not to be taken over any more".into()));
+        assert_eq!(desk.condition(), Condition::Opening);
+        desk.fail(ShardError::Away("the log".into()));
+        assert!(desk.is_away());
     }
 
     #[test]

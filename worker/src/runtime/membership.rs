@@ -453,7 +453,8 @@ impl Membership {
         }
         self.note_hearing(member);
         self.judge(member);
-        member.report(self.statuses(), self.monotonic_ms());
+        let away = self.desks.iter().filter(|desk| desk.is_away()).map(|desk| desk.id()).collect();
+        member.report(self.statuses(), &away, self.monotonic_ms());
         self.note_reports(member);
         if leaving_since.is_some_and(|since| self.has_left(member, since)) {
             self.shared.ended.notify_one();

@@ -187,6 +187,7 @@ impl<S: Stage> Work<S> {
     fn followed(&mut self) {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         self.backoff.reset();
+        self.desk.note_disk(self.seat.hangs());
         match self.seat.trouble() {
             None => self.desk.followed(),
             Some(why) if self.desk.hampered(why) => {

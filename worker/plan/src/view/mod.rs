@@ -258,6 +258,12 @@ impl View {
         self.workers.get(worker)?.report.as_ref().map(|report| &report.incarnation)
     }
 
+    /// Has this process heard itself lately? One that has not is cut off, or has just started.
+    pub fn hears(&self, me: &Me<'_>, now_ms: u64) -> bool {
+        self.newest_incarnation(me.worker) == Some(me.incarnation)
+            && self.presence(now_ms).get(me.worker) == Some(&Presence::Live)
+    }
+
     /// Whether this process may go on.
     pub fn verdict(&self, me: &Me<'_>) -> Verdict {
         if let Some(newest) = self.newest_incarnation(me.worker).filter(|newest| *newest > me.incarnation) {
