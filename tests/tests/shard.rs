@@ -4,13 +4,13 @@
 use millstream_model::frame::{self, Content};
 use millstream_model::key::{Kind, StateKey};
 use millstream_model::proto::{Envelope, Usage};
-use millstream_plan::plan::{Plan, Version};
-use millstream_plan::status::Role;
+use millstream_plan::plan::{Plan, ShardId, Version};
+use millstream_plan::status::{Role, ShardStatus};
 use millstream_plan::view::{Bounds, Duty};
 use millstream_shard::control::Publisher;
 use millstream_shard::follower::Wanted;
 use millstream_shard::log::{Log, Outgoing, Start, TopicPartition};
-use millstream_shard::member::Order;
+use millstream_shard::member::{Member, Now, Order, Profile};
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::planning::{Planning, Wishes};
 use millstream_shard::runtime::{Environment, Limits, Shard};
@@ -25,7 +25,7 @@ use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Resources, RocksState};
 use millstream_tests::faulty::{Deafness, Fault, Faults, FaultyLog};
 use prost::Message as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -1042,4 +1042,54 @@ fn what_changed_last_is_stored_although_nothing_follows() {
     fixture.pass(10_000);
     assert!(shard.run_batch().unwrap().is_none());
     assert_eq!(stored(&fixture.after_a_crash("state")), 1);
+}
+
+/// A worker whose one shard cannot be opened; its time goes on half a second at a time.
+struct Failing {
+    member: Member,
+    now_ms: u64,
+}
+
+impl Failing {
+    fn new(fixture: &Fixture) -> Failing {
+        let profile = Profile {
+            worker: "a".into(),
+            zone: String::new(),
+            node: String::new(),
+            capacity: 1,
+            stages: ["unify".to_owned()].into(),
+            version: String::new(),
+        };
+        let now = Now { wall_ms: 1, monotonic_ms: 0 };
+        let member = Member::join(&*fixture.log, &fixture.topics, profile, 1, Bounds::default(), now).unwrap();
+        Failing { member, now_ms: 0 }
+    }
+
+    fn reports(&mut self, seconds: u64, hears_itself: bool) {
+        let id = ShardId::new("unify", 0);
+        let status = ShardStatus { condition: "the disk is broken".into(), ..ShardStatus::default() };
+        for _ in 0..2 * seconds {
+            self.now_ms += 500;
+            self.member.report([(id.clone(), status.clone())].into(), &BTreeSet::new(), self.now_ms);
+            while hears_itself && !self.member.is_heard() {
+                self.member.listen(Duration::from_millis(10), self.now_ms).unwrap();
+            }
+        }
+    }
+
+    fn is_unable(&self) -> bool {
+        self.member.view().reports().any(|(report, _)| report.unable.contains(&ShardId::new("unify", 0)))
+    }
+}
+
+#[test]
+fn a_worker_says_that_it_cannot_open_a_shard_but_not_for_what_it_tried_while_it_was_cut_off() {
+    let fixture = Fixture::new();
+    let mut worker = Failing::new(&fixture);
+    worker.reports(20, true);
+    worker.reports(40, false);
+    worker.reports(20, true);
+    assert!(!worker.is_unable(), "it was the log that was away");
+    worker.reports(20, true);
+    assert!(worker.is_unable());
 }
