@@ -18,7 +18,7 @@ use crate::events::Happening;
 use crate::plans::Access;
 use crate::reason::Reason;
 use crate::status::Outcome;
-use crate::terminating::is_terminating;
+use crate::terminating::{Phase, phase};
 use crate::trouble::Trouble;
 use crate::{FIELD_MANAGER, apply, finalizer, strimzi};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -101,7 +101,7 @@ pub(crate) async fn finish(context: &Context, pipeline: &IngestionPipeline) -> R
         hold(&context.client, &pipeline.metadata, false).await?;
         return Ok(None);
     }
-    if is_terminating(&context.client, &namespace).await? {
+    if phase(&context.client, &namespace).await? != Phase::Active {
         if hold(&context.client, &pipeline.metadata, false).await? {
             context.teller.elsewhere(&pipeline, &context.operator, &retained(&pipeline)).await;
         }

@@ -15,7 +15,7 @@ use crate::controller::Context;
 use crate::finalizer;
 use crate::reason::Reason;
 use crate::tenants::Standing;
-use crate::terminating::is_terminating;
+use crate::terminating::{Phase, phase};
 use crate::trouble::Trouble;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
@@ -196,8 +196,8 @@ async fn release(context: &Context, tenant: &Tenant) -> Result<Option<String>, T
     if is_gone(context, &namespace, pipeline).await? {
         return Ok(Some(format!("IngestionPipeline {pipeline} is gone, or goes, and what is not erased yet stays")));
     }
-    let is_terminating = is_terminating(&context.client, &namespace).await?;
-    Ok(is_terminating.then(|| format!("namespace {namespace} is being deleted, and what is not erased yet stays")))
+    let goes = phase(&context.client, &namespace).await? != Phase::Active;
+    Ok(goes.then(|| format!("namespace {namespace} is being deleted, and what is not erased yet stays")))
 }
 
 /// Is there no pipeline that could erase anything? A watch that has not heard of it yet is not believed.

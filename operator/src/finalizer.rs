@@ -1,10 +1,10 @@
 //! Our finalizers: whether one is there, and how it comes and goes.
 //!
 //! Others' finalizers stay as they are: each write is conditional on what was read. It is about this very object, never about another one that has its name by now, and about the generation that it was decided for: a
-//! newer one is decided about when the watch has heard of it. None is added in a namespace that is being deleted, from which all are taken away ([`crate::terminating`]).
+//! newer one is decided about when the watch has heard of it. None is added in a namespace that is being deleted or not there; from one that is being deleted all are taken away ([`crate::terminating`]).
 
 use crate::FIELD_MANAGER;
-use crate::terminating::is_terminating;
+use crate::terminating::{Phase, phase};
 use crate::trouble::Trouble;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
@@ -40,7 +40,7 @@ where
     if wanted == is_held(&found.metadata, finalizer) || (wanted && found.metadata.deletion_timestamp.is_some()) {
         return Ok(false);
     }
-    if wanted && is_terminating(client, metadata.namespace.as_deref().unwrap_or_default()).await? {
+    if wanted && phase(client, metadata.namespace.as_deref().unwrap_or_default()).await? != Phase::Active {
         return Ok(false);
     }
     write::<K>(client, &found.metadata, finalizer, wanted).await

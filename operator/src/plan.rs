@@ -7,7 +7,8 @@
 //!   comes back to it. A Pod that gets another template is not waited for without end: when its shards get no further ([`crate::departures`]), it is replaced with them, because the new template may
 //!   be what others need to take them.
 //! - **One at a time.** Of all Pods of a pipeline at most one is replaced at a time, readers before writers (reaction, action, unify, gateway), from the highest ordinal down; the next one
-//!   only when the one before is ready. A stage that gets fewer gets a new template afterwards.
+//!   only when the one before is ready. A stage that gets fewer gets a new template afterwards. This holds for a Pod that does not work, too: what it would write with its new template, readers with the former one may
+//!   not understand, and `partition` reaches it only after all with higher ordinals.
 //! - **A template reaches nobody by itself.** In the moment in which it changes, `partition` goes above all ordinals; a Pod whose turn it is lowers it to its ordinal. It is reckoned each time, and
 //!   never taken over from what there is.
 //! - **Who does not work holds up nobody.** A worker that is not alive holds nothing, by the plan's own judgement, and is replaced at once when its turn has come. A Pod that does not end (its

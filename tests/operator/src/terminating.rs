@@ -123,7 +123,7 @@ fn an_operator_that_is_told_to_end_lets_go_first_whether_it_leads_or_not() {
     let mut waiting = start(second.kubeconfig());
     scene.until("one who waits, and does not hear", || {
         let log = waiting.log();
-        (log.contains("should it be deleted, nothing is let go there").then_some(()), log)
+        (log.contains("should it be deleted, not all is let go there").then_some(()), log)
     });
     end(&scene);
     for (operator, hears) in [(&mut waiting, second_hears), (&mut scene.operator, first_hears)] {
