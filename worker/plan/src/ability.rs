@@ -8,7 +8,7 @@
 //! | able | unable | it was tried in vain, again and again or for long, for longer than the bound; a moment between two failures in which it looks well is none |
 //! | unable | able | it had no trouble for as long, and it was not its fault alone: a server was away, if only for a moment |
 //! | unable | on trial | it was its fault alone (its disk, its state, its thread), and it had no trouble for as long as the patience: the bound at first, twice as long with each relapse, up to [`LONGEST`] bounds |
-//! | on trial | unable | it fails again by its own fault alone, for longer than a sixth of the bound |
+//! | on trial | unable | it fails again by its own fault alone, for longer than a sixth of the bound; or again and again for longer than the bound, as one that is able |
 //! | on trial | able | it was owned for as long as the patience, or had no trouble for twice the longest one |
 //!
 //! To follow a shard proves nothing: a disk may take what a standby writes and not give what an owner reads. Without the trial, and the patience that grows, such a worker would get the shard back every
@@ -40,8 +40,10 @@ pub struct Ability {
 /// That a worker could not open a shard.
 #[derive(Clone, Copy, Debug)]
 struct Trouble {
-    /// When it was tried in vain first.
+    /// When it was tried in vain first: of all that was never interrupted for as long as the bound.
     since_ms: u64,
+    /// The same, of what was never interrupted for as long as it takes for a relapse.
+    lately_ms: u64,
     /// Since then it was never somebody else's fault.
     is_own: bool,
     /// Since when it fares well, if it does.
@@ -77,11 +79,13 @@ impl Ability {
         }
     }
 
-    /// It does not hear itself: what it tries now says nothing of it, and what began before begins anew.
+    /// It does not hear itself: what it tries now says nothing of it, and what began before begins anew. Whom a server kept from it is as able as whoever was cut off as well.
     pub fn cut_off(&mut self, now_ms: u64) {
-        self.troubles.retain(|_, trouble| trouble.is_unable || trouble.patience_ms.is_some());
+        self.troubles.retain(|_, trouble| trouble.patience_ms.is_some());
         for trouble in self.troubles.values_mut() {
-            (trouble.well_ms, trouble.owned_ms, trouble.since_ms) = (None, None, now_ms);
+            (trouble.well_ms, trouble.owned_ms) = (None, None);
+            (trouble.since_ms, trouble.lately_ms) = (now_ms, now_ms);
+            trouble.is_unable &= trouble.is_own;
         }
     }
 
@@ -99,21 +103,24 @@ fn is_in_vain(shard: &ShardStatus) -> bool {
 
 impl Trouble {
     fn new(now_ms: u64) -> Trouble {
-        Trouble { since_ms: now_ms, is_own: true, well_ms: None, owned_ms: None, patience_ms: None, is_unable: false }
+        let (well_ms, owned_ms, patience_ms) = (None, None, None);
+        Trouble { since_ms: now_ms, lately_ms: now_ms, is_own: true, well_ms, owned_ms, patience_ms, is_unable: false }
     }
 
     fn goes_on(&mut self, is_own: bool, bound_ms: u64, now_ms: u64) {
-        let tolerance_ms = match self.patience_ms {
-            Some(_) if self.is_own && is_own => bound_ms / RELAPSES_WITHIN,
-            _ => bound_ms,
-        };
-        let was_well = self.well_ms.take().is_some_and(|since_ms| is_longer(tolerance_ms, since_ms, now_ms));
-        if was_well && !self.is_unable {
+        let relapse_ms = bound_ms / RELAPSES_WITHIN;
+        let well_ms = self.well_ms.take();
+        let was_well = |ms| well_ms.is_some_and(|since_ms| is_longer(ms, since_ms, now_ms));
+        if was_well(bound_ms) && !self.is_unable {
             (self.since_ms, self.is_own) = (now_ms, true);
+        }
+        if was_well(relapse_ms) {
+            self.lately_ms = now_ms;
         }
         self.owned_ms = None;
         self.is_own &= is_own;
-        if !self.is_unable && is_longer(tolerance_ms, self.since_ms, now_ms) {
+        let is_relapse = self.patience_ms.is_some() && self.is_own && is_longer(relapse_ms, self.lately_ms, now_ms);
+        if !self.is_unable && (is_relapse || is_longer(bound_ms, self.since_ms, now_ms)) {
             self.is_unable = true;
             if self.is_own {
                 let doubled = self.patience_ms.map_or(bound_ms, |patience_ms| patience_ms.saturating_mul(2));
@@ -266,14 +273,20 @@ mod tests {
     }
 
     #[test]
-    fn moments_of_trouble_far_from_each_other_are_no_relapse() {
+    fn moments_of_trouble_far_from_each_other_are_no_relapse_and_those_that_are_not_are_as_ever() {
         let mut scene = Scene::new();
         scene.fails(LONG_MS);
         scene.is_kept_out();
         for _ in 0..20 {
             assert!(!scene.fails(2_000));
-            assert!(!scene.follows(6_000));
+            assert!(!scene.follows(LONG_MS));
         }
+        // A block that only some keys meet.
+        for _ in 0..3 {
+            assert!(!scene.fails(1_000));
+            assert!(!scene.owns(9_000));
+        }
+        assert!(scene.fails(1_500));
     }
 
     #[test]
@@ -317,5 +330,8 @@ mod tests {
         scene.fails(STEP_MS);
         scene.is_cut_off(10 * BOUND_MS);
         assert!(!scene.fails(STEP_MS));
+        // Nor is whom a server kept from it, before it was cut off as well.
+        assert!(scene.is_kept_from_it(LONG_MS + BOUND_MS));
+        assert!(!scene.is_cut_off(STEP_MS));
     }
 }

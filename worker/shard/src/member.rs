@@ -16,7 +16,7 @@ use millstream_plan::ability::Ability;
 use millstream_plan::incarnation::Incarnation;
 use millstream_plan::message;
 use millstream_plan::plan::ShardId;
-use millstream_plan::status::{ShardStatus, WorkerStatus};
+use millstream_plan::status::{Role, ShardStatus, WorkerStatus};
 use millstream_plan::unread::Unread;
 use millstream_plan::view::{Bounds, Duty, Me, Verdict, View};
 use std::collections::{BTreeMap, BTreeSet};
@@ -292,7 +292,9 @@ fn known_of((id, unread): (&ShardId, &Vec<Unread>)) -> (ShardId, Vec<Unread>) {
 /// Whoever looks at one that is passed over is told why others have its shards.
 fn with_unable(mut shards: Statuses, unable: &BTreeMap<ShardId, u64>) -> Statuses {
     for (id, patience_ms) in unable {
-        if let Some(shard) = shards.get_mut(id).filter(|shard| shard.condition.is_empty()) {
+        // One that owns it all the same, because nobody is able, works.
+        let is_passed_over = |shard: &&mut ShardStatus| shard.role != Role::Owner && shard.condition.is_empty();
+        if let Some(shard) = shards.get_mut(id).filter(is_passed_over) {
             let seconds = patience_ms / 1_000;
             shard.condition =
                 format!("could not be opened here: others go before until it has had no trouble for {seconds} s");
