@@ -306,7 +306,7 @@ fn an_unknown_outcome_is_found_out_and_never_doubles_or_loses() {
             fixture.send(&["a", "b"], 0);
             fixture.faults.plan([fault]);
             let failed = shard.run_batch().unwrap_err();
-            assert!(matches!(failed, ShardError::Reopen(_)), "{failed}");
+            assert!(matches!(failed, ShardError::InDoubt(_)), "{failed}");
             assert_eq!(fixture.faults.left(), 0);
             drop(shard);
             shard = fixture.open();

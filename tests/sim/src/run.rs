@@ -62,6 +62,10 @@ fn begin(sim: &Sim) {
     worker::supervise(sim);
     (0..sim.settings.sources).for_each(|number| source::start(sim, number));
     chaos::start(sim, operator);
+    if let Some(broken) = sim.settings.broken_disk {
+        let inside = sim.clone();
+        sim.world.at(broken.at_ms * 1000, move |_| worker::break_disk(&inside, broken.is_unreadable));
+    }
 }
 
 /// Nothing goes wrong any more.
