@@ -30,12 +30,24 @@ impl SmallDisk {
         &self.0
     }
 
-    /// Leaves no room on it.
+    /// Takes away all that is on it.
+    ///
+    /// # Errors
+    /// When a file stays.
+    pub fn clear(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }?;
+        }
+        Ok(())
+    }
+
+    /// Leaves no room on it; what others have freed since the last time is taken as well.
     ///
     /// # Errors
     /// When something else goes wrong.
     pub fn fill(&self) -> Result<()> {
-        let mut file = std::fs::File::create(self.filler())?;
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(self.filler())?;
         loop {
             match file.write_all(&[7; 4 << 10]) {
                 Ok(()) => {}
