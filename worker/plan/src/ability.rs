@@ -11,8 +11,9 @@
 //! | on trial | unable | it fails again, by its fault, for longer than a sixth of the bound; or again and again for longer than the bound, as one that is able |
 //! | on trial | able | it was owned for as long as the patience, or had no trouble for twice the longest one |
 //!
-//! *Its fault* is what nobody but itself stood in the way of: its disk, its state, its thread. A server that is away, or a transaction of which nobody knows what became, if only for a moment, is not: until another
-//! worker has owned the shard for longer than the bound. Then it is this worker alone that does not reach the server, and it is *blamed*: if it fails on trial, that is its fault whatever it comes of.
+//! *Its fault* is what nobody but itself stood in the way of: its disk, its state, its thread. A server that is away, or a transaction of which nobody knows what became, if only for a moment, is not. So ends every
+//! outage: somebody else owns the shard for longer than the bound. But when that happens twice, one soon after the other, it is this worker alone that does not reach the server, and it is *blamed*: if it fails on trial,
+//! that is its fault whatever it comes of.
 //!
 //! To follow a shard proves nothing: a disk may take what a standby writes and not give what an owner reads. Without the trial, and the patience that grows, such a worker would get the shard back every
 //! few seconds for ever, and each time nobody has it until it has failed.
@@ -33,6 +34,9 @@ pub const LONGEST: u64 = 32;
 
 /// Who is on trial is unable again after one in so many parts of the bound.
 const RELAPSES_WITHIN: u64 = 6;
+
+/// Who was kept from a shard that another owned meanwhile, and is so again within as many bounds, is alone with that.
+const SUSPECTED_FOR: u64 = 3;
 
 /// What a worker knows of the shards that it could not open.
 #[derive(Clone, Debug)]
@@ -63,7 +67,11 @@ struct Trouble {
     lately_ms: u64,
     /// Since then it was never somebody else's fault, or another has done meanwhile what it could not.
     is_own: bool,
-    /// Another has done once what it could not.
+    /// Since it became unable, another has done what it could not.
+    is_outdone: bool,
+    /// So it was before.
+    is_suspect: bool,
+    /// So it was twice.
     is_blamed: bool,
     /// Since when another owns it, if one does.
     elsewhere_ms: Option<u64>,
@@ -107,10 +115,10 @@ impl Ability {
     /// It does not hear itself: what it tries now says nothing of it, and its time stands still. Whom others kept from a shard is as able as whoever was cut off as well.
     pub fn cut_off(&mut self, now_ms: u64) {
         let gap_ms = now_ms.saturating_sub(self.noted_ms.replace(now_ms).unwrap_or(now_ms));
-        self.troubles.retain(|_, trouble| trouble.is_own || trouble.patience_ms.is_some());
+        self.troubles.retain(|_, trouble| trouble.is_own || trouble.is_suspect || trouble.patience_ms.is_some());
         for trouble in self.troubles.values_mut() {
             trouble.stands_still(gap_ms);
-            trouble.is_unable &= trouble.is_own;
+            trouble.is_unable &= trouble.is_own || trouble.is_blamed;
         }
     }
 
@@ -132,6 +140,8 @@ impl Trouble {
             since_ms: now_ms,
             lately_ms: now_ms,
             is_own: true,
+            is_outdone: false,
+            is_suspect: false,
             is_blamed: false,
             elsewhere_ms: None,
             well_ms: None,
@@ -156,7 +166,7 @@ impl Trouble {
         let is_on_trial = self.patience_ms.is_some() && (self.is_own || self.is_blamed);
         let is_relapse = is_on_trial && is_longer(relapse_ms, self.lately_ms, now_ms);
         if !self.is_unable && (is_relapse || is_longer(bound_ms, self.since_ms, now_ms)) {
-            self.is_unable = true;
+            (self.is_unable, self.is_outdone) = (true, false);
             if self.is_own {
                 self.lengthen(bound_ms);
             }
@@ -166,12 +176,17 @@ impl Trouble {
     fn fares_well(&mut self, is_owned: bool, bound_ms: u64, now_ms: u64) {
         let well_ms = *self.well_ms.get_or_insert(now_ms);
         self.owned_ms = is_owned.then(|| self.owned_ms.unwrap_or(now_ms));
-        if self.is_unable && !self.is_own && self.elsewhere_ms.is_some_and(|ms| is_longer(bound_ms, ms, now_ms)) {
-            (self.is_own, self.is_blamed) = (true, true);
-            self.lengthen(bound_ms);
+        let is_outdone = self.elsewhere_ms.is_some_and(|since_ms| is_longer(bound_ms, since_ms, now_ms));
+        if self.is_unable && !self.is_own && !self.is_outdone && is_outdone {
+            self.is_outdone = true;
+            if self.is_suspect {
+                (self.is_own, self.is_blamed) = (true, true);
+                self.lengthen(bound_ms);
+            }
+            self.is_suspect = true;
         }
         // As long as somebody tries what it could not, whose fault that was is not known yet.
-        let is_judged = self.is_own || self.elsewhere_ms.is_none();
+        let is_judged = self.is_own || self.is_outdone || self.elsewhere_ms.is_none();
         self.is_unable &= !(is_judged && is_longer(self.patience_ms(bound_ms), well_ms, now_ms));
     }
 
@@ -198,6 +213,7 @@ impl Trouble {
         let has_lasted = |since_ms: Option<u64>, ms| since_ms.is_some_and(|since_ms| is_longer(ms, since_ms, now_ms));
         match self.patience_ms {
             _ if self.is_unable => false,
+            None if self.is_suspect => has_lasted(self.well_ms, SUSPECTED_FOR * bound_ms),
             None => has_lasted(self.well_ms, bound_ms),
             Some(patience_ms) => {
                 has_lasted(self.owned_ms, patience_ms) || has_lasted(self.well_ms, 2 * longest(bound_ms))
@@ -392,28 +408,40 @@ mod tests {
     #[test]
     fn who_alone_does_not_reach_a_server_is_kept_out_as_for_a_fault_of_its_own() {
         let mut scene = Scene::new();
-        scene.is_kept_from_it(LONG_MS);
-        let mut kept_out = vec![scene.is_kept_out_while(Scene::sees_another_own_it)];
+        let mut kept_out = Vec::new();
+        for _ in 0..2 {
+            assert!(!scene.is_kept_from_it(BOUND_MS), "it may be an outage");
+            assert!(scene.is_kept_from_it(2 * STEP_MS));
+            kept_out.push(scene.is_kept_out_while(Scene::sees_another_own_it));
+        }
         for _ in 0..5 {
             assert!(!scene.is_kept_from_it(1_000), "it is tried");
             assert!(scene.is_kept_from_it(RELAPSE_MS), "others have shown that it is no outage");
             kept_out.push(scene.is_kept_out_while(Scene::sees_another_own_it));
         }
         let bounds: Vec<u64> = kept_out.iter().map(|ms| ms / BOUND_MS).collect();
-        assert_eq!(bounds, [1, 2, 4, 8, 16, 32], "{kept_out:?}");
+        assert_eq!(bounds, [1, 1, 2, 4, 8, 16, 32], "{kept_out:?}");
+        // When it does not hear itself as well, that takes nothing back.
+        assert!(!scene.is_kept_from_it(1_000));
+        assert!(scene.is_kept_from_it(RELAPSE_MS));
+        assert!(scene.is_cut_off(STEP_MS));
+        scene.is_kept_out_while(Scene::sees_another_own_it);
         scene.owns(LONGEST * BOUND_MS + STEP_MS);
         assert!(!scene.is_kept_from_it(BOUND_MS), "it reaches it again: an outage is one as ever");
     }
 
     #[test]
-    fn an_outage_in_which_others_own_it_for_moments_only_is_nobodys_fault() {
-        let mut scene = Scene::new();
-        for _ in 0..5 {
-            assert!(scene.is_kept_from_it(LONG_MS));
-            assert!(scene.sees_another_own_it(BOUND_MS));
-            assert!(!scene.follows(LONG_MS), "nobody has it");
+    fn an_outage_is_nobodys_fault_also_when_another_owns_it_in_the_end() {
+        for owned_ms in [BOUND_MS, (SUSPECTED_FOR + 1) * BOUND_MS] {
+            let mut scene = Scene::new();
+            for _ in 0..5 {
+                assert!(!scene.is_kept_from_it(BOUND_MS));
+                assert!(scene.is_kept_from_it(2 * STEP_MS));
+                scene.sees_another_own_it(owned_ms);
+                assert!(!scene.follows(LONG_MS));
+            }
+            assert!(!scene.is_kept_from_it(RELAPSE_MS));
         }
-        assert!(!scene.is_kept_from_it(RELAPSE_MS));
     }
 
     #[test]

@@ -230,9 +230,11 @@ impl Desk {
         self.lock().fares(condition);
     }
 
-    /// Do others keep it from its work, as far as this process can tell?
+    /// Do others keep it from its work, as far as this process can tell? A thread that hangs does that itself, whatever it met last.
     pub fn is_kept(&self) -> bool {
-        matches!(self.lock().condition, Condition::Away(_) | Condition::InDoubt(_))
+        let inner = self.lock();
+        let is_kept = matches!(inner.condition, Condition::Away(_) | Condition::InDoubt(_));
+        is_kept && self.hangs(&inner, Instant::now()).is_none()
     }
 
     /// Notes why it does not work. What a person must look after stays until it works again: that another attempt failed otherwise,
