@@ -38,6 +38,8 @@ pub struct Shop {
     /// Of the document store, as the Secret has it.
     password: Mutex<&'static str>,
     pub load: Load,
+    /// In the pipeline's specification from the beginning on, beside the example's.
+    always: Value,
 }
 
 pub fn helm(kubectl: &Kubectl, arguments: &[&str]) -> String {
@@ -71,6 +73,11 @@ pub fn operator_in(kubectl: &Kubectl, namespace: &str, verb: &str, settings: &[&
 impl Shop {
     /// Operator and pipeline, installed as the README says; returns when it is ready.
     pub fn open(inside: &Inside, load: Load) -> Shop {
+        Shop::open_with(inside, load, json!({}))
+    }
+
+    /// The same, with this in the pipeline's specification always.
+    pub fn open_with(inside: &Inside, load: Load, always: Value) -> Shop {
         let kubectl = inside.kubectl.clone();
         helm(&kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
         operator(&kubectl, "install", &[]);
@@ -82,7 +89,7 @@ impl Shop {
         let password = "first";
         let door = Door::start(mongo.port(), password).unwrap();
         let minio = Minio::start_secure().unwrap();
-        let shop = Shop { kubectl, kafka, door, _mongo: mongo, minio, password: Mutex::new(password), load };
+        let shop = Shop { kubectl, kafka, door, _mongo: mongo, minio, password: Mutex::new(password), load, always };
         shop.certify(1);
         shop.tell_kafka_password(USER.1);
         shop.tell_keys_of_bucket();
@@ -129,6 +136,7 @@ impl Shop {
             "secretAccessKey": {"name": "s3", "key": "secret"},
         }});
         spec["checkpoints"] = json!({"interval": "3s", "minPause": "1s", "retained": 2});
+        lay_over(spec, &self.always);
         lay_over(spec, more);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();

@@ -54,6 +54,57 @@ fn plugin(kubeconfig: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A field that an older chart's definitions did not have.
+const NEWER: &str = "imagePullSecrets";
+
+/// A copy of the chart with the definitions in which the pipeline does not have [`NEWER`] yet.
+fn older_definitions() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-R").arg(format!("{CHARTS}/millstream-crds/.")).arg(copy.path()).status();
+    assert!(copied.unwrap().success());
+    let file = copy.path().join("templates/ingestionpipelines.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut lines = text.lines().peekable();
+    let mut older = String::new();
+    while let Some(line) = lines.next() {
+        if line.trim() != format!("{NEWER}:") {
+            older += &format!("{line}\n");
+            continue;
+        }
+        while lines.next_if(|next| indent(next) > indent(line)).is_some() {}
+    }
+    assert!(older.len() < text.len() && !older.contains(NEWER));
+    std::fs::write(&file, older).unwrap();
+    copy
+}
+
+/// The chart with the definitions, from an older one to this one, uninstalled, and installed again, while a pipeline lives.
+fn definitions_change_and_stay(shop: &Shop) {
+    let newest = format!("{CHARTS}/millstream-crds");
+    let explained = |is_known: bool| {
+        until("what the API server knows of the field", || {
+            let said = shop.kubectl.run(&["explain", &format!("ingestionpipelines.spec.{NEWER}")], "");
+            anyhow::ensure!(said.is_ok() == is_known, "{said:?}");
+            Ok(Some(()))
+        })
+        .unwrap();
+    };
+    explained(true);
+    let older = older_definitions();
+    helm(&shop.kubectl, &["upgrade", "millstream-crds", &older.path().display().to_string()]);
+    explained(false);
+    helm(&shop.kubectl, &["upgrade", "millstream-crds", &newest]);
+    explained(true);
+    helm(&shop.kubectl, &["uninstall", "millstream-crds", "--wait"]);
+    let kept = shop.kubectl.run(&["get", "crds", "-o", "name"], "").unwrap();
+    assert_eq!(kept.lines().filter(|name| name.ends_with(".ingestion.millstream.dev")).count(), 3, "{kept}");
+    shop.get("mip", "orders");
+    shop.kubectl(&["get", "tenants", "-o", "name"]).lines().next().unwrap();
+    helm(&shop.kubectl, &["install", "millstream-crds", &newest]);
+    shop.ready();
+}
+
 /// Installed with Helm, created with kubectl; then, under load: a Pod is killed, a stage gets smaller and larger, a changed template reaches all, a node is drained, the operator goes.
 #[test]
 fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
@@ -105,7 +156,7 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     });
     timed("the operator is upgraded, rolled back, taken away and installed again", || {
         let before = shop.pods();
-        helm(&shop.kubectl, &["upgrade", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
+        definitions_change_and_stay(&shop);
         operator(&shop.kubectl, "upgrade", &["logFilter=debug"]);
         helm(&shop.kubectl, &["rollback", "millstream", "1", "--namespace", SYSTEM, "--wait", "--timeout", "120s"]);
         helm(&shop.kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
