@@ -90,10 +90,10 @@ pub fn owner(shop: &Shop, shard: &str) -> String {
 }
 
 /// Waits until none of these Pods owns a shard, and every shard has an owner.
-pub fn disowned<'a>(shop: &Shop, pods: impl Iterator<Item = &'a String> + Clone) {
+pub fn disowned(shop: &Shop, pods: &BTreeMap<String, String>) {
     until("other owners", || {
         let owners = owners(shop)?;
-        let still: Vec<&String> = pods.clone().filter(|pod| owners.values().any(|owner| owner == *pod)).collect();
+        let still: Vec<&String> = pods.keys().filter(|pod| owners.values().any(|owner| owner == *pod)).collect();
         ensure!(still.is_empty(), "shards are still those of {still:?}: {owners:?}");
         Ok(Some(()))
     })

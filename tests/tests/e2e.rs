@@ -191,8 +191,8 @@ const SCENARIOS: [Scenario; 24] = [
         .unwrap();
         until("two workers of one name", || {
             let Some(second) = inside.worker(&second)? else { return Ok(None) };
-            let first = inside.worker(&first)?;
-            Ok(Some(assert!(first.is_some(), "the first had ended before process {second} was seen")))
+            assert!(inside.worker(&first)?.is_some(), "the first had ended before process {second} was seen");
+            Ok(Some(()))
         })
         .unwrap();
         // Nobody tells it to but the newer one: its kubelet hangs.
@@ -213,7 +213,7 @@ const SCENARIOS: [Scenario; 24] = [
         inside.node("kill", node).unwrap();
         let _power = Undo(|| drop(inside.node("start", node)));
         until("another leader", || Ok((leader(shop) != before).then_some(()))).unwrap();
-        disowned(shop, workers.keys());
+        disowned(shop, &workers);
     }),
     ("a kubelet hangs", |shop, inside, _| {
         keep_apart(shop);
@@ -299,7 +299,7 @@ const SCENARIOS: [Scenario; 24] = [
         assert!(first.starts_with(&format!("node{node}-")), "{pod} is on node{node}, and its volume is {first}");
         let lost = pods_on(shop, node);
         inside.node("kill", node).unwrap();
-        disowned(shop, lost.keys());
+        disowned(shop, &lost);
         freshness.flows().unwrap();
         // Nobody brings the node back, and nobody has said yet that it will not come.
         until("the worker elsewhere, with another volume", || {

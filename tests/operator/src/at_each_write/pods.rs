@@ -155,28 +155,29 @@ fn an_operator_that_dies_while_it_deletes_a_pod_that_kubernetes_does_not_replace
     let stages = |action: Value| json!({"shards": 1, "stages": {"action": action}});
     writes.scene.pipeline(&stages(json!({"replicas": 1})));
     writes.scene.condition("Ready False WorkersNotReady");
-    let pods = RefCell::new(Pods::default());
-    let of_stage = |scene, stage| Roll { scene, pods: &pods, stage };
+    // No worker runs: nobody holds anything.
+    let pods = &RefCell::new(Pods::default());
     for stage in ["gateway", "unify", "reaction", "action"] {
-        of_stage(&writes.scene, stage).pretend();
+        Roll { scene: &writes.scene, pods, stage }.pretend();
     }
-    let former = of_stage(&writes.scene, "action").newest();
+    let former = Roll { scene: &writes.scene, pods, stage: "action" }.newest();
     create(&writes.scene, None, &former);
     let stuck = uid(&writes.scene, "pod", POD);
     writes.scene.operator.kill().unwrap();
     writes.scene.pipeline(&stages(json!({"replicas": 1, "config": {"batch": {"max_time": "20ms"}}})));
     let has_gone = |scene: &Scene| {
-        of_stage(scene, "action").stays_at(&former);
+        let stage = Roll { scene, pods, stage: "action" };
+        stage.stays_at(&former);
         let is_there = uid(scene, "pod", POD).is_some();
         // Never before Kubernetes was told to replace it, and has looked.
-        assert!(is_there || of_stage(scene, "action").partition() == 0);
+        assert!(is_there || stage.partition() == 0);
         !is_there
     };
     let named = |name: &str, _: &str| (name == format!("DELETE pods/{POD}")).then(|| name.to_owned());
     let died = writes.die_at_each_named(named, "the Pod gone", has_gone);
     is_killed_at("a Pod that Kubernetes does not replace", &died);
     // The next one has the newest template, and is left alone.
-    let newest = of_stage(&writes.scene, "action").newest();
+    let newest = Roll { scene: &writes.scene, pods, stage: "action" }.newest();
     assert_ne!(newest, former);
     writes.scene.kubectl(&["create", "-f", "-"], &pod(None, &newest).to_string());
     let next = uid(&writes.scene, "pod", POD);
@@ -184,9 +185,9 @@ fn an_operator_that_dies_while_it_deletes_a_pod_that_kubernetes_does_not_replace
     writes.proxy.go_on(|_, _| Fate::Done);
     writes.start();
     writes.scene.until("a roll that is over", || {
-        of_stage(&writes.scene, "action").stays_at(&newest);
-        let is_over = of_stage(&writes.scene, "action").is_at_rest();
-        (is_over.then_some(()), of_stage(&writes.scene, "action").partition().to_string())
+        let stage = Roll { scene: &writes.scene, pods, stage: "action" };
+        stage.stays_at(&newest);
+        (stage.is_at_rest().then_some(()), stage.partition().to_string())
     });
     assert_eq!(uid(&writes.scene, "pod", POD), next);
 }
