@@ -8,6 +8,7 @@ use crate::proxy::Door;
 use crate::servers::{
     Cluster, IMAGE, Inside, Kafka, Kubectl, Minio, Mongo, MutualTls, USER, host, install_helm, trusted,
 };
+use anyhow::Result;
 use millstream::generate::Load;
 use millstream_shard::log::{Log as _, TopicPartition};
 use millstream_shard::topics::Topics;
@@ -233,7 +234,7 @@ impl Shop {
 
     /// Waits until the pipeline is ready as it is specified now, and nothing is under way.
     pub fn ready(&self) {
-        let waited = until("a pipeline that is ready", || {
+        self.until("a pipeline that is ready", || {
             let pipeline = self.get("mip", "orders");
             let conditions = pipeline["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let is = |name: &str, status: &str| {
@@ -244,19 +245,35 @@ impl Shop {
                 })
             };
             anyhow::ensure!(is("Ready", "True") && is("Progressing", "False"), "{conditions:#?}");
-            // By their own word, too: what the operator says may be about a moment ago.
-            let pods = self.pod_list();
+            // By their own word, too: what the operator says may be about a moment ago, and one that was taken away by force may not have a successor yet.
+            let (pods, missing) = (self.pod_list(), self.missing());
             let unready: Vec<&Value> = pods.iter().filter(|pod| !is_ready(pod)).collect();
-            anyhow::ensure!(unready.is_empty(), "not ready: {unready:#?}");
+            anyhow::ensure!(
+                unready.is_empty() && missing.is_empty(),
+                "not there: {missing:?}; not ready: {unready:#?}"
+            );
             Ok(Some(()))
         });
-        if let Err(error) = waited {
-            let pods = self.kubectl(&["get", "pods", "-o", "wide"]);
-            let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]);
-            let log = ["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=millstream-operator", "--tail=30"];
-            let operator = self.kubectl.run(&log, "").unwrap_or_default();
-            panic!("{error:#}\n{pods}\n{events}\n{operator}");
-        }
+    }
+
+    /// Waits as [`until`] does. When it is in vain, what there is to know of the Pods and the operator is said.
+    pub fn until<T>(&self, what: &str, check: impl FnMut() -> Result<Option<T>>) -> T {
+        until(what, check).unwrap_or_else(|error| {
+            let pods: Vec<String> = self.pods().into_keys().collect();
+            panic!("{error:#}\n{}", self.told_of(&pods))
+        })
+    }
+
+    /// Pods that a StatefulSet is to have, and that are not there.
+    fn missing(&self) -> Vec<String> {
+        let mut sets: Value = serde_json::from_str(&self.kubectl(&["get", "sts", "-o", "json"])).unwrap();
+        let sets: Vec<Value> = serde_json::from_value(sets["items"].take()).unwrap();
+        let names = |set: &Value| {
+            let (name, replicas) = (text(set, NAME).to_owned(), set["spec"]["replicas"].as_u64().unwrap());
+            (0..replicas).map(move |ordinal| format!("{name}-{ordinal}"))
+        };
+        let pods = self.pods();
+        sets.iter().flat_map(names).filter(|name| !pods.contains_key(name)).collect()
     }
 
     /// The Pods, by name: uid and address.
@@ -293,7 +310,8 @@ impl Shop {
             told += &tell(&["logs", name, "-n", "shop", "--previous", "--tail=40"]);
             told += &tell(&["logs", name, "-n", "shop", "--tail=40"]);
         }
-        told += &tell(&["get", "pods", "-n", "shop", "-o", "wide"]);
+        told += &tell(&["get", "pods,sts,mss,mip", "-n", "shop", "-o", "wide"]);
+        told += &tell(&["get", "mip", "-n", "shop", "-o", "jsonpath={.items[*].status}"]);
         told += &tell(&["describe", "nodes"]);
         told += &tell(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
         told + &tell(&["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=millstream-operator", "--tail=100"])

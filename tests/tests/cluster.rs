@@ -83,12 +83,11 @@ fn older_definitions() -> tempfile::TempDir {
 fn definitions_change_and_stay(shop: &Shop) {
     let newest = format!("{CHARTS}/millstream-crds");
     let explained = |is_known: bool| {
-        until("what the API server knows of the field", || {
+        shop.until("what the API server knows of the field", || {
             let said = shop.kubectl.run(&["explain", &format!("ingestionpipelines.spec.{NEWER}")], "");
             anyhow::ensure!(said.is_ok() == is_known, "{said:?}");
             Ok(Some(()))
-        })
-        .unwrap();
+        });
     };
     explained(true);
     let older = older_definitions();
@@ -121,19 +120,18 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
 
     timed("a Pod is killed", || {
         shop.kubectl(&["delete", "pod", "orders-action-0", "--grace-period=0", "--force"]);
-        until("another Pod", || {
-            Ok((shop.pods().get("orders-action-0").map(|pod| &pod.0) != Some(&before["orders-action-0"].0))
-                .then_some(()))
-        })
-        .unwrap();
+        shop.until("another Pod", || {
+            let is_other = |(uid, _): &(String, String)| *uid != before["orders-action-0"].0;
+            Ok(shop.pods().get("orders-action-0").is_some_and(is_other).then_some(()))
+        });
         shop.ready();
     });
     timed("fewer and more workers", || {
         shop.kubectl(&["scale", "stagescale/orders-action", "--replicas=1"]);
-        until("one worker less", || Ok((!shop.pods().contains_key("orders-action-1")).then_some(()))).unwrap();
+        shop.until("one worker less", || Ok((!shop.pods().contains_key("orders-action-1")).then_some(())));
         shop.ready();
         shop.kubectl(&["scale", "stagescale/orders-action", "--replicas=2"]);
-        until("one worker more", || Ok(shop.pods().contains_key("orders-action-1").then_some(()))).unwrap();
+        shop.until("one worker more", || Ok(shop.pods().contains_key("orders-action-1").then_some(())));
         shop.ready();
     });
     timed("another template for all stages", || {
@@ -178,10 +176,10 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     timed("the operator goes", || {
         let before = shop.operator_pods();
         shop.kubectl.run(&["delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force"], "").unwrap();
-        until("another operator", || Ok(shop.operator_pods().is_disjoint(&before).then_some(()))).unwrap();
+        shop.until("another operator", || Ok(shop.operator_pods().is_disjoint(&before).then_some(())));
         shop.kubectl(&["scale", "stagescale/orders-unify", "--replicas=3"]);
         // Its share of the shards comes to it when it is ready.
-        until("a shard of the new worker's, and none on its way", || {
+        shop.until("a shard of the new worker's, and none on its way", || {
             let known: Value = serde_json::from_str(&plugin(&user, &["status", "orders", "--json"]))?;
             let shards = &known[0]["shards"];
             let rows = shards["shards"].as_array().into_iter().flatten();
@@ -189,8 +187,7 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
                 rows.into_iter().any(|row| row["owner"] == "orders-unify-2" && row["planned"] == "orders-unify-2");
             anyhow::ensure!(owns && shards["moving"] == 0, "{}", known[0]);
             Ok(Some(()))
-        })
-        .unwrap();
+        });
         let leaders = ["get", "pods", "-n", SYSTEM, "-l", "ingestion.millstream.dev/leads=true", "-o", "name"];
         let leaders = shop.kubectl.run(&leaders, "").unwrap();
         assert_eq!(leaders.lines().count(), 1, "{leaders}");
