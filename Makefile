@@ -49,7 +49,7 @@ unit: setup-build ## only the tests that need no server: model, stages, plan, sh
 	@cargo test --locked -p millstream-model -p millstream-stages -p millstream-plan -p millstream-shard -p millstream-ownership-model -p millstream-sim
 
 .PHONY: e2e
-e2e: setup-test servers ## a real cluster of three nodes through everything that happens to clusters, under load; writes its report into docs (25 minutes) [ONLY=words: scenarios whose names have these, no report]
+e2e: setup-test servers ## a real cluster of three nodes through everything that happens to clusters, under load; writes its report into docs (half an hour) [ONLY=words: scenarios whose names have these, no report]
 	@cargo build --locked --workspace --bins
 	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; result=0; \
 	MILLSTREAM_E2E_ONLY="$(ONLY)" MILLSTREAM_E2E_REPORT="$(CURDIR)/docs/src/design/e2e.md" cargo test --locked -p millstream-tests --test e2e -- --ignored --nocapture \

@@ -46,6 +46,23 @@ impl JsonSchema for HumanDuration {
     }
 }
 
+/// The schema of a quantity, as Kubernetes writes them: a number, or a text such as `500m` or `20Gi`. It has a bound of its own, because rules read it.
+pub(crate) struct Quantity;
+
+impl JsonSchema for Quantity {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Quantity".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"x-kubernetes-int-or-string": true, "maxLength": 32})
+    }
+}
+
 /// An object in the same namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -52,7 +52,7 @@ pub struct IngestionPipelineSpec {
     #[serde(default)]
     pub image_pull_policy: ImagePullPolicy,
 
-    /// Secrets with credentials for its registry.
+    /// Secrets with credentials for its registry (default: none).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

@@ -1,5 +1,6 @@
 //! The workers of each stage.
 
+use crate::common::Quantity;
 use crate::scale::StageName;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::KubeSchema;
@@ -84,18 +85,26 @@ fn two() -> i32 {
     2
 }
 
+/// The rule of [`Resources`], for each of them.
+const QUANTITIES: &str =
+    "self.all(name, isQuantity(string(self[name])) && !quantity(string(self[name])).isLessThan(quantity('0')))";
+const A_QUANTITY: &str =
+    "each of them is a quantity, not below 0: write a number, or one with a suffix, such as 500m, 2 or 4Gi";
+
 /// Processor and memory, as Kubernetes writes them: `cpu: 2`, `memory: 4Gi`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resources {
-    /// What a node must have to spare.
+    /// What a node must have to spare (default: as much as `limits`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(with = "BTreeMap<String, Quantity>", extend("maxProperties" = 16))]
+    #[x_kube(validation = Rule::new(QUANTITIES).message(A_QUANTITY))]
     pub requests: BTreeMap<String, IntOrString>,
 
-    /// What a worker gets at most.
+    /// What a worker gets at most (default: no bounds).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(with = "BTreeMap<String, Quantity>", extend("maxProperties" = 16))]
+    #[x_kube(validation = Rule::new(QUANTITIES).message(A_QUANTITY))]
     pub limits: BTreeMap<String, IntOrString>,
 }
 
@@ -124,6 +133,10 @@ pub struct Storage {
 pub struct EmptyDir {
     /// The Pod is evicted when it holds more, for example `20Gi` (default: no bound).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Quantity>")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))").message(
+        "sizeLimit is a quantity above 0: write a number of bytes, or one with a suffix, such as 500Mi or 20Gi; or leave it out"
+    ))]
     pub size_limit: Option<IntOrString>,
 }
 
@@ -141,6 +154,7 @@ pub struct EmptyDir {
 ))]
 pub struct Claim {
     /// Its size, for example `20Gi`: more than nothing. Fixed: existing claims can be made larger by hand, if their StorageClass lets them.
+    #[schemars(with = "Quantity")]
     pub size: IntOrString,
 
     /// The StorageClass (default: the cluster's). Fixed.

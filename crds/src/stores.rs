@@ -1,6 +1,6 @@
 //! Where documents and checkpoints go.
 
-use crate::common::{HumanDuration, SecretKey};
+use crate::common::{HumanDuration, Quantity, SecretKey};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -29,7 +29,7 @@ pub struct Mongodb {
     #[schemars(length(min = 1, max = 63), regex(pattern = r#"^[^/\\. "$*<>:|?]+$"#))]
     pub database: String,
 
-    /// Further options of the connection string (`maxPoolSize`, `tls`, ...).
+    /// Further options of the connection string (`maxPoolSize`, `tls`, ...; default: none).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
     pub options: BTreeMap<String, String>,
@@ -96,7 +96,7 @@ pub struct S3 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<SecretKey>,
 
-    /// Its secret.
+    /// Its secret (default: as with `accessKeyId`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_access_key: Option<SecretKey>,
 
@@ -110,7 +110,7 @@ pub struct S3 {
     pub kms_key_id: Option<String>,
 }
 
-/// How the server encrypts what is written, by S3's names.
+/// How the server encrypts what is written, by S3's names (default: as the bucket says).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ServerSideEncryption {
     /// With keys that the store manages.
@@ -155,6 +155,7 @@ pub struct Checkpoints {
 
     /// What all shards of a worker together upload per second, bytes, such as `50M`: at least `100k` (default: as much as the network takes).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Quantity>")]
     #[x_kube(validation = Rule::new("string(self).matches('^[0-9]+(k|M|G|Ki|Mi|Gi)?$') && quantity(string(self)).compareTo(quantity('100k')) >= 0").message(
         "give bytes per second, at least 100k, such as 50M; or leave it out"
     ))]

@@ -146,27 +146,27 @@ const NO_BLANKS: &str =
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("!has(self.maxStringChars) || !has(self.maxRecordBytes) || self.maxStringChars <= self.maxRecordBytes").message(STRING_IN_RECORD))]
 pub struct TenantLimits {
-    /// Bytes of a record, 1,024 to 900,000; refused in the answer.
+    /// Bytes of a record, 1,024 to 900,000 (default: the pipeline's); refused in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1024, max = 900_000))]
     pub max_record_bytes: Option<i32>,
 
-    /// Properties of an event, 1 to 1,000; the last ones by name are dropped and reported.
+    /// Properties of an event, 1 to 1,000 (default: the pipeline's); the last ones by name are dropped and reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_properties: Option<i32>,
 
-    /// Characters of a string, 16 to 65,536; cut and reported.
+    /// Characters of a string, 16 to 65,536 (default: the pipeline's); cut and reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 65_536))]
     pub max_string_chars: Option<i32>,
 
-    /// Identifiers of a record, 1 to 1,000; rejected.
+    /// Identifiers of a record, 1 to 1,000 (default: the pipeline's); rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_identifiers: Option<i32>,
 
-    /// Actions of one data API event, 1 to 1,000; rejected.
+    /// Actions of one data API event, 1 to 1,000 (default: the pipeline's); rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_actions: Option<i32>,
@@ -193,7 +193,7 @@ pub struct TenantRate {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TenantIdentity {
-    /// Identifier values that name nobody at this tenant, without case, beside the built-in ones and the pipeline's. They replace those that the pipeline's configuration has for this tenant.
+    /// Identifier values that name nobody at this tenant, without case, beside the built-in ones and the pipeline's (default: none). They replace those that the pipeline's configuration has for this tenant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 256)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

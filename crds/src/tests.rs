@@ -50,6 +50,26 @@ fn every_field_is_described() {
 }
 
 #[test]
+fn whatever_may_be_left_out_says_what_it_is_then() {
+    let mut found = Vec::new();
+    for (kind, schema) in schemas() {
+        walk(&kind, &schema["properties"]["spec"], &mut |path, schema| {
+            let required = schema["required"].as_array();
+            let is_required = |name: &String| required.is_some_and(|names| names.iter().any(|it| it == name));
+            let optional =
+                schema["properties"].as_object().into_iter().flatten().filter(|(name, _)| !is_required(name));
+            // Of a group each of its members says it.
+            let says = |schema: &Value| {
+                let text = schema["description"].as_str().unwrap_or_default();
+                schema["properties"].is_object() || text.contains("default")
+            };
+            found.extend(optional.filter(|(_, schema)| !says(schema)).map(|(name, _)| format!("{path}.{name}")));
+        });
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
 fn every_string_list_and_map_is_bounded() {
     let of = |path: &str, schema: &Value| {
         // Of the condition's type, which is Kubernetes' own, and of the object's head.
@@ -59,6 +79,9 @@ fn every_string_list_and_map_is_bounded() {
             || path.ends_with(".kind")
         {
             return None;
+        }
+        if schema["x-kubernetes-int-or-string"] == true && schema["maxLength"].is_null() {
+            return Some("a number or string without a bound");
         }
         match schema["type"].as_str() {
             Some("string") if schema["maxLength"].is_null() && schema["enum"].is_null() => {

@@ -237,6 +237,31 @@ mod tests {
     }
 
     #[test]
+    fn another_content_of_a_secret_replaces_the_pods_of_the_stages_that_see_it() {
+        let key = |name: &str, key: &str| json!({"name": name, "key": key});
+        let s3 =
+            json!({"bucket": "checkpoints", "accessKeyId": key("s3", "id"), "secretAccessKey": key("s3", "secret")});
+        let of_secrets = |secrets: &[(&str, &str, &str)]| {
+            let hash =
+                |(name, key, hash): &(&str, &str, &str)| (((*name).to_owned(), (*key).to_owned()), (*hash).to_owned());
+            let hashes = SecretHashes(secrets.iter().map(hash).collect());
+            Prepared { secrets: hashes, ..prepared(&json!({ "objectStore": {"s3": s3} })) }
+        };
+        let before = [("m", "uri", "1"), ("s3", "id", "1"), ("s3", "secret", "1")];
+        let changed = |at: usize, hash: &'static str| {
+            let mut after = before;
+            after[at].2 = hash;
+            let effect = classify(&of_secrets(&before), &of_secrets(&after)).unwrap();
+            assert_eq!(effect.around, Change::None);
+            let rolls = |(_, change): &&(StageName, Change)| matches!(change, Change::Rolling(_));
+            effect.stages.iter().filter(rolls).map(|(stage, _)| *stage).collect::<Vec<_>>()
+        };
+        assert_eq!(changed(0, "2"), [StageName::Reaction]);
+        assert_eq!(changed(2, "2"), [StageName::Action, StageName::Unify]);
+        assert_eq!(changed(0, "1"), []);
+    }
+
+    #[test]
     fn what_the_plan_and_the_operator_go_by_restarts_nobody() {
         let standbys = effect(&json!({}), &json!({"standbys": 2, "paused": true}));
         assert_eq!(of(&standbys, StageName::Unify), Change::Broadcast(strings(&["spec.standbys"])));

@@ -17,7 +17,7 @@ use crate::plans::{Asks, Making, Plans, Said};
 use crate::reason::Reason;
 use crate::status::Outcome;
 use crate::tell::Teller;
-use crate::tenants::{self, Registry, Standing};
+use crate::tenants::{self, Registry, Standing, Waits};
 use crate::trouble::Trouble;
 use crate::validate::{self, Problem, validate};
 use crate::{FIELD_MANAGER, Prepared, strimzi};
@@ -494,7 +494,7 @@ impl Context {
         let (id, standing) =
             self.plans.standing(pipeline.meta().uid.as_deref().unwrap_or_default(), &tenant.name_any())?;
         // What is known of a former generation says nothing about this one.
-        Some(if id == tenants::id(tenant) { standing } else { Standing::Waiting })
+        Some(if id == tenants::id(tenant) { standing } else { Standing::Waiting(Waits::default()) })
     }
 
     /// Forgets the pipelines that are gone, and has their tenants say so.

@@ -276,13 +276,13 @@ struct Turn {
 }
 
 impl Intent {
-    /// Notes which stages got another template just now: what was seen is about the one before, by which there was nothing to do.
+    /// Notes which stages got another template just now, a *rolling* change as [`crate::change`] has it, whatever of the resource or of a Secret it came from: what was seen is about the one before, by which there was nothing to do.
     pub fn note_templates(&mut self, seen: &Seen, applied: &[StatefulSet]) {
         for set in applied {
             let before = stage_of(set.labels()).and_then(|stage| Some((stage, seen.get(&stage)?)));
             let is_new = |before: &StageSeen| StageSeen::of(set).template_hash != before.template_hash;
             if let Some((stage, _)) = before.filter(|(_, before)| is_new(before)) {
-                self.doing.push(format!("{} gets a new template", stage.as_str()));
+                self.doing.push(format!("rolling: {} gets a new template, one Pod at a time", stage.as_str()));
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::erasure::{self, Progress};
 use crate::fleet::{Fleet, Shard};
 use crate::freshness::Freshness;
 use crate::reason::Reason;
-use crate::tenants::{Id, Registry, Standing, Wanted};
+use crate::tenants::{Behind, Id, Registry, Standing, Waits, Wanted};
 use k8s_openapi::jiff::Timestamp;
 use millstream_crds::{IngestionPipeline, TopicManagement};
 use millstream_plan::message::{Tenant, Terms};
@@ -362,6 +362,8 @@ struct Basis {
     erasures: BTreeMap<String, Progress>,
     /// Of so many tenants, what is erased is not over yet.
     erased_ahead: usize,
+    /// For so many tenants, who goes by their terms is to be counted again.
+    due: usize,
 }
 
 /// What is remembered from one look at reports to the next.
@@ -507,6 +509,7 @@ impl Worker {
     fn tenants(&self, planning: &mut Planning, basis: &mut Basis) -> Result<(), LogError> {
         let (now_ms, wall_ms) = (self.now_ms(), wall_ms());
         let is_ahead = |tenant: &&Tenant| tenant.erased_ms > wall_ms;
+        let is_due = |(_, standing): &&(Id, Standing)| standing.is_due(now_ms);
         let now = Basis {
             changes: self.tenants.changes(),
             control_offset: planning.control_offset(),
@@ -514,6 +517,7 @@ impl Worker {
             is_leading: planning.is_leading(),
             erasures: erasure::all(planning, now_ms),
             erased_ahead: planning.view().tenants().values().filter(is_ahead).count(),
+            due: self.shared.locked().tenants.values().filter(is_due).count(),
         };
         if *basis == now {
             return Ok(());
@@ -530,7 +534,7 @@ impl Worker {
             let (pipeline, count) = (&self.access.topics.pipeline, now.horizon.gateways);
             tracing::info!(pipeline, count, "published how many gateways share the rates of tenants");
         }
-        *basis = now;
+        *basis = Basis { due: 0, ..now };
         Ok(())
     }
 
@@ -571,23 +575,33 @@ impl Worker {
             progress if progress.is_done() => Standing::Erased,
             progress => Standing::Erasing(progress),
         };
-        let standing = |name: &String, terms: &Terms| match is_said(name, terms) && planning.all_go_by(horizon, name) {
+        let now_ms = self.now_ms();
+        let judges = planning.view().judges(now_ms);
+        let behind = |name: &String| {
+            let (offset, terms) = planning.said(name)?;
+            Behind::of(&judges, |judge| judge.goes_by(offset, terms))
+        };
+        let waits = |behind: Option<Behind>| Standing::Waiting(Waits { behind, at_ms: now_ms });
+        let standing = |name: &String, terms: &Terms| match is_said(name, terms) {
             _ if terms.erasing.is_some() => erasing(name),
             _ if horizon.gateways == 0 => Standing::NoGateways,
-            true => Standing::Effective,
-            false => Standing::Waiting,
+            false => waits(None),
+            true if planning.all_go_by(horizon, name) => Standing::Effective,
+            true => waits(behind(name)),
         };
         let of = |name: &String| match (wanted.problems.get(name), wanted.terms.get(name)) {
             (Some((reason, why)), _) => Some(Standing::Problem(*reason, why.clone())),
             (None, terms) => terms.map(|terms| standing(name, terms)),
         };
-        let standings: BTreeMap<String, (Id, Standing)> =
-            wanted.ids.iter().filter_map(|(name, id)| Some((name.clone(), (id.clone(), of(name)?)))).collect();
-        let before = std::mem::replace(&mut self.shared.locked().tenants, standings.clone());
+        let before = self.shared.locked().tenants.clone();
+        let known =
+            |name: &String, id: &Id| before.get(name).filter(|(before, _)| before == id).map(|(_, before)| before);
+        let noted = |(name, id): (&String, &Id)| Some((name.clone(), (id.clone(), of(name)?.after(known(name, id)))));
+        let standings: BTreeMap<String, (Id, Standing)> = wanted.ids.iter().filter_map(noted).collect();
+        self.shared.locked().tenants.clone_from(&standings);
         let namespace = self.pipeline.metadata.namespace.as_deref().unwrap_or_default();
         for (name, (id, standing)) in &standings {
-            let before = before.get(name).filter(|(before, _)| before == id).map(|(_, before)| before);
-            if standing.is_news(before) {
+            if standing.is_news(known(name, id)) {
                 (self.asks.tenant)(namespace, name);
             }
         }

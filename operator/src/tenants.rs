@@ -6,8 +6,8 @@
 //!
 //! A tenant is `Effective` when all who let in or judge its records go by what was published: gateways, workers of unify, and each shard that these own ([`millstream_plan::view::View::judges`]).
 //!
-//! Status is written when it changes, and does not count gateways: thousands of tenants would be written each time that one restarts. How far an erasure is ([`crate::erasure`]) it does count, and is
-//! written every few seconds at most.
+//! Status is written when it changes. Of a tenant that is `Effective` it counts nobody: thousands of tenants would be written each time that a gateway restarts. Of one that is waited for it counts who goes
+//! by it, and names the first who does not, anew every 10 s at most; how far an erasure is ([`crate::erasure`]) every few seconds at most.
 
 use crate::admin::Name;
 use crate::controller::{Context, api, readable, tell_status};
@@ -24,6 +24,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use millstream_crds::{API_KEYS_LABEL, IngestionPipeline, SecretKey, Tenant, TenantSpec, TenantStatus};
 use millstream_plan::message::{Limits, Rate, Rules, Tenant as Published, Terms};
+use millstream_plan::view::Judge;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
@@ -39,6 +40,8 @@ const AT_ONCE: u16 = 16;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How often a tenant is looked at that is being erased: how far that is, and whether its pipeline or namespace goes meanwhile.
 const WHILE_ERASING: Duration = Duration::from_secs(5);
+/// How often it is told how many go by the terms of a tenant that is waited for. Whoever is silent counts for three times as long.
+const COUNTED_EVERY_MS: u64 = 10_000;
 
 /// The SHA-256 of an API key.
 pub type KeyHash = [u8; 32];
@@ -281,7 +284,7 @@ pub(crate) enum Standing {
     /// Every gateway, worker of unify and shard of theirs goes by its terms.
     Effective,
     /// Not every one does, or they are not published yet.
-    Waiting,
+    Waiting(Waits),
     /// There is none.
     NoGateways,
     /// It is deleted, and what it has sent is being erased.
@@ -292,13 +295,76 @@ pub(crate) enum Standing {
     Problem(Reason, String),
 }
 
+/// What a tenant waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Waits {
+    /// None: its terms are not published yet.
+    pub(crate) behind: Option<Behind>,
+    /// When they were counted.
+    pub(crate) at_ms: u64,
+}
+
+/// Of those who let in or judge records, how many go by what was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Behind {
+    pub(crate) done: usize,
+    pub(crate) all: usize,
+    /// The first that does not.
+    pub(crate) first: String,
+}
+
+impl Behind {
+    /// Nobody is behind: nothing.
+    pub(crate) fn of(judges: &[Judge<'_>], goes_by: impl Fn(&Judge<'_>) -> bool) -> Option<Behind> {
+        let mut behind = judges.iter().filter(|judge| !goes_by(judge));
+        let first = behind.next()?.to_string();
+        Some(Behind { done: judges.len() - 1 - behind.count(), all: judges.len(), first })
+    }
+}
+
+impl Waits {
+    /// Another count may be told.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.at_ms) >= COUNTED_EVERY_MS
+    }
+
+    fn text(&self) -> String {
+        match &self.behind {
+            None => {
+                "it is not published yet: nothing is while the pipeline is paused, or Kafka does not answer".to_owned()
+            }
+            Some(Behind { done, all, first }) => format!(
+                "{done} of {all} gateways, workers of unify and shards of theirs go by it; the first that does not: {first}"
+            ),
+        }
+    }
+}
+
 impl Standing {
     /// Is it to be told at once?
     pub(crate) fn is_news(&self, before: Option<&Standing>) -> bool {
         match (self, before) {
             (Standing::Erasing(now), Some(Standing::Erasing(before))) => now.is_news(before),
+            (Standing::Waiting(now), Some(Standing::Waiting(before))) => now.behind != before.behind,
             (now, before) => Some(now) != before,
         }
+    }
+
+    /// What is noted after this: who is counted stays as counted for a while, because each other count is a write.
+    pub(crate) fn after(self, before: Option<&Standing>) -> Standing {
+        match (&self, before) {
+            (Standing::Waiting(now), Some(Standing::Waiting(before)))
+                if now.behind.is_some() && before.behind.is_some() && !before.is_due(now.at_ms) =>
+            {
+                Standing::Waiting(before.clone())
+            }
+            _ => self,
+        }
+    }
+
+    /// Who is waited for is to be counted again.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        matches!(self, Standing::Waiting(waits) if waits.behind.is_some() && waits.is_due(now_ms))
     }
 }
 
@@ -348,7 +414,7 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
     let stays = standing.is_none() && tenant.status.iter().flat_map(|status| &status.conditions).any(is_told);
     let is_deleted = tenant.metadata.deletion_timestamp.is_some();
     let standing = match standing {
-        None | Some(Standing::Waiting | Standing::NoGateways | Standing::Effective) if is_deleted => {
+        None | Some(Standing::Waiting(_) | Standing::NoGateways | Standing::Effective) if is_deleted => {
             Some(Standing::Erasing(Progress::default()))
         }
         standing => standing,
@@ -375,9 +441,7 @@ fn status(tenant: &Tenant, standing: Option<&Standing>, now: &Time) -> TenantSta
             ("True", Reason::Known, "every gateway, and every shard of unify, goes by it".to_owned())
         }
         Some(Standing::NoGateways) => ("False", Reason::NoGateways, "no gateway of the pipeline reports".to_owned()),
-        Some(Standing::Waiting) => {
-            ("False", Reason::Waiting, "not every gateway, or not every shard of unify, goes by it yet".to_owned())
-        }
+        Some(Standing::Waiting(waits)) => ("False", Reason::Waiting, waits.text()),
         Some(Standing::Erasing(progress)) => ("False", Reason::Erasing, progress.text()),
         Some(Standing::Erased) => ("False", Reason::Erasing, "all that it has sent is erased".to_owned()),
         Some(Standing::Problem(reason, message)) => ("False", *reason, message.clone()),
@@ -578,6 +642,41 @@ mod tests {
     }
 
     #[test]
+    fn who_is_waited_for_is_counted_and_the_first_is_named_every_ten_seconds_at_most() {
+        let judge = |worker, control_offset, is_unify, shard| Judge { worker, control_offset, is_unify, shard };
+        let judges = [
+            judge("g-0", 9, false, None),
+            judge("u-0", 9, true, None),
+            judge("u-0", 3, true, Some(4)),
+            judge("u-0", 4, true, Some(5)),
+        ];
+        let waits = |offset: u64, at_ms| {
+            let behind = Behind::of(&judges, |judge| offset < judge.control_offset);
+            Standing::Waiting(Waits { behind, at_ms })
+        };
+        let tenant = tenant("a", "orders", &[("s", "x")]);
+        let said = |standing: &Standing| {
+            let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+            status(&tenant, Some(standing), &now).conditions[0].message.clone()
+        };
+        let counted = "gateways, workers of unify and shards of theirs go by it; the first that does not:";
+        assert_eq!(said(&waits(4, 0)), format!("2 of 4 {counted} shard unify/4 of u-0"));
+        assert_eq!(said(&waits(9, 0)), format!("0 of 4 {counted} gateway g-0"));
+        assert_eq!(Behind::of(&judges, |_| true), None);
+        // Another count waits; another thing does not.
+        let first = waits(9, 1_000);
+        assert_eq!(waits(4, 10_999).after(Some(&first)), first);
+        assert!(!first.is_due(10_999) && first.is_due(11_000));
+        let next = waits(4, 11_000).after(Some(&first));
+        assert!(next == waits(4, 11_000) && next.is_news(Some(&first)));
+        assert!(!waits(4, 21_000).is_news(Some(&next)), "the same count is written once");
+        let unpublished = Standing::Waiting(Waits { behind: None, at_ms: 1_000 });
+        assert_eq!(first.clone().after(Some(&unpublished)), first);
+        assert!(first.is_news(Some(&unpublished)) && !unpublished.is_due(60_000));
+        assert_eq!(Standing::Effective.after(Some(&first)), Standing::Effective);
+    }
+
+    #[test]
     fn a_status_that_says_the_same_is_the_same() {
         let at = |second: i64| Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap());
         let mut tenant = tenant("a", "orders", &[("s", "x")]);
@@ -585,11 +684,8 @@ mod tests {
             let it = &said.conditions[0];
             format!("{} {} {} {}", it.type_, it.status, it.reason, it.message)
         };
-        let waiting = status(&tenant, Some(&Standing::Waiting), &at(1));
-        assert_eq!(
-            short(&waiting),
-            "Effective False Waiting not every gateway, or not every shard of unify, goes by it yet"
-        );
+        let waiting = status(&tenant, Some(&Standing::Waiting(Waits::default())), &at(1));
+        assert!(short(&waiting).starts_with("Effective False Waiting it is not published yet: "), "{waiting:?}");
         let none = status(&tenant, Some(&Standing::NoGateways), &at(1));
         assert_eq!(short(&none), "Effective False NoGateways no gateway of the pipeline reports");
         assert_eq!(status(&tenant, None, &at(1)).conditions[0].status, "Unknown");

@@ -24,13 +24,14 @@ sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
 
 start() { local name=$1; shift; "$@" >>"$STATE/log/$name.log" 2>&1 & }
 kube() { local name=$1; shift; start "$name" "$STATE/bin/$name" "$@"; }
+forever() { until "$@"; do sleep 0.5; done; }  # as a kubelet keeps a static Pod: started again whenever it is killed
 # Nothing has to survive the machine.
 kube etcd --name test --data-dir "$STATE/etcd" --unsafe-no-fsync --log-level=warn \
     --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
     --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
     --initial-cluster test=http://127.0.0.1:2380
 # A node that is lost is noticed in seconds, not minutes (also below).
-kube kube-apiserver \
+start kube-apiserver forever "$STATE/bin/kube-apiserver" \
     --etcd-servers=http://127.0.0.1:2379 --bind-address=0.0.0.0 --secure-port=6443 --advertise-address="$NET.0.1" \
     --service-cluster-ip-range="$SVC_CIDR" --authorization-mode=Node,RBAC --anonymous-auth=false \
     --default-not-ready-toleration-seconds=10 --default-unreachable-toleration-seconds=10 \

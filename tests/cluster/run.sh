@@ -137,7 +137,31 @@ kind: StorageClass
 metadata: {name: standard, annotations: {storageclass.kubernetes.io/is-default-class: "true"}}
 provisioner: kubernetes.io/host-path
 reclaimPolicy: Delete
+---
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: local}
+provisioner: kubernetes.io/no-provisioner
+volumeBindingMode: WaitForFirstConsumer
 YAML
+for n in $(seq "$NODES"); do
+    for i in $(seq "$LOCAL_PVS"); do
+        mkdir -p "$STATE/local/node$n-$i"
+        cat <<YAML
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: node$n-$i}
+spec:
+  storageClassName: local
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 10Gi}
+  persistentVolumeReclaimPolicy: Retain
+  local: {path: $STATE/local/node$n-$i}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node$n]}]}]}}
+YAML
+    done
+done | k apply -f - >/dev/null
 for n in $(seq "$NODES"); do within 120 k get node "node$n"; done
 within 120 k wait --for=condition=Ready node --all --timeout=5s
 within 60 untainted

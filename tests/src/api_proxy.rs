@@ -1,6 +1,6 @@
 //! A proxy between one client and a Kubernetes API server, for one client: it names each request, and does with it what a test says.
 //!
-//! Writes are judged by one judge, what is read and watched by another, who lets everything pass unless a test says otherwise. Writes of Leases pass too, because who leads is not what these tests are about, and so do dry runs. When a write has *struck*, nothing passes any more
+//! Writes are judged by one judge, what is read and watched by another, who lets everything pass unless a test says otherwise. Writes of Leases pass too, because who leads is not what most tests are about, unless a test says that they are judged as well; so do dry runs. When a write has *struck*, nothing passes any more
 //! until the proxy is told to go on: the client is about to be killed, and has done nothing else before.
 //!
 //! What watches hear can be held back, so that what the client has heard is older than what it has written.
@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Runtime;
 
@@ -77,6 +78,7 @@ struct Shared {
     upstream: String,
     client: reqwest::Client,
     state: Mutex<Judging>,
+    judges_leases: AtomicBool,
     watches: Watches,
 }
 
@@ -112,7 +114,7 @@ impl ApiProxy {
         let client = reqwest::Client::builder().add_root_certificate(authority).no_gzip().build()?;
         let state = Mutex::new(Judging::by(|_, _| Fate::Done));
         let watches = Watches { is_held: Arc::new(tokio::sync::watch::Sender::new(false)), heard: Arc::default() };
-        let shared = Arc::new(Shared { upstream, client, state, watches });
+        let shared = Arc::new(Shared { upstream, client, state, judges_leases: AtomicBool::new(false), watches });
         let runtime = Runtime::new()?;
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
         *cluster = json!({"server": format!("http://{}", listener.local_addr()?)});
@@ -153,6 +155,11 @@ impl ApiProxy {
         self.shared.judging().reads = Box::new(move |name, _| judge(name));
     }
 
+    /// From now on writes of Leases are judged, too.
+    pub fn judge_leases(&self) {
+        self.shared.judges_leases.store(true, Ordering::Relaxed);
+    }
+
     /// Has a write struck, and is it done, if it is to be?
     pub fn has_struck(&self) -> bool {
         self.shared.judging().has_struck
@@ -184,6 +191,23 @@ impl Shared {
         Some(fate)
     }
 
+    /// What is asked, but for what these tests are not about.
+    fn asked(&self, method: &Method, uri: &Uri) -> Option<Asked> {
+        let queries = |what: &str| uri.query().is_some_and(|query| query.contains(what));
+        if queries("dryRun") {
+            return None;
+        }
+        let path = uri.path();
+        let what =
+            path.split_once("/namespaces/").and_then(|(_, rest)| rest.split_once('/')).map_or(path, |(_, what)| what);
+        // One that repeats itself is counted in the first one, which has a name of its own.
+        let what = if what.starts_with("events") { "events" } else { what };
+        let method = if queries("watch=true") { "WATCH" } else { method.as_str() };
+        let is_write = !["GET", "WATCH"].contains(&method);
+        let is_judged = !what.starts_with("leases") || (is_write && self.judges_leases.load(Ordering::Relaxed));
+        is_judged.then(|| Asked { name: format!("{method} {what}"), is_write })
+    }
+
     async fn forward(&self, head: Parts, body: Bytes) -> Result<Response> {
         let target = format!("{}{}", self.upstream, head.uri);
         let is_watch = head.uri.query().is_some_and(|query| query.contains("watch=true"));
@@ -213,7 +237,7 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let Ok(body) = to_bytes(body, usize::MAX).await else { return StatusCode::BAD_REQUEST.into_response() };
     // A judge may wait for what a watch hears.
-    let fate = tokio::task::block_in_place(|| shared.fate(asked(&head.method, &head.uri), &body));
+    let fate = tokio::task::block_in_place(|| shared.fate(shared.asked(&head.method, &head.uri), &body));
     match fate {
         Some(Fate::Done) => shared.forward(head, body).await.unwrap_or_else(|error| away(&error)),
         Some(Fate::Refused(code)) => refusal(code),
@@ -255,22 +279,6 @@ fn refusal(code: u16) -> Response {
 struct Asked {
     name: String,
     is_write: bool,
-}
-
-/// What is asked, but for what these tests are not about.
-fn asked(method: &Method, uri: &Uri) -> Option<Asked> {
-    let queries = |what: &str| uri.query().is_some_and(|query| query.contains(what));
-    if queries("dryRun") {
-        return None;
-    }
-    let path = uri.path();
-    let what =
-        path.split_once("/namespaces/").and_then(|(_, rest)| rest.split_once('/')).map_or(path, |(_, what)| what);
-    // One that repeats itself is counted in the first one, which has a name of its own.
-    let what = if what.starts_with("events") { "events" } else { what };
-    let method = if queries("watch=true") { "WATCH" } else { method.as_str() };
-    let is_write = !["GET", "WATCH"].contains(&method);
-    (!what.starts_with("leases")).then(|| Asked { name: format!("{method} {what}"), is_write })
 }
 
 /// Headers that are about this connection only.

@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 struct Times {
     sent: BTreeMap<u64, Instant>,
-    seen: BTreeMap<u64, Instant>,
+    /// And from which shard.
+    seen: BTreeMap<u64, (Instant, usize)>,
 }
 
 /// A sender and a reader; they end when it is dropped.
@@ -63,7 +64,7 @@ impl Freshness {
                 // What cannot be read now is late.
                 let _ = consumer.poll(100, Duration::from_millis(50), &mut |message| {
                     if let Some(number) = number(message.payload) {
-                        locked(&noted).seen.entry(number).or_insert_with(Instant::now);
+                        locked(&noted).seen.entry(number).or_insert_with(|| (Instant::now(), message.assignment));
                     }
                 });
             }
@@ -72,6 +73,19 @@ impl Freshness {
             (Arc::clone(&times), Arc::clone(&stop), format!("{to}/v1/batch"), key.to_owned());
         let sender = std::thread::spawn(move || send(&noted, &stopped, &url, &key));
         Ok(Freshness { times, stop, threads: vec![reader, sender] })
+    }
+
+    /// Waits until an event has come out that was sent after this was called; the shard that it came from.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn flows(&self) -> Result<usize> {
+        let from = Instant::now();
+        super::pipeline::until("an event that comes out", || {
+            let times = locked(&self.times);
+            let mut sent = times.sent.iter().filter(|(_, sent)| **sent >= from);
+            Ok(sent.find_map(|(number, _)| Some(times.seen.get(number)?.1)))
+        })
     }
 
     /// Of those that were sent since then; waits until all of them have come out.
@@ -88,8 +102,9 @@ impl Freshness {
         super::pipeline::until("every event that was sent", is_out)?;
         let times = locked(&self.times);
         let sent = times.sent.iter().filter(|(_, sent)| (from..=until).contains(*sent));
-        let mut took: Vec<Duration> =
-            sent.filter_map(|(number, sent)| Some(times.seen.get(number)?.saturating_duration_since(*sent))).collect();
+        let mut took: Vec<Duration> = sent
+            .filter_map(|(number, sent)| Some(times.seen.get(number)?.0.saturating_duration_since(*sent)))
+            .collect();
         took.sort();
         let at = |share: f64| {
             let index = (took.len() as f64 * share) as usize;

@@ -10,6 +10,7 @@ pub mod faulty;
 pub mod freshness;
 pub mod kafka_proxy;
 pub mod load;
+pub mod nodes;
 pub mod pipeline;
 pub mod plan;
 pub mod proxy;

@@ -62,6 +62,12 @@ impl Gate {
         drop(self.opened.wait_while(is_open, |is_open| !*is_open));
     }
 
+    /// Passes after that time, too.
+    fn pass_within(&self, time: Duration) {
+        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.opened.wait_timeout_while(is_open, time, |is_open| !*is_open));
+    }
+
     fn open(&self) {
         *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.opened.notify_all();
@@ -92,7 +98,7 @@ impl Sending {
         Sending::begin(to, load, time, usize::MAX)
     }
 
-    /// Both: evenly over `time`, and the last sixth of each stream waits for [`Sending::finish`].
+    /// Both: evenly over `time`, and the last sixth of each stream waits for [`Sending::finish`], from which on all that is left goes at once: `time` may be longer than what is done meanwhile takes.
     pub fn paced_and_held(to: &str, load: &Load, time: Duration) -> Sending {
         Sending::begin(to, load, time, 6)
     }
@@ -119,7 +125,12 @@ impl Sending {
             senders.push(std::thread::spawn(move || {
                 let began = Instant::now();
                 let lines = (0..).zip(&lines).map(|(number, line)| {
-                    std::thread::sleep((step * number).saturating_sub(began.elapsed()));
+                    let early = (step * number).saturating_sub(began.elapsed());
+                    if held_of == usize::MAX {
+                        std::thread::sleep(early);
+                    } else {
+                        gate.pass_within(early);
+                    }
                     if number as usize >= held_from {
                         gate.pass();
                     }

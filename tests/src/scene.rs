@@ -41,7 +41,11 @@ impl Scene {
 
     /// The operator's own namespace is another one.
     pub fn run_from(namespace: &str, home: &str) -> Scene {
-        let server = kubernetes();
+        Scene::on(kubernetes(), namespace, home)
+    }
+
+    /// The API server is another one than that which all share.
+    pub fn on(server: &'static Kubectl, namespace: &str, home: &str) -> Scene {
         server.run(&["create", "namespace", namespace], "").unwrap();
         let (operator, admin) = start_from(server.kubeconfig(), namespace, home, &[]);
         Scene { server, namespace: namespace.to_owned(), operator, admin }

@@ -8,6 +8,7 @@ use crate::proxy::Door;
 use crate::servers::{
     Cluster, IMAGE, Inside, Kafka, Kubectl, Minio, Mongo, MutualTls, USER, host, install_helm, trusted,
 };
+use anyhow::Result;
 use millstream::generate::Load;
 use millstream_shard::log::{Log as _, TopicPartition};
 use millstream_shard::topics::Topics;
@@ -38,6 +39,8 @@ pub struct Shop {
     /// Of the document store, as the Secret has it.
     password: Mutex<&'static str>,
     pub load: Load,
+    /// In the pipeline's specification from the beginning on, beside the example's.
+    always: Value,
 }
 
 pub fn helm(kubectl: &Kubectl, arguments: &[&str]) -> String {
@@ -71,6 +74,11 @@ pub fn operator_in(kubectl: &Kubectl, namespace: &str, verb: &str, settings: &[&
 impl Shop {
     /// Operator and pipeline, installed as the README says; returns when it is ready.
     pub fn open(inside: &Inside, load: Load) -> Shop {
+        Shop::open_with(inside, load, json!({}))
+    }
+
+    /// The same, with this in the pipeline's specification always.
+    pub fn open_with(inside: &Inside, load: Load, always: Value) -> Shop {
         let kubectl = inside.kubectl.clone();
         helm(&kubectl, &["install", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
         operator(&kubectl, "install", &[]);
@@ -82,7 +90,7 @@ impl Shop {
         let password = "first";
         let door = Door::start(mongo.port(), password).unwrap();
         let minio = Minio::start_secure().unwrap();
-        let shop = Shop { kubectl, kafka, door, _mongo: mongo, minio, password: Mutex::new(password), load };
+        let shop = Shop { kubectl, kafka, door, _mongo: mongo, minio, password: Mutex::new(password), load, always };
         shop.certify(1);
         shop.tell_kafka_password(USER.1);
         shop.tell_keys_of_bucket();
@@ -129,6 +137,7 @@ impl Shop {
             "secretAccessKey": {"name": "s3", "key": "secret"},
         }});
         spec["checkpoints"] = json!({"interval": "3s", "minPause": "1s", "retained": 2});
+        lay_over(spec, &self.always);
         lay_over(spec, more);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.kubectl.run(&["apply", "--server-side", "-f", "-"], &list.to_string()).unwrap();
@@ -225,7 +234,7 @@ impl Shop {
 
     /// Waits until the pipeline is ready as it is specified now, and nothing is under way.
     pub fn ready(&self) {
-        let waited = until("a pipeline that is ready", || {
+        self.until("a pipeline that is ready", || {
             let pipeline = self.get("mip", "orders");
             let conditions = pipeline["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let is = |name: &str, status: &str| {
@@ -236,19 +245,35 @@ impl Shop {
                 })
             };
             anyhow::ensure!(is("Ready", "True") && is("Progressing", "False"), "{conditions:#?}");
-            // By their own word, too: what the operator says may be about a moment ago.
-            let pods = self.pod_list();
+            // By their own word, too: what the operator says may be about a moment ago, and one that was taken away by force may not have a successor yet.
+            let (pods, missing) = (self.pod_list(), self.missing());
             let unready: Vec<&Value> = pods.iter().filter(|pod| !is_ready(pod)).collect();
-            anyhow::ensure!(unready.is_empty(), "not ready: {unready:#?}");
+            anyhow::ensure!(
+                unready.is_empty() && missing.is_empty(),
+                "not there: {missing:?}; not ready: {unready:#?}"
+            );
             Ok(Some(()))
         });
-        if let Err(error) = waited {
-            let pods = self.kubectl(&["get", "pods", "-o", "wide"]);
-            let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]);
-            let log = ["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=millstream-operator", "--tail=30"];
-            let operator = self.kubectl.run(&log, "").unwrap_or_default();
-            panic!("{error:#}\n{pods}\n{events}\n{operator}");
-        }
+    }
+
+    /// Waits as [`until`] does. When it is in vain, what there is to know of the Pods and the operator is said.
+    pub fn until<T>(&self, what: &str, check: impl FnMut() -> Result<Option<T>>) -> T {
+        until(what, check).unwrap_or_else(|error| {
+            let pods: Vec<String> = self.pods().into_keys().collect();
+            panic!("{error:#}\n{}", self.told_of(&pods))
+        })
+    }
+
+    /// Pods that a StatefulSet is to have, and that are not there.
+    fn missing(&self) -> Vec<String> {
+        let mut sets: Value = serde_json::from_str(&self.kubectl(&["get", "sts", "-o", "json"])).unwrap();
+        let sets: Vec<Value> = serde_json::from_value(sets["items"].take()).unwrap();
+        let names = |set: &Value| {
+            let (name, replicas) = (text(set, NAME).to_owned(), set["spec"]["replicas"].as_u64().unwrap());
+            (0..replicas).map(move |ordinal| format!("{name}-{ordinal}"))
+        };
+        let pods = self.pods();
+        sets.iter().flat_map(names).filter(|name| !pods.contains_key(name)).collect()
     }
 
     /// The Pods, by name: uid and address.
@@ -285,7 +310,8 @@ impl Shop {
             told += &tell(&["logs", name, "-n", "shop", "--previous", "--tail=40"]);
             told += &tell(&["logs", name, "-n", "shop", "--tail=40"]);
         }
-        told += &tell(&["get", "pods", "-n", "shop", "-o", "wide"]);
+        told += &tell(&["get", "pods,sts,mss,mip", "-n", "shop", "-o", "wide"]);
+        told += &tell(&["get", "mip", "-n", "shop", "-o", "jsonpath={.items[*].status}"]);
         told += &tell(&["describe", "nodes"]);
         told += &tell(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
         told + &tell(&["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=millstream-operator", "--tail=100"])

@@ -54,6 +54,56 @@ fn plugin(kubeconfig: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A field that an older chart's definitions did not have.
+const NEWER: &str = "imagePullSecrets";
+
+/// A copy of the chart with the definitions in which the pipeline does not have [`NEWER`] yet.
+fn older_definitions() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-R").arg(format!("{CHARTS}/millstream-crds/.")).arg(copy.path()).status();
+    assert!(copied.unwrap().success());
+    let file = copy.path().join("templates/ingestionpipelines.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut lines = text.lines().peekable();
+    let mut older = String::new();
+    while let Some(line) = lines.next() {
+        if line.trim() != format!("{NEWER}:") {
+            older += &format!("{line}\n");
+            continue;
+        }
+        while lines.next_if(|next| indent(next) > indent(line)).is_some() {}
+    }
+    assert!(older.len() < text.len() && !older.contains(NEWER));
+    std::fs::write(&file, older).unwrap();
+    copy
+}
+
+/// The chart with the definitions, from an older one to this one, uninstalled, and installed again, while a pipeline lives.
+fn definitions_change_and_stay(shop: &Shop) {
+    let newest = format!("{CHARTS}/millstream-crds");
+    let explained = |is_known: bool| {
+        shop.until("what the API server knows of the field", || {
+            let said = shop.kubectl.run(&["explain", &format!("ingestionpipelines.spec.{NEWER}")], "");
+            anyhow::ensure!(said.is_ok() == is_known, "{said:?}");
+            Ok(Some(()))
+        });
+    };
+    explained(true);
+    let older = older_definitions();
+    helm(&shop.kubectl, &["upgrade", "millstream-crds", &older.path().display().to_string()]);
+    explained(false);
+    helm(&shop.kubectl, &["upgrade", "millstream-crds", &newest]);
+    explained(true);
+    helm(&shop.kubectl, &["uninstall", "millstream-crds", "--wait"]);
+    let kept = shop.kubectl.run(&["get", "crds", "-o", "name"], "").unwrap();
+    assert_eq!(kept.lines().filter(|name| name.ends_with(".ingestion.millstream.dev")).count(), 3, "{kept}");
+    shop.get("mip", "orders");
+    shop.kubectl(&["get", "tenants", "-o", "name"]).lines().next().unwrap();
+    helm(&shop.kubectl, &["install", "millstream-crds", &newest]);
+    shop.ready();
+}
+
 /// Installed with Helm, created with kubectl; then, under load: a Pod is killed, a stage gets smaller and larger, a changed template reaches all, a node is drained, the operator goes.
 #[test]
 fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
@@ -70,19 +120,18 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
 
     timed("a Pod is killed", || {
         shop.kubectl(&["delete", "pod", "orders-action-0", "--grace-period=0", "--force"]);
-        until("another Pod", || {
-            Ok((shop.pods().get("orders-action-0").map(|pod| &pod.0) != Some(&before["orders-action-0"].0))
-                .then_some(()))
-        })
-        .unwrap();
+        shop.until("another Pod", || {
+            let is_other = |(uid, _): &(String, String)| *uid != before["orders-action-0"].0;
+            Ok(shop.pods().get("orders-action-0").is_some_and(is_other).then_some(()))
+        });
         shop.ready();
     });
     timed("fewer and more workers", || {
         shop.kubectl(&["scale", "stagescale/orders-action", "--replicas=1"]);
-        until("one worker less", || Ok((!shop.pods().contains_key("orders-action-1")).then_some(()))).unwrap();
+        shop.until("one worker less", || Ok((!shop.pods().contains_key("orders-action-1")).then_some(())));
         shop.ready();
         shop.kubectl(&["scale", "stagescale/orders-action", "--replicas=2"]);
-        until("one worker more", || Ok(shop.pods().contains_key("orders-action-1").then_some(()))).unwrap();
+        shop.until("one worker more", || Ok(shop.pods().contains_key("orders-action-1").then_some(())));
         shop.ready();
     });
     timed("another template for all stages", || {
@@ -105,7 +154,7 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     });
     timed("the operator is upgraded, rolled back, taken away and installed again", || {
         let before = shop.pods();
-        helm(&shop.kubectl, &["upgrade", "millstream-crds", &format!("{CHARTS}/millstream-crds")]);
+        definitions_change_and_stay(&shop);
         operator(&shop.kubectl, "upgrade", &["logFilter=debug"]);
         helm(&shop.kubectl, &["rollback", "millstream", "1", "--namespace", SYSTEM, "--wait", "--timeout", "120s"]);
         helm(&shop.kubectl, &["uninstall", "millstream", "--namespace", SYSTEM, "--wait"]);
@@ -127,10 +176,10 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
     timed("the operator goes", || {
         let before = shop.operator_pods();
         shop.kubectl.run(&["delete", "pods", "-n", SYSTEM, "--all", "--grace-period=0", "--force"], "").unwrap();
-        until("another operator", || Ok(shop.operator_pods().is_disjoint(&before).then_some(()))).unwrap();
+        shop.until("another operator", || Ok(shop.operator_pods().is_disjoint(&before).then_some(())));
         shop.kubectl(&["scale", "stagescale/orders-unify", "--replicas=3"]);
         // Its share of the shards comes to it when it is ready.
-        until("a shard of the new worker's, and none on its way", || {
+        shop.until("a shard of the new worker's, and none on its way", || {
             let known: Value = serde_json::from_str(&plugin(&user, &["status", "orders", "--json"]))?;
             let shards = &known[0]["shards"];
             let rows = shards["shards"].as_array().into_iter().flatten();
@@ -138,8 +187,7 @@ fn a_pipeline_goes_on_through_what_its_users_do_to_it() {
                 rows.into_iter().any(|row| row["owner"] == "orders-unify-2" && row["planned"] == "orders-unify-2");
             anyhow::ensure!(owns && shards["moving"] == 0, "{}", known[0]);
             Ok(Some(()))
-        })
-        .unwrap();
+        });
         let leaders = ["get", "pods", "-n", SYSTEM, "-l", "ingestion.millstream.dev/leads=true", "-o", "name"];
         let leaders = shop.kubectl.run(&leaders, "").unwrap();
         assert_eq!(leaders.lines().count(), 1, "{leaders}");

@@ -126,6 +126,23 @@ fn what_is_wrong_is_refused_with_what_to_do() {
         ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("0Gi"), "size is a quantity above 0"),
         ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("-1Gi"), "size is a quantity above 0"),
         ("/spec/stages/action/storage/persistentVolumeClaim/size", json!(0), "size is a quantity above 0"),
+        ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("1".repeat(33)), "may not be more than 32"),
+        ("/spec/checkpoints/uploadPerSecond", json!(format!("{}M", "1".repeat(32))), "may not be more than 32"),
+        ("/spec/stages/action/storage/emptyDir", json!({"sizeLimit": "lots"}), "sizeLimit is a quantity above 0"),
+        ("/spec/stages/action/storage/emptyDir", json!({"sizeLimit": 0}), "sizeLimit is a quantity above 0"),
+        ("/spec/stages/action/storage/emptyDir", json!({"sizeLimit": "1".repeat(33)}), "may not be more than 32"),
+        (
+            "/spec/stages/unify/resources",
+            json!({"limits": {"memory": "4GB"}}),
+            "each of them is a quantity, not below 0",
+        ),
+        (
+            "/spec/stages/unify/resources",
+            json!({"requests": {"cpu": "two"}}),
+            "each of them is a quantity, not below 0",
+        ),
+        ("/spec/stages/unify/resources", json!({"requests": {"cpu": -1}}), "each of them is a quantity, not below 0"),
+        ("/spec/stages/unify/resources", json!({"limits": {"cpu": "1".repeat(33)}}), "may not be more than 32"),
         ("/spec/shard", json!(8), "field not declared in schema"),
     ];
     assert_eq!(refused(&pipeline("right")), None);
@@ -148,6 +165,11 @@ fn what_is_wrong_is_refused_with_what_to_do() {
         ("/spec/kafka/retention/ingress", json!("9999999d")),
         ("/spec/stages/action/storage/persistentVolumeClaim/size", json!("1.5Gi")),
         ("/spec/stages/action/storage/persistentVolumeClaim/size", json!(1_000_000_000)),
+        ("/spec/stages/action/storage/emptyDir", json!({"sizeLimit": "20Gi"})),
+        (
+            "/spec/stages/unify/resources",
+            json!({"requests": {"cpu": "500m", "memory": 0}, "limits": {"memory": "4Gi"}}),
+        ),
     ] {
         assert_eq!(refused(&with(pipeline("right"), path, value)), None, "{path}");
     }
@@ -180,6 +202,24 @@ fn what_is_fixed_cannot_be_changed() {
     {
         assert_eq!(refused(&with(first.clone(), path, value)), None, "{path}");
     }
+}
+
+/// As the README has it, but that nothing is stored: there is nobody here who would see to it.
+#[test]
+fn the_example_is_taken_as_it_stands() {
+    server()
+        .run(&["apply", "-f", "-"], r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}"#)
+        .unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/pipeline.yaml");
+    let said = server().run(&["apply", "--dry-run=server", "--validate=strict", "-f", example], "").unwrap();
+    let said: Vec<&str> = said.lines().collect();
+    let expected = [
+        "secret/mongodb",
+        "ingestionpipeline.ingestion.millstream.dev/orders",
+        "secret/acme",
+        "tenant.ingestion.millstream.dev/acme",
+    ];
+    assert_eq!(said, expected.map(|name| format!("{name} created (server dry run)")));
 }
 
 #[test]
@@ -274,6 +314,8 @@ fn a_stage_is_scaled_as_a_deployment_is() {
         ("/spec/pipelineRef/name", json!("other"), "pipelineRef and stage are fixed"),
         ("/spec/replicas", json!(0), "spec.replicas"),
         ("/spec/stage", json!("sink"), "gateway"),
+        ("/metadata/name", json!("orders"), "the name is the pipeline's and the stage's"),
+        ("/metadata/name", json!("orders-unify"), "the name is the pipeline's and the stage's"),
     ] {
         let said = refused(&with(scale.clone(), path, value)).unwrap_or_default();
         assert!(said.contains(expected), "{path}: {said:?} instead of {expected:?}");

@@ -1,8 +1,8 @@
-//! What a change of one tenant among thousands takes: until a gateway lets its new key in, and until the operator says that it is in force.
+//! What a change of one tenant among thousands takes: until a gateway lets its new key in, and until the operator says that it is in force, at every gateway and in every shard of unify.
 //!
-//! A real API server, Kafka, the operator, and one gateway with the configuration that the operator writes, all on this machine; the tenants' keys are in one Secret, and each tenant has a rate.
-//! A change gives a tenant another key. One probe at a time asks the gateway whether it lets it in, and the next one follows the answer; the condition is asked for with the tenant itself. Then nothing is
-//! done for a while, and whatever is written to a tenant meanwhile is counted. Results go to `bench/results/tenants.json`.
+//! A real API server, Kafka, the operator, one gateway, and one worker that has all shards of unify, both with the configuration that the operator writes, all on this machine; the tenants' keys are in
+//! one Secret, and each tenant has a rate. A change gives a tenant another key, or another limit. One probe at a time asks the gateway whether it lets a key in, and the next one follows the answer; the
+//! condition is asked for with the tenant itself. Then nothing is done for a while, and whatever is written to a tenant meanwhile is counted. Results go to `bench/results/tenants.json`.
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 const NAMESPACE: &str = "many";
 const GATEWAY: &str = "orders-gateway-0";
+const UNIFY: &str = "orders-unify-0";
+const SHARDS: usize = 8;
 /// As many requests at once as an administrator's client makes.
 const PARALLEL: usize = 4;
 
@@ -81,7 +83,11 @@ impl Api {
     }
 
     fn give(&self, name: &str, key: &str) -> Result<()> {
-        let patch = json!({"spec": {"apiKeys": [{"name": "keys", "key": key}]}});
+        self.change(name, &json!({"apiKeys": [{"name": "keys", "key": key}]}))
+    }
+
+    fn change(&self, name: &str, spec: &Value) -> Result<()> {
+        let patch = json!({ "spec": spec });
         let request = self.client.patch(format!("{}/{name}", self.tenants())).bearer_auth(&self.token);
         let request = request.header("content-type", "application/merge-patch+json").body(patch.to_string());
         Ok(request.send()?.error_for_status().map(drop)?)
@@ -164,6 +170,31 @@ fn change_some(api: &Api, pods: &Pods, tenants: usize, changes: usize) -> Result
     Ok((let_in, told))
 }
 
+/// Gives as many tenants another limit, one after the other; how long each took until its condition said that all go by it, the shortest first.
+fn limit_some(api: &Api, tenants: usize, changes: usize) -> Result<Vec<Duration>> {
+    let mut told = Vec::new();
+    for change in 0..changes {
+        let name = name(change * tenants / changes);
+        let began = Instant::now();
+        api.change(&name, &json!({"limits": {"maxProperties": 100 + change}}))?;
+        until("the change told", || Ok(is_effective(&api.get(&name)?).then_some(())))?;
+        told.push(began.elapsed());
+    }
+    told.sort_unstable();
+    Ok(told)
+}
+
+/// A worker of unify that owns all shards.
+fn start_unify(scene: &Scene, pods: &mut Pods) -> Result<()> {
+    pods.start(scene, "unify", 0);
+    until("a worker with all shards of unify", || {
+        let shown = scene.admin(&format!("/v1/pipelines/{NAMESPACE}/orders"));
+        let owned = shown.matches(&format!("\"owner\":\"{UNIFY}\"")).count();
+        ensure!(owned == SHARDS, "{owned} of {SHARDS}: {shown}");
+        Ok(Some(()))
+    })
+}
+
 /// To how many tenants something is written while nothing is done.
 fn written_at_rest(api: &Api, rest: Duration) -> Result<usize> {
     let versions = || -> Result<Vec<Value>> {
@@ -187,10 +218,11 @@ fn main() -> Result<()> {
     let metadata = json!({"name": "keys", "labels": {"ingestion.millstream.dev/api-keys": "true"}});
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": keys});
     scene.kubectl(&["create", "-f", "-"], &secret.to_string());
-    scene.pipeline(&json!({}));
+    scene.pipeline(&json!({ "shards": SHARDS }));
     scene.condition("Ready False WorkersNotReady");
     let mut pods = Pods::default();
     pods.start(&scene, "gateway", 0);
+    start_unify(&scene, &mut pods)?;
     let operator = || memory(scene.operator.pid());
     let before = operator()?;
 
@@ -206,10 +238,12 @@ fn main() -> Result<()> {
     println!("{last} tenants made within {made:?}, all in force after {all:?}");
 
     let (let_in, told) = change_some(&api, &pods, last, spares)?;
+    let limited = limit_some(&api, last, spares)?;
     let written = written_at_rest(&api, Duration::from_secs(args.rest))?;
     let longest = |times: &[Duration]| times.last().copied().map_or(0.0, milliseconds);
     let median = |times: &[Duration]| times.get(times.len() / 2).copied().map_or(0.0, milliseconds);
     let of = format!("of {last} tenants one gets another key");
+    let of_limits = format!("of {last} tenants one gets another limit");
     let figures = [
         Figure::at_most(
             format!("{of}: until a gateway lets it in, longest of {spares}"),
@@ -225,6 +259,13 @@ fn main() -> Result<()> {
             Some(2_000.0),
         ),
         Figure::at_most(format!("{of}: the same, median"), median(&told), "ms", Some(2_000.0)),
+        Figure::at_most(
+            format!("{of_limits}: until its condition says that every shard of unify goes by it, longest of {spares}"),
+            longest(&limited),
+            "ms",
+            Some(2_000.0),
+        ),
+        Figure::at_most(format!("{of_limits}: the same, median"), median(&limited), "ms", Some(2_000.0)),
         Figure::at_most(
             format!("tenants written to in {} s in which nothing is done", args.rest),
             written as f64,
@@ -242,6 +283,12 @@ fn main() -> Result<()> {
         Figure::at_most(
             format!("memory of a gateway with {last} tenants"),
             memory(pods.pid(GATEWAY))?.round(),
+            "MB",
+            None,
+        ),
+        Figure::at_most(
+            format!("memory of a worker of unify with {SHARDS} shards and {last} tenants"),
+            memory(pods.pid(UNIFY))?.round(),
             "MB",
             None,
         ),

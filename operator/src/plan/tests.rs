@@ -140,6 +140,36 @@ fn a_changed_template_reaches_one_pod_after_the_other_and_its_shards_leave_first
 }
 
 #[test]
+fn a_template_that_is_taken_back_in_the_middle_reaches_those_alone_who_have_the_other_one() {
+    let mut scene = Scene::new(&json!({}), &[]);
+    let stage = StageName::Action;
+    scene.changed(stage);
+    scene.of(stage).partition = 1;
+    scene.of(stage).pods = pods(&["a", "b"]);
+    assert_eq!(leaving(&scene.plan()), ["orders-action-0"]);
+    // The former template is applied again: Kubernetes counts its revision as the current and as the newest one.
+    scene.of(stage).template_hash = "b".to_owned();
+    assert_eq!((leaving(&scene.plan()), scene.plan().sizes[&stage]), (vec![], (2, AT_REST)));
+    let hash = Scene::new(&json!({}), &[]).of(stage).template_hash.clone();
+    let seen = scene.of(stage);
+    (seen.template_hash, seen.newest, seen.partition) = (hash, "a".to_owned(), AT_REST);
+    let now = |scene: &Scene| {
+        let intent = scene.plan();
+        (leaving(&intent).join(" "), intent.sizes[&stage])
+    };
+    assert_eq!(now(&scene), ("orders-action-1".to_owned(), (2, AT_REST)));
+    scene.owns(stage, 1, 0);
+    assert_eq!(now(&scene), ("orders-action-1".to_owned(), (2, 1)));
+    scene.of(stage).partition = 1;
+    scene.of(stage).pods.insert(1, PodSeen { revision: "a".to_owned(), ..PodSeen::default() });
+    // There is one revision again, whichever Pod is made again: it is over, and nobody else was touched.
+    assert_eq!(now(&scene), (String::new(), (2, AT_REST)));
+    scene.of(stage).pods = pods(&["a", "a"]);
+    assert_eq!(now(&scene), (String::new(), (2, AT_REST)));
+    assert_eq!(scene.plan().doing, Vec::<String>::new());
+}
+
+#[test]
 fn what_others_do_to_the_partition_is_set_back() {
     let mut scene = Scene::new(&json!({}), &[]);
     let stage = StageName::Unify;
@@ -337,7 +367,7 @@ fn another_change_in_the_middle_of_one_reaches_nobody_by_itself() {
     intent.note_templates(&scene.seen, &[]);
     assert_eq!(intent.doing, Vec::<String>::new(), "it was refused");
     intent.note_templates(&scene.seen, &scene.objects.stateful_sets);
-    assert_eq!(intent.doing, ["unify gets a new template"]);
+    assert_eq!(intent.doing, ["rolling: unify gets a new template, one Pod at a time"]);
     // Nor before the status is about it: it may tell of the change before, which some have.
     let mut scene = Scene::new(&json!({}), &[]);
     scene.changed(stage);

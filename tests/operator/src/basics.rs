@@ -1,11 +1,12 @@
 //! What becomes of a pipeline's objects, and what is said of it.
 
 use k8s_openapi::jiff::Timestamp;
-use millstream_shard::log::TopicSpec;
-use millstream_stores::kafka::KafkaLog;
+use millstream_shard::log::{Log as _, TopicSpec};
+use millstream_stores::kafka::{KafkaConfig, KafkaLog};
 use millstream_tests::pipeline;
 use millstream_tests::scene::{Scene, make, specs, start};
 use millstream_tests::servers::Kafka;
+use millstream_tests::servers::acls::Acl;
 use serde_json::{Value, json};
 
 #[test]
@@ -270,5 +271,60 @@ fn a_topic_that_is_missing_or_not_as_it_must_be_is_named_when_others_make_topics
     });
     KafkaLog::new(Kafka::shared().unwrap().config()).unwrap().delete_topics(&[rejects[0].name.clone()]).unwrap();
     make(&rejects);
+    scene.condition("Degraded False AsExpected");
+}
+
+#[test]
+fn a_setting_that_an_existing_topic_must_not_have_is_named() {
+    let scene = Scene::with_secret("settings");
+    let is_it = |topic: &TopicSpec| topic.name == "settings.orders.ingress";
+    let (ingress, others): (Vec<TopicSpec>, Vec<TopicSpec>) = specs("settings").into_iter().partition(is_it);
+    assert!(ingress[0].append_time, "the gateway's records have the time of the log");
+    make(&others);
+    make(&[TopicSpec { append_time: false, ..ingress[0].clone() }]);
+    let kafka =
+        json!({"bootstrapServers": [Kafka::shared().unwrap().bootstrap()], "replication": 1, "topics": "Existing"});
+    scene.pipeline(&json!({"shards": 2, "kafka": kafka}));
+    let message = scene.condition("Degraded True TopicMismatch");
+    let words = "settings.orders.ingress: it exists with message.timestamp.type CreateTime, not LogAppendTime";
+    assert!(message.contains(words) && !message.contains("settings.orders.events"), "{message}");
+    KafkaLog::new(Kafka::shared().unwrap().config()).unwrap().delete_topics(&[ingress[0].name.clone()]).unwrap();
+    make(&ingress);
+    scene.condition("Degraded False AsExpected");
+}
+
+#[test]
+fn a_permission_that_is_missing_for_existing_topics_is_named() {
+    let (user, maker) = ("existing", "maker");
+    let kafka = Kafka::start_authorizing(&[user, maker]).unwrap();
+    let acl = |(kind, operation): (&str, &str)| Acl {
+        kind: kind.to_owned(),
+        prefix: "permissions.orders.".to_owned(),
+        operation: operation.to_owned(),
+    };
+    kafka.allow(maker, &["Create", "DescribeConfigs", "Read"].map(|operation| acl(("Topic", operation)))).unwrap();
+    let config = KafkaConfig { replication_factor: 1, security: kafka.security_of(maker), ..kafka.config() };
+    KafkaLog::new(config).unwrap().create_topics(&specs("permissions")).unwrap();
+    let others = [("Topic", "Read"), ("Topic", "Write"), ("TransactionalId", "Write")];
+    kafka.allow(user, &others.map(acl)).unwrap();
+    let scene = Scene::with_secret("permissions");
+    let ca = std::fs::read_to_string(&kafka.security()["ssl.ca.location"]).unwrap();
+    scene.apply(&json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "kafka"},
+        "stringData": {"ca.crt": ca, "password": user},
+    }));
+    let of_secret = |key: &str| json!({"name": "kafka", "key": key});
+    let sasl = json!({"mechanism": "PLAIN", "username": user, "password": of_secret("password")});
+    let spec = json!({
+        "bootstrapServers": [kafka.bootstrap()], "replication": 1, "topics": "Existing",
+        "tls": {"ca": of_secret("ca.crt")}, "sasl": sasl,
+    });
+    scene.pipeline(&json!({"shards": 2, "kafka": spec}));
+    let message = scene.condition("Degraded True LogUnavailable");
+    assert!(
+        message.contains("cannot describe topic permissions.orders.") && message.contains("allow DescribeConfigs"),
+        "{message}"
+    );
+    kafka.allow(user, &[acl(("Topic", "DescribeConfigs"))]).unwrap();
     scene.condition("Degraded False AsExpected");
 }

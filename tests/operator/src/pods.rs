@@ -187,7 +187,12 @@ fn tenants_come_change_and_go_without_a_restart() {
     });
     pods.running["orders-unify-0"].signal("STOP").unwrap();
     scene.tenant("acme", &["two"], &json!({"identity": {"forbiddenValues": ["walk-in"]}}));
-    effective("acme", "False Waiting");
+    // It is counted who goes by it, and one who does not is named: at first perhaps another one.
+    let waits = "2 of 11 gateways, workers of unify and shards of theirs go by it; the first that does not: ";
+    scene.until("the one who is waited for", || {
+        let message = effective("acme", "False Waiting");
+        (message.contains(&format!("{waits}worker orders-unify-0")).then_some(()), message)
+    });
     pods.running["orders-unify-0"].signal("CONT").unwrap();
     effective("acme", "True Known");
     tenant("globex", &["two"]);

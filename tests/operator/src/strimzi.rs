@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the Topic Operator looks.
-const HOME: &str = "strimzi-kafka";
+pub(crate) const HOME: &str = "strimzi-kafka";
 
-fn definition() -> Value {
+pub(crate) fn definition() -> Value {
     let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let spec = json!({"type": "object", "properties": {
         "topicName": {"type": "string"},
@@ -36,14 +36,14 @@ fn definition() -> Value {
 }
 
 /// The Topic Operator.
-struct TopicOperator<'a>(&'a Scene);
+pub(crate) struct TopicOperator<'a>(pub(crate) &'a Scene);
 
 impl TopicOperator<'_> {
     fn kubectl(&self, arguments: &[&str], input: &str) -> String {
         self.0.server.run(&[arguments, &["-n", HOME]].concat(), input).unwrap()
     }
 
-    fn topics(&self) -> BTreeMap<String, Value> {
+    pub(crate) fn topics(&self) -> BTreeMap<String, Value> {
         let list: Value = serde_json::from_str(&self.kubectl(&["get", "kt", "-o", "json"], "")).unwrap();
         let items = list["items"].as_array().unwrap().iter();
         items.map(|topic| (topic["metadata"]["name"].as_str().unwrap().to_owned(), topic.clone())).collect()

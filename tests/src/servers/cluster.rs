@@ -62,14 +62,14 @@ impl Cluster {
         let hyperkube = install_kubernetes()?;
         let state = folder("cluster")?;
         std::fs::create_dir_all(state.join("images"))?;
-        image::write(&state.join("images/millstream.tar"), IMAGE, programs, "65532")?;
+        image::write(&state.join("images/millstream.tar"), IMAGE, programs)?;
         let pause = state.join("pause");
         std::fs::write(state.join("pause.c"), PAUSE)?;
         let compiled =
             Command::new("cc").args(["-Os", "-static", "-o"]).arg(&pause).arg(state.join("pause.c")).output();
         let compiled = compiled.context("cannot start cc")?;
         ensure!(compiled.status.success(), "pause.c: {}", String::from_utf8_lossy(&compiled.stderr));
-        image::write(&state.join("images/pause.tar"), "localhost/pause:1", &[&pause], "65535")?;
+        image::write_static(&state.join("images/pause.tar"), "localhost/pause:1", &pause, "65535")?;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/run.sh").to_owned();
         let paths = [&state, &hyperkube].map(|path| path.display().to_string());
         let [folder, program] = paths;
@@ -133,16 +133,23 @@ impl Inside {
     /// # Errors
     /// When there is none.
     pub fn kill_worker(&self, uid: &str) -> Result<()> {
+        let pid = self.worker(uid)?.with_context(|| format!("there is no worker in Pod {uid}"))?;
+        let status = Command::new("kill").args(["-s", "KILL", &pid]).status()?;
+        ensure!(status.success(), "cannot kill the worker in Pod {uid}");
+        Ok(())
+    }
+
+    /// The process of the worker in the Pod with this uid, whatever the API server knows of the Pod; none when it has ended.
+    ///
+    /// # Errors
+    /// When processes cannot be listed.
+    pub fn worker(&self, uid: &str) -> Result<Option<String>> {
         let is_it = |pid: &str| {
             let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
             read("cgroup").contains(&format!("/pod{uid}/")) && read("cmdline").split('\0').any(|it| it == "worker")
         };
         let processes = std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let pid = processes.into_iter().find(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()) && is_it(pid));
-        let pid = pid.with_context(|| format!("there is no worker in Pod {uid}"))?;
-        let status = Command::new("kill").args(["-s", "KILL", &pid]).status()?;
-        ensure!(status.success(), "cannot kill the worker in Pod {uid}");
-        Ok(())
+        Ok(processes.into_iter().find(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()) && is_it(pid)))
     }
 
     /// `start`, `kill`, `pause` or `resume` a node, by number from 1.

@@ -1,62 +1,91 @@
-//! An OCI image of some programs, as `tests/cluster` runs them: the same content as the Dockerfile's, without a container engine.
+//! OCI images as `tests/cluster` runs them, without a container engine. That of our own programs is what the `Dockerfile` makes of them: its step that collects files is run here, and what it says of
+//! user, environment and entry point is read off it. The programs are those of daily builds, and the libraries and certificates this machine's.
 
 use super::process::folder;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-/// Writes an archive that `ctr images import` reads: these programs in `/usr/bin` with the shared libraries that they need, run as `user`, the first of them unless something else is asked for.
+const DOCKERFILE: &str = include_str!("../../../Dockerfile");
+/// Where its step finds programs, and where it leaves the image's content; and the variables that stand for them here.
+const PLACES: [(&str, &str); 2] = [("/out", "$OUT"), ("/image", "$IMAGE")];
+
+/// Writes an archive that `ctr images import` reads: what the Dockerfile makes of these programs.
 ///
 /// # Errors
-/// When something is missing, or cannot be read.
-pub(super) fn write(archive: &Path, name: &str, programs: &[&Path], user: &str) -> Result<()> {
+/// When something is missing, or cannot be read; or the Dockerfile has become another.
+pub(super) fn write(archive: &Path, name: &str, programs: &[&Path]) -> Result<()> {
+    in_folder(|work| {
+        collect(work, programs)?;
+        let said = |word: &str| said(word).with_context(|| format!("the Dockerfile has no {word}"));
+        let config = json!({
+            "Entrypoint": serde_json::from_str::<Value>(said("ENTRYPOINT")?)?,
+            "User": said("USER")?,
+            "Env": said("ENV")?.split_whitespace().collect::<Vec<_>>(),
+        });
+        pack(work, archive, name, &config)
+    })
+}
+
+/// The same of one program that needs no library.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn write_static(archive: &Path, name: &str, program: &Path, user: &str) -> Result<()> {
+    in_folder(|work| {
+        let file = program.file_name().context("a program without a name")?;
+        std::fs::create_dir(work.join("image"))?;
+        std::fs::copy(program, work.join("image").join(file))?;
+        let config = json!({"Entrypoint": [format!("/{}", file.to_string_lossy())], "User": user});
+        pack(work, archive, name, &config)
+    })
+}
+
+fn in_folder(did: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let work = folder("image")?;
-    let written = layer(&work, programs).and_then(|()| pack(&work, archive, name, programs, user));
+    let done = did(&work);
     std::fs::remove_dir_all(&work)?;
-    written
+    done
 }
 
-fn layer(work: &Path, programs: &[&Path]) -> Result<()> {
-    let root = work.join("root");
-    for part in ["tmp", "usr/bin", "etc/ssl/certs"] {
-        std::fs::create_dir_all(root.join(part))?;
-    }
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nnonroot:x:65532:65532::/:/bin/sh\n")?;
-    let mut libraries = BTreeSet::new();
+/// Runs the Dockerfile's step below `work`, on these programs.
+fn collect(work: &Path, programs: &[&Path]) -> Result<()> {
+    let (out, image) = (work.join("out"), work.join("image"));
+    std::fs::create_dir(&out)?;
     for program in programs {
-        let target = root.join("usr/bin").join(program.file_name().context("a program without a name")?);
-        // Debug information is most of a program, and nobody debugs here.
-        run(Command::new("strip").arg("-o").arg(&target).arg(program))?;
-        let listed = Command::new("ldd").arg(program).output().context("cannot start ldd")?;
-        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        libraries.extend(listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
+        let file = program.file_name().context("a program without a name")?;
+        std::os::unix::fs::symlink(program, out.join(file))?;
     }
-    for library in libraries {
-        let target = root.join(library.strip_prefix("/")?);
-        std::fs::create_dir_all(target.parent().context("a library without a folder")?)?;
-        std::fs::copy(&library, target).with_context(|| format!("cannot copy {}", library.display()))?;
-    }
-    Ok(())
+    let step = step().context("the Dockerfile has no step that fills /image")?;
+    let step = PLACES.iter().fold(step.to_owned(), |step, (place, variable)| step.replace(place, variable));
+    run(Command::new("sh").arg("-c").arg(step).env("OUT", out).env("IMAGE", image))
 }
 
-fn pack(work: &Path, archive: &Path, name: &str, programs: &[&Path], user: &str) -> Result<()> {
+/// The Dockerfile's step that fills `/image`.
+fn step() -> Option<&'static str> {
+    let step = DOCKERFILE.split("\nRUN ").find(|step| step.contains("mkdir -p /image"))?;
+    // Its lines end with a backslash, but for the last one.
+    Some(step.split("\n\n").next().unwrap_or(step))
+}
+
+/// What follows this instruction in the Dockerfile's last stage.
+fn said(instruction: &str) -> Option<&'static str> {
+    let (_, last) = DOCKERFILE.rsplit_once("\nFROM ")?;
+    last.lines().find_map(|line| line.strip_prefix(instruction)?.strip_prefix(' '))
+}
+
+fn pack(work: &Path, archive: &Path, name: &str, config: &Value) -> Result<()> {
     let oci = work.join("oci");
     std::fs::create_dir_all(oci.join("blobs/sha256"))?;
     let layer = work.join("layer.tar");
-    tar(&layer, &work.join("root"))?;
-    let first = programs.first().and_then(|program| program.file_name()).context("no program")?;
+    tar(&layer, &work.join("image"))?;
     let layer = std::fs::read(layer)?;
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {
-            "Entrypoint": [format!("/usr/bin/{}", first.to_string_lossy())],
-            "User": user,
-            "Env": ["PATH=/usr/bin"],
-        },
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     });
     let config = blob(&oci, "config.v1+json", config.to_string().as_bytes(), &json!({}))?;

@@ -316,14 +316,18 @@ impl Planning {
 
     /// Do they all go by the newest that was said about this tenant?
     pub fn all_go_by(&self, horizon: &Horizon, tenant: &str) -> bool {
-        let known = self.listener.tenant_offset(tenant).zip(self.view().tenants().get(tenant));
-        known.is_some_and(|(offset, known)| horizon.goes_by(offset, &known.terms))
+        self.said(tenant).is_some_and(|(offset, terms)| horizon.goes_by(offset, terms))
     }
 
     /// Does this one go by the newest that was said about this tenant?
     pub fn goes_by(&self, judge: &Judge<'_>, tenant: &str) -> bool {
-        let known = self.listener.tenant_offset(tenant).zip(self.view().tenants().get(tenant));
-        known.is_some_and(|(offset, known)| judge.goes_by(offset, &known.terms))
+        self.said(tenant).is_some_and(|(offset, terms)| judge.goes_by(offset, terms))
+    }
+
+    /// The newest that was said about this tenant, and where in `control`.
+    pub fn said(&self, tenant: &str) -> Option<(u64, &Terms)> {
+        let offset = self.listener.tenant_offset(tenant)?;
+        Some((offset, &self.view().tenants().get(tenant)?.terms))
     }
 
     /// How far the erasure of a tenant is, when there is one.

@@ -1,8 +1,10 @@
 //! What the operator writes to the API server, one write at a time: it dies before and after each, and each is refused, or never answered. What comes of it is what comes of a run in which nothing happened.
 
+use super::all::is_killed_at;
 use super::roll::Roll;
-use millstream_tests::api_proxy::{ApiProxy, Fate};
-use millstream_tests::scene::{FINALIZER, Pods, Scene, specs, start_from, there};
+use super::writes::Writes;
+use millstream_tests::api_proxy::Fate;
+use millstream_tests::scene::{FINALIZER, Pods, Scene, specs, there};
 use millstream_tests::servers::Mongo;
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -37,87 +39,6 @@ fn state(scene: &Scene) -> Value {
     json!([objects["items"], conditions, is_current, created, finalizers])
 }
 
-/// A namespace with a proxy, through which one operator after the other works.
-struct Writes {
-    scene: Scene,
-    proxy: ApiProxy,
-}
-
-impl Writes {
-    fn new(namespace: &str) -> Writes {
-        let mut scene = Scene::with_secret(namespace);
-        // It is there for its namespace only.
-        scene.operator.kill().unwrap();
-        let proxy = ApiProxy::start(scene.server.kubeconfig()).unwrap();
-        Writes { scene, proxy }
-    }
-
-    /// The next operator, which need not wait until a dead one's lease is over.
-    fn start(&mut self) {
-        let lease = format!("lease/millstream-operator-{}", self.scene.namespace);
-        self.scene.kubectl(&["delete", &lease, "--ignore-not-found"], "");
-        let home = &self.scene.namespace;
-        (self.scene.operator, self.scene.admin) =
-            start_from(self.proxy.kubeconfig(), home, home, &["--api-timeout-seconds", "10"]);
-    }
-
-    fn pipeline(&self) {
-        self.scene.pipeline(&json!({"shards": 2, "topicDeletionPolicy": "Delete"}));
-    }
-
-    /// Until something is so, each operator dies at the first write at which none has died yet: before it is done, the next one after. The names of these writes.
-    fn die_at_each_until(&mut self, what: &str, is_so: impl Fn(&Scene) -> bool) -> BTreeSet<String> {
-        self.die_at_each_of("", what, is_so)
-    }
-
-    /// The same, of the writes whose names contain this.
-    fn die_at_each_of(&mut self, about: &'static str, what: &str, is_so: impl Fn(&Scene) -> bool) -> BTreeSet<String> {
-        let named = move |name: &str, body: &str| {
-            // The status that says which topics are made is another one than those before.
-            let is_of_topics = body.contains("createdTopicsIn");
-            let name = if is_of_topics { format!("{name} (topics)") } else { name.to_owned() };
-            name.contains(about).then_some(name)
-        };
-        self.die_at_each_named(named, what, is_so)
-    }
-
-    /// The same, of the writes that get a name, by which they are told apart.
-    fn die_at_each_named(
-        &mut self,
-        named: impl Fn(&str, &str) -> Option<String> + Copy + Send + 'static,
-        what: &str,
-        is_so: impl Fn(&Scene) -> bool,
-    ) -> BTreeSet<String> {
-        let mut died: BTreeSet<(String, bool)> = BTreeSet::new();
-        loop {
-            let known = died.clone();
-            let (say, at) = std::sync::mpsc::channel();
-            self.proxy.go_on(move |name, body| {
-                let Some(name) = named(name, body) else { return Fate::Done };
-                for (is_done, fate) in [(false, Fate::StruckBefore), (true, Fate::StruckAfter)] {
-                    if !known.contains(&(name.clone(), is_done)) {
-                        let _ = say.send((name, is_done));
-                        return fate;
-                    }
-                }
-                Fate::Done
-            });
-            self.start();
-            self.scene.until(what, || {
-                let seen = format!("{} writes so far", died.len());
-                ((self.proxy.has_struck() || is_so(&self.scene)).then_some(()), seen)
-            });
-            let has_struck = self.proxy.has_struck();
-            self.scene.operator.kill().unwrap();
-            match at.try_recv() {
-                Ok(write) if has_struck => assert!(died.insert(write)),
-                _ => break,
-            }
-        }
-        died.into_iter().map(|(name, _)| name).collect()
-    }
-}
-
 fn is_gone(scene: &Scene) -> bool {
     scene.names("mip").is_empty()
 }
@@ -148,7 +69,7 @@ fn an_operator_that_dies_before_or_after_any_of_its_writes_has_done_no_harm() {
     writes.scene.delete();
     died.extend(writes.die_at_each_until("gone", is_gone));
     assert!(there(&specs("writes")).is_empty());
-    // All that the first run wrote, and nothing else. (Whether an Event is another one or repeats itself is a matter of time.)
+    // All that the first run wrote, and nothing else. (Whether an Event is another one or repeats itself is a matter of time: `leading` has those that do.)
     let is_other = |name: &String| name != "PATCH events";
     let all: BTreeSet<String> = all.into_iter().filter(is_other).collect();
     let died = died.into_iter().map(|name| name.trim_end_matches(" (topics)").to_owned());
@@ -156,6 +77,7 @@ fn an_operator_that_dies_before_or_after_any_of_its_writes_has_done_no_harm() {
     println!("died before and after each of these: {died:#?}");
     assert_eq!(died, all);
     assert!(all.len() > 20 && all.contains("PATCH statefulsets/orders-unify"), "{all:?}");
+    is_killed_at("a pipeline comes and goes", &died);
 }
 
 /// A Tenant whose condition says this of its newest generation, and who has a finalizer or none.
@@ -193,6 +115,7 @@ fn an_operator_that_dies_at_any_of_its_writes_about_a_tenant_has_done_no_harm() 
     let is_gone = |scene: &Scene| scene.names("tenants").is_empty();
     died.extend(writes.die_at_each_of(of_a_tenant, "gone", is_gone));
     assert_eq!(died, BTreeSet::from(["PATCH tenants/acme", "PATCH tenants/acme/status"].map(str::to_owned)));
+    is_killed_at("a tenant is held, let go and erased", &died);
 }
 
 #[test]
@@ -259,6 +182,7 @@ fn an_operator_that_dies_while_pods_get_another_template_has_done_no_harm() {
     let configurations = ["POST configmaps", "DELETE configmaps"].map(str::to_owned);
     println!("died before and after each of these: {died:#?}");
     assert_eq!(died, steps.into_iter().chain(configurations).collect());
+    is_killed_at("Pods get another template", &died);
     let is_at_rest = |scene: &Scene| {
         roll(scene);
         Roll { scene, pods: &pods, stage: "action" }.is_at_rest() && pods.borrow().planned("action").len() == 2

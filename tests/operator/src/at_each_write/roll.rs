@@ -60,6 +60,20 @@ impl Roll<'_> {
         }
     }
 
+    /// The revision of the template that there is.
+    pub(super) fn newest(&self) -> String {
+        text(&self.set(), TEMPLATE_HASH).to_owned()
+    }
+
+    /// Kubernetes looks at it, and replaces nobody: its Pods are of this revision.
+    pub(super) fn stays_at(&self, revision: &str) {
+        self.tell(&self.set(), revision);
+    }
+
+    pub(super) fn partition(&self) -> i64 {
+        self.set().pointer(PARTITION).and_then(Value::as_i64).unwrap()
+    }
+
     /// All of its Pods come, of the template that there is; its revision.
     pub(super) fn begin(&self) -> String {
         let set = self.set();
@@ -110,6 +124,6 @@ impl Roll<'_> {
 
     /// Nobody is replaced.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.set().pointer(PARTITION).and_then(Value::as_i64) == Some(AT_REST)
+        self.partition() == AT_REST
     }
 }

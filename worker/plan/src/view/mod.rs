@@ -27,6 +27,7 @@ use crate::status::{Role, ShardStatus, WorkerStatus};
 pub use duties::{Duty, Heir};
 use silence::Presence;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// Bounds of patience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,7 +224,7 @@ impl View {
                 id.stage == UNIFY && holders.get(id) == Some(&(shard.epoch, report.worker.as_str()))
             };
             let held = report.shards.iter().filter(is_held);
-            let shards: Vec<_> = held.map(|(_, shard)| Judge::shard(report, shard.control_offset)).collect();
+            let shards: Vec<_> = held.map(|(id, shard)| Judge::shard(report, id, shard.control_offset)).collect();
             // One that leaves comes to own nothing more.
             (!report.leaving).then(|| Judge::worker(report, true)).into_iter().chain(shards)
         });
@@ -368,15 +369,27 @@ pub struct Judge<'a> {
     pub control_offset: u64,
     /// It is of unify, and has nothing to do with keys and rates.
     pub is_unify: bool,
+    /// The shard, if it is one.
+    pub shard: Option<u32>,
+}
+
+impl fmt::Display for Judge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.shard, self.is_unify) {
+            (Some(shard), _) => write!(f, "shard {UNIFY}/{shard} of {}", self.worker),
+            (None, true) => write!(f, "worker {}", self.worker),
+            (None, false) => write!(f, "gateway {}", self.worker),
+        }
+    }
 }
 
 impl<'a> Judge<'a> {
     fn worker(report: &'a WorkerStatus, is_unify: bool) -> Judge<'a> {
-        Judge { worker: &report.worker, control_offset: report.control_offset, is_unify }
+        Judge { worker: &report.worker, control_offset: report.control_offset, is_unify, shard: None }
     }
 
-    fn shard(report: &'a WorkerStatus, control_offset: u64) -> Judge<'a> {
-        Judge { worker: &report.worker, control_offset, is_unify: true }
+    fn shard(report: &'a WorkerStatus, id: &ShardId, control_offset: u64) -> Judge<'a> {
+        Judge { worker: &report.worker, control_offset, is_unify: true, shard: Some(id.shard) }
     }
 
     /// Does it go by a message about a tenant that is at this offset of `control`, and says this? A former version of unify goes by no rules: where there are none, that is right.

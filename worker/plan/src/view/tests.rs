@@ -394,6 +394,8 @@ fn gateways_workers_of_unify_and_each_shard_that_they_own_judge_the_records_of_t
     };
     let expected = [("g", 9, false), ("u", 8, true), ("u", 7, true), ("v", 6, true)];
     assert_eq!(judges(10), expected.map(|(name, offset, is_unify)| (name.to_owned(), offset, is_unify)));
+    let named: Vec<String> = view.judges(10).iter().map(ToString::to_string).collect();
+    assert_eq!(named, ["gateway g", "worker u", "shard unify/0 of u", "shard unify/1 of v"]);
     assert_eq!(judges(GATEWAY_GONE_MS), [], "whoever is not heard judges nothing any more");
 }
 
@@ -431,7 +433,7 @@ fn a_step_is_carried_out_when_an_owner_who_is_heard_says_so() {
 
 #[test]
 fn a_former_version_of_unify_goes_by_a_tenant_that_has_no_rules() {
-    let of = |control_offset, is_unify| Judge { worker: "w", control_offset, is_unify };
+    let of = |control_offset, is_unify| Judge { worker: "w", control_offset, is_unify, shard: None };
     let forbidden_values = ["none".to_owned()].into();
     let rules = Terms { rules: Rules { forbidden_values, ..Rules::default() }, ..Terms::default() };
     let rate = Terms { rate: Rate { records: Some(1), bytes: None }, ..Terms::default() };
