@@ -16,3 +16,4 @@ pub mod proxy;
 pub mod scene;
 pub mod servers;
 pub mod shop;
+pub mod small_disk;

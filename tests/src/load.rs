@@ -150,6 +150,11 @@ impl Sending {
         self.total.saturating_sub(self.answered())
     }
 
+    /// How many records there are.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
     /// Requests that were sent again.
     pub fn repeated(&self) -> u64 {
         self.progress.repeated.load(Ordering::Relaxed)

@@ -430,7 +430,7 @@ fn a_topic_that_is_missing_or_has_another_number_of_partitions_is_named() {
     let spec = topics.specs().into_iter().find(|spec| *spec.name == *topics.actions).unwrap();
     log.create_topics(&[spec]).unwrap();
     process(&mut pipeline, "unify").ready().unwrap();
-    wait_for_condition(process(&mut pipeline, "action"), "it was deleted and created again; restore a savepoint");
+    wait_for_condition(process(&mut pipeline, "action"), "it was deleted and created again; bring the former one back");
     let more = Settings { shards: 3, ..settings(kafka, "ignored") };
     let other = Settings { pipeline: first.pipeline, ..more };
     let mut wrong = Pipeline::launched(&other, &[("unify", "unify-of-three")]).unwrap();

@@ -20,8 +20,8 @@ use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Bounds, Resources, RocksState};
 use millstream_tests::conformance::eventually;
 use millstream_tests::counting::{self, Counting};
+use millstream_tests::small_disk::SmallDisk;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -219,39 +219,6 @@ fn damage_without_the_beginning_of_the_changelog_stops_the_shard_and_removes_not
     assert!(std::fs::read_dir(&fixture.state).unwrap().count() >= before);
 }
 
-/// 32 MB in memory, for the state; `None` where this is not permitted.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path) -> Option<SmallDisk> {
-        std::fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "tmpfs"]).arg(at).output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(SmallDisk(at.to_owned())),
-            refused => {
-                eprintln!("SKIPPED: a file system of 32 MB cannot be mounted here, which needs root: {refused:?}");
-                None
-            }
-        }
-    }
-
-    fn fill(&self) {
-        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
-        let error = eventually("the disk is full", || std::io::Write::write_all(&mut file, &[7; 64 << 10]).err());
-        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        assert!(Command::new("umount").arg("-l").arg(&self.0).status().unwrap().success());
-    }
-}
-
 /// Runs batches on a full disk until state cannot be stored; gives what the batches say.
 fn until_trouble(fixture: &Fixture, shard: &mut Shard<Counting>, rounds: &mut u64) -> String {
     eventually("trouble", || {
@@ -264,8 +231,8 @@ fn until_trouble(fixture: &Fixture, shard: &mut Shard<Counting>, rounds: &mut u6
 #[test]
 fn a_full_disk_is_told_stops_no_batch_and_is_over_by_itself() {
     let mut fixture = Fixture::new();
-    let Some(disk) = SmallDisk::mount(&fixture.folder.path().join("disk")) else { return };
-    fixture.state = disk.0.join("state");
+    let Some(disk) = SmallDisk::mount(&fixture.folder.path().join("disk")).unwrap() else { return };
+    fixture.state = disk.folder().join("state");
     // A large bound: batches must go on all the time.
     // Two batches of different keys make a flush due, one of the same keys again does not: batches must go on all the time.
     fixture.limits = Limits { dirty_bytes: 300_000, cache_bytes: 64 << 20, ..Limits::default() };
@@ -273,14 +240,14 @@ fn a_full_disk_is_told_stops_no_batch_and_is_over_by_itself() {
     fixture.send(100..200, 2_000);
     batch(&mut shard);
     let mut rounds = 0;
-    disk.fill();
+    disk.fill().unwrap();
     let trouble = until_trouble(&fixture, &mut shard, &mut rounds);
     assert!(trouble.contains("no space left") && trouble.contains("free the disk"), "{trouble}");
     fixture.send(0..100, 2_000);
     assert!(batch(&mut shard).trouble.is_some());
     rounds += 1;
     assert!(shard.trouble().is_some());
-    disk.free();
+    disk.free().unwrap();
     eventually("the trouble is over", || shard.run_batch().map(|_| shard.trouble().is_none().then_some(())).unwrap());
     shard.close().unwrap();
     drop(shard);
@@ -293,11 +260,11 @@ fn a_full_disk_is_told_stops_no_batch_and_is_over_by_itself() {
 #[test]
 fn beyond_the_bound_a_full_disk_closes_the_shard_until_there_is_space() {
     let mut fixture = Fixture::new();
-    let Some(disk) = SmallDisk::mount(&fixture.folder.path().join("disk")) else { return };
-    fixture.state = disk.0.join("state");
+    let Some(disk) = SmallDisk::mount(&fixture.folder.path().join("disk")).unwrap() else { return };
+    fixture.state = disk.folder().join("state");
     fixture.limits.dirty_bytes = 100_000;
     let mut shard = fixture.open().unwrap();
-    disk.fill();
+    disk.fill().unwrap();
     let mut sent = 0;
     let error = eventually("the bound is met", || {
         fixture.send(sent * 100..sent * 100 + 100, 2_000);
@@ -309,7 +276,7 @@ fn beyond_the_bound_a_full_disk_closes_the_shard_until_there_is_space() {
     drop(shard);
     let error = fixture.open().map(drop).unwrap_err();
     assert!(matches!(&error, ShardError::Reopen(why) if why.contains("no space left")), "{error}");
-    disk.free();
+    disk.free().unwrap();
     let mut shard = eventually("it opens", || fixture.open().ok());
     eventually("all is processed", || {
         shard.run_batch().unwrap();

@@ -306,7 +306,7 @@ fn an_unknown_outcome_is_found_out_and_never_doubles_or_loses() {
             fixture.send(&["a", "b"], 0);
             fixture.faults.plan([fault]);
             let failed = shard.run_batch().unwrap_err();
-            assert!(matches!(failed, ShardError::Reopen(_)), "{failed}");
+            assert!(matches!(failed, ShardError::InDoubt(_)), "{failed}");
             assert_eq!(fixture.faults.left(), 0);
             drop(shard);
             shard = fixture.open();
@@ -526,7 +526,7 @@ fn a_lost_changelog_and_an_input_below_its_start_stop_the_shard() {
     fixture.log.trim(&changelog, end).unwrap();
     let opened = fixture.open_at("empty disk").map(|_| ());
     let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
-    assert!(message.contains("restore a savepoint"), "{message}");
+    assert!(message.contains("begin another generation"), "{message}");
 }
 
 /// The local state may be all that is left of a shard whose changelog was deleted and created again, whoever has begun the new one meanwhile.
@@ -635,7 +635,7 @@ fn local_state_that_is_not_proven_is_kept_when_the_changelog_has_no_beginning() 
     fixture.log.trim(&changelog, 1).unwrap();
     let opened = fixture.open_at("state").map(drop);
     let Err(ShardError::Stopped(message)) = opened else { panic!("{opened:?}") };
-    assert!(message.contains("which is kept") && message.contains("restore a savepoint"), "{message}");
+    assert!(message.contains("which is kept") && message.contains("begin another generation"), "{message}");
     assert_eq!(fixture.store("state").position().unwrap().unwrap().batch_number, 3);
 }
 

@@ -28,7 +28,8 @@ pub(crate) fn run(scenario: &Scenario) -> Result<()> {
     window::measure(scenario, &progress, threads)
 }
 
-/// One partition's pass-through, with the settings of the shard runtime's clients (`worker/stores/src/kafka/config.rs`).
+/// One partition's pass-through, with those settings of the shard runtime's clients that decide what a message costs (`worker/stores/src/kafka/config.rs`). It has a consumer of its own; shards
+/// share one.
 struct Pass {
     topics: Topics,
     partition: i32,

@@ -100,6 +100,10 @@ names! {
         DiskLost,
         /// A local store fails, once.
         DiskFailed,
+        /// A disk breaks for good: nothing is read or written any more.
+        DiskBroken,
+        /// A disk breaks for good: what it has cannot be read.
+        DiskUnreadable,
         /// A call of the object store fails.
         ObjectsUnavailable,
         /// An object is written, its writer is not told.
@@ -164,6 +168,8 @@ names! {
         TwinEnded,
         /// A process that leaves gave its shards away and ended.
         Left,
+        /// A worker said that it cannot open a shard.
+        Unable,
         /// An open transaction was aborted by the next client of its id.
         OpenTransactionFenced,
         /// A takeover ended a transaction in a partition in which it had been forgotten.

@@ -99,6 +99,8 @@ pub enum Trouble {
 pub struct Disks {
     world: World,
     folders: Arc<Mutex<BTreeMap<Place, Arc<Mutex<Folder>>>>>,
+    /// Of which shard the disk is broken, and whether only what it has cannot be read.
+    broken: Arc<Mutex<Option<(Place, bool)>>>,
     evidence: Arc<Mutex<Vec<Evidence>>>,
 }
 
@@ -109,7 +111,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Disks {
     /// Empty disks.
     pub fn new(world: World) -> Disks {
-        Disks { world, folders: Arc::default(), evidence: Arc::default() }
+        Disks { world, folders: Arc::default(), broken: Arc::default(), evidence: Arc::default() }
     }
 
     /// Opens a folder, which is made when there is none.
@@ -138,6 +140,21 @@ impl Disks {
             let mut folder = lock(folder);
             *folder = Folder { open_by: folder.open_by, ..Folder::default() };
         }
+    }
+
+    /// From now on this one does not work, or gives nothing back that it takes.
+    pub fn breaks(&self, place: Place, is_unreadable: bool) {
+        self.world.count_fault(if is_unreadable { Fault::DiskUnreadable } else { Fault::DiskBroken });
+        *lock(&self.broken) = Some((place, is_unreadable));
+    }
+
+    /// The one that was broken is exchanged for one that has what it had.
+    pub fn mend(&self) {
+        *lock(&self.broken) = None;
+    }
+
+    fn is_broken(&self, place: &Place, reads: bool) -> bool {
+        lock(&self.broken).as_ref().is_some_and(|(broken, is_unreadable)| broken == place && (reads || !is_unreadable))
     }
 
     /// What was seen of all folders up to now, those that are open included.
@@ -184,12 +201,16 @@ pub struct SimState {
 
 impl SimState {
     fn step(&self, what: &'static str) -> Result<(), StoreError> {
+        self.step_of(what, false)
+    }
+
+    fn step_of(&self, what: &'static str, reads: bool) -> Result<(), StoreError> {
         let world = &self.disks.world;
         world.step(what);
         if world.is_dead(self.process) {
             return Err(failed("this process is no more"));
         }
-        if world.happens(Fault::DiskFailed) {
+        if world.happens(Fault::DiskFailed) || self.disks.is_broken(&self.place, reads) {
             return Err(failed("input/output error"));
         }
         Ok(())
@@ -217,7 +238,7 @@ impl StateStore for SimState {
     }
 
     fn multi_get(&self, keys: &[&StateKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        self.step("store: read")?;
+        self.step_of("store: read", true)?;
         Ok(self.with(|folder| keys.iter().map(|key| folder.current.entries.get(*key).cloned()).collect()))
     }
 

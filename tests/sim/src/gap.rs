@@ -14,6 +14,7 @@ const WATCH_MS: u64 = 12_000;
 pub(crate) fn must_be_refused(sim: &Sim, gap: Gap) {
     sim.world.trace(|| format!("GAP {gap:?}"));
     let machines = end_all(sim);
+    sim.disks.mend();
     let victims = make(sim, gap);
     let before: Vec<_> = victims.iter().map(|(stage, shard)| number(sim, stage, *shard)).collect();
     sim.cluster().must_stop = victims.iter().map(|(stage, shard)| (*stage, *shard, false)).collect();

@@ -63,6 +63,10 @@ fn begin(sim: &Sim) {
     (0..sim.settings.sources).for_each(|number| source::start(sim, number));
     chaos::start(sim, operator);
     savepointer::start(sim);
+    if let Some(broken) = sim.settings.broken_disk {
+        let inside = sim.clone();
+        sim.world.at(broken.at_ms * 1000, move |_| worker::break_disk(&inside, broken.is_unreadable));
+    }
 }
 
 /// Nothing goes wrong any more.

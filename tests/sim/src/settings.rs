@@ -40,6 +40,8 @@ pub struct Settings {
     pub transaction_ms: u64,
     /// Latencies, in tenths of the usual.
     pub slowness: u64,
+    /// A disk that breaks for good, if one does.
+    pub broken_disk: Option<BrokenDisk>,
     /// When checkpoints are taken, if they are.
     pub checkpoints: Option<Policy>,
     /// How often a savepoint is taken, milliseconds, if any is.
@@ -48,6 +50,15 @@ pub struct Settings {
     pub rates: Vec<(Fault, u32)>,
     /// What is done to a shard at the end, which it must refuse to go on from (I6).
     pub gap: Option<Gap>,
+}
+
+/// The disk of a shard's owner breaks for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BrokenDisk {
+    /// When, milliseconds since the run began.
+    pub at_ms: u64,
+    /// It takes what is written, and does not give it back.
+    pub is_unreadable: bool,
 }
 
 /// Something that a shard must not go on from (I6).
@@ -133,10 +144,17 @@ impl Settings {
             slowness: rng.between(5, 25),
             gap: rng.pick(&gaps).copied().filter(|_| rng.one_in(5)),
             rates,
+            broken_disk: broken_disk(seed),
             checkpoints,
             savepoints: savepoints(seed),
         }
     }
+}
+
+/// Of one run in eight. Drawn by itself, so that the others are what they were before there was this fault.
+fn broken_disk(seed: u64) -> Option<BrokenDisk> {
+    let rng = &mut Rng::new(seed ^ 0xb20c_ed15);
+    rng.one_in(8).then(|| BrokenDisk { at_ms: rng.between(500, 5_500), is_unreadable: rng.one_in(2) })
 }
 
 /// Faults of the object store: with how much chance they are in a run, and then how often.

@@ -34,8 +34,8 @@ const ENDING_MS: u64 = 3_000;
 pub struct Desk {
     orders: BTreeMap<ShardId, Order>,
     statuses: BTreeMap<ShardId, ShardStatus>,
-    /// Which of them a server kept from their work the last time.
-    away: BTreeSet<ShardId>,
+    /// Which of them others kept from their work the last time.
+    kept: BTreeSet<ShardId>,
     /// Everybody closes and ends.
     ends: bool,
     seats: usize,
@@ -73,7 +73,7 @@ impl Worker {
         let desk = SharedDesk::default();
         self.sim.cluster().desks.push((self.process, desk.clone()));
         self.seat_all(&desk, member.incarnation().as_str());
-        let (mut plan, mut leaving_since_ms) = (None, None);
+        let (mut plan, mut leaving_since_ms, mut unable) = (None, None, BTreeSet::new());
         loop {
             let now_ms = self.sim.world.monotonic_ms();
             // A poll that fails is tried again: until then the member hears nothing, and knows it.
@@ -97,19 +97,26 @@ impl Worker {
                 self.sim.world.count(Protocol::PlanAdopted);
             }
             let orders = member.orders(now_ms);
-            let (statuses, away) = {
+            let (statuses, kept) = {
                 let mut desk = lock(&desk);
                 desk.orders = orders;
-                (desk.statuses.clone(), desk.away.clone())
+                (desk.statuses.clone(), desk.kept.clone())
             };
             let has_some = statuses.values().any(|status| status.role == Role::Owner);
-            member.report(statuses, &away, now_ms);
+            member.report(statuses, &kept, now_ms);
+            self.count_unable(&member, &mut unable);
             if leaving && (too_long || !has_some) {
                 self.sim.world.count(Protocol::Left);
                 self.end(&desk);
                 return;
             }
         }
+    }
+
+    fn count_unable(&self, member: &Member, before: &mut BTreeSet<ShardId>) {
+        let unable = member.unable();
+        unable.difference(before).for_each(|_| self.sim.world.count(Protocol::Unable));
+        *before = unable;
     }
 
     fn is_leaving(&self) -> bool {
@@ -270,8 +277,8 @@ impl Chair {
         let world = &self.sim.world;
         world.trace(|| format!("error: {error}"));
         match error {
-            ShardError::Away(_) => lock(&self.desk).away.insert(self.id.clone()),
-            _ => lock(&self.desk).away.remove(&self.id),
+            ShardError::Away(_) | ShardError::InDoubt(_) => lock(&self.desk).kept.insert(self.id.clone()),
+            _ => lock(&self.desk).kept.remove(&self.id),
         };
         let ShardError::Stopped(why) = error else { return };
         world.count(Protocol::Stopped);
@@ -365,6 +372,20 @@ fn open_store(sim: &Sim, process: ProcessId, place: &Place) -> Result<Arc<dyn St
             }
         }
     }
+}
+
+/// The disk of somebody who owns a shard breaks.
+pub fn break_disk(sim: &Sim, is_unreadable: bool) {
+    let (desks, running) = (sim.cluster().desks.clone(), sim.cluster().running.clone());
+    let owned = desks.iter().filter(|(process, _)| sim.world.is_running(*process)).find_map(|(process, desk)| {
+        let desk = lock(desk);
+        let owned = desk.statuses.iter().find(|(_, status)| status.role == Role::Owner);
+        owned.map(|(id, _)| (*process, id.clone()))
+    });
+    let Some((process, id)) = owned else { return };
+    let Some(machine) = running.iter().find(|it| it.process == process).map(|it| it.machine) else { return };
+    let stage = if id.stage == "unify" { "unify" } else { "action" };
+    sim.disks.breaks(Place { machine, stage, shard: id.shard }, is_unreadable);
 }
 
 /// Starts whoever has ended again, after a while, until the run is over.

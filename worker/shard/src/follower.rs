@@ -1,7 +1,8 @@
 //! Following a changelog into the local store.
 //!
-//! Used to open a shard, and by standbys, which follow for as long as somebody else owns the shard. **I6, no silent start**: local state that belongs to another topic, or lies outside the
-//! log, is given up and the whole changelog read instead; when the log does not hold the whole any more, the shard stops with a condition.
+//! Used to open a shard, and by standbys, which follow for as long as somebody else owns the shard. **I6, no silent start**: local state that is damaged, or lies before the
+//! log's beginning, is given up for the whole changelog, or for a checkpoint; when there is neither any more, or the state is of another topic of this name, or lies behind the log's end,
+//! the shard stops with a condition.
 //! **I5**: entries and position are written together, only between batches.
 
 use crate::changelog::{Assembler, ChangelogError, Step};
@@ -92,8 +93,8 @@ impl Follower {
         let (stored, damage) = local(log, &at, &*store)?;
         if let Some(position) = stored.as_ref().filter(|position| position.changelog_offset > end) {
             return Err(ShardError::Stopped(format!(
-                "{at} ends at {end}, and the local state is that of {}: the log has lost what was acknowledged; the local state is kept; restore a savepoint, or remove the local state, if \
-                 the shard is to go on with what the log has",
+                "{at} ends at {end}, and the local state is that of {}: the log has lost what was acknowledged; the local state is kept; bring back what the log has lost, or remove the local state, \
+                 if the shard is to go on with what the log has",
                 position.changelog_offset
             )));
         }
@@ -381,7 +382,7 @@ impl Follower {
         };
         if self.start > 0 && !has_other {
             return self.stopped(&format!(
-                "its beginning was deleted (it starts at {}), and the local state, which is kept, is not to be trusted: {why}; restore a savepoint",
+                "its beginning was deleted (it starts at {}), and the local state, which is kept, is not to be trusted: {why}; bring its beginning back, or begin another generation",
                 self.start
             ));
         }
@@ -442,7 +443,7 @@ pub(crate) fn local(
     let is_others = |position: &StatePosition| position.topic_id != topic_id;
     if stored.as_ref().is_some_and(|position| is_others(position) && position.batch_number > 0) {
         return Err(ShardError::Stopped(format!(
-            "{at} is not the topic that the local state follows, but another one of its name: the changelog was lost; the local state is kept; restore a savepoint, or remove the local state, if the shard is to begin anew"
+            "{at} is not the topic that the local state follows, but another one of its name: the changelog was lost; the local state is kept; bring the former topic back, or remove the local state, if the shard is to begin with this one"
         )));
     }
     Ok((stored.filter(|position| !is_others(position)), None))
@@ -454,5 +455,7 @@ fn unreachable(at: &TopicPartition, start: u64, damage: Option<String>) -> Shard
         Some(why) => format!("the local state is damaged ({why})"),
         None => "the local state does not reach it".to_owned(),
     };
-    ShardError::Stopped(format!("{at} starts at {start}: its beginning was deleted, and {state}; restore a savepoint"))
+    ShardError::Stopped(format!(
+        "{at} starts at {start}: its beginning was deleted, and {state}; bring back its beginning, or a local state that reaches it, or begin another generation"
+    ))
 }

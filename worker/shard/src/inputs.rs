@@ -220,11 +220,11 @@ impl Source {
         let is_it = |input: &&Position| *input.topic == *at.topic && input.partition == at.partition;
         match position.inputs.iter().find(is_it) {
             None => Err(ShardError::Stopped(format!(
-                "no position was ever recorded for {at}: the shard began with other topics; restore a savepoint"
+                "no position was ever recorded for {at}: the shard began with other topics; begin another generation"
             ))),
             Some(input) if input.topic_id == self.topic_id => Ok(input.offset),
             Some(input) => Err(ShardError::Stopped(format!(
-                "{at} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
+                "{at} is not the topic that was read up to {}: it was deleted and created again; bring the former one back, or begin another generation",
                 input.offset
             ))),
         }

@@ -62,10 +62,12 @@ pub trait Job: Send {
 /// Why a shard cannot go on, by what its caller must do.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
-    /// Drop the shard and open it again, after a moment: its disk, its state, or something else of this process stood in the way; or nobody knows what became of a transaction, which may be the
-    /// brokers, a rival that has fenced it, or a disk of this process's that was too slow for it.
+    /// Drop the shard and open it again, after a moment: its disk, its state, or something else of this process stood in the way.
     #[error("must be opened again: {0}")]
     Reopen(String),
+    /// The same: nobody knows what became of a transaction, which may be the brokers, a rival that has fenced it, or a disk of this process's that was too slow for it.
+    #[error("must be opened again: {0}")]
+    InDoubt(String),
     /// The same, and to end this process would help nobody: the log or the document store does not answer, or refuses it, or holds back what was committed.
     #[error("must be opened again: {0}")]
     Away(String),
@@ -79,7 +81,7 @@ impl From<log::LogError> for ShardError {
         use log::LogError as E;
         match error {
             E::Unavailable(_) => ShardError::Away(error.to_string()),
-            E::Unknown(_) => ShardError::Reopen(error.to_string()),
+            E::Unknown(_) => ShardError::InDoubt(error.to_string()),
             E::OutOfRange { .. } | E::Topic { .. } | E::TooLarge { .. } | E::Configuration(_) => {
                 ShardError::Stopped(error.to_string())
             }

@@ -12,7 +12,7 @@ use crate::hearing::Listened;
 use crate::log::{Consumer, Log, LogError, Outgoing, Producer};
 use crate::mutant::{self, Mutant};
 use crate::topics::Topics;
-use millstream_plan::ability::Ability;
+use millstream_plan::ability::{Ability, Sight};
 use millstream_plan::incarnation::Incarnation;
 use millstream_plan::message;
 use millstream_plan::plan::ShardId;
@@ -231,14 +231,19 @@ impl Member {
         .collect()
     }
 
-    /// Reports, when it is time or something changed that others act on. `away`: those of the shards that cannot be opened because a server does not answer.
-    pub fn report(&mut self, shards: Statuses, away: &BTreeSet<ShardId>, monotonic_ms: u64) {
-        if self.listener.view().hears(&self.me(), monotonic_ms) {
-            self.ability.note(&shards, away, monotonic_ms);
+    /// Reports, when it is time or something changed that others act on. `kept`: those of the shards that others keep it from, as far as it can tell ([`Sight::kept`]).
+    pub fn report(&mut self, shards: Statuses, kept: &BTreeSet<ShardId>, monotonic_ms: u64) {
+        let (view, me) = (self.listener.view(), self.me());
+        if view.hears(&me, monotonic_ms) {
+            let elsewhere = view.owned_by_others(&me, monotonic_ms);
+            self.ability.note(Sight { shards: &shards, kept, elsewhere: &elsewhere }, monotonic_ms);
         } else {
             self.ability.cut_off(monotonic_ms);
         }
-        let unable = self.ability.unable();
+        let mut unable = self.ability.unable();
+        if mutant::is(Mutant::UnableUnsaid) {
+            unable.clear();
+        }
         let is_due = self.said.as_ref().is_none_or(|said| {
             let is_time = monotonic_ms >= said.at_ms.saturating_add(self.every_ms);
             is_time || said.unable != unable || differs(&said.shards, &shards)
@@ -247,6 +252,11 @@ impl Member {
             self.say(&shards, &unable);
             self.said = Some(Said { at_ms: monotonic_ms, shards, unable });
         }
+    }
+
+    /// The shards that it has said it cannot open ([`WorkerStatus::unable`]).
+    pub fn unable(&self) -> BTreeSet<ShardId> {
+        self.said.iter().flat_map(|said| said.unable.keys().cloned()).collect()
     }
 
     /// Reports that it leaves, or its last word, at once.

@@ -51,6 +51,8 @@ pub enum Mutant {
     WaitingOvertaken,
     /// A process goes on although a newer one of its name runs.
     TwinNotDetected,
+    /// A worker that cannot open a shard does not say so.
+    UnableUnsaid,
     /// A checkpoint's pointer is written whatever is there.
     PointerUnconditional,
     /// Files of a checkpoint that is dropped go, though others refer to them.
@@ -85,7 +87,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 38] = [
+    pub const ALL: [Mutant; 39] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
@@ -109,6 +111,7 @@ impl Mutant {
         Mutant::LateReadWins,
         Mutant::WaitingOvertaken,
         Mutant::TwinNotDetected,
+        Mutant::UnableUnsaid,
         Mutant::PointerUnconditional,
         Mutant::ReferredCollected,
         Mutant::NewerCollected,

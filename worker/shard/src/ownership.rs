@@ -321,12 +321,12 @@ pub fn begin(log: &dyn Log, topics: &Topics, stage: &str, shard: u32, epoch: u64
     }
     if has_written {
         return Err(ShardError::Stopped(format!(
-            "{changelog} is empty, but {output} is not: the changelog was lost; restore a savepoint"
+            "{changelog} is empty, but {output} is not: the changelog was lost; bring it back, or begin another generation"
         )));
     }
     if epoch > 0 {
         return Err(ShardError::Stopped(format!(
-            "{changelog} is empty, but the shard was owned before (epoch {epoch}): the changelog was lost; restore a savepoint, or begin a new generation"
+            "{changelog} is empty, but the shard was owned before (epoch {epoch}): the changelog was lost; bring it back, or begin another generation"
         )));
     }
     // What is added to the inputs from here on is read, or the shard stops.

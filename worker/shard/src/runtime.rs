@@ -408,7 +408,7 @@ impl<S: Stage> Shard<S> {
     /// Between two batches: reads on with another client from where the last batch ended, when this one does not hear its inputs.
     ///
     /// # Errors
-    /// [`ShardError::Reopen`] or [`ShardError::Away`]: it has the client that it had; [`ShardError::Stopped`].
+    /// [`ShardError::Reopen`], [`ShardError::InDoubt`] or [`ShardError::Away`]: it has the client that it had; [`ShardError::Stopped`].
     pub fn read_anew(&mut self) -> Result<(), ShardError> {
         self.inputs.retire();
         let Environment { log, topics, executor, .. } = &self.environment;

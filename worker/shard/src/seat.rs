@@ -133,7 +133,7 @@ impl<S: Stage> Seat<S> {
     /// An owner reads on with another client, because this one does not hear its inputs.
     ///
     /// # Errors
-    /// [`ShardError::Reopen`] or [`ShardError::Away`]: it goes on with the client that it has; after [`ShardError::Stopped`] the seat is closed.
+    /// [`ShardError::Reopen`], [`ShardError::InDoubt`] or [`ShardError::Away`]: it goes on with the client that it has; after [`ShardError::Stopped`] the seat is closed.
     pub fn read_anew(&mut self) -> Result<(), ShardError> {
         let Place::Owner(shard) = &mut self.place else { return Ok(()) };
         let read = shard.read_anew();

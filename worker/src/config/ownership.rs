@@ -61,7 +61,7 @@ pub struct Plan {
     pub node: Option<Place>,
     /// Relative to other workers: one of 2 gets twice the shards of one of 1 (default 1).
     pub capacity: u32,
-    /// A worker that was not heard for so long is silent, and its successors take over (default 3s). The same in every process.
+    /// A worker that was not heard for so long is silent, and its successors take over (default 2.8s). The same in every process.
     pub silence: Millis,
     /// A live owner that the plan has replaced must have handed off so long after its successor was ready; then it is taken over (default 5s).
     pub handoff: Millis,

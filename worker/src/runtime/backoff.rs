@@ -25,8 +25,8 @@ impl Backoff {
     /// How long to wait after this error.
     pub fn after(&mut self, error: &ShardError) -> Duration {
         let (next, longest) = match error {
-            ShardError::Reopen(_) | ShardError::Away(_) => (&mut self.reopen, REOPEN.1),
             ShardError::Stopped(_) => (&mut self.stopped, STOPPED.1),
+            _ => (&mut self.reopen, REOPEN.1),
         };
         let pause = *next;
         *next = (pause * 2).min(longest);

@@ -40,6 +40,8 @@ pub enum Condition {
     Closed,
     /// Tries again soon; says why.
     Retrying(String),
+    /// Tries again soon: nobody knows what became of a transaction; says why.
+    InDoubt(String),
     /// Tries again soon, or writes again what was not taken: the log or the document store does not answer; says why.
     Away(String),
     /// Needs a person; says why.
@@ -228,9 +230,9 @@ impl Desk {
         self.lock().fares(condition);
     }
 
-    /// Is it a server that keeps it from its work?
-    pub fn is_away(&self) -> bool {
-        matches!(self.lock().condition, Condition::Away(_))
+    /// Do others keep it from its work, as far as this process can tell?
+    pub fn is_kept(&self) -> bool {
+        matches!(self.lock().condition, Condition::Away(_) | Condition::InDoubt(_))
     }
 
     /// Notes why it does not work. What a person must look after stays until it works again: that another attempt failed otherwise,
@@ -242,8 +244,11 @@ impl Desk {
             ShardError::Stopped(message) => inner.fares(Condition::Stopped(message)),
             _ if matches!(inner.condition, Condition::Stopped(_)) => {}
             // It was to own it, and is not any more: that it does not is no failure.
-            ShardError::Reopen(_) if inner.is_to_own && !owns(&inner.order.duty) => inner.fares(Condition::Opening),
+            ShardError::Reopen(_) | ShardError::InDoubt(_) if inner.is_to_own && !owns(&inner.order.duty) => {
+                inner.fares(Condition::Opening);
+            }
             ShardError::Reopen(message) => inner.fares(Condition::Retrying(message)),
+            ShardError::InDoubt(message) => inner.fares(Condition::InDoubt(message)),
             ShardError::Away(message) => inner.fares(Condition::Away(message)),
         }
     }
@@ -348,6 +353,7 @@ impl Desk {
             }
             Condition::Hampered(message)
             | Condition::Retrying(message)
+            | Condition::InDoubt(message)
             | Condition::Away(message)
             | Condition::Stopped(message) => message.clone(),
             _ => inner.behind.as_ref().and_then(|behind| behind.held_back.clone()).unwrap_or_default(),
@@ -504,6 +510,7 @@ impl Drop for EndOfThread<'_> {
 mod tests {
     use super::super::fitness::FOLLOWS_WITHIN;
     use super::*;
+    use millstream_shard::log::LogError;
 
     const STORES: Stores = Stores { are_servers: true, are_lost: false };
 
@@ -637,7 +644,22 @@ mod tests {
         desk.fail(ShardError::Reopen("not to be taken over any more".into()));
         assert_eq!(desk.condition(), Condition::Opening);
         desk.fail(ShardError::Away("the log".into()));
-        assert!(desk.is_away());
+        assert!(desk.is_kept());
+        desk.fail(ShardError::Reopen("the disk is full".into()));
+        assert_eq!(desk.condition(), Condition::Opening);
+    }
+
+    #[test]
+    fn who_is_kept_from_its_work_and_who_is_not() {
+        let is_kept = |error| {
+            let desk = Desk::new("unify", 0, Duty::Own);
+            desk.fail(error);
+            desk.is_kept()
+        };
+        assert!(is_kept(ShardError::Away("the log".into())));
+        assert!(is_kept(ShardError::from(LogError::Unknown("a commit".into()))));
+        assert!(!is_kept(ShardError::Reopen("the disk is full".into())));
+        assert!(!is_kept(ShardError::Stopped("a gap".into())));
     }
 
     #[test]

@@ -116,7 +116,7 @@ fn is_awaited(desk: &Desk) -> bool {
 
 fn state_of(desk: &Desk) -> String {
     match desk.condition() {
-        Condition::Retrying(why) | Condition::Away(why) => format!("is opened again: {why}"),
+        Condition::Retrying(why) | Condition::InDoubt(why) | Condition::Away(why) => format!("is opened again: {why}"),
         Condition::Stopped(why) => format!("stopped: {why}"),
         _ => "is being opened; try again".to_owned(),
     }

@@ -80,7 +80,7 @@ impl Fitness {
             Condition::Following => self.failure.follows(now),
             Condition::Away(_) => self.failure.pause(now),
             Condition::Closed => *self = Fitness::default(),
-            Condition::Retrying(_) | Condition::Stopped(_) => self.failure.begin(now),
+            Condition::Retrying(_) | Condition::InDoubt(_) | Condition::Stopped(_) => self.failure.begin(now),
             Condition::Opening | Condition::Running | Condition::Hampered(_) => {}
         }
     }
@@ -114,7 +114,7 @@ impl Fitness {
                 let excused = stores.are_lost || (stores.are_servers && self.fared_well);
                 unless(excused, format!("is opened again: {why}"))
             }
-            Condition::Retrying(why) => {
+            Condition::Retrying(why) | Condition::InDoubt(why) => {
                 let excused = (stores.are_lost && self.fared_well) || (self.has_worked && !fails_long);
                 unless(excused, format!("is opened again: {why}"))
             }

@@ -27,7 +27,7 @@ use millstream_shard::member::{Member, Now, Profile, Statuses};
 use millstream_shard::ownership::Claimant;
 use millstream_shard::runtime::Environment;
 use millstream_shard::topics::Topics;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -299,6 +299,8 @@ pub struct Membership {
     senders: Senders,
     /// `control` was heard up to here, by whichever reader, and by this one.
     heard_to: (u64, u64),
+    /// The shards that it has told it cannot open.
+    unable: BTreeSet<ShardId>,
     /// Of this process, but for the claimant.
     environment: Environment,
     desks: Vec<Arc<Desk>>,
@@ -339,6 +341,7 @@ impl Membership {
             creation,
             senders,
             heard_to: (0, 0),
+            unable: BTreeSet::new(),
             environment,
             desks,
             starters,
@@ -453,12 +456,25 @@ impl Membership {
         }
         self.note_hearing(member);
         self.judge(member);
-        let away = self.desks.iter().filter(|desk| desk.is_away()).map(|desk| desk.id()).collect();
-        member.report(self.statuses(), &away, self.monotonic_ms());
+        let kept = self.desks.iter().filter(|desk| desk.is_kept()).map(|desk| desk.id()).collect();
+        member.report(self.statuses(), &kept, self.monotonic_ms());
+        self.note_unable(member);
         self.note_reports(member);
         if leaving_since.is_some_and(|since| self.has_left(member, since)) {
             self.shared.ended.notify_one();
         }
+    }
+
+    fn note_unable(&mut self, member: &Member) {
+        let unable = member.unable();
+        for id in unable.difference(&self.unable) {
+            let (stage, shard) = (&id.stage, id.shard);
+            tracing::warn!(stage, shard, "shard cannot be opened here for long: whoever can goes before this worker");
+        }
+        for id in self.unable.difference(&unable) {
+            tracing::info!(stage = &id.stage, shard = id.shard, "shard is to be tried here again");
+        }
+        self.unable = unable;
     }
 
     fn listen(&self, member: &mut Member) {

@@ -163,7 +163,7 @@ impl Work {
             }
             let Err(error) = self.run_once(ready.take(), &mut backoff) else { continue };
             match &error {
-                ShardError::Reopen(message) | ShardError::Away(message) => {
+                ShardError::Reopen(message) | ShardError::InDoubt(message) | ShardError::Away(message) => {
                     tracing::warn!(stage = "reaction", shard = self.shard, message, "partition is opened again");
                 }
                 ShardError::Stopped(message) => {

@@ -1,8 +1,8 @@
 //! What the embedded log forgets: messages of a certain age, but never what is still to be read.
 //!
 //! **I6**: a partition is trimmed up to the position that its reader has committed, and no further; whose position is not known is not trimmed. Each of `ingress`,
-//! `actions`, `exchange` and `mutations` has one reader, the shard of that number; `events` and `rejects` have none in here. Changelogs are never trimmed: an
-//! empty disk is filled from them. Kafka has a retention of its own, which is the operator's business.
+//! `actions`, `exchange` and `mutations` has one reader, the shard of that number; `events` and `rejects` have none in here. Changelogs are left alone: an
+//! empty disk is filled from them, unless there are checkpoints, which trim them. Kafka has a retention of its own, which is the operator's business.
 
 use super::desk::Desk;
 use super::system::Stop;

@@ -142,7 +142,7 @@ impl<S: Stage> Work<S> {
         }
         match self.seat.read_anew() {
             // It is told again when that stays so.
-            Err(ShardError::Reopen(message) | ShardError::Away(message)) => {
+            Err(ShardError::Reopen(message) | ShardError::InDoubt(message) | ShardError::Away(message)) => {
                 let (stage, shard) = (self.desk.stage, self.desk.shard);
                 tracing::warn!(stage, shard, message, "inputs cannot be read with another client yet");
                 Ok(())
@@ -274,7 +274,7 @@ impl<S: Stage> Work<S> {
         let (stage, shard) = (self.desk.stage, self.desk.shard);
         match &error {
             _ if self.stop.is_stopped() => tracing::info!(stage, shard, %error, "shard is left as it is"),
-            ShardError::Reopen(message) | ShardError::Away(message) => {
+            ShardError::Reopen(message) | ShardError::InDoubt(message) | ShardError::Away(message) => {
                 tracing::warn!(stage, shard, message, "shard is opened again");
             }
             ShardError::Stopped(message) => tracing::error!(stage, shard, message, "shard stopped"),

@@ -43,9 +43,9 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        // A handoff takes one batch, 200 ms at most: 5 s is an owner that hangs, not one that is busy. What comes and goes, such as an election of a broker, is over
+        // Known within 3 s, the moment until somebody looks included. A handoff takes one batch, 200 ms at most: 5 s is an owner that hangs, not one that is busy. What comes and goes, such as an election of a broker, is over
         // in 30 s: beyond that it is a broken disk, or a thread that has ended.
-        Bounds { silence_ms: 3_000, believe_after: 10, handoff_ms: 5_000, unable_ms: 30_000 }
+        Bounds { silence_ms: 2_800, believe_after: 10, handoff_ms: 5_000, unable_ms: 30_000 }
     }
 }
 
@@ -327,6 +327,14 @@ impl View {
             }
         }
         standings
+    }
+
+    /// The shards that another worker owns, who was heard lately.
+    pub fn owned_by_others(&self, me: &Me<'_>, now_ms: u64) -> BTreeSet<ShardId> {
+        let presence = self.presence(now_ms);
+        let is_others = |worker: &str| worker != me.worker && presence.get(worker) == Some(&Presence::Live);
+        let held = self.holders(&presence).into_iter().filter(|(_, (_, worker))| is_others(worker));
+        held.map(|(id, _)| id.clone()).collect()
     }
 
     /// Does it say that it cannot open this shard?

@@ -25,7 +25,7 @@ fn in_peace_the_owner_owns_and_only_the_first_successor_prepares() {
 #[test]
 fn the_first_live_successor_takes_over_and_keeps_it() {
     let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["b", "c"], 1));
-    scene.says("a", owner(1)).pass(REPORT_MS).mute(&["b"]).pass(20_000).mute(&["a"]).pass(3_000);
+    scene.says("a", owner(1)).pass(REPORT_MS).mute(&["b"]).pass(20_000).mute(&["a"]).pass(2_800);
     assert_eq!(scene.duties(["c", "d"]), [PREPARE, Duty::Nothing], "not beyond the bound yet");
     scene.pass(1);
     assert_eq!(scene.duties(["b", "c", "d"]), [STANDBY, Duty::TakeOver, Duty::Nothing]);
@@ -72,7 +72,7 @@ fn of_two_that_say_they_own_it_the_higher_epoch_does() {
 fn without_epochs_an_owner_that_is_gone_does_not_hide_one_that_is_there() {
     for (dead, live, other) in [("z", "a", "m"), ("a", "z", "m")] {
         let mut scene = Scene::new(&[dead, live, other], plan_of(1, dead, &[live, other], 1));
-        scene.says(dead, owner(0)).pass(REPORT_MS).mute(&[dead]).pass(3_001);
+        scene.says(dead, owner(0)).pass(REPORT_MS).mute(&[dead]).pass(2_801);
         assert_eq!(scene.duty(live), Duty::TakeOver);
         scene.says(live, owner(0)).pass(REPORT_MS);
         assert_eq!(scene.view.standings(scene.now_ms)[&shard()].holder.as_deref(), Some(live));
@@ -81,7 +81,7 @@ fn without_epochs_an_owner_that_is_gone_does_not_hide_one_that_is_there() {
         scene.leaves(live).says(other, standby(0, Some("at-once"))).pass(REPORT_MS);
         assert_eq!(scene.duties([live, other]), [heir(other, "at-once"), EXPECT]);
         // A higher epoch counts, whoever is gone.
-        scene.says(live, owner(3)).pass(REPORT_MS).says(other, owner(2)).mute(&[live]).pass(3_001);
+        scene.says(live, owner(3)).pass(REPORT_MS).says(other, owner(2)).mute(&[live]).pass(2_801);
         let standings = scene.view.standings(scene.now_ms);
         assert!(standings.get(&shard()).is_none_or(|standing| standing.holder.is_none()), "{standings:?}");
     }
@@ -201,14 +201,14 @@ fn most_are_doubted_already_when_only_the_first_of_them_is_silent() {
 #[test]
 fn those_that_fell_silent_one_after_the_other_are_believed() {
     let mut scene = Scene::new(&["a", "b", "c"], plan_of(1, "a", &["c"], 1));
-    scene.mute(&["b"]).pass(8_000).mute(&["a"]).pass(3_001);
+    scene.mute(&["b"]).pass(8_000).mute(&["a"]).pass(2_801);
     assert_eq!(scene.duty("c"), Duty::TakeOver);
 }
 
 #[test]
 fn half_of_them_is_not_most() {
     let mut scene = Scene::new(&["a", "b", "c", "d"], plan_of(1, "a", &["c"], 1));
-    scene.mute(&["a", "b"]).pass(3_001);
+    scene.mute(&["a", "b"]).pass(2_801);
     assert_eq!(scene.duty("c"), Duty::TakeOver);
 }
 
@@ -218,19 +218,19 @@ fn the_silence_of_gateways_says_nothing_and_to_hear_one_says_that_we_hear() {
     for name in ["g1", "g2", "g3"] {
         scene.reports.get_mut(name).unwrap().stages = ["gateway".to_owned()].into();
     }
-    scene.pass(REPORT_MS).mute(&["a", "g1", "g2", "g3"]).pass(3_001);
+    scene.pass(REPORT_MS).mute(&["a", "g1", "g2", "g3"]).pass(2_801);
     assert_eq!(scene.duty("c"), Duty::TakeOver, "one of three workers is silent");
     let mut scene = Scene::new(&["a", "b", "c", "g1", "g2"], plan_of(1, "a", &["c"], 1));
     scene.reports.get_mut("g1").unwrap().stages = ["gateway".to_owned()].into();
     scene.reports.get_mut("g2").unwrap().stages = ["gateway".to_owned()].into();
-    scene.pass(REPORT_MS).mute(&["a", "b"]).pass(3_001);
+    scene.pass(REPORT_MS).mute(&["a", "b"]).pass(2_801);
     assert_eq!(scene.duty("c"), Duty::TakeOver, "two of three are, but gateways are heard");
 }
 
 #[test]
 fn those_that_said_they_leave_are_not_counted_and_are_believed() {
     let mut scene = Scene::new(&["a", "b", "c", "d", "e"], plan_of(1, "a", &["c"], 1));
-    scene.says("a", owner(1)).leaves("a").leaves("b").leaves("d").pass(REPORT_MS).mute(&["a", "b", "d"]).pass(3_001);
+    scene.says("a", owner(1)).leaves("a").leaves("b").leaves("d").pass(REPORT_MS).mute(&["a", "b", "d"]).pass(2_801);
     assert_eq!(scene.duty("c"), Duty::TakeOver);
 }
 
@@ -322,9 +322,9 @@ fn nobody_makes_a_plan_before_all_that_are_named_were_heard_or_are_gone() {
     view.control(plan_of(1, "a", &["b", "c"], 1), 0);
     ["b", "c"].iter().for_each(|name| view.status(report(name, 1), 100));
     assert!(!view.knows_all(100));
-    ["b", "c"].iter().for_each(|name| view.status(report(name, 2), 3_000));
-    assert!(!view.knows_all(3_000));
-    assert!(view.knows_all(3_001));
+    ["b", "c"].iter().for_each(|name| view.status(report(name, 2), 2_800));
+    assert!(!view.knows_all(2_800));
+    assert!(view.knows_all(2_801));
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn the_planner_is_told_who_lives_and_what_stands_where() {
     scene.says("a", owner(1)).says("b", standby(1, None)).says("c", ShardStatus::default()).leaves("b").pass(REPORT_MS);
     let expected = Standing { holder: Some("a".into()), lags: [("b".to_owned(), 3)].into(), ..Standing::default() };
     assert_eq!(scene.view.standings(scene.now_ms), [(shard(), expected)].into());
-    scene.mute(&["a"]).pass(3_001);
+    scene.mute(&["a"]).pass(2_801);
     assert_eq!(scene.view.standings(scene.now_ms)[&shard()].holder, None);
     let alive: Vec<(String, bool)> =
         scene.view.alive(scene.now_ms).into_iter().map(|worker| (worker.name, worker.leaving)).collect();

@@ -125,7 +125,7 @@ pub(crate) fn provide(
     }
     match of_shard.forgive().filter(|_| start > 0) {
         Some(why) => Err(ShardError::Stopped(format!(
-            "{at} starts at {start}, and no checkpoint in {} can be used to begin with ({why}); put back what is missing or damaged there, and it goes on by itself; or restore a savepoint",
+            "{at} starts at {start}, and no checkpoint in {} can be used to begin with ({why}); put back what is missing or damaged there, and it goes on by itself; or begin another generation",
             of_shard.repository.full("")
         ))),
         None => Ok(origin),
@@ -138,8 +138,8 @@ fn has_all(pointer: &Pointer, at: &TopicPartition, topic_id: &str, end: u64) -> 
     match pointer.checkpoints.iter().find(beyond) {
         None => Ok(()),
         Some(entry) => Err(ShardError::Stopped(format!(
-            "{at} ends at {end}, and the checkpoint of batch {} is that of {}: the log has lost what was acknowledged; restore a savepoint, or remove the newer checkpoints, if the shard is to go \
-             on with what the log has",
+            "{at} ends at {end}, and the checkpoint of batch {} is that of {}: the log has lost what was acknowledged; bring that back, or remove the newer checkpoints, if the shard is to go on \
+             with what the log has",
             entry.batch, entry.changelog_offset
         ))),
     }

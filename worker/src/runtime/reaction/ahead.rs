@@ -45,7 +45,7 @@ impl Ready {
         let (first, end) = log.bounds(&at)?;
         if recorded.is_none() && first > 0 {
             return Err(ShardError::Stopped(format!(
-                "{at} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; restore a savepoint"
+                "{at} starts at {first}, and no position was ever recorded: mutations were deleted before they were read; bring them back, or begin another generation"
             )));
         }
         let consumer = log.bulk_consumer(&[(at, recorded.map_or(Start::Earliest, Start::At))])?;
@@ -160,7 +160,7 @@ impl Positions {
         }
         match newest {
             Some(of_another) if of_another.topic_id != *topic_id => Err(ShardError::Stopped(format!(
-                "{} is not the topic that was read up to {}: it was deleted and created again; restore a savepoint",
+                "{} is not the topic that was read up to {}: it was deleted and created again; bring the former one back, or begin another generation",
                 work.mutations(),
                 of_another.offset
             ))),

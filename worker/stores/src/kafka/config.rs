@@ -358,11 +358,13 @@ mod tests {
 
     #[test]
     fn what_exactly_once_rests_on_cannot_be_overridden() {
-        let mut config = KafkaConfig::new("127.0.0.1:9092");
-        config.check().unwrap();
-        config.properties.insert("isolation.level".into(), "read_uncommitted".into());
-        let error = config.check().unwrap_err().to_string();
-        assert!(error.contains("isolation.level"), "{error}");
+        KafkaConfig::new("127.0.0.1:9092").check().unwrap();
+        for name in FIXED {
+            let mut config = KafkaConfig::new("127.0.0.1:9092");
+            config.properties.insert(name.into(), "x".into());
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
         let wrong = [
             ("security", "isolation.level"),
             ("topic_properties", "min.insync.replicas"),
@@ -380,6 +382,16 @@ mod tests {
             config.security.insert(name.into(), "x".into());
         }
         config.check().unwrap();
+    }
+
+    #[test]
+    fn readers_ask_the_leader_and_see_what_is_committed() {
+        let config = KafkaConfig::new("a:1");
+        for client in [config.reader(), config.bulk_reader()] {
+            assert_eq!(client.get("client.rack"), Some(""));
+            assert_eq!(client.get("isolation.level"), Some("read_committed"));
+            assert_eq!(client.get("auto.offset.reset"), Some("error"));
+        }
     }
 
     #[test]

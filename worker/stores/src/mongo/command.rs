@@ -130,7 +130,7 @@ impl Server {
         Ok(replies)
     }
 
-    /// The `update` command.
+    /// The `update` command. Sent as it is, it has neither the default write concern nor the driver's repetition: it says the one itself, and the other is the caller's, who must know of it.
     pub(super) async fn update(&self, collection: &str, updates: Vec<BsonDocument>) -> Result<BsonDocument, Reply> {
         let timeout = i64::try_from(self.config.write_timeout_ms).unwrap_or(i64::MAX);
         let command = doc! {

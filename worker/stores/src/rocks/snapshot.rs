@@ -83,6 +83,7 @@ impl RocksSnapshot {
         let mut snapshot = RocksSnapshot { folder, copies: copies.clone(), position, files };
         let folder = &snapshot.folder;
         let checkpoint = Checkpoint::new(db).map_err(failed("copy"))?;
+        // It flushes memtables, however small they are: without a write-ahead log the copy would lack what is in them. An owner's are as good as empty, because its flushes are files.
         checkpoint.create_checkpoint(folder).map_err(failed("copy"))?;
         drop(checkpoint);
         let files = files_in(folder).map_err(|error| io_error("cannot read", folder, &error))?;
