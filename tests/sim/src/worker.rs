@@ -376,7 +376,8 @@ fn open_store(sim: &Sim, process: ProcessId, place: &Place) -> Result<Arc<dyn St
 
 /// The disk of somebody who owns a shard breaks.
 pub fn break_disk(sim: &Sim, is_unreadable: bool) {
-    let (desks, running) = (sim.cluster().desks.clone(), sim.cluster().running.clone());
+    let desks = sim.cluster().desks.clone();
+    let running = sim.cluster().running.clone();
     let owned = desks.iter().filter(|(process, _)| sim.world.is_running(*process)).find_map(|(process, desk)| {
         let desk = lock(desk);
         let owned = desk.statuses.iter().find(|(_, status)| status.role == Role::Owner);
