@@ -192,6 +192,16 @@ names! {
         PutRefused,
         /// An object was deleted.
         ObjectDeleted,
+        /// A shard was cut for a savepoint.
+        Cut,
+        /// It was cut for a newer one before.
+        CutOutOfOrder,
+        /// Every shard was cut for a savepoint.
+        SavepointComplete,
+        /// A savepoint was given up, or complete.
+        SavepointEnded,
+        /// Between a receiver's cut and a sender's marker was something.
+        ChannelFilled,
         /// A shard stopped (I6).
         Stopped,
         /// A user became part of another.

@@ -1,7 +1,7 @@
 //! The simulation: the real stages, shards, seats, members and planner, on a log and disks that fail in every way that is allowed, with time and chance from one seed.
 //!
 //! One seed is one run: [`run()`]. [`world`] says who goes on and what time it is; [`log`] and [`disk`] are what the code under test stands on; [`worker`], [`operator`],
-//! [`source`] and [`chaos`] are who acts; [`audit`] judges the log and what is left on the disks, and asks nobody what they believe. [`counts`] tells what was hit.
+//! [`source`], [`savepointer`] and [`chaos`] are who acts; [`audit`] judges the log and what is left on the disks, and asks nobody what they believe. [`counts`] tells what was hit.
 //!
 //! How it works, which faults there are, and what it finds: `docs/src/design/simulation.md`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -18,6 +18,7 @@ pub mod objects;
 pub mod operator;
 pub mod rng;
 pub mod run;
+pub mod savepointer;
 pub mod settings;
 pub mod sim;
 pub mod source;

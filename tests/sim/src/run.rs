@@ -4,7 +4,7 @@ use crate::counts::Counts;
 use crate::log::Slips;
 use crate::settings::Settings;
 use crate::sim::Sim;
-use crate::{audit, chaos, gap, operator, source, worker};
+use crate::{audit, chaos, gap, operator, savepointer, source, worker};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,6 +62,7 @@ fn begin(sim: &Sim) {
     worker::supervise(sim);
     (0..sim.settings.sources).for_each(|number| source::start(sim, number));
     chaos::start(sim, operator);
+    savepointer::start(sim);
     if let Some(broken) = sim.settings.broken_disk {
         let inside = sim.clone();
         sim.world.at(broken.at_ms * 1000, move |_| worker::break_disk(&inside, broken.is_unreadable));
@@ -115,20 +116,25 @@ fn is_at_rest(sim: &Sim) -> bool {
     is_done(sim) && running(sim).values().all(|count| *count == 1)
 }
 
-/// Every source is done, every shard has processed everything.
+/// Every source is done, and whoever takes savepoints; every shard has processed everything, and is cut.
 fn is_done(sim: &Sim) -> bool {
-    sim.truth().working == 0 && sim.shards().into_iter().all(|(stage, shard)| audit::is_drained(sim, stage, shard))
+    let is_drained = |(stage, shard)| audit::is_drained(sim, stage, shard);
+    sim.truth().working == 0 && sim.shards().into_iter().all(is_drained) && audit::savepoints::uncut(sim).is_empty()
 }
 
 /// Who does not get on, and why.
 fn stuck(sim: &Sim) -> String {
-    let mut text = format!("{} sources at work; ", sim.truth().working);
+    let mut text = format!("{} sources, or others, at work; ", sim.truth().working);
     text += &format!("processes {:?}; ", running(sim));
     for (stage, shard) in sim.shards() {
         if !audit::is_drained(sim, stage, shard) {
             let at = audit::newest_batch(sim, stage, shard).map(|batch| (batch.number, batch.epoch));
             text += &format!("{stage}[{shard}] is not done, (batch, epoch) {at:?}; ");
         }
+    }
+    let uncut = audit::savepoints::uncut(sim);
+    if !uncut.is_empty() {
+        text += &format!("not cut: {uncut:?}; ");
     }
     text + &worker::conditions(sim)
 }

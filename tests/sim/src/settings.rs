@@ -12,6 +12,8 @@ use std::time::Duration;
 /// What a run is like.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// What it is drawn from.
+    pub seed: u64,
     /// Shards of each stage.
     pub shards: u32,
     /// Names of workers.
@@ -42,6 +44,8 @@ pub struct Settings {
     pub broken_disk: Option<BrokenDisk>,
     /// When checkpoints are taken, if they are.
     pub checkpoints: Option<Policy>,
+    /// How often a savepoint is taken, milliseconds, if any is.
+    pub savepoints: Option<u64>,
     /// How often each fault happens, of ten thousand occasions.
     pub rates: Vec<(Fault, u32)>,
     /// What is done to a shard at the end, which it must refuse to go on from (I6).
@@ -120,6 +124,7 @@ impl Settings {
         let large = rng.one_in(24);
         let gaps = [Gap::InputDeleted, Gap::ChangelogBegins, Gap::InputMadeAgain, Gap::ChangelogMadeAgain];
         Settings {
+            seed,
             shards: if rng.one_in(4) { rng.between(3, 4) } else { rng.between(1, 2) } as u32,
             workers: ["ann", "bob", "cyd", "dan"]
                 .iter()
@@ -141,6 +146,7 @@ impl Settings {
             rates,
             broken_disk: broken_disk(seed),
             checkpoints,
+            savepoints: savepoints(seed),
         }
     }
 }
@@ -179,6 +185,12 @@ fn checkpoints(seed: u64, rates: &mut Vec<(Fault, u32)>) -> Option<Policy> {
         concurrent: rng.between(1, 3) as usize,
         lanes: rng.between(1, 3) as usize,
     })
+}
+
+/// In a third of all runs. Drawn by itself, so that the others are what they were before there were savepoints: those whose seeds are known, too.
+fn savepoints(seed: u64) -> Option<u64> {
+    let rng = &mut Rng::new(seed ^ 0x5a8f);
+    rng.one_in(3).then(|| rng.between(150, 2_500))
 }
 
 /// More than any batch of a run has.

@@ -24,6 +24,6 @@ pub struct Sent {
 pub struct Truth {
     /// The records.
     pub sent: BTreeMap<(String, String), Sent>,
-    /// Sources that are not done.
+    /// Sources that are not done, and whoever takes savepoints.
     pub working: u32,
 }

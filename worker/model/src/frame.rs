@@ -33,6 +33,8 @@ pub enum Content {
     Control = 6,
     /// [`crate::proto::WorkerStatus`]
     Status = 7,
+    /// [`crate::proto::Marker`]
+    Marker = 8,
 }
 
 /// Why bytes are not a frame.

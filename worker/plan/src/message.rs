@@ -116,6 +116,17 @@ pub struct Gateways {
     pub count: u32,
 }
 
+/// A savepoint that is being taken. Of several messages about one, that it has ended counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Savepoint {
+    /// Greater than that of every savepoint before.
+    pub id: u64,
+    /// It is complete, or was given up.
+    pub has_ended: bool,
+    /// Generation of the pipeline.
+    pub generation: u32,
+}
+
 /// One message of `control`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -127,6 +138,8 @@ pub enum Control {
     Tenant(Tenant),
     /// How many gateways share the rates of tenants.
     Gateways(Gateways),
+    /// What shards are to cut for.
+    Savepoint(Savepoint),
 }
 
 /// Bytes of `control` or `status` that cannot be read.
@@ -163,6 +176,7 @@ pub fn control_key(control: &Control) -> Cow<'static, str> {
         Control::FormatLevel(_) => "format-level".into(),
         Control::Tenant(tenant) => format!("tenant/{}", tenant.name).into(),
         Control::Gateways(_) => "gateways".into(),
+        Control::Savepoint(savepoint) => format!("savepoint/{}", savepoint.id).into(),
     }
 }
 
@@ -177,6 +191,9 @@ pub fn encode_control(control: &Control) -> Vec<u8> {
         Control::Tenant(tenant) => Kind::Tenant(wire::tenant_to_proto(tenant)),
         Control::Gateways(Gateways { version, count }) => {
             Kind::Gateways(proto::Gateways { version: *version, count: *count })
+        }
+        Control::Savepoint(Savepoint { id, has_ended, generation }) => {
+            Kind::Savepoint(proto::Savepoint { id: *id, generation: *generation, ended: *has_ended })
         }
     };
     frame::single(Content::Control, &proto::Control { kind: Some(kind) })
@@ -198,6 +215,9 @@ pub fn decode_control(bytes: &[u8]) -> Result<Option<Control>, MessageError> {
         // None at all cannot be: whoever hears it is one.
         Some(Kind::Gateways(proto::Gateways { version, count })) => {
             Ok(Some(Control::Gateways(Gateways { version, count: count.max(1) })))
+        }
+        Some(Kind::Savepoint(proto::Savepoint { id, generation, ended })) => {
+            Ok(Some(Control::Savepoint(Savepoint { id, has_ended: ended, generation })))
         }
         None => Ok(None),
     }
@@ -332,8 +352,9 @@ mod tests {
         let api_keys = [[3; 32]].into();
         let keys_only = Tenant { terms: Terms { api_keys, ..Terms::default() }, ..tenant() };
         let gateways = Control::Gateways(Gateways { version: 2, count: 3 });
+        let savepoint = Control::Savepoint(Savepoint { id: u64::MAX, has_ended: true, generation: 3 });
         let tenants = [tenant(), keys_only].map(Control::Tenant);
-        for control in [Control::Plan(plan()), level, gateways].into_iter().chain(tenants) {
+        for control in [Control::Plan(plan()), level, gateways, savepoint].into_iter().chain(tenants) {
             assert_eq!(decode_control(&encode_control(&control)).unwrap(), Some(control));
         }
         assert_eq!(decode_status(&encode_status(&status())).unwrap(), status());
@@ -345,6 +366,8 @@ mod tests {
         assert_eq!(control_key(&Control::FormatLevel(FormatLevel::default())), "format-level");
         assert_eq!(control_key(&Control::Tenant(tenant())), "tenant/acme");
         assert_eq!(control_key(&Control::Gateways(Gateways::default())), "gateways");
+        let savepoint = Savepoint { id: 7, ..Savepoint::default() };
+        assert_eq!(control_key(&Control::Savepoint(savepoint)), "savepoint/7");
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct BatchHeader {
     pub state_digest: u64,
     /// What is kept by an earlier period than this goes, before the changes; 0: nothing.
     pub forget_before: u32,
+    /// Savepoints that the shard is cut for here.
+    pub cuts: Vec<u64>,
 }
 
 /// The records of a batch with this block of changes, and the digest after them.
@@ -78,6 +80,7 @@ pub fn records(header: &BatchHeader, block: Vec<u8>, previous: u64) -> (Vec<Chan
                 changes,
                 state_digest: if is_last { header.state_digest } else { 0 },
                 forget_before: header.forget_before,
+                cuts: if is_last { header.cuts.clone() } else { Vec::new() },
             };
             batch.digest = digest_of(&batch);
             digest = batch.digest;
@@ -87,7 +90,7 @@ pub fn records(header: &BatchHeader, block: Vec<u8>, previous: u64) -> (Vec<Chan
     (records, digest)
 }
 
-/// The digest of a part: over everything in it, the previous digest included.
+/// The digest of a part: over everything in it, the previous digest included; but for savepoints, of which a former version knows nothing, and which say nothing about state.
 fn digest_of(batch: &Batch) -> u64 {
     let mut hash = Xxh3::new();
     let numbers =

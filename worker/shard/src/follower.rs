@@ -11,6 +11,7 @@ use crate::checkpoint::Origin;
 use crate::hearing::Listened;
 use crate::log::{Consumer, Log, LogError, Start, TopicPartition};
 use crate::mutant::{self, Mutant};
+use crate::savepoint::cuts;
 use crate::state::{Forget, StateStore, StoreError};
 use crate::{Executor, ShardError};
 use hashbrown::HashMap;
@@ -319,6 +320,9 @@ impl Follower {
         }
         if self.totals.digest != batch.state_digest {
             return Err(self.differs(&batch));
+        }
+        if !mutant::is(Mutant::CutForgotten) {
+            cuts::add(&mut self.position.cuts, &batch.cuts);
         }
         self.position = StatePosition {
             digest: batch.digest,

@@ -26,6 +26,7 @@ mod output;
 pub mod ownership;
 pub mod planning;
 pub mod runtime;
+pub mod savepoint;
 pub mod seat;
 pub mod standby;
 pub mod state;

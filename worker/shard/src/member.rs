@@ -61,6 +61,8 @@ pub struct Order {
     pub plan: (u64, u64),
     /// Highest epoch that anybody has reported of the shard: an owner of a lower one was fenced.
     pub epoch: u64,
+    /// Savepoints that are being taken.
+    pub savepoints: Arc<[u64]>,
 }
 
 /// Shards, and what a member says of them.
@@ -219,11 +221,12 @@ impl Member {
         let view = self.view();
         let plan = view.plan().map(|plan| (plan.version.term, plan.version.number)).unwrap_or_default();
         let epochs = view.highest_epochs();
+        let savepoints: Arc<[u64]> = view.open_savepoints().collect();
         let duties = view.duties(&self.me(), monotonic_ms).into_iter();
         let mine = duties.filter(|(id, _)| self.profile.stages.contains(&id.stage));
         mine.map(|(id, duty)| {
             let epoch = epochs.get(&id).copied().unwrap_or_default();
-            (id, Order { duty, plan, epoch })
+            (id, Order { duty, plan, epoch, savepoints: savepoints.clone() })
         })
         .collect()
     }

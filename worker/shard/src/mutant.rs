@@ -71,11 +71,23 @@ pub enum Mutant {
     CheckpointUnproven,
     /// A file that was downloaded is not compared with what was uploaded.
     FilesUnchecked,
+    /// What waits for other shards goes in the transaction of a cut, behind its markers.
+    WaitingBehindMarker,
+    /// Markers go in a transaction of their own, behind that of the cut's record.
+    MarkerApart,
+    /// A shard is cut although it owes its outputs something of batches before.
+    CutBeforeOwed,
+    /// Whoever follows a changelog does not know for which savepoints the shard was cut.
+    CutForgotten,
+    /// A shard reads on behind the marker of another one of its stage.
+    PeersIgnored,
+    /// What is held back behind a marker counts as processed.
+    HeldPassed,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 33] = [
+    pub const ALL: [Mutant; 39] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
@@ -109,6 +121,12 @@ impl Mutant {
         Mutant::NamesTrusted,
         Mutant::CheckpointUnproven,
         Mutant::FilesUnchecked,
+        Mutant::WaitingBehindMarker,
+        Mutant::MarkerApart,
+        Mutant::CutBeforeOwed,
+        Mutant::CutForgotten,
+        Mutant::PeersIgnored,
+        Mutant::HeldPassed,
     ];
 }
 

@@ -43,6 +43,17 @@ pub(crate) fn topics_of<'a>(stage: &str, topics: &'a Topics) -> Vec<&'a Arc<str>
     }
 }
 
+/// Partitions that other shards read from a stage's shard: where its markers go.
+pub(crate) fn channels(stage: &str, topics: &Topics, shard: u32) -> Vec<TopicPartition> {
+    match stage {
+        "unify" => vec![TopicPartition::new(topics.actions.clone(), shard)],
+        _ => {
+            let exchange = (0..topics.shards).map(|number| TopicPartition::new(topics.exchange.clone(), number));
+            exchange.chain([TopicPartition::new(topics.mutations.clone(), shard)]).collect()
+        }
+    }
+}
+
 /// Are all topics there that a stage writes to? A client that produces to one that is gone only waits, and then says that it waited.
 ///
 /// # Errors
@@ -88,6 +99,28 @@ impl Output {
         let exchange = missing.iter().filter(|(at, _)| at.topic == self.topics.exchange).map(|(at, _)| at.partition);
         for (partition, frame) in self.waiting.begin(exchange) {
             self.send(Content::Exchange, partition, &frame, transaction)?;
+        }
+        Ok(())
+    }
+
+    /// A batch that cuts the shard: it sends markers, to each of these partitions, and nothing else.
+    ///
+    /// # Errors
+    /// [`LogError`] of the transaction.
+    pub(crate) fn mark(
+        &mut self,
+        batch: Origin,
+        markers: &[Vec<u8>],
+        channels: &[TopicPartition],
+        transaction: &mut dyn Transactional,
+    ) -> Result<(), LogError> {
+        self.waiting.clear();
+        self.origin = self.writer.say(batch);
+        for TopicPartition { topic, partition } in channels {
+            for payload in markers {
+                let headers = &[(ORIGIN, self.origin.as_str())];
+                transaction.send(Outgoing { topic, partition: *partition, key: &[], payload, headers })?;
+            }
         }
         Ok(())
     }

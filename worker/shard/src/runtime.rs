@@ -17,8 +17,9 @@ use crate::inputs::Inputs;
 use crate::log::{Log, Outgoing, TopicPartition, Transactional};
 use crate::memory::{Member, Pool, dirty_bytes};
 use crate::mutant::{self, Mutant};
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::ownership::{self, Claimant};
+use crate::savepoint::{cuts, marker};
 use crate::standby::{Acquired, Standby, Storing};
 use crate::state::{Forget, StateStore};
 use crate::sums::Sums;
@@ -156,6 +157,8 @@ struct Read {
     time_ms: u64,
     stamp_time_ms: u64,
     forget_before: u32,
+    /// Savepoints that it is a cut for; then it has no inputs.
+    cuts: Vec<u64>,
 }
 
 /// A shard that this process owns.
@@ -184,6 +187,8 @@ pub struct Shard<S: Stage> {
     checkpointer: Option<Checkpointer>,
     taken: Option<Taken>,
     sweep: Sweep,
+    /// Savepoints that are being taken, as far as was heard.
+    savepoints: Arc<[u64]>,
     /// What was wrong with the clocks when the inputs of the last batch were read.
     clocks: Option<String>,
     member: Option<Member>,
@@ -262,6 +267,7 @@ impl<S: Stage> Shard<S> {
             flushed_batch: position.batch_number,
             position,
             out: Outbox::default(),
+            savepoints: Arc::default(),
             clocks: None,
             flushed_ms: environment.clock.now_ms(),
             noted_ms: 0,
@@ -335,7 +341,53 @@ impl<S: Stage> Shard<S> {
         self.cache.set_capacity(self.limits.cache_bytes.saturating_sub(self.output.waiting.bytes()));
     }
 
+    /// These savepoints are being taken.
+    pub fn hear_of(&mut self, savepoints: &Arc<[u64]>) {
+        self.savepoints = savepoints.clone();
+    }
+
+    /// Savepoints for which the shard is to be cut before anything else.
+    fn due_cuts(&self) -> Vec<u64> {
+        // What is missing in outputs was written before.
+        if self.output.is_owed() && !mutant::is(Mutant::CutBeforeOwed) {
+            return Vec::new();
+        }
+        let cuts = &self.position.cuts;
+        if self.inputs.bring_markers() {
+            return self.inputs.due(cuts).into_iter().collect();
+        }
+        self.savepoints.iter().filter(|savepoint| !cuts::has(cuts, **savepoint)).copied().collect()
+    }
+
+    /// Cuts the shard: a batch of nothing but the record that says so, and markers (I10).
+    fn cut(&mut self, savepoints: Vec<u64>, notes_end: bool) -> Result<Report, ShardError> {
+        let (stage, origin, now_ms) = (self.stage.name(), self.origin(), self.environment.clock.now_ms());
+        let channels = output::channels(stage, &self.environment.topics, self.shard);
+        let of = |savepoint: &u64| marker::encode(*savepoint, stage, self.shard);
+        let markers: Vec<Vec<u8>> = savepoints.iter().map(of).collect();
+        let (time_ms, stamp_time_ms) = (self.position.time_ms, self.position.stamp_time_ms);
+        let read = Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0, cuts: savepoints };
+        self.settle_doubt()?;
+        self.producer.begin()?;
+        if mutant::is(Mutant::MarkerApart) {
+            let report = self.commit(&read, notes_end)?;
+            self.producer.begin()?;
+            self.output.mark(origin, &markers, &channels, &mut *self.producer)?;
+            self.producer.commit()?;
+            return Ok(report);
+        }
+        self.output.mark(origin, &markers, &channels, &mut *self.producer)?;
+        if mutant::is(Mutant::WaitingBehindMarker) {
+            self.output.begin(origin, &mut *self.producer)?;
+        }
+        self.commit(&read, notes_end)
+    }
+
     fn transact(&mut self, notes_end: bool) -> Result<Option<Report>, ShardError> {
+        let cuts = self.due_cuts();
+        if !cuts.is_empty() {
+            return self.cut(cuts, notes_end).map(Some);
+        }
         let read = self.read();
         if read.is_err() && mutant::is(Mutant::OverlayLeaks) {
             return self.go_on_in_place().map(|()| None);
@@ -412,7 +464,7 @@ impl<S: Stage> Shard<S> {
         self.output.begin(origin, &mut *self.producer)?;
         self.sweep_some(time_ms)?;
         self.output.finish(&mut *self.producer)?;
-        let read = Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0 };
+        let read = Read { records: 0, began_ms: now_ms, time_ms, stamp_time_ms, forget_before: 0, cuts: Vec::new() };
         self.commit(&read, notes_end).map(Some)
     }
 
@@ -439,7 +491,7 @@ impl<S: Stage> Shard<S> {
         let mut at_once = FIRST_MESSAGES;
         let mut began = None;
         loop {
-            let messages = self.inputs.poll(at_once, wait, &mut |input, message| {
+            let messages = self.inputs.poll(at_once, wait, &position.cuts, &mut |input, message| {
                 if message.is_empty() {
                     return;
                 }
@@ -460,7 +512,7 @@ impl<S: Stage> Shard<S> {
                 self.batch_time = self.limits.next_batch_time(self.batch_time, records, bytes);
                 let (stamp_time_ms, forget_before) = (batch.stamp_time_ms, batch.forget_before);
                 self.clocks = batch.clocks.take().or_else(|| behind(position.time_ms, began_ms));
-                return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before }));
+                return Ok(Some(Read { records, began_ms, time_ms, stamp_time_ms, forget_before, cuts: Vec::new() }));
             }
             let is_small = bytes * 8 < self.limits.batch_bytes
                 && records * 8 < self.limits.batch_records
@@ -489,6 +541,7 @@ impl<S: Stage> Shard<S> {
             inputs: self.inputs.next(),
             state_digest: batch.totals.digest,
             forget_before: read.forget_before,
+            cuts: read.cuts.clone(),
         };
         let block = std::mem::take(&mut batch.changes).into_block();
         let digest = self.send_changelog(&header, block)?;
@@ -501,6 +554,7 @@ impl<S: Stage> Shard<S> {
         self.sums.commit(&usage);
         self.output.waiting.commit();
         self.committed_ms = self.environment.clock.now_ms();
+        cuts::add(&mut self.position.cuts, &header.cuts);
         self.position = StatePosition {
             digest,
             batch_number: header.number,

@@ -313,6 +313,7 @@ impl<S: Stage> Seat<S> {
             // Somebody acquired it after us: whatever we would commit, the log would refuse.
             _ if order.epoch > shard.position().epoch => Ok((Place::Closed, Step::Closed)),
             _ => {
+                shard.hear_of(&order.savepoints);
                 let report = shard.run_batch()?.map(Box::new);
                 Ok((Place::Owner(shard), Step::Batch(report)))
             }

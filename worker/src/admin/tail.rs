@@ -12,6 +12,7 @@ use bytes::Bytes;
 use millstream_model::frame::{Content, read};
 use millstream_model::proto::Mutation;
 use millstream_shard::log::{Log, LogError, Start, TopicPartition};
+use millstream_shard::savepoint::marker;
 use prost::Message;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -150,6 +151,7 @@ impl Reading {
     fn append_mutations(&self, payload: &[u8], chunk: &mut Vec<u8>) {
         let records = match read(payload, Content::Mutation) {
             Ok(records) => records,
+            Err(_) if marker::read(payload).is_some() => return,
             Err(error) => return push(&json!({"error": {"message": error.to_string()}}), chunk),
         };
         for record in records {

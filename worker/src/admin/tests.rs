@@ -4,7 +4,7 @@ use super::*;
 use axum::body::Body;
 use http_body_util::BodyExt;
 use millstream_model::frame::{Content, single};
-use millstream_model::proto::{Mutation, Stamp};
+use millstream_model::proto::{Marker, Mutation, Stamp};
 use millstream_shard::log::{
     Consumer, EachRead, Ends, LogError, Message, Producer, Start, TopicPartition, TopicSpec, Transactional, View,
 };
@@ -256,6 +256,8 @@ async fn mutations_are_shown_as_json() {
             Mutation { tenant: tenant.into(), collection: "users".into(), revision: 7, ..Mutation::default() };
         log.put("t.g1.mutations", 0, single(Content::Mutation, &mutation));
     }
+    // Of a savepoint: nothing to see.
+    log.put("t.g1.mutations", 0, single(Content::Marker, &Marker { savepoint: 1, ..Marker::default() }));
     log.put("t.g1.mutations", 1, "no frame");
     let (_, body) = get_from(&state(&log, vec![]), "/v1/tail/mutations?tenant=acme").await;
     let lines: Vec<Value> = body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -34,6 +34,31 @@ pub struct Story {
     pub whole: BTreeSet<usize>,
     /// Offsets and epochs of ownership records.
     pub owned: Vec<(u64, u64)>,
+    /// In their order.
+    pub cuts: Vec<CutTold>,
+    /// Where the inputs stand at the end.
+    pub inputs: Vec<Position>,
+}
+
+/// A cut as it is in the log.
+#[derive(Clone, Debug)]
+pub struct CutTold {
+    /// For which savepoint.
+    pub savepoint: u64,
+    /// The number of its batch.
+    pub batch: u64,
+    /// Where its inputs stood.
+    pub inputs: Vec<Position>,
+}
+
+/// The savepoints that a message of a changelog says the shard is cut for.
+pub fn cuts_of(payload: &[u8]) -> Vec<u64> {
+    let records = decode::<Changelog>(payload, Content::Changelog).unwrap_or_default();
+    let cuts = |record: Changelog| match record.record {
+        Some(Record::Batch(batch)) => batch.cuts,
+        _ => Vec::new(),
+    };
+    records.into_iter().flat_map(cuts).collect()
 }
 
 /// Frames of the exchange, by transaction and partition, in their order.
@@ -44,7 +69,8 @@ pub fn exchange(sim: &Sim) -> Exchange {
     let mut all = Exchange::new();
     for partition in 0..sim.settings.shards {
         for message in sim.log.look(|broker| broker.committed(&sim.topics.exchange, partition)) {
-            if let Some((transaction, _, _)) = message.transaction {
+            let is_marker = super::savepoints::marker(&message.payload).is_some();
+            if let Some((transaction, _, _)) = message.transaction.filter(|_| !is_marker) {
                 all.entry(transaction).or_default().entry(partition).or_default().push(message.payload);
             }
         }
@@ -72,6 +98,8 @@ struct Reader<'a> {
     takeovers: BTreeSet<usize>,
     /// A batch of which not all parts have come.
     open: Option<(Batch, usize, u64)>,
+    /// The newest owner owes its outputs something, and has had no batch.
+    owes: bool,
 }
 
 /// Reads it all.
@@ -94,12 +122,14 @@ pub fn read(sim: &Sim, stage: &'static str, shard: u32, exchange: &Exchange, fin
         exchange,
         takeovers: messages.iter().filter_map(takeover).collect(),
         open: None,
+        owes: false,
     };
     for message in &messages {
         reader.message(message);
     }
     let open = reader.open.take();
     reader.check(open.is_none(), 0, "I4: the changelog ends in the middle of a batch");
+    reader.story.inputs = reader.inputs;
     reader.story
 }
 
@@ -160,6 +190,8 @@ impl Reader<'_> {
         let plan = |it: &Ownership| (it.plan_term, it.plan_number);
         self.check(plan(&owner) >= plan(&self.owner), offset, "rule 5: acquired under an older plan");
         self.story.owned.push((offset, owner.epoch));
+        // Nothing but a batch settles it.
+        self.owes |= !owner.owed.is_empty();
         self.sim.world.count(Protocol::Owned);
         (self.owner, self.released) = (owner, None);
     }
@@ -237,11 +269,23 @@ impl Reader<'_> {
                 before.is_some_and(|before| before.offset <= input.offset && before.topic_id == input.topic_id);
             self.check(goes_on, offset, "I1: an input position went back, or is of another topic");
         }
+        self.cuts(offset, &batch);
         self.fold(offset, &batch);
         self.check(self.state == batch.state_digest, offset, "I5: the owner's state is not the fold of its changelog");
         self.story.batches.push(Told { digest: batch.digest, state: self.state, offset: first });
         self.inputs.clone_from(&batch.inputs);
         self.last = Batch { changes: Vec::new(), ..batch };
+    }
+
+    fn cuts(&mut self, offset: u64, batch: &Batch) {
+        if !batch.cuts.is_empty() {
+            self.check(batch.changes.is_empty() && batch.forget_before == 0, offset, "I10: a cut that changes state");
+            self.check(!self.owes, offset, "I10: cut before what is owed was sent");
+        }
+        self.owes = false;
+        let cut =
+            |savepoint: &u64| CutTold { savepoint: *savepoint, batch: batch.number, inputs: batch.inputs.clone() };
+        self.story.cuts.extend(batch.cuts.iter().map(cut));
     }
 
     fn fold(&mut self, offset: u64, batch: &Batch) {

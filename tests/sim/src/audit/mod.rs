@@ -4,7 +4,8 @@
 //! - [`stores`]: each local store that was ever left behind is the fold up to its position (I5);
 //! - [`records`]: each record has one outcome, in order, and the sums say so (I1, I2, I3);
 //! - [`identity`]: who is whom (I9), and that documents are the fold of their mutations;
-//! - [`checkpoints`]: each is whole, and the changelog has what comes behind it (I5, I6).
+//! - [`checkpoints`]: each is whole, and the changelog has what comes behind it (I5, I6);
+//! - [`savepoints`]: cuts are consistent (I10).
 //!
 //! I6 is the end of some runs: see `crate::gap`.
 
@@ -12,6 +13,7 @@ pub mod changelog;
 pub mod checkpoints;
 pub mod identity;
 pub mod records;
+pub mod savepoints;
 pub mod stores;
 
 use crate::counts::Protocol;
@@ -52,6 +54,7 @@ pub fn audit(sim: &Sim) -> Findings {
     checkpoints::check(sim, &told, &mut findings);
     records::check(sim, &told, &mut findings);
     identity::check(sim, &told, &mut findings);
+    savepoints::check(sim, &told, &mut findings);
     findings
 }
 
@@ -116,6 +119,7 @@ pub fn is_drained(sim: &Sim, stage: &'static str, shard: u32) -> bool {
     topics.iter().all(|topic| {
         let at = batch.as_ref().and_then(|batch| batch.inputs.iter().find(|input| input.topic == **topic));
         let from = at.map_or(0, |input| input.offset);
-        !sim.log.look(|broker| broker.has_more(topic, shard, from))
+        let is_for_somebody = |payload: &[u8]| savepoints::marker(payload).is_none();
+        !sim.log.look(|broker| broker.has_more(topic, shard, from, is_for_somebody))
     })
 }

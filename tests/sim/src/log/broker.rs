@@ -148,6 +148,8 @@ pub struct Seen {
     pub key: Arc<[u8]>,
     /// Its payload.
     pub payload: Arc<[u8]>,
+    /// Its headers.
+    pub headers: Arc<[(String, String)]>,
     /// The transaction that brought it: its number, its place among all decisions, and the transactional id.
     pub transaction: Option<(usize, u64, Arc<str>)>,
 }
@@ -555,8 +557,8 @@ impl Broker {
         let entries = (0..).zip(&self.partitions[index].entries).filter(|(_, entry)| self.is_visible(index, entry));
         let entries = entries.filter(|(_, entry)| !(entry.key.is_empty() && entry.payload.is_empty()));
         let seen = |(offset, entry): (u64, &Entry)| {
-            let (key, payload) = (entry.key.clone(), entry.payload.clone());
-            Seen { offset, time_ms: entry.time_ms, key, payload, transaction: self.decision(entry) }
+            let (key, payload, headers) = (entry.key.clone(), entry.payload.clone(), entry.headers.clone());
+            Seen { offset, time_ms: entry.time_ms, key, payload, headers, transaction: self.decision(entry) }
         };
         entries.map(seen).collect()
     }
@@ -568,12 +570,17 @@ impl Broker {
         entries.rev().filter(|entry| self.is_visible(index, entry)).find_map(|entry| look(&entry.payload))
     }
 
-    /// Is anything at or behind this offset that readers see, or may come to see?
-    pub fn has_more(&self, topic: &str, partition: u32, from: u64) -> bool {
+    /// Is anything at or behind this offset that readers see, and care for, or may come to see?
+    pub fn has_more(&self, topic: &str, partition: u32, from: u64, care_for: impl Fn(&[u8]) -> bool) -> bool {
         let Ok(index) = self.find(topic, partition) else { return false };
         let partition = &self.partitions[index];
         let rest = partition.entries.get(from as usize..).unwrap_or_default();
-        !partition.open.is_empty() || rest.iter().any(|entry| self.is_visible(index, entry))
+        !partition.open.is_empty() || rest.iter().any(|entry| self.is_visible(index, entry) && care_for(&entry.payload))
+    }
+
+    /// Is a transaction open in a partition?
+    pub fn is_open(&self, topic: &str, partition: u32) -> bool {
+        self.find(topic, partition).is_ok_and(|index| !self.partitions[index].open.is_empty())
     }
 
     fn decision(&self, entry: &Entry) -> Option<(usize, u64, Arc<str>)> {

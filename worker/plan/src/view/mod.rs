@@ -1,7 +1,7 @@
 //! What a worker keeps of `control` and `status`.
 //!
 //! Of plans the one of the highest (term, number) counts, of each worker's reports the one of the highest (incarnation, sequence), of format levels the
-//! highest of the generation, of messages about one tenant, and about the number of gateways, the one of the highest version: a lower one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
+//! highest of the generation, of messages about one tenant, and about the number of gateways, the one of the highest version, of those about one savepoint that it has ended: another one changes nothing, whenever it comes. Views that were told the same are the same, whatever the
 //! order and however often; only *when* they heard it is each one's own.
 //!
 //! Time is in milliseconds of a monotonic clock of the process that has the view; it is never compared with anybody else's. A worker must hear its own
@@ -20,7 +20,7 @@ mod silence;
 mod tests;
 
 use crate::incarnation::Incarnation;
-use crate::message::{Control, FormatLevel, Gateways, Tenant, Terms};
+use crate::message::{Control, FormatLevel, Gateways, Savepoint, Tenant, Terms};
 use crate::plan::{Plan, ShardId};
 use crate::planner::{Standing, Worker};
 use crate::status::{Role, ShardStatus, WorkerStatus};
@@ -108,6 +108,7 @@ pub struct View {
     format: Option<FormatLevel>,
     tenants: BTreeMap<String, Tenant>,
     gateways: Option<Gateways>,
+    savepoints: BTreeMap<u64, Savepoint>,
     workers: BTreeMap<String, Heard>,
     /// The highest epoch that anybody has ever reported of each shard.
     epochs: BTreeMap<ShardId, u64>,
@@ -124,6 +125,7 @@ impl View {
             format: None,
             tenants: BTreeMap::new(),
             gateways: None,
+            savepoints: BTreeMap::new(),
             workers: BTreeMap::new(),
             epochs: BTreeMap::new(),
         }
@@ -136,6 +138,10 @@ impl View {
             Control::FormatLevel(level) => self.format = self.format.max(Some(level)),
             Control::Tenant(tenant) if self.is_newer(&tenant) => drop(self.tenants.insert(tenant.name.clone(), tenant)),
             Control::Gateways(gateways) => self.gateways = self.gateways.max(Some(gateways)),
+            Control::Savepoint(savepoint) => {
+                let known = self.savepoints.entry(savepoint.id).or_insert(savepoint);
+                *known = savepoint.max(*known);
+            }
             Control::Plan(_) | Control::Tenant(_) => {}
         }
     }
@@ -212,6 +218,17 @@ impl View {
     /// How many gateways share the rates of tenants, as far as that was published.
     pub fn gateway_count(&self) -> Option<Gateways> {
         self.gateways
+    }
+
+    /// What was published about each savepoint, by id; also of those that have ended, and of other generations.
+    pub fn savepoints(&self) -> &BTreeMap<u64, Savepoint> {
+        &self.savepoints
+    }
+
+    /// The savepoints that this generation is to be cut for.
+    pub fn open_savepoints(&self) -> impl Iterator<Item = u64> {
+        let is_open = |it: &&Savepoint| it.generation == self.generation && !it.has_ended;
+        self.savepoints.values().filter(is_open).map(|it| it.id)
     }
 
     /// Those who let in, or judge, the records of tenants now: gateways, workers of unify, and each shard of unify that somebody owns.

@@ -81,6 +81,11 @@ fn tenant() -> impl Strategy<Value = Tenant> {
     })
 }
 
+fn savepoint() -> impl Strategy<Value = Savepoint> {
+    let of = |(id, has_ended, generation)| Savepoint { id, has_ended, generation };
+    (0_u64..3, prop::bool::ANY, 1_u32..3).prop_map(of)
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let level = |(generation, level)| Control::FormatLevel(FormatLevel { generation, level });
     prop_oneof![
@@ -88,6 +93,7 @@ fn message() -> impl Strategy<Value = Message> {
         1 => (0_u32..3, 0_u32..4).prop_map(level).prop_map(Message::Control),
         2 => tenant().prop_map(Control::Tenant).prop_map(Message::Control),
         1 => (1_u64..5).prop_map(|version| Control::Gateways(Gateways { version, count: 1 })).prop_map(Message::Control),
+        1 => savepoint().prop_map(Control::Savepoint).prop_map(Message::Control),
         9 => status().prop_map(Message::Status),
     ]
 }

@@ -377,6 +377,22 @@ fn judging(worker: &str, stage: &str, control_offset: u64, shards: &[(u32, u64, 
 }
 
 #[test]
+fn a_savepoint_is_open_until_it_has_ended_whatever_comes_after_that() {
+    let savepoint = |id, has_ended, generation| Control::Savepoint(Savepoint { id, has_ended, generation });
+    let mut view = View::new(2, Bounds::default());
+    let open = |view: &View| view.open_savepoints().collect::<Vec<u64>>();
+    for id in [7, 5, 6] {
+        view.control(savepoint(id, false, 2), 0);
+    }
+    view.control(savepoint(8, false, 1), 0);
+    assert_eq!(open(&view), [5, 6, 7], "of this generation");
+    view.control(savepoint(6, true, 2), 0);
+    view.control(savepoint(6, false, 2), 0);
+    assert_eq!(open(&view), [5, 7]);
+    assert_eq!(view.savepoints().len(), 4, "no id is used again");
+}
+
+#[test]
 fn gateways_workers_of_unify_and_each_shard_that_they_own_judge_the_records_of_tenants() {
     let mut view = View::new(1, Bounds::default());
     let leaving = |status| WorkerStatus { leaving: true, ..status };

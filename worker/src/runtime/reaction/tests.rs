@@ -7,6 +7,7 @@ use crate::runtime::observe::Exports;
 use crate::runtime::system::{SystemClock, Threads};
 use crate::telemetry::{Metrics, SpanExporter};
 use millstream_model::document::Document;
+use millstream_model::proto::Marker;
 use millstream_shard::Clock;
 use millstream_shard::documents::{DocumentError, Outcome};
 use millstream_shard::log::{Log, Message, Start};
@@ -368,6 +369,18 @@ fn a_store_that_is_configured_wrongly_needs_a_person_and_one_that_is_away_does_n
     assert!(matches!(&wrong, Condition::Stopped(why) if why.contains("unique index")), "{wrong:?}");
     let away = condition(|| Err(DocumentError::Unavailable("nobody listens".into())));
     assert!(matches!(&away, Condition::Away(why) if why.contains("nobody listens")), "{away:?}");
+}
+
+#[test]
+fn a_marker_of_a_savepoint_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let work = work(folder.path(), Arc::new(Prepares(|| Ok(()), AtomicUsize::new(0))), Duty::Own);
+    let producer = work.environment.log.producer().unwrap();
+    let mut turn = Turn::new("id".into(), Some(3), 5, producer, Pace::new(500));
+    let marker = Marker { savepoint: 1, stage: "action".into(), shard: 0 };
+    turn.take(3, 99, &frame::single(Content::Marker, &marker)).unwrap();
+    assert_eq!((turn.reaction.position(), turn.reaction.backlog()), (4, 0));
+    assert!(turn.undecided.decide_before(4) && turn.undecided.read.is_empty());
 }
 
 #[test]

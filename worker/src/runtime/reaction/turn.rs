@@ -5,6 +5,7 @@ use millstream_model::frame::{self, Content};
 use millstream_model::proto::Mutation;
 use millstream_shard::ShardError;
 use millstream_shard::log::Producer;
+use millstream_shard::savepoint::marker;
 use millstream_stages::reaction::Reaction;
 use prost::Message as _;
 use std::collections::{BTreeMap, VecDeque};
@@ -81,6 +82,11 @@ impl Turn {
     /// Takes what a message says, which was read for the first time.
     pub(super) fn take(&mut self, offset: u64, timestamp_ms: u64, payload: &[u8]) -> Result<(), ShardError> {
         self.undecided.read.push_back((offset, timestamp_ms));
+        if marker::read(payload).is_some() {
+            // There is nothing to be cut here: a document may be written again (I8).
+            drop(self.reaction.offer(offset, Vec::new()));
+            return Ok(());
+        }
         let decode = |record| Mutation::decode(record).map_err(|error| error.to_string());
         let mutations = frame::read(payload, Content::Mutation)
             .and_then(|records| records.map(|record| record.map(decode)).collect::<Result<Vec<_>, _>>());
