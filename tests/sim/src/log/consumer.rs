@@ -81,7 +81,9 @@ impl SimConsumer {
                 assigned.next += 1;
                 let is_replaced = || {
                     let later = partition.entries[offset as usize + 1..partition.end() as usize].iter();
-                    let mut same = later.filter(|later| later.key == entry.key && !later.payload.is_empty());
+                    // By what was published, not by its repetition: as publishers are fenced, nothing old takes the place of what is newer.
+                    let published = later.filter(|later| later.transaction.is_some() && !later.payload.is_empty());
+                    let mut same = published.filter(|later| later.key == entry.key);
                     same.any(|later| broker.is_visible(assigned.index, later))
                 };
                 let is_lost = is_control(&assigned.at.topic) && is_replaced() && self.log.happens(Fault::PlanLost);
