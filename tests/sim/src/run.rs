@@ -29,12 +29,13 @@ pub struct Outcome {
 
 /// Runs a seed.
 pub fn run(seed: u64, trace: bool) -> Outcome {
-    run_with(seed, Slips::default(), trace)
+    run_with(Settings::draw(seed), Slips::default(), trace)
 }
 
-/// Runs a seed with a client of the log that does something wrong.
-pub fn run_with(seed: u64, slips: Slips, trace: bool) -> Outcome {
-    let sim = Sim::new(seed, Settings::draw(seed), slips, trace);
+/// A run of this kind, with a client of the log that does something wrong.
+pub fn run_with(settings: Settings, slips: Slips, trace: bool) -> Outcome {
+    let seed = settings.seed;
+    let sim = Sim::new(seed, settings, slips, trace);
     sim.world.trace(|| format!("{:?}", sim.settings));
     begin(&sim);
     let faults_us = sim.settings.faults_ms * 1000;

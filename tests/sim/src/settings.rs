@@ -149,6 +149,17 @@ impl Settings {
             savepoints: savepoints(seed),
         }
     }
+
+    /// The same, but the log forgets much of what it has said was committed, and checkpoints are taken so often that some have it.
+    #[must_use]
+    pub fn forgetful(mut self) -> Settings {
+        self.rates.retain(|(fault, _)| *fault != Fault::TransactionForgotten);
+        self.rates.push((Fault::TransactionForgotten, 1_500));
+        if let Some(policy) = &mut self.checkpoints {
+            (policy.interval_ms, policy.min_pause_ms) = (250, 60);
+        }
+        self
+    }
 }
 
 /// Of one run in eight. Drawn by itself, so that the others are what they were before there was this fault.
@@ -178,25 +189,13 @@ fn checkpoints(seed: u64, rates: &mut Vec<(Fault, u32)>) -> Option<Policy> {
             rates.push((fault, 1 + rng.below(u64::from(most)) as u32));
         }
     }
-    let (longest_ms, longest_pause_ms) = if is_forgetful(seed, rates) { (300, 80) } else { (2_500, 400) };
     Some(Policy {
-        interval_ms: rng.between(200, longest_ms),
-        min_pause_ms: rng.between(50, longest_pause_ms),
+        interval_ms: rng.between(200, 2_500),
+        min_pause_ms: rng.between(50, 400),
         retained: rng.between(1, 3) as usize,
         concurrent: rng.between(1, 3) as usize,
         lanes: rng.between(1, 3) as usize,
     })
-}
-
-/// One in six of those with checkpoints: the log forgets much of what it has said was committed, and checkpoints are taken so often that some have it. Drawn by itself, so that the others are what they were before.
-fn is_forgetful(seed: u64, rates: &mut Vec<(Fault, u32)>) -> bool {
-    let rng = &mut Rng::new(seed ^ 0xf026_51e2);
-    let is_so = rng.one_in(6);
-    if is_so {
-        rates.retain(|(fault, _)| *fault != Fault::TransactionForgotten);
-        rates.push((Fault::TransactionForgotten, 500 + rng.below(2_000) as u32));
-    }
-    is_so
 }
 
 /// In a third of all runs. Drawn by itself, so that the others are what they were before there were savepoints: those whose seeds are known, too.
