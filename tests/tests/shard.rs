@@ -420,7 +420,7 @@ fn who_was_taken_over_commits_nothing_any_more() {
     run(&mut second, 1);
     let mut third = fixture.open_at("first copy").unwrap();
     fixture.send(&["a"], 0);
-    assert!(matches!(second.run_batch(), Err(ShardError::Reopen(_))));
+    assert!(matches!(second.run_batch(), Err(ShardError::InDoubt(_))));
     run(&mut third, 1);
     assert_eq!(fixture.events(), ["a=1", "a=2", "a=3"]);
 }
