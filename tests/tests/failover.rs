@@ -195,7 +195,7 @@ fn that_a_shard_is_opened_for_the_first_time_is_no_takeover() {
 
 /// Of each tenant, so many that both pipelines beside each other leave something of two cores; no more in a longer run, for all of them are held against the truth at the end.
 fn users(time: Duration) -> u32 {
-    u32::try_from(time.as_secs() * 7).unwrap().clamp(100, 12_000)
+    u32::try_from(time.as_secs() * 5).unwrap().clamp(100, 12_000)
 }
 
 fn goes_on_through_everything(brokers: usize, time: Duration) {
