@@ -1,6 +1,7 @@
 //! What the tests share: the conformance suites, faults, generated load, Millstream's processes, and the harness that starts real servers.
 
 pub mod api_proxy;
+pub mod at_once;
 pub mod bucket;
 pub mod canned;
 pub mod collisions;

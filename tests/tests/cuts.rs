@@ -4,37 +4,22 @@
 use millstream_model::frame::{self, Content, FrameWriter};
 use millstream_model::key::group_of_parts;
 use millstream_model::proto::{Batch, Changelog, Envelope, Marker, Source, changelog::Record};
+use millstream_shard::Clock as _;
 use millstream_shard::log::{Log, ORIGIN, Outgoing, TopicPartition, View, Whole};
 use millstream_shard::ownership::{self, Claimant};
 use millstream_shard::runtime::{Environment, Limits, Shard};
 use millstream_shard::savepoint::marker;
 use millstream_shard::topics::Topics;
-use millstream_shard::{Clock as _, Executor, Job};
 use millstream_stages::Stage;
 use millstream_stages::action::ActionStage;
 use millstream_stages::unify::Unify;
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Resources, RocksState};
+use millstream_tests::at_once::AtOnce;
 use prost::Message as _;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-
-/// Background work, done at once.
-struct AtOnce;
-
-impl Executor for AtOnce {
-    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
-        work();
-        Box::new(Done)
-    }
-}
-
-struct Done;
-
-impl Job for Done {
-    fn wait(self: Box<Self>) {}
-}
 
 struct Fixture {
     folder: tempfile::TempDir,

@@ -18,11 +18,12 @@ use millstream_shard::seat::{Parts, Seat, Step};
 use millstream_shard::standby::{Acquired, Received, Standby};
 use millstream_shard::state::StateStore as _;
 use millstream_shard::topics::Topics;
-use millstream_shard::{Clock, Executor, Job, ShardError};
+use millstream_shard::{Clock, ShardError};
 use millstream_stages::{At, DecodeError, Input, Outbox, PublicMessage, Stage, State, StateError, StateValue};
 use millstream_stores::embedded::SystemClock;
 use millstream_stores::embedded::log::{EmbeddedLog, LogOptions};
 use millstream_stores::rocks::{Resources, RocksState};
+use millstream_tests::at_once::AtOnce;
 use millstream_tests::faulty::{Deafness, Fault, Faults, FaultyLog};
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,22 +95,6 @@ impl Clock for ManualClock {
     fn now_ms(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// Background work, done at once.
-struct AtOnce;
-
-impl Executor for AtOnce {
-    fn run(&self, work: Box<dyn FnOnce() + Send>) -> Box<dyn Job> {
-        work();
-        Box::new(Done)
-    }
-}
-
-struct Done;
-
-impl Job for Done {
-    fn wait(self: Box<Self>) {}
 }
 
 struct Fixture {
