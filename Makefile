@@ -63,8 +63,8 @@ mutants: setup-build ## the simulation with its deliberate bugs: each must be fo
 .PHONY: sim
 SEEDS ?= 10000
 FIRST_SEED ?= 0
-sim: setup-build ## run the simulation: SEEDS=10000 [FIRST_SEED=n]; a failing seed says how to replay it
-	@cargo run --locked --quiet -p millstream-sim -- --seeds $(SEEDS) --first $(FIRST_SEED)
+sim: setup-build ## run the simulation: SEEDS=10000 [FIRST_SEED=n] [FORGETFUL=yes]; a failing seed says how to replay it
+	@cargo run --locked --quiet -p millstream-sim -- --seeds $(SEEDS) --first $(FIRST_SEED) $(if $(FORGETFUL),--forgetful)
 
 .PHONY: servers
 servers: setup-test ## fetch and build the test servers (Kafka, MongoDB-compatible) into the cache

@@ -128,6 +128,8 @@ names! {
         Genesis,
         /// An ownership record.
         Owned,
+        /// A takeover could not see yet whether the batch before was committed.
+        Undecided,
         /// A shard was taken over from another process.
         TakenOver,
         /// A client was prepared.

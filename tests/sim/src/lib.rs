@@ -26,4 +26,4 @@ pub mod truth;
 pub mod worker;
 pub mod world;
 
-pub use run::{Outcome, many, run, run_with};
+pub use run::{Outcome, many, of_seeds, run, run_with};

@@ -4,7 +4,7 @@
 //! because the real one is code of `worker/stores/src/kafka`, which the simulation does not run.
 
 use crate::log::Slips;
-use crate::settings::Settings;
+use crate::settings::Runs;
 use crate::{Outcome, run_with};
 use millstream_shard::mutant::{self, Mutant};
 use std::ops::Range;
@@ -20,25 +20,20 @@ pub struct Bug {
     pub mutant: Option<Mutant>,
     /// In the client of the log.
     pub slips: Slips,
-    /// Only looked for in [`Settings::forgetful`] runs.
-    pub is_forgetful: bool,
-}
-
-impl Bug {
-    fn settings(&self, seed: u64) -> Settings {
-        let settings = Settings::draw(seed);
-        if self.is_forgetful { settings.forgetful() } else { settings }
-    }
+    /// In which runs it is looked for.
+    pub runs: Runs,
 }
 
 /// All of them.
 pub fn all() -> Vec<Bug> {
     let client_kept = |mutant| matches!(mutant, Mutant::ClientKept | Mutant::OverlayLeaks);
+    let only_forgetful =
+        |mutant| matches!(mutant, Mutant::CheckpointUnproven | Mutant::HiddenWaitedFor | Mutant::UndecidedForgotten);
     let in_shard = Mutant::ALL.map(|mutant| Bug {
         name: format!("{mutant:?}"),
         mutant: Some(mutant),
         slips: Slips { client_kept: client_kept(mutant), ..Slips::default() },
-        is_forgetful: mutant == Mutant::CheckpointUnproven,
+        runs: if only_forgetful(mutant) { Runs::Forgetful } else { Runs::Usual },
     });
     let in_client = [
         ("SuccessTrusted", Slips { success_trusted: true, ..Slips::default() }),
@@ -46,7 +41,7 @@ pub fn all() -> Vec<Bug> {
         ("ResetToEnd", Slips { reset_to_end: true, ..Slips::default() }),
     ];
     let in_client =
-        in_client.map(|(name, slips)| Bug { name: name.to_owned(), mutant: None, slips, is_forgetful: false });
+        in_client.map(|(name, slips)| Bug { name: name.to_owned(), mutant: None, slips, runs: Runs::Usual });
     in_shard.into_iter().chain(in_client).collect()
 }
 
@@ -63,7 +58,7 @@ pub fn find(bug: &Bug, seeds: Range<u64>, jobs: usize) -> Option<Outcome> {
                     if seed >= seeds.end || is_found {
                         return;
                     }
-                    let outcome = run_with(bug.settings(seed), bug.slips, false);
+                    let outcome = run_with(bug.runs.draw(seed), bug.slips, false);
                     if !outcome.failures.is_empty() {
                         let mut found = found.lock().unwrap();
                         if found.as_ref().is_none_or(|found| found.seed > seed) {
@@ -79,7 +74,7 @@ pub fn find(bug: &Bug, seeds: Range<u64>, jobs: usize) -> Option<Outcome> {
     // What fails without the bug, too, is another bug.
     if let Some(found) = &found {
         mutant::set(None);
-        let without = run_with(bug.settings(found.seed), Slips::default(), false);
+        let without = run_with(bug.runs.draw(found.seed), Slips::default(), false);
         assert!(
             without.failures.is_empty(),
             "seed {} fails without {}, too: {:?}",

@@ -2,12 +2,11 @@
 
 use crate::counts::Counts;
 use crate::log::Slips;
-use crate::settings::Settings;
+use crate::settings::{Runs, Settings};
 use crate::sim::Sim;
 use crate::{audit, chaos, gap, operator, savepointer, source, worker};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// After everything has come to rest, what is still on its way may arrive: nothing may change any more.
 const AFTERWARDS_MS: u64 = 5_000;
@@ -15,6 +14,8 @@ const AFTERWARDS_MS: u64 = 5_000;
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// Of which kind it was.
+    pub runs: Runs,
     /// Its seed.
     pub seed: u64,
     /// What must not be, and was.
@@ -27,14 +28,21 @@ pub struct Outcome {
     pub simulated_ms: u64,
 }
 
-/// Runs a seed.
-pub fn run(seed: u64, trace: bool) -> Outcome {
-    run_with(Settings::draw(seed), Slips::default(), trace)
+impl Outcome {
+    /// How it is run again, step by step.
+    pub fn replay(&self) -> String {
+        format!("TRACE=1 cargo run --quiet -p millstream-sim -- --first {}{}", self.seed, self.runs.flag())
+    }
+}
+
+/// Runs a seed of these.
+pub fn run(runs: Runs, seed: u64, trace: bool) -> Outcome {
+    run_with(runs.draw(seed), Slips::default(), trace)
 }
 
 /// A run of this kind, with a client of the log that does something wrong.
 pub fn run_with(settings: Settings, slips: Slips, trace: bool) -> Outcome {
-    let seed = settings.seed;
+    let (runs, seed) = (settings.runs, settings.seed);
     let sim = Sim::new(seed, settings, slips, trace);
     sim.world.trace(|| format!("{:?}", sim.settings));
     begin(&sim);
@@ -43,6 +51,7 @@ pub fn run_with(settings: Settings, slips: Slips, trace: bool) -> Outcome {
     calm(&sim);
     judge(&sim);
     let outcome = Outcome {
+        runs,
         seed,
         failures: sim.world.failures(),
         counts: sim.world.counts(),
@@ -140,18 +149,26 @@ fn stuck(sim: &Sim) -> String {
     text + &worker::conditions(sim)
 }
 
-/// Runs seeds on so many threads, each seed wholly on one; `each` is told of every outcome.
-pub fn many(first: u64, count: u64, jobs: usize, each: impl Fn(&Outcome) + Sync) -> (Counts, Vec<Outcome>) {
-    let (next, sum) = (AtomicU64::new(first), Mutex::new((Counts::default(), Vec::new())));
+/// Of so many seeds all runs of the usual kind, and of the first fifth of them those that forget.
+pub fn of_seeds(first: u64, count: u64) -> impl Iterator<Item = (Runs, u64)> {
+    let of = |runs, count| (first..first + count).map(move |seed| (runs, seed));
+    of(Runs::Usual, count).chain(of(Runs::Forgetful, count / 5))
+}
+
+/// Runs these on so many threads, each wholly on one; `each` is told of every outcome.
+pub fn many(
+    these: impl Iterator<Item = (Runs, u64)> + Send,
+    jobs: usize,
+    each: impl Fn(&Outcome) + Sync,
+) -> (Counts, Vec<Outcome>) {
+    let (these, sum) = (Mutex::new(these), Mutex::new((Counts::default(), Vec::new())));
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + count {
-                        return;
-                    }
-                    let outcome = run(seed, false);
+                    let next = these.lock().unwrap().next();
+                    let Some((runs, seed)) = next else { return };
+                    let outcome = run(runs, seed, false);
                     each(&outcome);
                     let mut sum = sum.lock().unwrap();
                     sum.0.add(&outcome.counts);

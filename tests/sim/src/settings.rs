@@ -12,6 +12,8 @@ use std::time::Duration;
 /// What a run is like.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Of which kind.
+    pub runs: Runs,
     /// What it is drawn from.
     pub seed: u64,
     /// Shards of each stage.
@@ -103,6 +105,34 @@ const OF_CALLS: [(Fault, u64, u32); 25] = [
     (Fault::TransactionForgotten, 3, 300),
 ];
 
+/// Which runs a seed stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Runs {
+    /// Everything goes wrong now and then.
+    #[default]
+    Usual,
+    /// Those of [`Settings::forgetful`].
+    Forgetful,
+}
+
+impl Runs {
+    /// The run of a seed.
+    pub fn draw(self, seed: u64) -> Settings {
+        match self {
+            Runs::Usual => Settings::draw(seed),
+            Runs::Forgetful => Settings::draw(seed).forgetful(),
+        }
+    }
+
+    /// How `sim` is told to run these.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Runs::Usual => "",
+            Runs::Forgetful => " --forgetful",
+        }
+    }
+}
+
 impl Settings {
     /// Those of a seed.
     pub fn draw(seed: u64) -> Settings {
@@ -124,6 +154,7 @@ impl Settings {
         let large = rng.one_in(24);
         let gaps = [Gap::InputDeleted, Gap::ChangelogBegins, Gap::InputMadeAgain, Gap::ChangelogMadeAgain];
         Settings {
+            runs: Runs::Usual,
             seed,
             shards: if rng.one_in(4) { rng.between(3, 4) } else { rng.between(1, 2) } as u32,
             workers: ["ann", "bob", "cyd", "dan"]
@@ -153,6 +184,7 @@ impl Settings {
     /// The same, but the log forgets much of what it has said was committed, and checkpoints are taken so often that some have it.
     #[must_use]
     pub fn forgetful(mut self) -> Settings {
+        self.runs = Runs::Forgetful;
         self.rates.retain(|(fault, _)| *fault != Fault::TransactionForgotten);
         self.rates.push((Fault::TransactionForgotten, 1_500));
         if let Some(policy) = &mut self.checkpoints {

@@ -9,7 +9,7 @@ use crate::changelog::{Assembler, ChangelogError, Step};
 use crate::changes::{self, Totals};
 use crate::checkpoint::Origin;
 use crate::hearing::Listened;
-use crate::log::{Consumer, Log, LogError, Start, TopicPartition};
+use crate::log::{Consumer, Log, Start, TopicPartition};
 use crate::mutant::{self, Mutant};
 use crate::savepoint::cuts;
 use crate::state::{Forget, StateStore, StoreError};
@@ -119,7 +119,8 @@ impl Follower {
                 StatePosition { topic_id, ..StatePosition::default() }
             }
         };
-        let consumer = log.consumer(&[(at.clone(), Start::At(position.changelog_offset))])?;
+        let consumer = log.consumer(&[(at.clone(), Start::At(position.changelog_offset))]);
+        let consumer = consumer.map_err(ShardError::of_changelog)?;
         let assembler = Assembler::after(position.batch_number, position.digest);
         // It says where the inputs begin. An offset alone says nothing: a first record that was aborted has one, too.
         let has_genesis = !position.inputs.is_empty();
@@ -257,11 +258,7 @@ impl Follower {
                 }
             }
         });
-        let messages = polled.map_err(|error| match error {
-            // It was trimmed while it was read. Whether that is a gap is found out by opening it again.
-            LogError::OutOfRange { .. } => ShardError::Reopen(error.to_string()),
-            error => error.into(),
-        })?;
+        let messages = polled.map_err(ShardError::of_changelog)?;
         self.looks += u64::from(messages < MESSAGES);
         let wanted = if messages > 0 { (self.moves)() } else { Wanted::All };
         for step in steps {
@@ -292,6 +289,9 @@ impl Follower {
                 // Nothing but a batch settles what is owed.
                 if !record.owed.is_empty() {
                     self.position.owed = record.owed;
+                }
+                if !mutant::is(Mutant::UndecidedForgotten) {
+                    self.position.undecided = record.undecided;
                 }
                 self.released_to = None;
             }
@@ -334,6 +334,7 @@ impl Follower {
             periods: self.totals.periods(),
             own_batch: false,
             owed: Vec::new(),
+            undecided: None,
             ..std::mem::take(&mut self.position)
         };
         // Written between batches only, so that the store always shows the state at a batch boundary; the offset to follow from stays where it

@@ -10,7 +10,10 @@
 //! - **No two hang**: an owner that may have lost a commit since it was told of it looks whether all its partitions have it before it begins another transaction ([`crate::written`]). So of a
 //!   shard nothing but its last transaction hangs.
 //! - **The changelog first** ([`Takeover::end_in_changelog`]): what hangs there is aborted, so that it can be read on. If an output shows something of its batch, it was committed: then the changelog's
-//!   records, which are in the log although nobody sees them, are copied by the new owner's first transaction. (While a transaction of somebody else hides what one of the outputs has of it, the shard waits.)
+//!   records, which are in the log although nobody sees them, are copied by the new owner's first transaction.
+//! - **Two shards that hide what the other one needs to see** must not wait for each other. While a transaction of somebody else hides what one of the outputs has of that batch, it is *undecided*: the ownership
+//!   record says which it is, and where its records are, and what of it may be missing is owed, if it was committed. Then what hangs in the outputs is aborted, so that others can go on, and the shard
+//!   is taken over again, until it can be decided.
 //! - **What hangs is owed.** Whatever a batch writes says by its [origin](crate::written) which batch of which epoch it was. Where something of the newest epoch, up to its newest batch, is not visible to readers in an output, the ownership record says so: from which
 //!   offset to which. That transaction has nothing but the changelog: it is there, or it is not, and until it is, nothing in the outputs was touched.
 //! - **Then** ([`Takeover::end`]) what hangs is aborted, whatever it is, and once nothing hides it any more it is known what of that which is owed readers see. What they do not see is read from the log, where it is
@@ -30,9 +33,10 @@ use crate::log::{Ends, Log, LogError, Outgoing, TopicPartition, Transactional, V
 use crate::mutant::{self, Mutant};
 use crate::written::{Offsets, Origin, Part, Written, abort_in, ends, hidden, still_open};
 use millstream_model::frame::{self, Content};
-use millstream_model::proto::{Changelog, Owed, changelog::Record};
+use millstream_model::proto::{Changelog, Owed, Undecided, changelog::Record};
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 /// How long one look waits for the log to move.
@@ -67,6 +71,17 @@ pub(crate) struct Hanging {
     held: Offsets,
     /// What may be missing in outputs.
     pub(crate) owed: Vec<Owed>,
+    /// The batch of which outputs do not show yet whether it was committed.
+    pub(crate) undecided: Option<Undecided>,
+}
+
+/// Do outputs show something of a batch?
+#[derive(Clone, Copy)]
+enum Seen {
+    Yes,
+    No,
+    /// Something of it is behind what somebody else has open there.
+    Hidden,
 }
 
 /// What a takeover did about transactions that their coordinator had forgotten.
@@ -80,7 +95,7 @@ pub struct Mended {
 
 impl Hanging {
     fn is_nothing(&self) -> bool {
-        self.lost.is_empty() && self.held.is_empty() && self.owed.is_empty()
+        self.lost.is_empty() && self.held.is_empty() && self.owed.is_empty() && self.undecided.is_none()
     }
 
     /// What was done about it, when this is what was missing.
@@ -117,26 +132,60 @@ impl Takeover<'_> {
     /// # Errors
     /// [`ShardError`].
     pub(crate) fn find(&mut self) -> Result<Hanging, ShardError> {
-        let position = self.follower.position();
-        // The newest batch that the log has: not what an owner has stored that was not met there.
-        let batch = position.batch_number.saturating_sub(u64::from(position.own_batch));
-        let mut newest = Origin { epoch: position.epoch, batch };
-        let mut owed = if mutant::is(Mutant::OwedOnce) { Vec::new() } else { position.owed.clone() };
-        let mut lost = self.lost(newest)?;
-        if !lost.is_empty() {
-            match self.is_seen_behind(newest)? {
-                true => (newest.batch, owed) = (newest.batch + 1, Vec::new()),
-                false => lost.clear(),
-            }
+        let (newest, before) = (self.newest(), self.follower.position().undecided);
+        let behind = self.behind(before)?;
+        let mut lost = self.lost(newest, behind.clone())?;
+        let seen = match lost.is_empty() {
+            true => Seen::No,
+            false => self.is_seen_behind(newest, before.is_some())?,
+        };
+        if mutant::is(Mutant::HiddenWaitedFor) && matches!(seen, Seen::Hidden) {
+            return Err(ShardError::Away("others hide it".to_owned()));
         }
         let held = self.written.open(self.log)?;
         let held = self.still_held(&held, PATIENCE_WITH_MARKERS)?;
-        owed.extend(self.owed(newest, &held)?);
-        if mutant::is(Mutant::HangingAborted) {
-            (lost, owed) = (Vec::new(), Vec::new());
+        let batch = newest.batch + u64::from(!matches!(seen, Seen::No));
+        let of = Origin { batch, ..newest };
+        let mut owed = if mutant::is(Mutant::OwedOnce) { Vec::new() } else { self.follower.position().owed.clone() };
+        settle(&mut owed, of, seen);
+        // Whoever found it undecided wrote nothing else, and knew all of it.
+        if before.is_none() {
+            owed.extend(self.owed(of, &held)?);
         }
-        let lost_batch = (!lost.is_empty()).then_some(newest.batch);
-        Ok(Hanging { lost, lost_batch, held, owed })
+        if mutant::is(Mutant::HangingAborted) || !matches!(seen, Seen::Yes) {
+            lost.clear();
+        }
+        if mutant::is(Mutant::HangingAborted) {
+            owed.clear();
+        }
+        let undecided = matches!(seen, Seen::Hidden).then(|| {
+            let (from, to) = (behind.start, behind.end);
+            Undecided { epoch: of.epoch, batch, from, to }
+        });
+        let lost_batch = (!lost.is_empty()).then_some(batch);
+        Ok(Hanging { lost, lost_batch, held, owed, undecided })
+    }
+
+    /// The newest batch that the log has: not what an owner has stored that was not met there.
+    fn newest(&self) -> Origin {
+        let position = self.follower.position();
+        let batch = position.batch_number.saturating_sub(u64::from(position.own_batch));
+        Origin { epoch: position.undecided.map_or(position.epoch, |it| it.epoch), batch }
+    }
+
+    /// Where records of a batch behind the newest one may be in the changelog.
+    fn behind(&self, undecided: Option<Undecided>) -> Result<Range<u64>, ShardError> {
+        let (start, end) = self.log.bounds(&self.written.changelog)?;
+        let Some(Undecided { batch, from, to, .. }) = undecided else {
+            return Ok(start.max(self.follower.read_to())..end);
+        };
+        if start > from {
+            return Err(ShardError::Stopped(format!(
+                "{} starts at {start} by now, and the records of batch {batch} were at {from}, of which it is not known yet whether it was committed; bring them back, or begin another generation",
+                self.written.changelog
+            )));
+        }
+        Ok(from..to)
     }
 
     /// Aborts what hangs in the outputs, by clients of both ids, once it is known for good what is owed: when the ownership record of `epoch` is there. What is missing then, the first batch
@@ -162,6 +211,12 @@ impl Takeover<'_> {
             return Err(ShardError::Away(format!("{at}: the record of this takeover does not become visible")));
         }
         self.abort(&hanging.held, clients)?;
+        if let Some(Undecided { batch, .. }) = hanging.undecided {
+            let at = &self.written.changelog;
+            return Err(ShardError::Away(format!(
+                "{at}: whether batch {batch} was committed shows in outputs that transactions of other shards hold back; they end them when they are opened: see to those"
+            )));
+        }
         self.missing(&hanging.owed)
     }
 
@@ -209,9 +264,8 @@ impl Takeover<'_> {
     }
 
     /// The changelog's records of the batch behind the newest one, when what hung there was ended by somebody who may not have come to copy them.
-    fn lost(&self, newest: Origin) -> Result<Vec<Whole>, ShardError> {
-        let (start, end) = self.log.bounds(&self.written.changelog)?;
-        let behind = (self.written.changelog.clone(), start.max(self.follower.read_to())..end);
+    fn lost(&self, newest: Origin, behind: Range<u64>) -> Result<Vec<Whole>, ShardError> {
+        let behind = (self.written.changelog.clone(), behind);
         let (mut records, mut is_whole, mut was_ended) = (Vec::new(), false, false);
         self.written.read(self.log, &[behind], View::Everything, &mut |_, whole| {
             if whole.is_empty() {
@@ -229,10 +283,11 @@ impl Takeover<'_> {
         Ok(if was_ended { records } else { Vec::new() })
     }
 
-    /// Does any output show something of a batch behind this one? While somebody else's transaction may hide it, that is waited for.
-    fn is_seen_behind(&mut self, newest: Origin) -> Result<bool, ShardError> {
+    /// Does any output show something of a batch behind this one? For how long that is waited for which somebody else's transaction may hide: whether it is known to be undecided.
+    fn is_seen_behind(&mut self, newest: Origin, is_known: bool) -> Result<Seen, ShardError> {
         let is_behind = |origin: &Origin| origin.epoch >= newest.epoch && origin.batch > newest.batch;
-        self.look(PATIENCE_WITH_OTHERS, |it| {
+        let patience = if is_known { PATIENCE_WITH_OTHERS } else { PATIENCE_WITH_MARKERS };
+        self.look(patience, |it| {
             let outputs: Vec<TopicPartition> = it.written.outputs().cloned().collect();
             let (mut visible, mut hidden) = (Vec::new(), Vec::new());
             for at in outputs {
@@ -243,19 +298,16 @@ impl Takeover<'_> {
             }
             let origins = it.written.origins(it.log, &visible, View::Committed)?;
             if origins.iter().flatten().any(|(_, origin)| is_behind(origin)) {
-                return Ok((Ok(true), true));
+                return Ok((Seen::Yes, true));
             }
             // What hangs there itself is the first that readers do not see.
             let origins = it.written.origins(it.log, &hidden, View::Everything)?;
-            let is_hidden = hidden.iter().zip(origins).find(|((_, part), origins)| {
+            let is_hidden = hidden.iter().zip(origins).any(|((_, part), origins)| {
                 let first = origins.iter().find(|(_, origin)| is_behind(origin));
                 first.is_some_and(|(offset, _)| *offset > part.start)
             });
-            Ok(match is_hidden {
-                Some(((at, _), _)) => (Err(it.not_ended(at)), false),
-                None => (Ok(false), true),
-            })
-        })?
+            Ok(if is_hidden { (Seen::Hidden, false) } else { (Seen::No, true) })
+        })
     }
 
     /// Aborts what both clients' ids have open in these partitions. What others hold back is theirs.
@@ -310,6 +362,20 @@ impl Takeover<'_> {
             self.follower.follow(POLL)?;
         }
         Ok(look(self)?.0)
+    }
+}
+
+/// What is still owed of what was owed before, now that it is known whether there is a batch of which it was not.
+fn settle(owed: &mut Vec<Owed>, newest: Origin, seen: Seen) {
+    match seen {
+        // What was owed when it began, it has sent.
+        Seen::Yes => owed.retain(|it| (it.epoch, it.batch) == (newest.epoch, newest.batch)),
+        // What is there of it is nobody's.
+        Seen::No => {
+            let of_epoch = owed.iter_mut().filter(|it| it.epoch == newest.epoch);
+            of_epoch.for_each(|it| it.batch = it.batch.min(newest.batch));
+        }
+        Seen::Hidden => {}
     }
 }
 

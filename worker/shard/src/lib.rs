@@ -76,6 +76,16 @@ pub enum ShardError {
     Stopped(String),
 }
 
+impl ShardError {
+    /// Reading a changelog failed. Its owner may have trimmed it meanwhile: whether what is missing is a gap is found out by opening it again.
+    pub(crate) fn of_changelog(error: log::LogError) -> ShardError {
+        match error {
+            log::LogError::OutOfRange { .. } => ShardError::Reopen(error.to_string()),
+            error => error.into(),
+        }
+    }
+}
+
 impl From<log::LogError> for ShardError {
     fn from(error: log::LogError) -> ShardError {
         use log::LogError as E;

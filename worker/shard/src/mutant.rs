@@ -21,6 +21,10 @@ pub enum Mutant {
     HangingAborted,
     /// What is owed is forgotten when a takeover fails before its first batch.
     OwedOnce,
+    /// A takeover waits for what others hide, and touches nothing.
+    HiddenWaitedFor,
+    /// That a batch is undecided is forgotten before it is decided.
+    UndecidedForgotten,
     /// An owner that may have lost a commit looks at its changelog only.
     DoubtOfChangelogOnly,
     /// Rule 2: a client counts as prepared without a look at the log.
@@ -87,7 +91,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 39] = [
+    pub const ALL: [Mutant; 41] = [
         Mutant::NamedIdUsedOn,
         Mutant::NamedIdNotFenced,
         Mutant::InitsSwapped,
@@ -96,6 +100,8 @@ impl Mutant {
         Mutant::HangingIgnored,
         Mutant::HangingAborted,
         Mutant::OwedOnce,
+        Mutant::HiddenWaitedFor,
+        Mutant::UndecidedForgotten,
         Mutant::DoubtOfChangelogOnly,
         Mutant::PreparedUnchecked,
         Mutant::ReleaseIgnored,

@@ -152,7 +152,8 @@ impl Claim<'_> {
     pub fn receive(&self, prepared: Prepared, follower: &mut Follower) -> Result<Result<Lease, Prepared>, ShardError> {
         let is_ours = follower.released_to() == Some(&prepared.client) && follower.position().slot == prepared.slot;
         // Whoever owes something does not release; a takeover would see to it.
-        if !is_ours || !follower.position().owed.is_empty() {
+        let position = follower.position();
+        if !is_ours || !position.owed.is_empty() || position.undecided.is_some() {
             return Ok(Err(prepared));
         }
         self.check_plan(follower)?;
@@ -235,14 +236,15 @@ impl Claim<'_> {
         follower: &mut Follower,
         hanging: &Hanging,
     ) -> Result<Lease, ShardError> {
-        // What is copied will be met behind it.
-        if hanging.lost_batch != Some(follower.position().batch_number) {
+        // What is copied will be met behind it, or what is undecided.
+        let met_later = hanging.lost_batch.or(hanging.undecided.as_ref().map(|it| it.batch));
+        if met_later != Some(follower.position().batch_number) {
             follower.prove()?;
         }
         let (epoch, (plan_term, plan_number)) = (follower.position().epoch + 1, self.plan);
         let (worker, incarnation) = (self.claimant.worker.clone(), self.claimant.incarnation.clone());
-        let owed = hanging.owed.clone();
-        let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number, owed };
+        let (owed, undecided) = (hanging.owed.clone(), hanging.undecided);
+        let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number, owed, undecided };
         producer.begin()?;
         hanging.copy(&TopicPartition::new(self.topics.changelog(self.stage), self.shard), &mut *producer)?;
         send_record(&mut *producer, self.topics, self.stage, self.shard, Record::Ownership(record))?;
@@ -357,9 +359,9 @@ fn has_records(log: &dyn Log, at: &TopicPartition) -> Result<bool, ShardError> {
     if start > 0 || end == 0 {
         return Ok(start > 0);
     }
-    let mut consumer = log.consumer(&[(at.clone(), Start::At(start))])?;
+    let mut consumer = log.consumer(&[(at.clone(), Start::At(start))]).map_err(ShardError::of_changelog)?;
     for _ in 0..PATIENCE {
-        if consumer.poll(1, POLL, &mut |_| ())? > 0 {
+        if consumer.poll(1, POLL, &mut |_| ()).map_err(ShardError::of_changelog)? > 0 {
             return Ok(true);
         }
         if consumer.positions().first().is_some_and(|position| *position >= end) {

@@ -566,6 +566,7 @@ impl<S: Stage> Shard<S> {
             own_batch: true,
             changelog_offset,
             owed: Vec::new(),
+            undecided: None,
             ..std::mem::take(&mut self.position)
         };
         if mutant::is(Mutant::ApplyBeforeCommit) {

@@ -190,9 +190,12 @@ impl Reader<'_> {
         let plan = |it: &Ownership| (it.plan_term, it.plan_number);
         self.check(plan(&owner) >= plan(&self.owner), offset, "rule 5: acquired under an older plan");
         self.story.owned.push((offset, owner.epoch));
-        // Nothing but a batch settles it.
-        self.owes |= !owner.owed.is_empty();
+        // Nothing but a batch settles it. What a batch owes that is undecided, whoever decides it says again.
+        self.owes |= !owner.owed.is_empty() && owner.undecided.is_none();
         self.sim.world.count(Protocol::Owned);
+        if owner.undecided.is_some() {
+            self.sim.world.count(Protocol::Undecided);
+        }
         (self.owner, self.released) = (owner, None);
     }
 
@@ -211,8 +214,10 @@ impl Reader<'_> {
 
     fn part(&mut self, offset: u64, mut part: Batch, transaction: usize, id: &str) {
         if self.takeovers.contains(&transaction) {
-            self.check(part.epoch == self.owner.epoch, offset, "I4: a copy of another epoch's batch");
+            let epoch = self.owner.undecided.map_or(self.owner.epoch, |undecided| undecided.epoch);
+            self.check(part.epoch == epoch, offset, "I4: a copy of another epoch's batch");
         } else {
+            self.check(self.owner.undecided.is_none(), offset, "I4: went on, although the batch before is undecided");
             self.is_written_by_owner(offset, part.epoch, id);
         }
         self.check(part.previous_digest == self.digest, offset, "I4: the chain of digests is broken");
