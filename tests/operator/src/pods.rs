@@ -1,11 +1,55 @@
 //! With workers, as processes that are what Pods would be: plans, scales, tenants.
 
 use millstream_tests::api_proxy::{ApiProxy, Fate};
-use millstream_tests::scene::{Pods, Scene, start};
+use millstream_tests::scene::{Pods, Scene, start, start_from};
 use millstream_tests::servers::Mongo;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// Everything that the operator writes of a pipeline, and when.
+struct Statuses {
+    told: Receiver<(Instant, Value)>,
+    _proxy: ApiProxy,
+}
+
+impl Statuses {
+    /// The scene's operator is another one from here on, whose writes are looked at.
+    fn of(scene: &mut Scene) -> Statuses {
+        scene.operator.kill().unwrap();
+        scene.kubectl(&["delete", &format!("lease/millstream-operator-{}", scene.namespace), "--ignore-not-found"], "");
+        let proxy = ApiProxy::start(scene.server.kubeconfig()).unwrap();
+        let (tell, told) = channel();
+        proxy.go_on(move |name, body| {
+            if name == "PATCH ingestionpipelines/orders/status" {
+                let body: Value = serde_json::from_str(body).unwrap();
+                let _ = tell.send((Instant::now(), body["status"].clone()));
+            }
+            Fate::Done
+        });
+        let home = scene.namespace.clone();
+        (scene.operator, scene.admin) = start_from(proxy.kubeconfig(), &home, &home, &[]);
+        Statuses { told, _proxy: proxy }
+    }
+
+    /// Counts, messages and ages alone are told once in 30 s at most.
+    fn were_told_when_somebody_waited_or_seldom(&self) {
+        let waited_for = |status: &Value| {
+            let conditions = status["conditions"].as_array().unwrap().iter();
+            let short = conditions.map(|it| json!([it["type"], it["status"], it["reason"], it["observedGeneration"]]));
+            let is_known = status["freshness"].as_str().is_some_and(|it| it != "unknown");
+            (short.collect::<Vec<_>>(), status["observedGeneration"].clone(), status["createdTopics"].clone(), is_known)
+        };
+        let told: Vec<(Instant, Value)> = self.told.try_iter().collect();
+        assert!(told.len() > 5, "{told:?}");
+        for pair in told.windows(2) {
+            let [(before, old), (at, new)] = pair else { unreachable!() };
+            let is_due = at.duration_since(*before) >= Duration::from_secs(30);
+            assert!(is_due || waited_for(old) != waited_for(new), "{old}\n{new}");
+        }
+    }
+}
 
 /// The operator writes a pipeline's status as it pleases: who changes an annotation at the same time does it again.
 fn somebody_changes_the_pipeline_meanwhile(scene: &Scene) {
@@ -73,7 +117,8 @@ fn a_person_looks_and_moves_a_shard(scene: &Scene) {
 
 #[test]
 fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
-    let scene = Scene::new("planned");
+    let mut scene = Scene::new("planned");
+    let statuses = Statuses::of(&mut scene);
     scene.secret(Mongo::shared().unwrap().uri());
     scene.pipeline(&json!({"shards": 4, "stages": {"gateway": {"replicas": 1}}}));
     scene.condition("Ready False WorkersNotReady");
@@ -115,6 +160,7 @@ fn workers_get_their_plan_and_a_stage_gets_smaller_when_its_shards_have_left() {
         let owners = pods.planned("unify");
         ((owners.len() == 2).then_some(()), format!("{owners:?}"))
     });
+    statuses.were_told_when_somebody_waited_or_seldom();
 }
 
 #[test]

@@ -129,6 +129,8 @@ pub enum Step {
     Release(Release),
     /// A batch, all its parts in one.
     Batch(Batch),
+    /// The last of the batches that were known already.
+    Met,
 }
 
 /// Puts the parts of batches together and checks the chain.
@@ -140,20 +142,13 @@ pub struct Assembler {
     known: u64,
     /// The digest of the last of them.
     at_known: Option<u64>,
-    /// It came again.
-    is_met: bool,
     open: Option<Batch>,
 }
 
 impl Assembler {
     /// Reads on after the batch `number` with `digest` (0, 0: from the start). Earlier batches may come again.
     pub fn after(number: u64, digest: u64) -> Assembler {
-        Assembler { digest, known: number, at_known: (number > 0).then_some(digest), is_met: false, open: None }
-    }
-
-    /// Was the batch that is known met?
-    pub fn is_met(&self) -> bool {
-        self.is_met
+        Assembler { digest, known: number, at_known: (number > 0).then_some(digest), open: None }
     }
 
     /// Is it in the middle of a batch?
@@ -175,14 +170,14 @@ impl Assembler {
                 Some(Record::Genesis(genesis)) => steps.push(Step::Genesis(genesis)),
                 Some(Record::Ownership(ownership)) => steps.push(Step::Ownership(ownership)),
                 Some(Record::Release(release)) => steps.push(Step::Release(release)),
-                Some(Record::Batch(batch)) => steps.extend(self.part(offset, batch)?.map(Step::Batch)),
+                Some(Record::Batch(batch)) => steps.extend(self.part(offset, batch)?),
                 None => return Err(unreadable("a kind of record that this version does not know; upgrade it".into())),
             }
         }
         Ok(steps)
     }
 
-    fn part(&mut self, offset: u64, batch: Batch) -> Result<Option<Batch>, ChangelogError> {
+    fn part(&mut self, offset: u64, batch: Batch) -> Result<Option<Step>, ChangelogError> {
         let broken = |expected, found| Err(ChangelogError::Broken { offset, expected, found });
         if batch.number <= self.known {
             // The last of those that are known must be the one that was known.
@@ -191,8 +186,7 @@ impl Assembler {
             if differs {
                 return broken(self.at_known.unwrap_or_default(), batch.digest);
             }
-            self.is_met |= is_last;
-            return Ok(None);
+            return Ok(is_last.then_some(Step::Met));
         }
         if batch.previous_digest != self.digest && !mutant::is(Mutant::DigestNotChained) {
             return broken(self.digest, batch.previous_digest);
@@ -211,7 +205,7 @@ impl Assembler {
             }
         };
         if part == parts || mutant::is(Mutant::HalfBatchFollowed) {
-            return Ok(Some(whole));
+            return Ok(Some(Step::Batch(whole)));
         }
         self.open = Some(whole);
         Ok(None)

@@ -264,9 +264,6 @@ impl Follower {
         for step in steps {
             self.apply(step)?;
         }
-        if self.assembler.is_met() {
-            self.position.own_batch = false;
-        }
         match failed {
             None => Ok(wanted),
             Some(error @ ChangelogError::Broken { .. }) => Err(self.discarded(&error.to_string())),
@@ -302,6 +299,12 @@ impl Follower {
             }
             Step::Release(_) => {}
             Step::Batch(batch) => self.batch(batch)?,
+            // It is there, and so is what it has sent.
+            Step::Met if self.position.own_batch => {
+                (self.position.own_batch, self.position.undecided) = (false, None);
+                self.position.owed.clear();
+            }
+            Step::Met => {}
         }
         Ok(())
     }

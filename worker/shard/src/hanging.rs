@@ -46,6 +46,8 @@ const PATIENCE_WITH_MARKERS: u32 = 5;
 const PATIENCE_WITH_ENDS: u32 = 50;
 /// How often is looked whether what must be seen comes to be visible behind a transaction of somebody else, a poll apart: longer than any that is not forgotten itself.
 const PATIENCE_WITH_OTHERS: u32 = 150;
+const OWN_NOT_ENDED: &str = "held back by a transaction that the shard's transactional ids do not end; if it stays so, \
+     `kafka-transactions.sh find-hanging` names it, and `abort` ends it";
 /// How far back is looked for something of a batch that hung in the changelog: messages of outputs, and frames, where each is the shard's own.
 const LOOK_BACK: u64 = 2_000;
 const LOOK_BACK_IN_FRAMES: u64 = 100;
@@ -71,17 +73,18 @@ pub(crate) struct Hanging {
     held: Offsets,
     /// What may be missing in outputs.
     pub(crate) owed: Vec<Owed>,
-    /// The batch of which outputs do not show yet whether it was committed.
-    pub(crate) undecided: Option<Undecided>,
+    /// The batch of which outputs do not show yet whether it was committed, and one that hides it.
+    pub(crate) undecided: Option<(Undecided, TopicPartition)>,
+    /// There was one before.
+    was_undecided: bool,
 }
 
 /// Do outputs show something of a batch?
-#[derive(Clone, Copy)]
 enum Seen {
     Yes,
     No,
-    /// Something of it is behind what somebody else has open there.
-    Hidden,
+    /// Something of it is behind what somebody else has open: in the first of these, and in which parts of all.
+    Hidden(TopicPartition, Vec<Owed>),
 }
 
 /// What a takeover did about transactions that their coordinator had forgotten.
@@ -95,7 +98,11 @@ pub struct Mended {
 
 impl Hanging {
     fn is_nothing(&self) -> bool {
-        self.lost.is_empty() && self.held.is_empty() && self.owed.is_empty() && self.undecided.is_none()
+        self.lost.is_empty()
+            && self.held.is_empty()
+            && self.owed.is_empty()
+            && !self.was_undecided
+            && self.undecided.is_none()
     }
 
     /// What was done about it, when this is what was missing.
@@ -127,65 +134,103 @@ impl Takeover<'_> {
         self.abort(&held, clients)
     }
 
-    /// Looks for what hangs in the outputs, and for what hung in the changelog, when that was read to its end.
+    /// Looks for what hangs in the outputs, and for what hung in the changelog, when that was read to its end; by clients of both ids.
     ///
     /// # Errors
     /// [`ShardError`].
-    pub(crate) fn find(&mut self) -> Result<Hanging, ShardError> {
-        let (newest, before) = (self.newest(), self.follower.position().undecided);
-        let behind = self.behind(before)?;
-        let mut lost = self.lost(newest, behind.clone())?;
-        let seen = match lost.is_empty() {
-            true => Seen::No,
-            false => self.is_seen_behind(newest, before.is_some())?,
+    pub(crate) fn find(&mut self, clients: [&mut dyn Transactional; 2]) -> Result<Hanging, ShardError> {
+        let mut hanging = match self.follower.position().undecided {
+            Some(undecided) => self.decide(undecided, clients)?,
+            None => self.find_first()?,
         };
-        if mutant::is(Mutant::HiddenWaitedFor) && matches!(seen, Seen::Hidden) {
-            return Err(ShardError::Away("others hide it".to_owned()));
+        if mutant::is(Mutant::HangingAborted) {
+            hanging = Hanging { held: hanging.held, ..Hanging::default() };
+        }
+        Ok(hanging)
+    }
+
+    /// Nobody has looked before.
+    fn find_first(&mut self) -> Result<Hanging, ShardError> {
+        let newest = self.newest();
+        let (start, end) = self.log.bounds(&self.written.changelog)?;
+        let behind = start.max(self.follower.read_to())..end;
+        let lost = self.lost(newest, behind.clone())?;
+        let of = Origin { batch: newest.batch + 1, ..newest };
+        let seen = if lost.is_empty() { Seen::No } else { self.is_seen_lately(of)? };
+        if let (true, Seen::Hidden(at, _)) = (mutant::is(Mutant::HiddenWaitedFor), &seen) {
+            return Err(self.not_ended(at));
         }
         let held = self.written.open(self.log)?;
         let held = self.still_held(&held, PATIENCE_WITH_MARKERS)?;
-        let batch = newest.batch + u64::from(!matches!(seen, Seen::No));
-        let of = Origin { batch, ..newest };
-        let mut owed = if mutant::is(Mutant::OwedOnce) { Vec::new() } else { self.follower.position().owed.clone() };
-        settle(&mut owed, of, seen);
-        // Whoever found it undecided wrote nothing else, and knew all of it.
-        if before.is_none() {
-            owed.extend(self.owed(of, &held)?);
+        let owed_before = self.owed_before();
+        Ok(match seen {
+            Seen::No => {
+                let owed = [owed_before, self.owed(newest, &held)?].concat();
+                Hanging { held, owed, ..Hanging::default() }
+            }
+            // It is a batch: what was owed before is settled.
+            Seen::Yes => {
+                let owed = self.owed(of, &held)?;
+                Hanging { lost, lost_batch: Some(of.batch), held, owed, ..Hanging::default() }
+            }
+            Seen::Hidden(at, shows) => {
+                let found = self.owed(of, &held)?;
+                // Where it was hidden, and is not any more, is to be looked as well.
+                let is_found =
+                    |it: &Owed| found.iter().any(|owed| (&owed.topic, owed.partition) == (&it.topic, it.partition));
+                let more: Vec<Owed> = shows.into_iter().filter(|it| !is_found(it)).collect();
+                let owed = [owed_before, found, more].concat();
+                let Origin { epoch, batch } = of;
+                let undecided = Undecided { epoch, batch, from: behind.start, to: behind.end };
+                Hanging { held, owed, undecided: Some((undecided, at)), ..Hanging::default() }
+            }
+        })
+    }
+
+    /// A takeover before this one has found a batch undecided, and said all that there is to be known of it. It wrote nothing else.
+    fn decide(&mut self, undecided: Undecided, clients: [&mut dyn Transactional; 2]) -> Result<Hanging, ShardError> {
+        let held = self.written.open(self.log)?;
+        let held = self.still_held(&held, PATIENCE_WITH_MARKERS)?;
+        // It may not have come to that.
+        self.abort(&held, clients)?;
+        let Undecided { epoch, batch, from, to } = undecided;
+        let lost = self.lost(Origin { epoch, batch: batch - 1 }, from..to)?;
+        if lost.is_empty() {
+            return Err(ShardError::Stopped(format!(
+                "{} has not the records of batch {batch} any more, which were between {from} and {to}, and of which it is not known yet whether it was committed; bring them back, or begin another generation",
+                self.written.changelog
+            )));
         }
-        if mutant::is(Mutant::HangingAborted) || !matches!(seen, Seen::Yes) {
-            lost.clear();
+        let of = Origin { epoch, batch };
+        let mut owed = self.owed_before();
+        let seen = self.is_seen_in(of, &owed)?;
+        let mut hanging = Hanging { held, was_undecided: true, ..Hanging::default() };
+        match seen {
+            Seen::Yes => {
+                // What was owed when it began, it has sent.
+                owed.retain(|it| (it.epoch, it.batch) == (epoch, batch));
+                (hanging.lost, hanging.lost_batch) = (lost, Some(batch));
+            }
+            // What is there of it is nobody's.
+            Seen::No => {
+                let of_epoch = owed.iter_mut().filter(|it| it.epoch == epoch);
+                of_epoch.for_each(|it| it.batch = it.batch.min(batch - 1));
+            }
+            Seen::Hidden(at, _) => hanging.undecided = Some((undecided, at)),
         }
-        if mutant::is(Mutant::HangingAborted) {
-            owed.clear();
-        }
-        let undecided = matches!(seen, Seen::Hidden).then(|| {
-            let (from, to) = (behind.start, behind.end);
-            Undecided { epoch: of.epoch, batch, from, to }
-        });
-        let lost_batch = (!lost.is_empty()).then_some(batch);
-        Ok(Hanging { lost, lost_batch, held, owed, undecided })
+        hanging.owed = owed;
+        Ok(hanging)
+    }
+
+    fn owed_before(&self) -> Vec<Owed> {
+        if mutant::is(Mutant::OwedOnce) { Vec::new() } else { self.follower.position().owed.clone() }
     }
 
     /// The newest batch that the log has: not what an owner has stored that was not met there.
     fn newest(&self) -> Origin {
         let position = self.follower.position();
         let batch = position.batch_number.saturating_sub(u64::from(position.own_batch));
-        Origin { epoch: position.undecided.map_or(position.epoch, |it| it.epoch), batch }
-    }
-
-    /// Where records of a batch behind the newest one may be in the changelog.
-    fn behind(&self, undecided: Option<Undecided>) -> Result<Range<u64>, ShardError> {
-        let (start, end) = self.log.bounds(&self.written.changelog)?;
-        let Some(Undecided { batch, from, to, .. }) = undecided else {
-            return Ok(start.max(self.follower.read_to())..end);
-        };
-        if start > from {
-            return Err(ShardError::Stopped(format!(
-                "{} starts at {start} by now, and the records of batch {batch} were at {from}, of which it is not known yet whether it was committed; bring them back, or begin another generation",
-                self.written.changelog
-            )));
-        }
-        Ok(from..to)
+        Origin { epoch: position.epoch, batch }
     }
 
     /// Aborts what hangs in the outputs, by clients of both ids, once it is known for good what is owed: when the ownership record of `epoch` is there. What is missing then, the first batch
@@ -211,11 +256,8 @@ impl Takeover<'_> {
             return Err(ShardError::Away(format!("{at}: the record of this takeover does not become visible")));
         }
         self.abort(&hanging.held, clients)?;
-        if let Some(Undecided { batch, .. }) = hanging.undecided {
-            let at = &self.written.changelog;
-            return Err(ShardError::Away(format!(
-                "{at}: whether batch {batch} was committed shows in outputs that transactions of other shards hold back; they end them when they are opened: see to those"
-            )));
+        if let Some((_, at)) = &hanging.undecided {
+            return Err(self.not_ended(at));
         }
         self.missing(&hanging.owed)
     }
@@ -283,11 +325,9 @@ impl Takeover<'_> {
         Ok(if was_ended { records } else { Vec::new() })
     }
 
-    /// Does any output show something of a batch behind this one? For how long that is waited for which somebody else's transaction may hide: whether it is known to be undecided.
-    fn is_seen_behind(&mut self, newest: Origin, is_known: bool) -> Result<Seen, ShardError> {
-        let is_behind = |origin: &Origin| origin.epoch >= newest.epoch && origin.batch > newest.batch;
-        let patience = if is_known { PATIENCE_WITH_OTHERS } else { PATIENCE_WITH_MARKERS };
-        self.look(patience, |it| {
+    /// Does any output show something of this batch, the last one that may be?
+    fn is_seen_lately(&mut self, of: Origin) -> Result<Seen, ShardError> {
+        self.look(PATIENCE_WITH_MARKERS, |it| {
             let outputs: Vec<TopicPartition> = it.written.outputs().cloned().collect();
             let (mut visible, mut hidden) = (Vec::new(), Vec::new());
             for at in outputs {
@@ -296,18 +336,48 @@ impl Takeover<'_> {
                 visible.push((at.clone(), start.max(end.saturating_sub(back))..end));
                 hidden.push((at, end..u64::MAX));
             }
-            let origins = it.written.origins(it.log, &visible, View::Committed)?;
-            if origins.iter().flatten().any(|(_, origin)| is_behind(origin)) {
+            if it.is_visible(of, &visible)? {
                 return Ok((Seen::Yes, true));
             }
-            // What hangs there itself is the first that readers do not see.
             let origins = it.written.origins(it.log, &hidden, View::Everything)?;
-            let is_hidden = hidden.iter().zip(origins).any(|((_, part), origins)| {
-                let first = origins.iter().find(|(_, origin)| is_behind(origin));
-                first.is_some_and(|(offset, _)| *offset > part.start)
+            let shows = hidden.iter().zip(origins).filter_map(|((at, part), origins)| {
+                let mut offsets = origins.iter().filter(|(_, origin)| *origin == of).map(|(offset, _)| *offset);
+                let first = offsets.next()?;
+                let (topic, to, Origin { epoch, batch }) =
+                    (at.topic.to_string(), offsets.last().unwrap_or(first) + 1, of);
+                let owed = Owed { topic, partition: at.partition, from: first, to, epoch, batch };
+                // What hangs there itself is the first that readers do not see.
+                (first > part.start).then_some((at.clone(), owed))
             });
-            Ok(if is_hidden { (Seen::Hidden, false) } else { (Seen::No, true) })
+            let (at, shows): (Vec<TopicPartition>, Vec<Owed>) = shows.unzip();
+            Ok(match at.into_iter().next() {
+                Some(at) => (Seen::Hidden(at, shows), false),
+                None => (Seen::No, true),
+            })
         })
+    }
+
+    /// Does any output show something of this batch, where it is, as is known?
+    fn is_seen_in(&mut self, of: Origin, owed: &[Owed]) -> Result<Seen, ShardError> {
+        let owed = owed.iter().filter(|it| (it.epoch, it.batch) == (of.epoch, of.batch));
+        let parts: Vec<Part> =
+            owed.map(|it| (TopicPartition::new(it.topic.as_str(), it.partition), it.from..it.to)).collect();
+        self.look(PATIENCE_WITH_OTHERS, |it| {
+            if it.is_visible(of, &parts)? {
+                return Ok((Seen::Yes, true));
+            }
+            for (at, part) in &parts {
+                if it.log.bounds(at)?.1 < part.end {
+                    return Ok((Seen::Hidden(at.clone(), Vec::new()), false));
+                }
+            }
+            Ok((Seen::No, true))
+        })
+    }
+
+    fn is_visible(&self, of: Origin, parts: &[Part]) -> Result<bool, ShardError> {
+        let origins = self.written.origins(self.log, parts, View::Committed)?;
+        Ok(origins.iter().flatten().any(|(_, origin)| *origin == of))
     }
 
     /// Aborts what both clients' ids have open in these partitions. What others hold back is theirs.
@@ -318,12 +388,32 @@ impl Takeover<'_> {
         for client in clients {
             abort_in(client, held.keys(), &self.written.writer)?;
         }
-        let own = held.iter().filter(|(at, _)| !self.written.shared.contains(at));
-        let own = own.map(|(at, end)| (at.clone(), *end)).collect();
-        match self.still_held(&own, PATIENCE_WITH_ENDS)?.keys().next() {
-            None => Ok(()),
-            Some(at) => Err(self.not_ended(at)),
+        let (shared, own): (Offsets, Offsets) =
+            held.iter().map(|(at, end)| (at.clone(), *end)).partition(|(at, _)| self.written.shared.contains(at));
+        if let Some(at) = self.still_held(&own, PATIENCE_WITH_ENDS)?.keys().next() {
+            return Err(self.not_ended(at));
         }
+        // What others hold back is theirs. But what is used on of these ids must not end something of theirs that is left.
+        let left = self.look(PATIENCE_WITH_ENDS, |it| {
+            let left = it.held_by_itself(&shared)?;
+            let is_final = left.is_none();
+            Ok((left, is_final))
+        })?;
+        left.map_or(Ok(()), |at| Err(ShardError::Away(format!("{at} is {OWN_NOT_ENDED}"))))
+    }
+
+    /// The first of these partitions that this shard holds back: where the first message that readers do not see is one of its own.
+    fn held_by_itself(&self, these: &Offsets) -> Result<Option<TopicPartition>, ShardError> {
+        if these.is_empty() {
+            return Ok(None);
+        }
+        let hidden = hidden(self.log, these)?;
+        let mut firsts: BTreeMap<usize, bool> = BTreeMap::new();
+        self.written.read(self.log, &hidden, View::Everything, &mut |place, whole| {
+            firsts.entry(place).or_insert_with(|| self.written.writer.is_author(&whole));
+        })?;
+        let own = firsts.into_iter().find(|(_, is_own)| *is_own);
+        Ok(own.and_then(|(place, _)| hidden.get(place).map(|(at, _)| at.clone())))
     }
 
     fn not_ended(&self, at: &TopicPartition) -> ShardError {
@@ -331,8 +421,7 @@ impl Takeover<'_> {
             "held back by a transaction of another shard, which ends it when it is opened: see to that one first. (`kafka-transactions.sh abort` \
              would end it, too, but what that shard committed there would be lost)"
         } else {
-            "held back by a transaction that the shard's transactional ids do not end; if it stays so, \
-             `kafka-transactions.sh find-hanging` names it, and `abort` ends it"
+            OWN_NOT_ENDED
         };
         ShardError::Away(format!("{at} is {what}"))
     }
@@ -362,20 +451,6 @@ impl Takeover<'_> {
             self.follower.follow(POLL)?;
         }
         Ok(look(self)?.0)
-    }
-}
-
-/// What is still owed of what was owed before, now that it is known whether there is a batch of which it was not.
-fn settle(owed: &mut Vec<Owed>, newest: Origin, seen: Seen) {
-    match seen {
-        // What was owed when it began, it has sent.
-        Seen::Yes => owed.retain(|it| (it.epoch, it.batch) == (newest.epoch, newest.batch)),
-        // What is there of it is nobody's.
-        Seen::No => {
-            let of_epoch = owed.iter_mut().filter(|it| it.epoch == newest.epoch);
-            of_epoch.for_each(|it| it.batch = it.batch.min(newest.batch));
-        }
-        Seen::Hidden => {}
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Output {
     pub(crate) waiting: Waiting,
     /// What outputs miss of batches before the first one of this owner, if it owes that.
     owed: Option<Vec<Missing>>,
+    /// The batch that is under way has begun with it.
+    pub(crate) sends_owed: bool,
 }
 
 /// Where a stage's outputs go.
@@ -66,7 +68,17 @@ impl Output {
     /// Nothing but what waits, and what is owed.
     pub(crate) fn new(topics: Topics, stage: &str, shard: u32, waiting: Waiting, owed: Option<Vec<Missing>>) -> Output {
         let (writer, origin) = (Writer::of(&topics, stage, shard), String::new());
-        Output { topics, shard, writer, origin, public: Vec::new(), frames: BTreeMap::new(), waiting, owed }
+        Output {
+            topics,
+            shard,
+            writer,
+            origin,
+            public: Vec::new(),
+            frames: BTreeMap::new(),
+            waiting,
+            owed,
+            sends_owed: false,
+        }
     }
 
     /// Must there be a batch first that begins with what is missing?
@@ -88,6 +100,7 @@ impl Output {
         self.public.clear();
         self.origin = self.writer.say(batch);
         // Whatever becomes of the transaction: this owner goes on only if it was committed.
+        self.sends_owed = self.is_owed();
         let missing = self.owed.take().unwrap_or_default();
         for (TopicPartition { topic, partition }, whole) in &missing {
             let headers = whole.headers.iter().filter(|(name, _)| name != ORIGIN);
@@ -115,6 +128,7 @@ impl Output {
         transaction: &mut dyn Transactional,
     ) -> Result<(), LogError> {
         self.waiting.clear();
+        self.sends_owed = false;
         self.origin = self.writer.say(batch);
         for TopicPartition { topic, partition } in channels {
             for payload in markers {

@@ -201,7 +201,7 @@ impl Claim<'_> {
         self.read_again(named, takeover.follower)?;
         let hanging = match mutant::is(Mutant::HangingIgnored) {
             true => Hanging::default(),
-            false => takeover.find()?,
+            false => takeover.find([&mut *fenced, &mut *producer])?,
         };
         let mut lease = self.lease(producer, slot, takeover.follower, &hanging)?;
         let missing = takeover.end(&hanging, lease.epoch, [&mut *fenced, &mut *lease.producer])?;
@@ -237,13 +237,13 @@ impl Claim<'_> {
         hanging: &Hanging,
     ) -> Result<Lease, ShardError> {
         // What is copied will be met behind it, or what is undecided.
-        let met_later = hanging.lost_batch.or(hanging.undecided.as_ref().map(|it| it.batch));
+        let met_later = hanging.lost_batch.or(hanging.undecided.as_ref().map(|(it, _)| it.batch));
         if met_later != Some(follower.position().batch_number) {
             follower.prove()?;
         }
         let (epoch, (plan_term, plan_number)) = (follower.position().epoch + 1, self.plan);
         let (worker, incarnation) = (self.claimant.worker.clone(), self.claimant.incarnation.clone());
-        let (owed, undecided) = (hanging.owed.clone(), hanging.undecided);
+        let (owed, undecided) = (hanging.owed.clone(), hanging.undecided.as_ref().map(|(undecided, _)| *undecided));
         let record = Ownership { epoch, slot, worker, incarnation, plan_term, plan_number, owed, undecided };
         producer.begin()?;
         hanging.copy(&TopicPartition::new(self.topics.changelog(self.stage), self.shard), &mut *producer)?;

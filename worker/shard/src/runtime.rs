@@ -555,6 +555,8 @@ impl<S: Stage> Shard<S> {
         self.output.waiting.commit();
         self.committed_ms = self.environment.clock.now_ms();
         cuts::add(&mut self.position.cuts, &header.cuts);
+        // It is settled when that batch is met, or another one was begun: until then it may have been forgotten.
+        let owed = if self.output.sends_owed { std::mem::take(&mut self.position.owed) } else { Vec::new() };
         self.position = StatePosition {
             digest,
             batch_number: header.number,
@@ -565,7 +567,7 @@ impl<S: Stage> Shard<S> {
             periods: self.cache.totals().periods(),
             own_batch: true,
             changelog_offset,
-            owed: Vec::new(),
+            owed,
             undecided: None,
             ..std::mem::take(&mut self.position)
         };

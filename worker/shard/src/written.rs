@@ -54,7 +54,7 @@ impl Writer {
         format!("{}end", self.0)
     }
 
-    fn is_author(&self, whole: &Whole) -> bool {
+    pub(crate) fn is_author(&self, whole: &Whole) -> bool {
         whole.header(ORIGIN).is_some_and(|origin| origin.starts_with(&self.0))
     }
 

@@ -201,6 +201,7 @@ impl Reader<'_> {
 
     fn release(&mut self, offset: u64, release: Release, id: &str) {
         self.is_written_by_owner(offset, release.epoch, id);
+        self.check(self.owner.undecided.is_none(), offset, "I4: released, although the batch before is undecided");
         self.check(release.slot == 1 - self.owner.slot, offset, "rule 3: released to the id that is named");
         self.released = Some(release);
     }
