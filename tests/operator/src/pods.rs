@@ -44,7 +44,7 @@ impl Statuses {
         let told: Vec<(Instant, Value)> = self.told.try_iter().collect();
         assert!(told.len() > 5, "{told:?}");
         for pair in told.windows(2) {
-            let [(before, old), (at, new)] = pair else { unreachable!() };
+            let [(before, old), (at, new)] = pair else { panic!("{pair:?}") };
             let is_due = at.duration_since(*before) >= Duration::from_secs(30);
             assert!(is_due || waited_for(old) != waited_for(new), "{old}\n{new}");
         }

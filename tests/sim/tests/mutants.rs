@@ -12,7 +12,7 @@ const KNOWN: [(&str, u64); 7] = [
     ("InitsSwapped", 509),
     ("LocalUnproven", 159),
     ("OwedOnce", 286),
-    ("DoubtOfChangelogOnly", 510),
+    ("DoubtOfChangelogOnly", 3_612),
     ("HiddenWaitedFor", 3_710),
     ("NewerCollected", 2_058),
     ("SupersededGoesOn", 999),

@@ -344,7 +344,7 @@ impl Takeover<'_> {
                 let mut offsets = origins.iter().filter(|(_, origin)| *origin == of).map(|(offset, _)| *offset);
                 let first = offsets.next()?;
                 let (topic, to, Origin { epoch, batch }) =
-                    (at.topic.to_string(), offsets.last().unwrap_or(first) + 1, of);
+                    (at.topic.to_string(), offsets.next_back().unwrap_or(first) + 1, of);
                 let owed = Owed { topic, partition: at.partition, from: first, to, epoch, batch };
                 // What hangs there itself is the first that readers do not see.
                 (first > part.start).then_some((at.clone(), owed))
