@@ -231,6 +231,13 @@ impl View {
         self.savepoints.values().filter(is_open).map(|it| it.id)
     }
 
+    /// A worker that was heard since then (milliseconds of this process's clock), and would stop at a marker.
+    pub fn without_markers(&self, since_ms: u64) -> Option<&str> {
+        let stops = |report: &&WorkerStatus| !report.knows_markers && report.stages.iter().any(|stage| stage != GATEWAY);
+        let heard = self.reports_here().filter(|(_, at_ms)| *at_ms >= since_ms).map(|(report, _)| report);
+        heard.filter(stops).map(|report| &*report.worker).next()
+    }
+
     /// Those who let in, or judge, the records of tenants now: gateways, workers of unify, and each shard of unify that somebody owns.
     pub fn judges(&self, now_ms: u64) -> Vec<Judge<'_>> {
         let gateways = self.gateways(now_ms).map(|report| Judge::worker(report, false));
