@@ -343,6 +343,7 @@ mod tests {
             version: "1.2.3".into(),
             known: [(ShardId::new("action", 9), vec![further(), unread(Some(Kept::For(7)))])].into(),
             unable: [ShardId::new("unify", 3)].into(),
+            knows_markers: true,
         }
     }
 

@@ -80,6 +80,8 @@ pub struct WorkerStatus {
     pub known: BTreeMap<ShardId, Vec<Unread>>,
     /// Shards that it cannot open, open or not ([`crate::ability`]).
     pub unable: BTreeSet<ShardId>,
+    /// It passes over markers of savepoints; a version before stops at them.
+    pub knows_markers: bool,
 }
 
 impl WorkerStatus {

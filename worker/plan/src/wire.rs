@@ -132,6 +132,7 @@ pub(crate) fn status_to_proto(status: &WorkerStatus) -> proto::WorkerStatus {
         version: status.version.clone(),
         known: status.known.iter().map(known_to_proto).collect(),
         unable: status.unable.iter().map(unable_to_proto).collect(),
+        knows_markers: status.knows_markers,
     }
 }
 
@@ -155,6 +156,7 @@ pub(crate) fn status_from_proto(status: proto::WorkerStatus) -> Result<WorkerSta
         version: status.version,
         known: status.known.into_iter().map(known_from_proto).collect(),
         unable: status.unable.into_iter().map(|it| ShardId { stage: it.stage, shard: it.shard }).collect(),
+        knows_markers: status.knows_markers,
     })
 }
 

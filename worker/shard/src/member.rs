@@ -287,6 +287,7 @@ impl Member {
             version,
             known,
             unable: unable.keys().cloned().collect(),
+            knows_markers: true,
         };
         let (payload, unsaid) = (message::encode_status(&status), self.unsaid.clone());
         let topic = &self.status_topic;

@@ -13,6 +13,7 @@ mod input;
 mod inspect;
 mod plan;
 mod request;
+mod savepoint;
 mod send;
 pub mod sender;
 mod session;
@@ -72,6 +73,8 @@ enum Command {
     Tenant(tenant::TenantArgs),
     /// Show which checkpoints there are, or whether they are what they were
     Checkpoint(checkpoint::CheckpointArgs),
+    /// Create savepoints, show or verify them, or dispose of them
+    Savepoint(savepoint::SavepointArgs),
     /// Look at pipelines in a Kubernetes cluster, and change them by hand (as `kubectl millstream`, too)
     Kubectl(KubectlArgs),
     /// Check a worker's configuration against brokers, topics, document store and this machine; changes nothing
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Tenant(args) => tenant::run(&args),
         Command::Checkpoint(args) => checkpoint::run(&args),
+        Command::Savepoint(args) => savepoint::run(&args),
         Command::Kubectl(args) => kubectl(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Generate(args) => generate::run(&args),

@@ -87,6 +87,9 @@ pub enum Verdict {
     },
 }
 
+/// So many savepoints are known, those of the highest ids: more than shards are cut for at a time, or remember.
+const SAVEPOINTS: usize = 64;
+
 /// What was heard of one worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Heard {
@@ -141,6 +144,10 @@ impl View {
             Control::Savepoint(savepoint) => {
                 let known = self.savepoints.entry(savepoint.id).or_insert(savepoint);
                 *known = savepoint.max(*known);
+                // Whatever comes of one that goes here finds it no better: as many of higher ids are known.
+                while self.savepoints.len() > SAVEPOINTS {
+                    self.savepoints.pop_first();
+                }
             }
             Control::Plan(_) | Control::Tenant(_) => {}
         }
@@ -220,7 +227,7 @@ impl View {
         self.gateways
     }
 
-    /// What was published about each savepoint, by id; also of those that have ended, and of other generations.
+    /// What was published about each of the newest savepoints, by id; also of those that have ended, and of other generations.
     pub fn savepoints(&self) -> &BTreeMap<u64, Savepoint> {
         &self.savepoints
     }
@@ -229,6 +236,13 @@ impl View {
     pub fn open_savepoints(&self) -> impl Iterator<Item = u64> {
         let is_open = |it: &&Savepoint| it.generation == self.generation && !it.has_ended;
         self.savepoints.values().filter(is_open).map(|it| it.id)
+    }
+
+    /// A worker that was heard since then (milliseconds of this process's clock), and would stop at a marker.
+    pub fn without_markers(&self, since_ms: u64) -> Option<&str> {
+        let stops = |report: &&WorkerStatus| !report.knows_markers && report.stages.iter().any(|stage| stage != GATEWAY);
+        let heard = self.reports_here().filter(|(_, at_ms)| *at_ms >= since_ms).map(|(report, _)| report);
+        heard.filter(stops).map(|report| &*report.worker).next()
     }
 
     /// Those who let in, or judge, the records of tenants now: gateways, workers of unify, and each shard of unify that somebody owns.

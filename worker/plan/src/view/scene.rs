@@ -35,6 +35,7 @@ pub(super) fn report(worker: &str, sequence: u64) -> WorkerStatus {
         version: String::new(),
         known: BTreeMap::new(),
         unable: BTreeSet::new(),
+        knows_markers: true,
     }
 }
 

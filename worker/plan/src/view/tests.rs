@@ -377,6 +377,17 @@ fn judging(worker: &str, stage: &str, control_offset: u64, shards: &[(u32, u64, 
 }
 
 #[test]
+fn the_newest_savepoints_are_known_in_whatever_order_they_are_heard_of() {
+    let view = |ids: &mut dyn Iterator<Item = u64>| {
+        let mut view = View::new(1, Bounds::default());
+        ids.for_each(|id| view.control(Control::Savepoint(Savepoint { id, has_ended: false, generation: 1 }), 0));
+        view.savepoints().keys().copied().collect::<Vec<u64>>()
+    };
+    let newest: Vec<u64> = (937..=1_000).collect();
+    assert_eq!((view(&mut (1..=1_000)), view(&mut (1..=1_000).rev())), (newest.clone(), newest));
+}
+
+#[test]
 fn a_savepoint_is_open_until_it_has_ended_whatever_comes_after_that() {
     let savepoint = |id, has_ended, generation| Control::Savepoint(Savepoint { id, has_ended, generation });
     let mut view = View::new(2, Bounds::default());

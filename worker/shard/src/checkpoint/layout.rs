@@ -214,7 +214,7 @@ pub fn hash(content: &[u8]) -> String {
     in_words(xxh3_128(content))
 }
 
-pub(super) fn in_words(hash: u128) -> String {
+pub(crate) fn in_words(hash: u128) -> String {
     format!("{hash:032x}")
 }
 
@@ -255,22 +255,22 @@ pub fn read_manifest(name: &str, content: &[u8]) -> Result<Manifest, ObjectError
     if !is_named_so {
         return Err(damaged(name, "its content is not what its name says"));
     }
-    read(name, content)
+    read(name, content, FORMAT)
 }
 
-/// Reads an object of this format.
+/// Reads an object of a format.
 ///
 /// # Errors
 /// [`ObjectError::Damaged`], or [`ObjectError::Configuration`] when a newer version wrote it.
-pub fn read<T: DeserializeOwned>(name: &str, content: &[u8]) -> Result<T, ObjectError> {
+pub fn read<T: DeserializeOwned>(name: &str, content: &[u8], format: u32) -> Result<T, ObjectError> {
     #[derive(Deserialize)]
     struct OfFormat {
         format: u32,
     }
     let of: OfFormat = serde_json::from_slice(content).map_err(|error| damaged(name, &error.to_string()))?;
-    if of.format != FORMAT {
+    if of.format != format {
         return Err(ObjectError::Configuration(format!(
-            "{name} is of format {}, and this version reads format {FORMAT}: use the version that wrote it, or a newer one",
+            "{name} is of format {}, and this version reads format {format}: use the version that wrote it, or a newer one",
             of.format
         )));
     }
@@ -283,7 +283,7 @@ pub fn write<T: Serialize>(object: &T) -> Vec<u8> {
     serde_json::to_vec_pretty(object).unwrap_or_default()
 }
 
-pub(super) fn damaged(name: &str, why: &str) -> ObjectError {
+pub(crate) fn damaged(name: &str, why: &str) -> ObjectError {
     ObjectError::Damaged { name: name.to_owned(), why: why.to_owned() }
 }
 
@@ -306,7 +306,7 @@ mod tests {
         flipped[20] ^= 1;
         assert!(matches!(read_manifest(&name, &flipped), Err(ObjectError::Damaged { .. })));
         let newer = String::from_utf8(content).unwrap().replace("\"format\": 1", "\"format\": 2");
-        let read = read::<Manifest>(&name, newer.as_bytes());
+        let read = read::<Manifest>(&name, newer.as_bytes(), FORMAT);
         assert!(matches!(&read, Err(ObjectError::Configuration(why)) if why.contains("format 2")), "{read:?}");
     }
 

@@ -7,7 +7,7 @@
 //! takes up the new one. What no checkpoint refers to is named in the pointer as condemned first, and deleted then. Condemned are files of checkpoints that are dropped, and what
 //! owners of lower epochs have left behind: those cannot take up anything any more. No name is ever used again ([`layout`]), so that it does not matter when a deletion takes effect.
 
-use super::layout::{self, Attempt, Entry, File, Lease, Manifest, POINTER, Pointer, ShardName};
+use super::layout::{self, Attempt, Entry, FORMAT, File, Lease, Manifest, POINTER, Pointer, ShardName};
 use crate::mutant::{self, Mutant};
 use crate::objects::{ObjectError, ObjectStore, Put, Version, When};
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +88,7 @@ impl Repository {
 
     fn read_pointer(&self) -> Result<Option<(Pointer, Version)>, ObjectError> {
         let Some(object) = self.objects.get(&self.full(POINTER))? else { return Ok(None) };
-        let pointer = layout::read(&self.full(POINTER), &object.content).map_err(|error| match error {
+        let pointer = layout::read(&self.full(POINTER), &object.content, FORMAT).map_err(|error| match error {
             ObjectError::Damaged { name, why } => ObjectError::Damaged {
                 name,
                 why: format!(

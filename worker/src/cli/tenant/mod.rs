@@ -576,6 +576,7 @@ mod tests {
             version: String::new(),
             known: BTreeMap::new(),
             unable: BTreeSet::new(),
+            knows_markers: true,
         };
         let all = ["orders-gateway-0", "orders-gateway-x", "orders-gateway-", "gateway-0", "a-gateway-1"];
         let reports: Vec<WorkerStatus> = all.iter().map(|name| report(name, GATEWAY)).collect();

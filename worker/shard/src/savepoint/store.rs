@@ -1,0 +1,149 @@
+//! The savepoints of a pipeline, as they lie in the object store.
+//!
+//! A savepoint is there when its manifest is, and not before. What is to go loses its manifest first, and its record last: so that whatever is left of it is found, and belongs to something that has a name.
+
+use super::layout::{self, BEGUN, Begun, FORMAT, MANIFEST, Manifest};
+use crate::checkpoint::layout as checkpoints;
+use crate::objects::{ObjectError, ObjectStore, Put, When};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What there is of a savepoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is being taken, or was given up.
+    Begun(Box<Begun>),
+    /// It is complete.
+    Complete(Box<Manifest>),
+    /// What it says of itself cannot be read.
+    Damaged(String),
+    /// Objects that nothing names: it is being disposed of, or that was broken off.
+    Remains,
+}
+
+/// The savepoints of a pipeline.
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    pipeline: String,
+}
+
+impl Store {
+    /// Those of a pipeline.
+    pub fn new(objects: Arc<dyn ObjectStore>, pipeline: &str) -> Store {
+        Store { objects, pipeline: pipeline.to_owned() }
+    }
+
+    /// Where everything lies.
+    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.objects
+    }
+
+    /// The name in the object store of one of a savepoint's objects.
+    pub fn full(&self, savepoint: u64, name: &str) -> String {
+        format!("{}/{name}", layout::folder(&self.pipeline, savepoint))
+    }
+
+    /// Ids of all of which there is anything.
+    ///
+    /// # Errors
+    /// [`ObjectError`].
+    pub fn ids(&self) -> Result<BTreeSet<u64>, ObjectError> {
+        let (all, mut ids) = (layout::all(&self.pipeline), BTreeSet::new());
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.objects.list(&all, after.as_deref())?;
+            let Some(last) = page.last() else { return Ok(ids) };
+            let id = |name: &str| name.strip_prefix(&all)?.split('/').next()?.parse::<u64>().ok();
+            ids.extend(page.iter().filter_map(|listed| id(&listed.name)));
+            // Past all that this one has: `0` comes after `/`.
+            let next = id(&last.name).map(|id| format!("{}0", layout::folder(&self.pipeline, id)));
+            after = Some(next.map_or(last.name.clone(), |next| next.max(last.name.clone())));
+        }
+    }
+
+    /// The names of all objects of a savepoint, below its folder, with their bytes.
+    ///
+    /// # Errors
+    /// [`ObjectError`].
+    pub fn names(&self, savepoint: u64) -> Result<BTreeMap<String, u64>, ObjectError> {
+        let (start, mut names) = (self.full(savepoint, ""), BTreeMap::new());
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.objects.list(&start, after.as_deref())?;
+            let Some(last) = page.last() else { return Ok(names) };
+            after = Some(last.name.clone());
+            let name = |listed: &crate::objects::Listed| Some((listed.name.strip_prefix(&start)?.to_owned(), listed.size));
+            names.extend(page.iter().filter_map(name));
+        }
+    }
+
+    /// What there is of a savepoint; `None`: nothing.
+    ///
+    /// # Errors
+    /// [`ObjectError`].
+    pub fn find(&self, savepoint: u64) -> Result<Option<Found>, ObjectError> {
+        let found = match (self.manifest(savepoint), self.begun(savepoint)) {
+            (Err(error @ ObjectError::Damaged { .. }), _) | (Ok(None), Err(error @ ObjectError::Damaged { .. })) => {
+                Found::Damaged(error.to_string())
+            }
+            (Err(error), _) | (Ok(None), Err(error)) => return Err(error),
+            (Ok(Some(manifest)), _) => Found::Complete(Box::new(manifest)),
+            (Ok(None), Ok(Some(begun))) => Found::Begun(Box::new(begun)),
+            (Ok(None), Ok(None)) if self.names(savepoint)?.is_empty() => return Ok(None),
+            (Ok(None), Ok(None)) => Found::Remains,
+        };
+        Ok(Some(found))
+    }
+
+    /// The record of one that was begun.
+    ///
+    /// # Errors
+    /// [`ObjectError`].
+    pub fn begun(&self, savepoint: u64) -> Result<Option<Begun>, ObjectError> {
+        let name = self.full(savepoint, BEGUN);
+        let Some(object) = self.objects.get(&name)? else { return Ok(None) };
+        checkpoints::read(&name, &object.content, FORMAT).map(Some)
+    }
+
+    /// The manifest of one that is complete.
+    ///
+    /// # Errors
+    /// [`ObjectError`].
+    pub fn manifest(&self, savepoint: u64) -> Result<Option<Manifest>, ObjectError> {
+        let name = self.full(savepoint, MANIFEST);
+        let Some(object) = self.objects.get(&name)? else { return Ok(None) };
+        checkpoints::read(&name, &object.content, FORMAT).map(Some)
+    }
+
+    /// Writes the record of one that is begun; false: the id is somebody else's.
+    ///
+    /// # Errors
+    /// [`ObjectError`]; nobody knows whether it is there, then.
+    pub fn begin(&self, begun: &Begun) -> Result<bool, ObjectError> {
+        let name = self.full(begun.savepoint, BEGUN);
+        let put = self.objects.put(&name, &checkpoints::write(begun), &When::Absent)?;
+        // An answer that was lost: it is our own.
+        Ok(put != Put::Refused || self.begun(begun.savepoint)?.as_ref() == Some(begun))
+    }
+
+    /// Makes it complete.
+    ///
+    /// # Errors
+    /// [`ObjectError`].
+    pub fn complete(&self, manifest: &Manifest) -> Result<(), ObjectError> {
+        let name = self.full(manifest.savepoint, MANIFEST);
+        self.objects.put(&name, &checkpoints::write(manifest), &When::Absent).map(drop)
+    }
+
+    /// Deletes all of it.
+    ///
+    /// # Errors
+    /// [`ObjectError`]; to be repeated then.
+    pub fn delete(&self, savepoint: u64) -> Result<(), ObjectError> {
+        let full = |name: &str| self.full(savepoint, name);
+        self.objects.delete(&[full(MANIFEST)])?;
+        let rest = self.names(savepoint)?.into_keys().filter(|name| name != BEGUN);
+        self.objects.delete(&rest.map(|name| full(&name)).collect::<Vec<_>>())?;
+        self.objects.delete(&[full(BEGUN)])
+    }
+}
