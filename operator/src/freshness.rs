@@ -229,6 +229,7 @@ mod tests {
             version: String::new(),
             known: BTreeMap::new(),
             unable: BTreeSet::new(),
+            knows_markers: true,
         }
     }
 

@@ -69,10 +69,7 @@ fn savepoints_are_created_under_load_verified_damaged_given_up_and_disposed_of()
     paused("STOP");
     let (code, said) = savepoint(&pipeline, &["create", "--timeout", "2s"]);
     paused("CONT");
-    assert!(
-        code == Some(2) && said.contains("of 4 shards were cut; the first that was not is action "),
-        "{said}"
-    );
+    assert!(code == Some(2) && said.contains("of 4 shards were cut; the first that was not is action "), "{said}");
     let (_, listed) = savepoint(&pipeline, &["list", "--json"]);
     let ids = |listed: &str| {
         let rows: Vec<serde_json::Value> = serde_json::from_str(listed).unwrap();

@@ -188,7 +188,7 @@ impl Settings {
         self.rates.retain(|(fault, _)| *fault != Fault::TransactionForgotten);
         self.rates.push((Fault::TransactionForgotten, 1_500));
         if let Some(policy) = &mut self.checkpoints {
-            (policy.interval_ms, policy.min_pause_ms) = (250, 60);
+            (policy.interval_ms, policy.min_pause_ms, policy.retained) = (250, 60, 1);
         }
         self
     }

@@ -116,6 +116,7 @@ impl Cluster {
             version: String::new(),
             known: BTreeMap::new(),
             unable: BTreeSet::new(),
+            knows_markers: true,
         };
         let view = View::new(GENERATION, Bounds::default());
         self.processes.push(Process { status, view, cut_until: 0, leaves_at: None });

@@ -3,8 +3,7 @@
 //! `list` and `verify` read the object store alone: no worker, and no Kafka, need be there; `dispose` can do without them, too.
 
 use super::Outcome;
-use crate::config::{self, Config, ConfigArgs};
-use crate::config::units::Millis;
+use crate::config::{self, Config, ConfigArgs, Millis};
 use crate::runtime::stores::{open_log, open_objects};
 use anyhow::{Context, bail};
 use millstream_plan::unread::age;
@@ -115,7 +114,12 @@ impl Row {
             },
             Found::Begun(begun) => {
                 let Begun { began_ms, generation, shards, .. } = **begun;
-                Row { began_ms: Some(began_ms), generation: Some(generation), shards: Some(shards), ..row("not complete") }
+                Row {
+                    began_ms: Some(began_ms),
+                    generation: Some(generation),
+                    shards: Some(shards),
+                    ..row("not complete")
+                }
             }
             Found::Damaged(problem) => Row { problem: Some(problem.clone()), ..row("damaged") },
             Found::Remains => row("remains"),
@@ -205,7 +209,9 @@ impl Drop for Line {
 fn create(common: &Common, timeout: Millis) -> anyhow::Result<Outcome> {
     let Place { config, objects, topics, .. } = place(common)?;
     if is_embedded(&config) {
-        bail!("a pipeline on the embedded log is one process, and nobody else reads its log: savepoints are of pipelines on Kafka; configure `log: {{kafka: ...}}`");
+        bail!(
+            "a pipeline on the embedded log is one process, and nobody else reads its log: savepoints are of pipelines on Kafka; configure `log: {{kafka: ...}}`"
+        );
     }
     let bounds = match &config.ownership {
         config::Ownership::Plan(plan) => plan.bounds(),
@@ -280,7 +286,9 @@ fn verify(common: &Common, id: Option<u64>) -> anyhow::Result<Outcome> {
     });
     drop(line);
     match verified {
-        Ok(it) => said(common, manifest.savepoint, None, &format!("{} objects, {:.1} MB", it.objects, it.bytes as f64 / 1e6)),
+        Ok(it) => {
+            said(common, manifest.savepoint, None, &format!("{} objects, {:.1} MB", it.objects, it.bytes as f64 / 1e6))
+        }
         Err(SavepointError::Damaged(damage)) => said(common, manifest.savepoint, Some(&damage.to_string()), ""),
         Err(error) => Err(error.into()),
     }
@@ -314,8 +322,9 @@ fn dispose(common: &Common, id: u64, offline: bool) -> anyhow::Result<Outcome> {
         bail!("there is no savepoint {id}; `millstream savepoint list` shows which there are");
     }
     let log = if offline || is_embedded(&config) { None } else { Some(open_log(&config)?.0) };
-    savepoint::dispose(&objects, &topics, log.as_deref(), id)
-        .with_context(|| format!("savepoint {id} is not gone as a whole: do it again (`--offline` does it without Kafka)"))?;
+    savepoint::dispose(&objects, &topics, log.as_deref(), id).with_context(|| {
+        format!("savepoint {id} is not gone as a whole: do it again (`--offline` does it without Kafka)")
+    })?;
     if common.json {
         super::print(format_args!("{}\n", serde_json::json!({"id": id, "disposed": true})))?;
     } else {

@@ -6,7 +6,7 @@ use super::stores::{compare, forgotten};
 use crate::disk::Evidence;
 use crate::sim::Sim;
 use millstream_model::id::entry_hash;
-use millstream_shard::checkpoint::layout::{self, Entry, Manifest, POINTER, Pointer, ShardName};
+use millstream_shard::checkpoint::layout::{self, Entry, FORMAT, Manifest, POINTER, Pointer, ShardName};
 use millstream_shard::flat::FlatStaging;
 use millstream_shard::state::Staging;
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ pub fn folder(sim: &Sim, stage: &str, shard: u32) -> String {
 
 /// What a shard's pointer says.
 pub fn pointer(objects: &Objects, folder: &str) -> Option<Pointer> {
-    layout::read(POINTER, objects.get(&format!("{folder}/{POINTER}"))?).ok()
+    layout::read(POINTER, objects.get(&format!("{folder}/{POINTER}"))?, FORMAT).ok()
 }
 
 /// What a store that is made of a checkpoint would hold.

@@ -240,7 +240,8 @@ impl View {
 
     /// A worker that was heard since then (milliseconds of this process's clock), and would stop at a marker.
     pub fn without_markers(&self, since_ms: u64) -> Option<&str> {
-        let stops = |report: &&WorkerStatus| !report.knows_markers && report.stages.iter().any(|stage| stage != GATEWAY);
+        let stops =
+            |report: &&WorkerStatus| !report.knows_markers && report.stages.iter().any(|stage| stage != GATEWAY);
         let heard = self.reports_here().filter(|(_, at_ms)| *at_ms >= since_ms).map(|(report, _)| report);
         heard.filter(stops).map(|report| &*report.worker).next()
     }

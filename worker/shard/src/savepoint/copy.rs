@@ -3,8 +3,8 @@
 use super::SavepointError;
 use super::layout::{self, Copied, Piece};
 use super::store::Store;
-use crate::log::Whole;
 use crate::checkpoint::layout::{self as checkpoints, File};
+use crate::log::Whole;
 use crate::objects::{ObjectError, When};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -33,7 +33,15 @@ impl Folder<'_> {
         let object = layout::data(&file.hash);
         if !self.has(&object, file.size) {
             let objects = self.store.objects();
-            let mut source = Source { store: self.store, name: from, file, at: 0, hash: Xxh3::new(), part: Vec::new(), failure: None };
+            let mut source = Source {
+                store: self.store,
+                name: from,
+                file,
+                at: 0,
+                hash: Xxh3::new(),
+                part: Vec::new(),
+                failure: None,
+            };
             let uploaded = objects.upload(&self.store.full(self.savepoint, &object), file.size, &mut source);
             source.failure.take().map_or(Ok(()), Err)?;
             uploaded?;
@@ -85,12 +93,11 @@ impl Source<'_> {
 
 impl Read for Source<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.part.is_empty() {
-            if let Err(error) = self.next() {
-                let said = error.to_string();
-                self.failure = Some(error);
-                return Err(io::Error::other(said));
-            }
+        let more = if self.part.is_empty() { self.next() } else { Ok(()) };
+        if let Err(error) = more {
+            let said = error.to_string();
+            self.failure = Some(error);
+            return Err(io::Error::other(said));
         }
         let size = into.len().min(self.part.len());
         let rest = self.part.split_off(size);

@@ -99,11 +99,7 @@ pub enum Progress {
 ///
 /// # Errors
 /// [`SavepointError`]: there is no savepoint. What there was of it is deleted, or says by `begun.json` that it can be.
-pub fn create(
-    parts: &Parts,
-    deadline_ms: u64,
-    tell: &mut dyn FnMut(Progress),
-) -> Result<Manifest, SavepointError> {
+pub fn create(parts: &Parts, deadline_ms: u64, tell: &mut dyn FnMut(Progress)) -> Result<Manifest, SavepointError> {
     let listener = Listener::open(&*parts.log, &parts.topics, parts.bounds, parts.clock.now_ms())?;
     let store = Store::new(parts.objects.clone(), &parts.topics.pipeline);
     let mut creation = Creation { parts, store, listener, deadline_ms, tell };
@@ -158,13 +154,16 @@ struct Looked {
     cut: Option<Cut>,
 }
 
+/// Shards: stage and number.
+type Senders = BTreeSet<(String, u32)>;
+
 /// A channel that is being copied.
 struct Copying {
     of: Between,
     at: TopicPartition,
     from: u64,
     /// Whose markers have not come yet: stage and shard.
-    waits_for: BTreeSet<(String, u32)>,
+    waits_for: Senders,
     pieces: Pieces,
 }
 
@@ -337,7 +336,10 @@ impl Creation<'_> {
     }
 
     /// Copies the files of the checkpoints.
-    fn files(&mut self, begun: &Begun) -> Result<BTreeMap<(String, u32), Vec<crate::checkpoint::layout::File>>, SavepointError> {
+    fn files(
+        &mut self,
+        begun: &Begun,
+    ) -> Result<BTreeMap<(String, u32), Vec<crate::checkpoint::layout::File>>, SavepointError> {
         let of = begun.pinned.iter().map(|it| it.checkpoint.bytes).sum();
         let (mut copied, mut files) = (0, BTreeMap::new());
         for Pinned { stage, shard, checkpoint } in &begun.pinned {
@@ -408,7 +410,7 @@ impl Creation<'_> {
             return Err(SavepointError::Trimmed { at, from: one.from, start });
         }
         let (folder, mut failure) = (self.folder(savepoint), None);
-        self.parts.log.read(&[(at.clone(), one.from..end)], View::Committed, &mut |_, whole| {
+        self.parts.log.read(&[(at, one.from..end)], View::Committed, &mut |_, whole| {
             if failure.is_none() && one.cut.is_none() {
                 failure = one.take(&folder, savepoint, &whole).err();
             }
@@ -449,7 +451,7 @@ impl Creation<'_> {
             let cut = states.iter().find(|it| it.stage == "action" && it.shard == shard).and_then(|it| it.cut.as_ref());
             let inputs = cut.map(|cut| &cut.inputs[..]).unwrap_or_default();
             let action = |shard| ("action".to_owned(), shard);
-            let of: [(Between, &Arc<str>, &[Place], BTreeSet<(String, u32)>); 3] = [
+            let of: [(Between, &Arc<str>, &[Place], Senders); 3] = [
                 (Between::Actions, actions, inputs, [("unify".to_owned(), shard)].into()),
                 (Between::Exchange, exchange, inputs, (0..*shards).map(action).collect()),
                 (Between::Mutations, mutations, &begun.written, [action(shard)].into()),
@@ -623,24 +625,28 @@ mod tests {
     /// Nothing is to be written to it.
     struct Nowhere;
 
+    fn nowhere<T>() -> Result<T, ObjectError> {
+        Err(ObjectError::Unavailable("there is none".to_owned()))
+    }
+
     impl ObjectStore for Nowhere {
         fn get(&self, _: &str) -> Result<Option<Object>, ObjectError> {
-            unreachable!()
+            nowhere()
         }
         fn read(&self, _: &str, _: u64, _: usize) -> Result<Option<Vec<u8>>, ObjectError> {
-            unreachable!()
+            nowhere()
         }
         fn put(&self, _: &str, _: &[u8], _: &When) -> Result<Put, ObjectError> {
-            unreachable!()
+            nowhere()
         }
         fn upload(&self, _: &str, _: u64, _: &mut dyn std::io::Read) -> Result<(), ObjectError> {
-            unreachable!()
+            nowhere()
         }
         fn list(&self, _: &str, _: Option<&str>) -> Result<Vec<Listed>, ObjectError> {
-            unreachable!()
+            nowhere()
         }
         fn delete(&self, _: &[String]) -> Result<(), ObjectError> {
-            unreachable!()
+            nowhere()
         }
     }
 

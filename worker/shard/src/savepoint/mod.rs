@@ -63,10 +63,14 @@ pub enum SavepointError {
     #[error("worker {0} is of a version that knows no savepoints: upgrade it first")]
     OldWorker(String),
     /// Nobody would be cut.
-    #[error("no worker of {0} reports what it does: savepoints are of pipelines whose workers follow a plan (`ownership: {{plan: {{}}}}`), and hear of them in `control`")]
+    #[error(
+        "no worker of {0} reports what it does: savepoints are of pipelines whose workers follow a plan (`ownership: {{plan: {{}}}}`), and hear of them in `control`"
+    )]
     NobodyHears(&'static str),
     /// What is to be copied is gone.
-    #[error("{at} starts at {start}, and is to be copied from {from}: it was trimmed or deleted meanwhile; keep it longer, or try again")]
+    #[error(
+        "{at} starts at {start}, and is to be copied from {from}: it was trimmed or deleted meanwhile; keep it longer, or try again"
+    )]
     Trimmed {
         /// What.
         at: TopicPartition,
@@ -79,7 +83,9 @@ pub enum SavepointError {
     #[error("{0}")]
     Damaged(Damage),
     /// A cut says nothing of an input.
-    #[error("no position was recorded for {0}: the shards run with other topics; see `shards` and `generation` in the configuration")]
+    #[error(
+        "no position was recorded for {0}: the shards run with other topics; see `shards` and `generation` in the configuration"
+    )]
     NoPosition(TopicPartition),
 }
 

@@ -72,7 +72,8 @@ impl Store {
             let page = self.objects.list(&start, after.as_deref())?;
             let Some(last) = page.last() else { return Ok(names) };
             after = Some(last.name.clone());
-            let name = |listed: &crate::objects::Listed| Some((listed.name.strip_prefix(&start)?.to_owned(), listed.size));
+            let name =
+                |listed: &crate::objects::Listed| Some((listed.name.strip_prefix(&start)?.to_owned(), listed.size));
             names.extend(page.iter().filter_map(name));
         }
     }

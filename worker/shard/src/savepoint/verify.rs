@@ -101,16 +101,19 @@ impl Verifying<'_> {
             self.note(looked)?;
         }
         let after = state.checkpoint.as_ref().map(|entry| (entry.batch, &entry.digest));
-        let (batch, digest) = after.map_or((0, 0), |(batch, digest)| (batch, u64::from_str_radix(digest, 16).unwrap_or_default()));
+        let (batch, digest) =
+            after.map_or((0, 0), |(batch, digest)| (batch, u64::from_str_radix(digest, 16).unwrap_or_default()));
         let (mut assembler, mut last) = (Assembler::after(batch, digest), None);
         for piece in &state.changelog {
             self.piece(piece, &mut |message| {
                 let steps = assembler.read(message.offset, message.payload).map_err(|error| error.to_string())?;
-                let batches = steps.into_iter().filter_map(|step| match step {
-                    Step::Batch(batch) => Some((batch.number, message.offset, hex(batch.digest), hex(batch.state_digest))),
+                let mut batches = steps.into_iter().filter_map(|step| match step {
+                    Step::Batch(batch) => {
+                        Some((batch.number, message.offset, hex(batch.digest), hex(batch.state_digest)))
+                    }
                     _ => None,
                 });
-                last = batches.last().or(last.take());
+                last = batches.next_back().or(last.take());
                 Ok(())
             })?;
         }
