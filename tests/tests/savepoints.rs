@@ -4,8 +4,8 @@
 use millstream_shard::checkpoint::layout::ShardName;
 use millstream_shard::checkpoint::repository::Repository;
 use millstream_shard::objects::{ObjectStore, When};
-use millstream_shard::savepoint::layout::Between;
-use millstream_shard::savepoint::store::Store;
+use millstream_shard::savepoint::layout::{BEGUN, Begun, Between, Manifest};
+use millstream_shard::savepoint::store::{Found, Store};
 use millstream_stores::s3::S3Objects;
 use millstream_tests::conformance::unique;
 use millstream_tests::load::{Sending, check_against_ingress, generated, settings};
@@ -97,6 +97,8 @@ fn savepoints_are_created_under_load_verified_damaged_given_up_and_disposed_of()
         let (code, said) = savepoint(&pipeline, &["verify", id]);
         assert!(code == Some(0) && said.starts_with(&format!("savepoint {id} is what it was: ")), "{said}");
     }
+    let begun = store.begun(4).unwrap().unwrap();
+    a_record_that_goes_or_is_damaged_ends_it(&pipeline, &store, &begun, &manifest);
     let file = &manifest.states.iter().find(|state| state.stage == "action").unwrap().files[0];
     let full = store.full(4, &file.object);
     let mut content = objects().get(&full).unwrap().unwrap().content;
@@ -114,6 +116,27 @@ fn savepoints_are_created_under_load_verified_damaged_given_up_and_disposed_of()
     let (_, listed) = savepoint(&pipeline, &["list", "--json"]);
     assert_eq!(ids(&listed), [1]);
     assert_eq!(savepoint(&pipeline, &["verify"]).0, Some(0));
+}
+
+/// Whoever disposes of one takes its record away first.
+fn a_record_that_goes_or_is_damaged_ends_it(pipeline: &Pipeline, store: &Store, begun: &Begun, manifest: &Manifest) {
+    let (objects, name) = (objects(), store.full(4, BEGUN));
+    let record = objects.get(&name).unwrap().unwrap().content;
+    objects.delete(std::slice::from_ref(&name)).unwrap();
+    assert!(!store.complete(begun, manifest).unwrap(), "late");
+    assert_eq!(store.find(4).unwrap(), Some(Found::Remains));
+    let other = Begun { by: "another".to_owned(), deadline_ms: u64::MAX, ..begun.clone() };
+    assert!(store.begin(&other).unwrap() && !store.begin(begun).unwrap() && !store.complete(begun, manifest).unwrap());
+    objects.put(&name, b"{", &When::Always).unwrap();
+    let (code, said) = savepoint(pipeline, &["list"]);
+    assert!(code == Some(1) && said.contains("damaged"), "{said}");
+    objects.put(&name, &record, &When::Always).unwrap();
+    // One that nobody has completed.
+    let unfinished = Begun { savepoint: 9, deadline_ms: u64::MAX, ..begun.clone() };
+    assert!(store.begin(&unfinished).unwrap());
+    let (code, said) = savepoint(pipeline, &["dispose", "9"]);
+    assert!(code == Some(2) && said.contains("may be being created"), "{said}");
+    assert_eq!(savepoint(pipeline, &["dispose", "9", "--force"]).0, Some(0));
 }
 
 fn leases_are_given_back(settings: &Settings) {

@@ -56,6 +56,9 @@ enum Action {
         common: Common,
         /// Which one
         id: u64,
+        /// Also one that may still be being created
+        #[arg(long)]
+        force: bool,
         /// Do not tell the workers: for when Kafka is away. Shards may still be cut for one that was not complete, which costs a transaction each
         #[arg(long)]
         offline: bool,
@@ -118,7 +121,7 @@ impl Row {
                     began_ms: Some(began_ms),
                     generation: Some(generation),
                     shards: Some(shards),
-                    ..row("not complete")
+                    ..row("not_complete")
                 }
             }
             Found::Damaged(problem) => Row { problem: Some(problem.clone()), ..row("damaged") },
@@ -135,13 +138,14 @@ impl Row {
         let number = |number: Option<u32>| number.map_or_else(none, |number| number.to_string());
         let (generation, shards) = (number(self.generation.map(u32::from)), number(self.shards));
         let remarks = match self.state {
-            "not complete" => "is being created, or was given up: then dispose of it",
+            "not_complete" => "is being created; or that was broken off: then dispose of it",
             "remains" => "is being disposed of, or that was broken off: dispose of it",
             _ => self.problem.as_deref().unwrap_or_default(),
         };
         let line = format!(
             "{:>6}  {:12} {generation:>10} {shards:>6} {megabytes:>10}  {took:>8}  {since:>8}  {remarks}",
-            self.id, self.state
+            self.id,
+            self.state.replace('_', " ")
         );
         format!("{}\n", line.trim_end())
     }
@@ -153,7 +157,7 @@ pub(super) fn run(args: &SavepointArgs) -> anyhow::Result<Outcome> {
         Action::Create { common, timeout } => create(common, *timeout),
         Action::List(common) => list(common),
         Action::Verify { common, id } => verify(common, *id),
-        Action::Dispose { common, id, offline } => dispose(common, *id, *offline),
+        Action::Dispose { common, id, force, offline } => dispose(common, *id, *force, *offline),
     }
 }
 
@@ -206,6 +210,12 @@ impl Drop for Line {
     }
 }
 
+/// A name for this creation.
+fn by() -> String {
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}/{}/{}", machine.trim(), std::process::id(), SystemClock.now_ms())
+}
+
 fn create(common: &Common, timeout: Millis) -> anyhow::Result<Outcome> {
     let Place { config, objects, topics, .. } = place(common)?;
     if is_embedded(&config) {
@@ -217,12 +227,21 @@ fn create(common: &Common, timeout: Millis) -> anyhow::Result<Outcome> {
         config::Ownership::Plan(plan) => plan.bounds(),
         config::Ownership::Static => Bounds::default(),
     };
-    let parts = Parts { log: open_log(&config)?.0, topics, objects, clock: Arc::new(SystemClock), bounds };
+    let parts = Parts { log: open_log(&config)?.0, topics, objects, clock: Arc::new(SystemClock), bounds, by: by() };
     let deadline_ms = SystemClock.now_ms() + u64::try_from(timeout.duration().as_millis()).unwrap_or(u64::MAX / 2);
     let mut line = Line::new(common);
+    if !line.is_shown {
+        tracing::info!(by = parts.by, "creating a savepoint");
+    }
     let made = savepoint::create(&parts, deadline_ms, &mut |progress| {
         line.tell(&match progress {
-            Progress::Begun { savepoint } => format!("savepoint {savepoint}"),
+            Progress::Begun { savepoint } => {
+                tracing::info!(
+                    savepoint,
+                    "the savepoint is begun; dispose of it, if this process is killed before it is complete"
+                );
+                format!("savepoint {savepoint}")
+            }
             Progress::Files { copied, of } => {
                 format!("checkpoints: {:.1} of {:.1} MB", copied as f64 / 1e6, of as f64 / 1e6)
             }
@@ -316,10 +335,18 @@ fn said(common: &Common, id: u64, problem: Option<&str>, read: &str) -> anyhow::
     Ok(if problem.is_none() { Outcome::Good } else { Outcome::Bad })
 }
 
-fn dispose(common: &Common, id: u64, offline: bool) -> anyhow::Result<Outcome> {
+fn dispose(common: &Common, id: u64, force: bool, offline: bool) -> anyhow::Result<Outcome> {
     let Place { config, objects, store, topics } = place(common)?;
-    if store.find(id)?.is_none() {
-        bail!("there is no savepoint {id}; `millstream savepoint list` shows which there are");
+    match store.find(id)? {
+        None => bail!("there is no savepoint {id}; `millstream savepoint list` shows which there are"),
+        Some(Found::Begun(begun)) if SystemClock.now_ms() < begun.deadline_ms && !force => {
+            let left = age(begun.deadline_ms.saturating_sub(SystemClock.now_ms()));
+            bail!(
+                "savepoint {id} may be being created, by {}, for {left} more; `--force` disposes of it now, and its creation fails",
+                begun.by
+            );
+        }
+        Some(_) => {}
     }
     let log = if offline || is_embedded(&config) { None } else { Some(open_log(&config)?.0) };
     savepoint::dispose(&objects, &topics, log.as_deref(), id).with_context(|| {

@@ -4,13 +4,13 @@
 //!
 //! 1. Every worker that is heard must know markers; one that does not would stop at the first one.
 //! 2. Where the reaction stage stands is read: before the cut, so what comes from there on is all that documents may lack.
-//! 3. The newest checkpoint of each shard is leased, which keeps it, and the changelog behind it. One without a checkpoint still has its whole changelog.
-//! 4. `begun.json` is written, on the condition that nobody has this id. From now on whatever there is of it has a name, and can be disposed of.
+//! 3. The newest checkpoint of each shard is leased, which keeps it, and the changelog behind it. One without a checkpoint still has its whole changelog; should that be trimmed before it was read, there is no savepoint.
+//! 4. `begun.json` is written, on the condition that nobody has this id. From now on whatever there is of it has a name, and can be disposed of: who does that takes this record away first, and there is no savepoint from then on.
 //! 5. The checkpoints' files are copied, while nobody has to wait for anything.
 //! 6. The savepoint is published in `control`, until it is heard there: shards are cut.
 //! 7. Each changelog is read from its checkpoint on, and copied, up to the cut.
 //! 8. Each channel is read from where its receiver stood, at its cut, to the marker of each sender, and copied: what a sender sent behind its marker is left out.
-//! 9. The manifest is written: now the savepoint is there. It needs nothing of the log, or of any checkpoint.
+//! 9. The manifest is written. If the record is still there after that, and the creator's own, the savepoint is there. It needs nothing of the log, or of any checkpoint.
 //! 10. That it has ended is published, and the leases are given back.
 //!
 //! Whatever fails, and what is not complete at its deadline, is *given up*: that it has ended is published, leases are given back, and its objects deleted. When that cannot be done either, or the process is killed, its record is left; whoever disposes of it does the same.
@@ -23,14 +23,14 @@ use super::store::Store;
 use super::{SavepointError, marker};
 use crate::Clock;
 use crate::changelog::{Assembler, Step};
-use crate::checkpoint::layout::{Entry, ShardName, hex};
+use crate::checkpoint::layout::{Entry, ShardName};
 use crate::checkpoint::repository::{Repository, RepositoryError};
 use crate::control::Listener;
 use crate::log::{Log, LogError, ORIGIN, Outgoing, TopicPartition, View, Whole};
-use crate::objects::ObjectStore;
+use crate::objects::{ObjectError, ObjectStore};
 use crate::topics::Topics;
 use millstream_model::frame::{self, Content};
-use millstream_model::proto::{Batch, Changelog, Position, changelog::Record};
+use millstream_model::proto::{Changelog, Position, changelog::Record};
 use millstream_plan::message::{self, Control, Savepoint};
 use millstream_plan::view::Bounds;
 use prost::Message as _;
@@ -62,6 +62,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// When workers are taken for gone.
     pub bounds: Bounds,
+    /// Who creates it: no two have the same name.
+    pub by: String,
 }
 
 /// How far it is.
@@ -127,9 +129,14 @@ pub fn dispose(
     if let Some(log) = log {
         publish(log, topics, savepoint, true)?;
     }
-    if let Some(begun) = store.begun(savepoint)? {
+    match store.begun(savepoint) {
+        Ok(Some(begun)) => {
+            let topics = Topics::new(&begun.pipeline, begun.shards, begun.generation);
+            release(objects, &topics, &begun);
+        }
         // Leases end by themselves, too.
-        release(objects, topics, &begun);
+        Ok(None) | Err(ObjectError::Damaged { .. } | ObjectError::Configuration(_)) => {}
+        Err(error) => return Err(error.into()),
     }
     Ok(store.delete(savepoint)?)
 }
@@ -213,6 +220,8 @@ impl Creation<'_> {
                 generation: *generation,
                 shards: *shards,
                 began_ms: self.now_ms(),
+                deadline_ms: self.deadline_ms,
+                by: self.parts.by.clone(),
                 pinned: Vec::new(),
                 written: written.clone(),
             };
@@ -252,7 +261,7 @@ impl Creation<'_> {
     }
 
     fn pin(&self, begun: &mut Begun) -> Result<(), SavepointError> {
-        let (holder, until_ms) = (holder(begun.savepoint), self.deadline_ms + LEASE_MORE_MS);
+        let (holder, until_ms) = (holder(begun), self.deadline_ms + LEASE_MORE_MS);
         for (stage, shard) in self.shards() {
             let repository = self.repository(stage, shard);
             let topic_id = self.parts.log.topic_id(&self.parts.topics.changelog(stage))?;
@@ -309,7 +318,8 @@ impl Creation<'_> {
         let state = |looked: Looked| {
             let Looked { stage, shard, checkpoint, pieces, cut, .. } = looked;
             let files = files.remove(&(stage.to_owned(), shard)).unwrap_or_default();
-            Some(State { stage: stage.to_owned(), shard, checkpoint, files, changelog: pieces.done, cut: cut? })
+            let cut = cut.ok_or_else(|| SavepointError::Late(format!("{stage} {shard} was not cut")))?;
+            Ok(State { stage: stage.to_owned(), shard, checkpoint, files, changelog: pieces.done, cut })
         };
         let manifest = Manifest {
             format: FORMAT,
@@ -319,10 +329,12 @@ impl Creation<'_> {
             shards: begun.shards,
             began_ms: begun.began_ms,
             complete_ms: self.now_ms(),
-            states: states.into_iter().filter_map(state).collect(),
+            states: states.into_iter().map(state).collect::<Result<_, SavepointError>>()?,
             channels,
         };
-        self.store.complete(&manifest)?;
+        if !self.store.complete(begun, &manifest)? {
+            return Err(SavepointError::Ended);
+        }
         // It is there, whatever happens now: an end that nobody hears of, and leases, are of no harm.
         if let Err(error) = self.publish(begun.savepoint, true) {
             tracing::warn!(savepoint = begun.savepoint, %error, "that the savepoint is complete was not published; shards that are opened may be cut for it again");
@@ -488,12 +500,20 @@ impl Creation<'_> {
     /// Nobody need be cut for it any more, and nothing of it is left, as far as that can be had now.
     fn give_up(&self, begun: &Begun) {
         let id = begun.savepoint;
+        self.release(begun);
+        if let Ok(Some(other)) = self.store.begun(id).map(|there| there.filter(|there| there != begun)) {
+            tracing::warn!(
+                savepoint = id,
+                by = other.by,
+                "the savepoint was disposed of, and another one has its id by now"
+            );
+            return;
+        }
         if let Err(error) = self.publish(id, true) {
             // Its record stays, so that somebody can.
             tracing::warn!(savepoint = id, %error, "that the savepoint was given up could not be published: dispose of it");
             return;
         }
-        self.release(begun);
         if let Err(error) = self.store.delete(id) {
             tracing::warn!(savepoint = id, %error, "what there is of the savepoint that was given up could not be deleted: dispose of it");
         }
@@ -522,15 +542,15 @@ fn repository(objects: &Arc<dyn ObjectStore>, topics: &Topics, stage: &str, shar
 
 fn release(objects: &Arc<dyn ObjectStore>, topics: &Topics, begun: &Begun) {
     for Pinned { stage, shard, .. } in &begun.pinned {
-        if let Err(error) = repository(objects, topics, stage, *shard).release(&holder(begun.savepoint)) {
+        if let Err(error) = repository(objects, topics, stage, *shard).release(&holder(begun)) {
             tracing::warn!(stage, shard, savepoint = begun.savepoint, %error, "a lease was not given back; it ends by itself");
         }
     }
 }
 
 /// Who leases for a savepoint.
-fn holder(savepoint: u64) -> String {
-    format!("savepoint/{savepoint}")
+fn holder(begun: &Begun) -> String {
+    format!("savepoint/{}/{}", begun.savepoint, begun.by)
 }
 
 fn look(begun: &Begun, stage: &'static str, shard: u32) -> Looked {
@@ -555,7 +575,7 @@ impl Looked {
         self.pieces.add(folder, whole)?;
         for step in self.assembler.read(whole.offset, &whole.payload)? {
             match step {
-                Step::Batch(batch) if batch.cuts.contains(&savepoint) => self.cut = Some(cut(whole.offset, &batch)),
+                Step::Batch(batch) if batch.cuts.contains(&savepoint) => self.cut = Some(Cut::of(whole.offset, &batch)),
                 _ => {}
             }
         }
@@ -590,24 +610,6 @@ fn sender(whole: &Whole) -> Option<(String, u32)> {
     Some((parts.next()?.to_owned(), parts.next()?.parse().ok()?))
 }
 
-fn cut(offset: u64, batch: &Batch) -> Cut {
-    let place = |it: &Position| Place {
-        topic: it.topic.clone(),
-        partition: it.partition,
-        offset: it.offset,
-        topic_id: it.topic_id.clone(),
-    };
-    Cut {
-        batch: batch.number,
-        offset,
-        digest: hex(batch.digest),
-        state_digest: hex(batch.state_digest),
-        time_ms: batch.time_ms,
-        stamp_time_ms: batch.stamp_time_ms,
-        inputs: batch.inputs.iter().map(place).collect(),
-    }
-}
-
 /// The position that a record of the reaction stage's changelog says.
 fn position(whole: &Whole) -> Option<Position> {
     let record = frame::read(&whole.payload, Content::Changelog).ok()?.next()?.ok()?;
@@ -620,7 +622,7 @@ fn position(whole: &Whole) -> Option<Position> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects::{Listed, Object, ObjectError, Put, When};
+    use crate::objects::{Listed, Object, Put, When};
 
     /// Nothing is to be written to it.
     struct Nowhere;

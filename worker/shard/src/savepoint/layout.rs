@@ -1,9 +1,9 @@
 //! What savepoints look like in the object store. Format 1:
 //!
 //! ```text
-//! <prefix>/<pipeline>/savepoints/<id>/begun.json       that it is being taken, and what of
-//!                                     manifest.json    it is complete: everything that it consists of
-//!                                     data/<hash>      what a file of a state store holds, or a piece of what was copied from the log
+//! <prefix>/<pipeline>/savepoints/<id>/begun.json             that it is being created, or was, and by whom
+//!                                     manifest-<hash>.json   everything that it consists of
+//!                                     data/<hash>            what a file of a state store holds, or a piece of what was copied from the log
 //! ```
 //!
 //! Ids are decimal, and never used again, as long as `control` or this folder remembers them. A hash is the XXH3-128 of the content (32 hexadecimal digits), so what is written twice is the same. A piece is messages, one after the other:
@@ -12,16 +12,17 @@
 //! offset (u64 LE) | bytes of the key (u32 LE) | bytes of the payload (u32 LE) | key | payload
 //! ```
 
-use crate::checkpoint::layout::{Entry, File, damaged};
+use crate::checkpoint::layout::{Entry, File, damaged, hash, hex};
 use crate::objects::ObjectError;
+use millstream_model::proto::{Batch, Position};
 use serde::{Deserialize, Serialize};
 
 /// The version of what is described here.
 pub const FORMAT: u32 = 1;
-/// That a savepoint is being taken.
+/// That there is a savepoint, or is to be.
 pub const BEGUN: &str = "begun.json";
-/// That it is complete.
-pub const MANIFEST: &str = "manifest.json";
+/// How the name of a manifest begins.
+pub const MANIFEST: &str = "manifest-";
 
 /// The folder of a pipeline's savepoints.
 pub fn all(pipeline: &str) -> String {
@@ -33,12 +34,17 @@ pub fn folder(pipeline: &str, savepoint: u64) -> String {
     format!("{}{savepoint}", all(pipeline))
 }
 
+/// The name of a manifest with this content.
+pub fn manifest(content: &[u8]) -> String {
+    format!("{MANIFEST}{}.json", hash(content))
+}
+
 /// The name of an object with this hash.
 pub fn data(hash: &str) -> String {
     format!("data/{hash}")
 }
 
-/// A savepoint that is being taken. Written before anybody hears of it.
+/// A savepoint that is being created, or was. Written before anybody hears of it, and the first that goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begun {
     /// [`FORMAT`].
@@ -53,6 +59,10 @@ pub struct Begun {
     pub shards: u32,
     /// When, milliseconds since 1970.
     pub began_ms: u64,
+    /// Until then it is complete, or is given up, milliseconds since 1970.
+    pub deadline_ms: u64,
+    /// Who creates it: no two have the same name.
+    pub by: String,
     /// The checkpoints that states are made of, each with what follows in its changelog. They are leased.
     pub pinned: Vec<Pinned>,
     /// Where the reaction stage stood in each partition of `mutations`: what comes from there on may not be in the documents.
@@ -161,6 +171,27 @@ pub struct Cut {
     pub stamp_time_ms: u64,
     /// Where the inputs stood.
     pub inputs: Vec<Place>,
+}
+
+impl Cut {
+    /// The cut that a batch is, whose record is at this offset.
+    pub fn of(offset: u64, batch: &Batch) -> Cut {
+        let place = |it: &Position| Place {
+            topic: it.topic.clone(),
+            partition: it.partition,
+            offset: it.offset,
+            topic_id: it.topic_id.clone(),
+        };
+        Cut {
+            batch: batch.number,
+            offset,
+            digest: hex(batch.digest),
+            state_digest: hex(batch.state_digest),
+            time_ms: batch.time_ms,
+            stamp_time_ms: batch.stamp_time_ms,
+            inputs: batch.inputs.iter().map(place).collect(),
+        }
+    }
 }
 
 /// What was under way in a partition: sent before its senders' cuts, and not processed at the receiver's.

@@ -1,6 +1,7 @@
 //! The savepoints of a pipeline, as they lie in the object store.
 //!
-//! A savepoint is there when its manifest is, and not before. What is to go loses its manifest first, and its record last: so that whatever is left of it is found, and belongs to something that has a name.
+//! A savepoint is there when its record, `begun.json`, and its manifest are. Its record is written first, by one creator only, and is the first that goes: from then on there is no savepoint, whatever is written late.
+//! What is left then is found by its folder.
 
 use super::layout::{self, BEGUN, Begun, FORMAT, MANIFEST, Manifest};
 use crate::checkpoint::layout as checkpoints;
@@ -83,17 +84,19 @@ impl Store {
     /// # Errors
     /// [`ObjectError`].
     pub fn find(&self, savepoint: u64) -> Result<Option<Found>, ObjectError> {
-        let found = match (self.manifest(savepoint), self.begun(savepoint)) {
-            (Err(error @ ObjectError::Damaged { .. }), _) | (Ok(None), Err(error @ ObjectError::Damaged { .. })) => {
-                Found::Damaged(error.to_string())
-            }
-            (Err(error), _) | (Ok(None), Err(error)) => return Err(error),
-            (Ok(Some(manifest)), _) => Found::Complete(Box::new(manifest)),
-            (Ok(None), Ok(Some(begun))) => Found::Begun(Box::new(begun)),
-            (Ok(None), Ok(None)) if self.names(savepoint)?.is_empty() => return Ok(None),
-            (Ok(None), Ok(None)) => Found::Remains,
+        let of_it = |error: ObjectError| match error {
+            ObjectError::Damaged { .. } | ObjectError::Configuration(_) => Ok(Some(Found::Damaged(error.to_string()))),
+            error => Err(error),
         };
-        Ok(Some(found))
+        match self.begun(savepoint) {
+            Err(error) => of_it(error),
+            Ok(None) => Ok((!self.names(savepoint)?.is_empty()).then_some(Found::Remains)),
+            Ok(Some(begun)) => match self.manifest(savepoint) {
+                Err(error) => of_it(error),
+                Ok(None) => Ok(Some(Found::Begun(Box::new(begun)))),
+                Ok(Some(manifest)) => Ok(Some(Found::Complete(Box::new(manifest)))),
+            },
+        }
     }
 
     /// The record of one that was begun.
@@ -106,13 +109,17 @@ impl Store {
         checkpoints::read(&name, &object.content, FORMAT).map(Some)
     }
 
-    /// The manifest of one that is complete.
+    /// The manifest of one, which counts only while its record is there.
     ///
     /// # Errors
     /// [`ObjectError`].
     pub fn manifest(&self, savepoint: u64) -> Result<Option<Manifest>, ObjectError> {
-        let name = self.full(savepoint, MANIFEST);
+        let listed = self.objects.list(&self.full(savepoint, MANIFEST), None)?;
+        let Some(name) = listed.into_iter().next().map(|listed| listed.name) else { return Ok(None) };
         let Some(object) = self.objects.get(&name)? else { return Ok(None) };
+        if name != self.full(savepoint, &layout::manifest(&object.content)) {
+            return Err(checkpoints::damaged(&name, "its content is not what its name says"));
+        }
         checkpoints::read(&name, &object.content, FORMAT).map(Some)
     }
 
@@ -127,13 +134,17 @@ impl Store {
         Ok(put != Put::Refused || self.begun(begun.savepoint)?.as_ref() == Some(begun))
     }
 
-    /// Makes it complete.
+    /// Makes it complete; false: it was disposed of meanwhile.
     ///
     /// # Errors
-    /// [`ObjectError`].
-    pub fn complete(&self, manifest: &Manifest) -> Result<(), ObjectError> {
-        let name = self.full(manifest.savepoint, MANIFEST);
-        self.objects.put(&name, &checkpoints::write(manifest), &When::Absent).map(drop)
+    /// [`ObjectError`]: nobody knows whether it is there; it is not once its record has gone.
+    pub fn complete(&self, begun: &Begun, manifest: &Manifest) -> Result<bool, ObjectError> {
+        let content = checkpoints::write(manifest);
+        let name = self.full(manifest.savepoint, &layout::manifest(&content));
+        let put = || self.objects.put(&name, &content, &When::Always).map(drop);
+        // An answer may be lost.
+        put().or_else(|_| put())?;
+        Ok(self.begun(begun.savepoint)?.as_ref() == Some(begun))
     }
 
     /// Deletes all of it.
@@ -142,9 +153,8 @@ impl Store {
     /// [`ObjectError`]; to be repeated then.
     pub fn delete(&self, savepoint: u64) -> Result<(), ObjectError> {
         let full = |name: &str| self.full(savepoint, name);
-        self.objects.delete(&[full(MANIFEST)])?;
-        let rest = self.names(savepoint)?.into_keys().filter(|name| name != BEGUN);
-        self.objects.delete(&rest.map(|name| full(&name)).collect::<Vec<_>>())?;
-        self.objects.delete(&[full(BEGUN)])
+        self.objects.delete(&[full(BEGUN)])?;
+        let rest = self.names(savepoint)?.into_keys();
+        self.objects.delete(&rest.map(|name| full(&name)).collect::<Vec<_>>())
     }
 }

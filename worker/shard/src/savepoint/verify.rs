@@ -2,11 +2,11 @@
 //!
 //! It reads the object store alone: no worker, and no Kafka, need be there.
 
-use super::layout::{self, Manifest, Piece, State};
+use super::layout::{self, Cut, Manifest, Piece, State};
 use super::store::Store;
 use super::{Damage, SavepointError};
 use crate::changelog::{Assembler, Step};
-use crate::checkpoint::layout::{File, damaged, hash, hex, in_words};
+use crate::checkpoint::layout::{File, damaged, hash, in_words};
 use crate::objects::ObjectError;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -29,6 +29,12 @@ pub struct Verified {
 /// # Errors
 /// [`SavepointError::Objects`] when the object store cannot be read, [`SavepointError::Damaged`] with everything that is not what it was.
 pub fn verify(store: &Store, manifest: &Manifest, tell: &mut dyn FnMut(u64, u64)) -> Result<Verified, SavepointError> {
+    let (states, channels) = (manifest.states.len(), manifest.channels.len());
+    let shards = manifest.shards as usize;
+    if (states, channels) != (2 * shards, 3 * shards) {
+        let said = format!("its manifest has {states} states and {channels} channels of {shards} shards");
+        return Err(SavepointError::Damaged(Damage(vec![said])));
+    }
     let mut verifying = Verifying { store, manifest, verified: Verified::default(), damage: Vec::new(), tell };
     for state in &manifest.states {
         verifying.state(state)?;
@@ -108,17 +114,15 @@ impl Verifying<'_> {
             self.piece(piece, &mut |message| {
                 let steps = assembler.read(message.offset, message.payload).map_err(|error| error.to_string())?;
                 let mut batches = steps.into_iter().filter_map(|step| match step {
-                    Step::Batch(batch) => {
-                        Some((batch.number, message.offset, hex(batch.digest), hex(batch.state_digest)))
-                    }
+                    Step::Batch(batch) => Some((Cut::of(message.offset, &batch), batch.cuts)),
                     _ => None,
                 });
                 last = batches.next_back().or(last.take());
                 Ok(())
             })?;
         }
-        let cut = &state.cut;
-        if last != Some((cut.batch, cut.offset, cut.digest.clone(), cut.state_digest.clone())) {
+        let (cut, savepoint) = (&state.cut, self.manifest.savepoint);
+        if !last.is_some_and(|(last, cuts)| last == *cut && cuts.contains(&savepoint)) {
             let (stage, shard) = (&state.stage, state.shard);
             self.damage.push(format!("the changelog of {stage} {shard} does not lead to its cut, batch {}", cut.batch));
         }
