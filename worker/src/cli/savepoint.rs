@@ -230,16 +230,11 @@ fn create(common: &Common, timeout: Millis) -> anyhow::Result<Outcome> {
     let parts = Parts { log: open_log(&config)?.0, topics, objects, clock: Arc::new(SystemClock), bounds, by: by() };
     let deadline_ms = SystemClock.now_ms() + u64::try_from(timeout.duration().as_millis()).unwrap_or(u64::MAX / 2);
     let mut line = Line::new(common);
-    if !line.is_shown {
-        tracing::info!(by = parts.by, "creating a savepoint");
-    }
     let made = savepoint::create(&parts, deadline_ms, &mut |progress| {
         line.tell(&match progress {
             Progress::Begun { savepoint } => {
-                tracing::info!(
-                    savepoint,
-                    "the savepoint is begun; dispose of it, if this process is killed before it is complete"
-                );
+                // Whoever kills this process must know what to dispose of.
+                eprintln!("savepoint {savepoint} is begun");
                 format!("savepoint {savepoint}")
             }
             Progress::Files { copied, of } => {
