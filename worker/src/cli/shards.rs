@@ -9,7 +9,7 @@ use std::time::Duration;
 /// How often a table that follows is drawn anew.
 const EVERY: Duration = Duration::from_secs(1);
 /// A report older than this is marked.
-const OLD_MS: u64 = 3_000;
+const OLD_MS: u64 = 2_800;
 /// Moves the cursor home and clears what is below it.
 const HOME: &str = "\x1b[H\x1b[J";
 
