@@ -7,6 +7,7 @@ use crate::servers::{Server, Stop, free_ports};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long anything that should happen may take before a test fails.
@@ -334,6 +335,17 @@ impl Pipeline {
             process.launch()?;
         }
         Ok(pipeline)
+    }
+
+    /// What `millstream COMMAND` printed with the configuration of the worker of unify, and its exit code.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn command(&self, command: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let unify = self.processes.iter().find(|process| process.role == "unify").context("no worker of unify")?;
+        let output =
+            Command::new(binary()?).arg(command).args(arguments).arg("--config").arg(unify.config()).output()?;
+        Ok((output.status.code(), String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?))
     }
 
     /// The process with the public port.

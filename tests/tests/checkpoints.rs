@@ -20,11 +20,10 @@ use millstream_stores::s3::S3Objects;
 use millstream_tests::conformance::{eventually, unique};
 use millstream_tests::counting::{self, Counting};
 use millstream_tests::load::{Sending, check_against_ingress, generated, settings};
-use millstream_tests::pipeline::{Pipeline, Settings, binary, until};
+use millstream_tests::pipeline::{Pipeline, Settings, until};
 use millstream_tests::servers::{Kafka, Minio, Mongo};
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -376,11 +375,7 @@ fn settings_on_servers(what: &str, load: &millstream::generate::Load) -> Setting
 
 /// What a command printed, and its exit code.
 fn checkpoint(pipeline: &Pipeline, arguments: &[&str]) -> (Option<i32>, String) {
-    let config = pipeline.processes.iter().find(|process| process.role == "unify").unwrap().config();
-    let output =
-        Command::new(binary().unwrap()).arg("checkpoint").args(arguments).arg("--config").arg(config).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    (output.status.code(), text)
+    pipeline.command("checkpoint", arguments).unwrap()
 }
 
 #[test]

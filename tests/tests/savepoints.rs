@@ -9,10 +9,9 @@ use millstream_shard::savepoint::store::{Found, Store};
 use millstream_stores::s3::S3Objects;
 use millstream_tests::conformance::unique;
 use millstream_tests::load::{Sending, check_against_ingress, generated, settings};
-use millstream_tests::pipeline::{Pipeline, Settings, binary};
+use millstream_tests::pipeline::{Pipeline, Settings};
 use millstream_tests::plan;
 use millstream_tests::servers::{Kafka, Minio, Mongo};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,11 +29,7 @@ fn on_servers(what: &str, load: &millstream::generate::Load) -> Settings {
 
 /// What `millstream savepoint` printed, and its exit code.
 fn savepoint(pipeline: &Pipeline, arguments: &[&str]) -> (Option<i32>, String) {
-    let config = pipeline.processes.iter().find(|process| process.role == "unify").unwrap().config();
-    let output =
-        Command::new(binary().unwrap()).arg("savepoint").args(arguments).arg("--config").arg(config).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    (output.status.code(), text)
+    pipeline.command("savepoint", arguments).unwrap()
 }
 
 fn objects() -> Arc<dyn ObjectStore> {

@@ -214,7 +214,7 @@ pub fn hash(content: &[u8]) -> String {
     in_words(xxh3_128(content))
 }
 
-pub(crate) fn in_words(hash: u128) -> String {
+pub(super) fn in_words(hash: u128) -> String {
     format!("{hash:032x}")
 }
 

@@ -15,6 +15,7 @@
 //! A checkpoint is at most ten seconds behind its owner ([`REPLAY_MS`](crate::runtime::REPLAY_MS)): what is copied is what was flushed.
 
 pub mod layout;
+pub(crate) mod reading;
 pub mod repository;
 mod restore;
 mod take;

@@ -8,12 +8,12 @@
 //! owners of lower epochs have left behind: those cannot take up anything any more. No name is ever used again ([`layout`]), so that it does not matter when a deletion takes effect.
 
 use super::layout::{self, Attempt, Entry, FORMAT, File, Lease, Manifest, POINTER, Pointer, ShardName};
+use super::reading::Reading;
 use crate::mutant::{self, Mutant};
 use crate::objects::{ObjectError, ObjectStore, Put, Version, When};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use xxhash_rust::xxh3::Xxh3;
 
 /// So often the pointer is read again because somebody else has replaced it meanwhile.
 const TRIES: usize = 20;
@@ -151,23 +151,11 @@ impl Repository {
     /// [`RepositoryError::Objects`], [`RepositoryError::Here`].
     pub fn download(&self, file: &File, part: usize, into: &mut dyn Write) -> Result<(), RepositoryError> {
         let full = self.full(&file.object);
-        let (mut hash, mut at) = (Xxh3::new(), 0);
-        while at < file.size {
-            let content = self.objects.read(&full, at, part)?;
-            let content = content.ok_or_else(|| layout::damaged(&full, "it is missing"))?;
-            if content.is_empty() {
-                return Err(layout::damaged(&full, "it is shorter than it was").into());
-            }
-            hash.update(&content);
-            at += content.len() as u64;
+        let mut reading = Reading::new(&*self.objects, &full, file);
+        while let Some(content) = reading.next(part)? {
             into.write_all(&content).map_err(|error| cannot_write(file, &error))?;
         }
-        into.flush().map_err(|error| cannot_write(file, &error))?;
-        let is_same = at == file.size && layout::in_words(hash.digest128()) == file.hash;
-        if is_same || mutant::is(Mutant::FilesUnchecked) {
-            return Ok(());
-        }
-        Err(layout::damaged(&full, "its content has changed").into())
+        into.flush().map_err(|error| cannot_write(file, &error))
     }
 
     /// Are there checkpoints, and all of them of another changelog than this one? They may be all that is left of the shard, and are nobody's to replace (I6).

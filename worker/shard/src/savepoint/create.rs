@@ -344,7 +344,7 @@ impl Creation<'_> {
     }
 
     fn folder(&self, savepoint: u64) -> Folder<'_> {
-        Folder { store: &self.store, savepoint, there: BTreeMap::new() }
+        Folder { store: &self.store, savepoint }
     }
 
     /// Copies the files of the checkpoints.
@@ -417,22 +417,35 @@ impl Creation<'_> {
     /// Reads what is new of a changelog.
     fn read_on(&self, savepoint: u64, one: &mut Looked) -> Result<(), SavepointError> {
         let at = TopicPartition::new(self.parts.topics.changelog(one.stage), one.shard);
-        let (start, end) = self.parts.log.bounds(&at)?;
-        if one.from < start {
-            return Err(SavepointError::Trimmed { at, from: one.from, start });
-        }
-        let (folder, mut failure) = (self.folder(savepoint), None);
-        self.parts.log.read(&[(at, one.from..end)], View::Committed, &mut |_, whole| {
-            if failure.is_none() && one.cut.is_none() {
-                failure = one.take(&folder, savepoint, &whole).err();
-            }
+        let folder = self.folder(savepoint);
+        one.from = self.read_from(&at, one.from, &mut |whole| match one.cut {
+            None => one.take(&folder, savepoint, whole),
+            Some(_) => Ok(()),
         })?;
-        failure.map_or(Ok(()), Err)?;
-        one.from = one.from.max(end);
         if one.cut.is_some() {
             one.pieces.close(&folder)?;
         }
         Ok(())
+    }
+
+    /// Reads what is there of a partition from an offset on; gives where to read on.
+    fn read_from(
+        &self,
+        at: &TopicPartition,
+        from: u64,
+        each: &mut dyn FnMut(&Whole) -> Result<(), SavepointError>,
+    ) -> Result<u64, SavepointError> {
+        let (start, end) = self.parts.log.bounds(at)?;
+        if from < start {
+            return Err(SavepointError::Trimmed { at: at.clone(), from, start });
+        }
+        let mut taken = Ok(());
+        self.parts.log.read(&[(at.clone(), from..end)], View::Committed, &mut |_, whole| {
+            if taken.is_ok() {
+                taken = each(&whole);
+            }
+        })?;
+        taken.map(|()| from.max(end))
     }
 
     /// Copies every channel.
@@ -479,18 +492,12 @@ impl Creation<'_> {
     }
 
     fn copy_on(&self, savepoint: u64, one: &mut Copying) -> Result<(), SavepointError> {
-        let (start, end) = self.parts.log.bounds(&one.at)?;
-        if one.from < start {
-            return Err(SavepointError::Trimmed { at: one.at.clone(), from: one.from, start });
-        }
-        let (folder, mut failure) = (self.folder(savepoint), None);
-        self.parts.log.read(&[(one.at.clone(), one.from..end)], View::Committed, &mut |_, whole| {
-            if failure.is_none() && !one.waits_for.is_empty() {
-                failure = one.take(&folder, savepoint, &whole).err();
-            }
+        let (folder, at) = (self.folder(savepoint), one.at.clone());
+        one.from = self.read_from(&at, one.from, &mut |whole| match one.waits_for.is_empty() {
+            false => one.take(&folder, savepoint, whole),
+            true => Ok(()),
         })?;
-        one.from = one.from.max(end);
-        failure.map_or(Ok(()), Err)
+        Ok(())
     }
 
     fn release(&self, begun: &Begun) {
@@ -655,7 +662,7 @@ mod tests {
     #[test]
     fn what_each_sender_sent_before_its_marker_is_copied() {
         let store = Store::new(Arc::new(Nowhere), "p");
-        let folder = Folder { store: &store, savepoint: 7, there: BTreeMap::new() };
+        let folder = Folder { store: &store, savepoint: 7 };
         let mut copying = Copying {
             of: Between::Exchange,
             at: TopicPartition::new("x", 0),

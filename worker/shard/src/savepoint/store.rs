@@ -6,7 +6,7 @@
 use super::layout::{self, BEGUN, Begun, FORMAT, MANIFEST, Manifest};
 use crate::checkpoint::layout as checkpoints;
 use crate::objects::{ObjectError, ObjectStore, Put, When};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What there is of a savepoint.
@@ -62,20 +62,18 @@ impl Store {
         }
     }
 
-    /// The names of all objects of a savepoint, below its folder, with their bytes.
+    /// The names of all objects of a savepoint, below its folder.
     ///
     /// # Errors
     /// [`ObjectError`].
-    pub fn names(&self, savepoint: u64) -> Result<BTreeMap<String, u64>, ObjectError> {
-        let (start, mut names) = (self.full(savepoint, ""), BTreeMap::new());
+    pub fn names(&self, savepoint: u64) -> Result<BTreeSet<String>, ObjectError> {
+        let (start, mut names) = (self.full(savepoint, ""), BTreeSet::new());
         let mut after: Option<String> = None;
         loop {
             let page = self.objects.list(&start, after.as_deref())?;
             let Some(last) = page.last() else { return Ok(names) };
             after = Some(last.name.clone());
-            let name =
-                |listed: &crate::objects::Listed| Some((listed.name.strip_prefix(&start)?.to_owned(), listed.size));
-            names.extend(page.iter().filter_map(name));
+            names.extend(page.iter().filter_map(|listed| listed.name.strip_prefix(&start)).map(str::to_owned));
         }
     }
 
@@ -154,7 +152,7 @@ impl Store {
     pub fn delete(&self, savepoint: u64) -> Result<(), ObjectError> {
         let full = |name: &str| self.full(savepoint, name);
         self.objects.delete(&[full(BEGUN)])?;
-        let rest = self.names(savepoint)?.into_keys();
-        self.objects.delete(&rest.map(|name| full(&name)).collect::<Vec<_>>())
+        let rest = self.names(savepoint)?;
+        self.objects.delete(&rest.iter().map(|name| full(name)).collect::<Vec<_>>())
     }
 }

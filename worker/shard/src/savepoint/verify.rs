@@ -6,9 +6,9 @@ use super::layout::{self, Cut, Manifest, Piece, State};
 use super::store::Store;
 use super::{Damage, SavepointError};
 use crate::changelog::{Assembler, Step};
-use crate::checkpoint::layout::{File, damaged, hash, in_words};
+use crate::checkpoint::layout::{File, damaged, hash};
+use crate::checkpoint::reading::Reading;
 use crate::objects::ObjectError;
-use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes of one request.
 const PART: usize = 4 << 20;
@@ -82,23 +82,13 @@ impl Verifying<'_> {
     }
 
     fn file(&mut self, file: &File) -> Result<(), ObjectError> {
-        let full = self.full(&file.object);
-        let (mut contents, mut at) = (Xxh3::new(), 0);
-        while at < file.size {
-            let part = self.store.objects().read(&full, at, PART)?;
-            let part = part.ok_or_else(|| damaged(&full, "it is missing"))?;
-            if part.is_empty() {
-                return Err(damaged(&full, "it is shorter than it was"));
-            }
-            contents.update(&part);
-            at += part.len() as u64;
+        let (objects, full) = (self.store.objects(), self.full(&file.object));
+        let mut reading = Reading::new(&**objects, &full, file);
+        while let Some(part) = reading.next(PART)? {
             self.read(0, part.len() as u64);
         }
         self.read(1, 0);
-        match at == file.size && in_words(contents.digest128()) == file.hash {
-            true => Ok(()),
-            false => Err(damaged(&full, "its content has changed")),
-        }
+        Ok(())
     }
 
     fn state(&mut self, state: &State) -> Result<(), ObjectError> {
